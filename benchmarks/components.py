@@ -1,0 +1,296 @@
+"""What do the parts of Libra-VLA buy? Three tables on our own tasks at the table, where only the words tell what to do.
+
+precision   place-1mm: the planner's bins alone, bins and refiner, and the monolithic policy of the same size and training.
+components  the paper's component table on touch, push, bin and place-5mm: monolithic, + own encoder, + refinement, full.
+curriculum  on the same tasks: the refiner reads ground truth first, ground truth always, or the planner's tokens always.
+
+Every cell is one policy: trained in this process, then evaluated in closed loop on seeds that no demonstration has. A stopped
+study goes on where it stopped; every finished cell is in the JSON. Intervals: 95 %, bootstrap over training seeds, then over
+episodes.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from libra_ray import checkpoint
+from libra_ray.config import Config, override, preset
+from libra_ray.on_ray import evaluate as evaluation
+from libra_ray.on_ray import stages
+from libra_ray.on_ray.evaluation_log import read_evaluation
+from libra_ray.on_ray.fleet import Fleet
+from libra_ray.on_ray.session import available_cpus, connected
+from libra_ray.on_ray.sweep.trial import train_until
+from libra_ray.progress import Progress
+from libra_ray.provenance import describe_hardware, git_revision
+from libra_ray.results import dump
+from libra_ray.run_folder import RunFolder, locked, write_text
+from libra_ray.study import Line, Sample, markdown, summarise
+from libra_ray.study_plots import Panel, interval_plot
+from libra_ray.training_data import TrainingData
+from libra_ray.types import EpisodeResult, Json
+
+ROOT = Path(__file__).parent.parent
+COARSE_ONLY = "coarse_only"
+EXPLAINED = "val_explained_planner"
+FACTS = ("weights", "training", "residual explained")
+FEATURES, SHARED = {"refiner.condition": "features"}, {"refiner.vision": "shared"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Policies that share tasks and demonstrations: changes of the preset `tabletop`, and of that per variant."""
+
+    changes: Mapping[str, Any]
+    variants: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A line of a table: a variant of a bench, driven by itself or by its planner alone."""
+
+    label: str
+    bench: str
+    variant: str
+    controller: str = "policy"
+
+
+BENCHES = {
+    "place": Bench(
+        changes={
+            "sim.tasks": "place-1mm",
+            "sim.wrist_camera": True,
+            "record.episodes_per_task": 1000,
+            "evaluate.episodes_per_task": 100,
+        },
+        variants={"full": {"evaluate.controllers": f"policy,{COARSE_ONLY}"}, "monolithic": FEATURES},
+    ),
+    "tasks": Bench(
+        changes={"evaluate.episodes_per_task": 30},
+        variants={
+            "monolithic": FEATURES | SHARED,
+            "own_encoder": FEATURES,
+            "refinement": SHARED,
+            "full": {},
+            "teacher": {"train.curriculum": "teacher"},
+            "planner": {"train.curriculum": "planner"},
+        },
+    ),
+}
+TABLES = {
+    "precision": (
+        Row(label="coarse + refine", bench="place", variant="full"),
+        Row(label="coarse only", bench="place", variant="full", controller=COARSE_ONLY),
+        Row(label="monolithic, equal budget", bench="place", variant="monolithic"),
+    ),
+    "components": (
+        Row(label="full", bench="tasks", variant="full"),
+        Row(label="+ refinement (tokens, shared features)", bench="tasks", variant="refinement"),
+        Row(label="+ own encoder (no tokens)", bench="tasks", variant="own_encoder"),
+        Row(label="monolithic diffusion", bench="tasks", variant="monolithic"),
+    ),
+    "curriculum": (
+        Row(label="ground truth, then sampled tokens", bench="tasks", variant="full"),
+        Row(label="ground truth only", bench="tasks", variant="teacher"),
+        Row(label="sampled tokens only", bench="tasks", variant="planner"),
+    ),
+}
+"""The first row of each is what the others are compared with."""
+STUDY = {
+    "sim.max_steps": 120,
+    "evaluate.controllers": "policy",
+    "evaluate.videos_per_task": 0,
+    "train.checkpoint_every": 500,
+}
+QUICK = {
+    "sim.image_size": 32,
+    "sim.max_steps": 60,
+    "record.episodes_per_task": 10,
+    "train.steps": 40,
+    "train.batch_size": 16,
+    "train.warmup_steps": 5,
+    "evaluate.episodes_per_task": 4,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One policy: trained from one seed, evaluated.
+
+    Attributes:
+        episodes: controller -> its episodes, in the order of tasks and seeds.
+        difficulty: the last held-out measures (`libra_ray.difficulty`), with their log's prefix.
+    """
+
+    bench: str
+    variant: str
+    seed: int
+    parameters: int
+    train_s: float
+    evaluate_s: float
+    steps: int
+    difficulty: Mapping[str, float]
+    episodes: Mapping[str, Sequence[EpisodeResult]] = field(repr=False)
+
+    @classmethod
+    def read(cls, folder: RunFolder, bench: str, variant: str) -> Self:
+        """The cell of a finished run."""
+        results = sorted(read_evaluation(folder).results, key=lambda r: (r.controller, r.task, r.seed))
+        controllers = dict.fromkeys(result.controller for result in results)
+        loaded = checkpoint.load(folder.checkpoint)
+        log = stages.training_log(folder).rows
+        return cls(
+            bench=bench,
+            variant=variant,
+            seed=folder.config.train.seed,
+            parameters=sum(p.numel() for p in loaded.model.parameters()),
+            train_s=folder.wall_s("train"),
+            evaluate_s=folder.wall_s("evaluate"),
+            steps=loaded.manifest.step,
+            difficulty={name: value for name, value in log[-1].items() if name.startswith("val_")},
+            episodes={name: [r for r in results if r.controller == name] for name in controllers},
+        )
+
+    @classmethod
+    def from_json(cls, tree: Json) -> Self:
+        """The cell that `asdict` made a tree of."""
+        episodes = {name: [EpisodeResult(**result) for result in found] for name, found in tree["episodes"].items()}
+        return cls(**{**tree, "episodes": episodes})
+
+    def outcomes(self, controller: str) -> list[NDArray[np.bool_]]:
+        """Whether each episode succeeded, an array per task."""
+        found = self.episodes[controller]
+        tasks = dict.fromkeys(result.task for result in found)
+        return [np.array([r.success and r.error is None for r in found if r.task == task]) for task in tasks]
+
+    def errors_mm(self, controller: str) -> NDArray[np.float64]:
+        """The final position error of every episode that has one, in millimetres."""
+        return np.array([r.position_error_mm for r in self.episodes[controller] if r.position_error_mm is not None])
+
+
+def config_of(bench: Bench, variant: str, seed: int, changes: Mapping[str, Any]) -> Config:
+    """A cell's configuration: preset, study, bench, the command line's changes, and last what the variant is named after."""
+    ordered = {**STUDY, **bench.changes, **changes, **bench.variants[variant], "train.seed": seed}
+    base = override(preset("tabletop"), ordered)
+    return override(base, {"train.validate_every": base.train.steps})
+
+
+def prepare(root: Path, name: str, changes: Mapping[str, Any]) -> RunFolder:
+    """The demonstrations of a bench, recorded and decoded once."""
+    bench = BENCHES[name]
+    folder = RunFolder.open(root / f"{name}-data", config_of(bench, next(iter(bench.variants)), 0, changes))
+    stages.record(folder)
+    TrainingData.open(folder.config, folder.dataset, folder.path("frames"))
+    return folder
+
+
+def run_cell(
+    root: Path, name: str, variant: str, seed: int, data: RunFolder, changes: Mapping[str, Any], fleet: Fleet | None = None
+) -> Cell:
+    """Train and evaluate one policy, or go on with it, or read what is finished."""
+    config = config_of(BENCHES[name], variant, seed, {**changes, "data.root": str(data.dataset)})
+    folder = RunFolder.open(root / f"{name}-{variant}-{seed}", config)
+    if not folder.path("frames").exists():
+        folder.path("frames").symlink_to(data.path("frames"), target_is_directory=True)
+    if not folder.done("train"):
+        with folder.stage("train") as clock:
+            train_until(folder, config.train.steps, clock)
+    if not folder.done("evaluate"):
+        with folder.stage("evaluate") as clock:
+            evaluation.evaluate(folder, clock, fleet=fleet)
+    return Cell.read(folder, name, variant)
+
+
+def run(root: Path, benches: Sequence[str], seeds: int, changes: Mapping[str, Any]) -> Iterator[Cell]:
+    """Every cell, seed by seed, so that a study stopped early has as many of one variant as of another."""
+    total = seeds * sum(len(BENCHES[name].variants) for name in benches)
+    with connected(), Progress("components", total=total, unit="cells") as bar:
+        for seed, name in product(range(seeds), benches):
+            data = prepare(root, name, changes)
+            with Fleet(data.config.sim, available_cpus()) as fleet:
+                for variant in BENCHES[name].variants:
+                    yield run_cell(root, name, variant, seed, data, changes, fleet)
+                    bar.to(bar.count + 1)
+
+
+def table(name: str, cells: Sequence[Cell]) -> list[Line]:
+    """The lines of a table that have been measured."""
+    samples = []
+    for row in TABLES[name]:
+        mine = [cell for cell in cells if (cell.bench, cell.variant) == (row.bench, row.variant)]
+        if mine:
+            explained = [cell.difficulty[EXPLAINED] for cell in mine if EXPLAINED in cell.difficulty]
+            samples.append(
+                Sample(
+                    label=row.label,
+                    outcomes=[cell.outcomes(row.controller) for cell in mine],
+                    errors_mm=[cell.errors_mm(row.controller) for cell in mine] if row.bench == "place" else (),
+                    facts=(
+                        f"{mine[0].parameters / 1e6:.2f} M",
+                        f"{np.mean([cell.train_s for cell in mine]):.0f} s",
+                        f"{np.mean(explained):.2f}" if explained else "–",
+                    ),
+                )
+            )
+    return summarise(samples)
+
+
+def publish(out: Path, cells: Sequence[Cell]) -> str:
+    """Write JSON, tables and plot beside one another; returns the tables."""
+    tables = {name: lines for name in TABLES if (lines := table(name, cells))}
+    text = "\n\n".join(f"**{name}**\n\n{markdown(lines, FACTS)}" for name, lines in tables.items())
+    panels = [Panel(title=name, unit="success", marks=[line.success for line in lines]) for name, lines in tables.items()]
+    errors = [line.error_mm for line in tables.get("precision", []) if line.error_mm]
+    panels.append(Panel(title="precision: where the block ended", unit="median final error, mm", marks=errors, share=False))
+    tree = {"hardware": describe_hardware(), "git_revision": git_revision(), "cells": [asdict(cell) for cell in cells]}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(out, dump(tree))
+    write_text(out.with_suffix(".md"), text + "\n")
+    write_text(out.with_suffix(".svg"), interval_plot(panels))
+    return text
+
+
+def main() -> None:
+    """Run the study, or go on with it, and print its tables after every cell."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--benches", nargs="+", choices=BENCHES, default=list(BENCHES), help="place: precision; tasks: others")
+    parser.add_argument("--seeds", type=int, default=3, help="training seeds of every variant (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=1500, help="optimiser steps of every policy (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="tiny policies that learn nothing: does it all run?")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder for the work (default: runs)")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="further settings of every policy")
+    parser.add_argument("--show", type=Path, metavar="JSON", help="print the tables of a finished study and write them anew")
+    given = parser.parse_args()
+    if given.show:
+        print(publish(given.show, [Cell.from_json(tree) for tree in json.loads(given.show.read_text())["cells"]]))
+        return
+    if min(given.seeds, given.steps) < 1:
+        parser.error(f"--seeds {given.seeds} and --steps {given.steps} must be at least 1")
+    name = "components_quick" if given.quick else "components"
+    out = (given.runs if given.quick else Path(__file__).parent / "results") / f"{name}.json"
+    changes: dict[str, Any] = {"train.steps": given.steps, **(QUICK if given.quick else {})}
+    try:
+        changes |= dict(pair.split("=", 1) for pair in given.set)
+        for bench in BENCHES.values():
+            for variant in bench.variants:
+                config_of(bench, variant, 0, changes)
+    except ValueError as mistake:
+        parser.error(f"--set {' '.join(given.set)}: {mistake}; give NAME=VALUE, e.g. train.lr=0.002")
+    with locked(given.runs / name):
+        cells: list[Cell] = []
+        for cell in run(given.runs / name, given.benches, given.seeds, changes):
+            cells.append(cell)
+            print(f"\n{cell.bench} {cell.variant} seed {cell.seed}: {cell.train_s:.0f} s + {cell.evaluate_s:.0f} s", flush=True)
+            text = publish(out, cells)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

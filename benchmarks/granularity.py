@@ -1,0 +1,159 @@
+"""Is there an inverted U of success over N, where, and why? The granularity, swept with and without an own encoder.
+
+N in {2, 4, 6, 10, 16, 32, 64, 100} x {own encoder, shared features} x seeds, on tasks at the table where only the words tell
+what to do and where precision matters. Every cell is a trial of the sweep engine: trained on one shared recording, evaluated in
+closed loop on unseen seeds, with and without its refiner. Seed by seed, N interleaved: a part of the study is a whole one with
+fewer seeds. Run again, the same command continues; every finished cell is in `runs/study-granularity/trials/`.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from granularity_pages import curve_table, difficulty_table, reading
+
+from libra_ray.config import Config, override, preset
+from libra_ray.on_ray.session import connected
+from libra_ray.on_ray.sweep import engine, outcome
+from libra_ray.on_ray.sweep.plan import Settings, SweepFolder
+from libra_ray.on_ray.sweep.space import Space, load_space
+from libra_ray.provenance import describe_hardware, git_revision, public_config
+from libra_ray.publish import tracked
+from libra_ray.results import dump
+from libra_ray.run_folder import locked, write_text
+from libra_ray.sweep_plots import Curve, granularity_plot, standalone
+from libra_ray.sweep_report import configuration_row, curve_row, curves
+from libra_ray.sweep_results import TrialResult, configurations
+from libra_ray.types import Json
+
+ROOT = Path(__file__).parent.parent
+SPACE = "encoder"
+STUDY: Mapping[str, Any] = {
+    "sim.tasks": "touch,push,place-20mm",
+    "sim.max_steps": 100,
+    "record.episodes_per_task": 200,
+    "train.steps": 1200,
+    "train.checkpoint_every": 400,
+    "train.validate_every": 400,
+    "train.log_every": 40,
+    "evaluate.episodes_per_task": 40,
+    "evaluate.robots": 32,
+}
+"""Changes of the preset `tabletop`: 120 evaluation episodes a cell, and as much training as two cores have time for."""
+QUICK: Mapping[str, Any] = {
+    "sim.image_size": 32,
+    "sim.max_steps": 40,
+    "record.episodes_per_task": 10,
+    "train.steps": 40,
+    "train.log_every": 10,
+    "train.batch_size": 16,
+    "train.warmup_steps": 5,
+    "evaluate.episodes_per_task": 4,
+}
+ENCODERS = {"own": "own encoder", "shared": "shared features"}
+
+
+CONTROLLERS = ("policy", "coarse_only")
+
+
+def study(space: Space, *, quick: bool, seeds: int, hours: float, concurrent: int) -> Settings:
+    """The whole grid, or with `quick` its first three N."""
+    return Settings(
+        search="grid",
+        scheduler="fifo",
+        trials=3 if quick else len(space.grid()),
+        seeds=seeds,
+        hours=hours,
+        concurrent=concurrent,
+        controllers=CONTROLLERS,
+    )
+
+
+def result(config: Config, settings: Settings, trials: Sequence[TrialResult]) -> Json:
+    """The study's JSON: per encoder the curve over N of both controllers with peak, and every configuration's measures."""
+    sides: Json = {}
+    for encoder in ENCODERS:
+        mine = [trial for trial in trials if trial.values.get("refiner.vision") == encoder]
+        for controller in CONTROLLERS:
+            found = configurations(mine, controller)
+            lines = curves(found, controller)
+            sides[f"{encoder}/{controller}"] = {
+                "configurations": [configuration_row(c) for c in found],
+                "curve": curve_row(lines[0]) if lines else None,
+            }
+    return {
+        "git_revision": git_revision(),
+        "hardware": describe_hardware(),
+        "config": public_config(config),
+        "settings": asdict(settings),
+        "cells": {word: sum(t.status == word for t in trials) for word in ("finished", "failed")},
+        "cell_s": {"mean": float(np.mean([t.wall_s for t in trials])) if trials else None},
+        "sides": sides,
+    }
+
+
+def plot(trials: Sequence[TrialResult]) -> str:
+    """Both encoders in one plot; the difficulty is that of the own encoder."""
+    lines: list[Curve] = []
+    for encoder, label in ENCODERS.items():
+        found = curves(configurations([t for t in trials if t.values.get("refiner.vision") == encoder]))
+        lines += [Curve(label=label, points=line.points, peak=line.peak) for line in found[:1]]
+    return granularity_plot(lines)
+
+
+def markdown(found: Json) -> str:
+    """The tables and sentences for docs/granularity.md."""
+    parts = []
+    for encoder, label in ENCODERS.items():
+        policy, coarse = (found["sides"][f"{encoder}/{controller}"] for controller in CONTROLLERS)
+        parts += [f"### {label.capitalize()}", curve_table(policy, coarse), difficulty_table(policy), *reading(policy)]
+    return "\n\n".join(parts) + "\n"
+
+
+def publish(sweep: SweepFolder, results: Path, pages: Path, name: str) -> None:
+    """Write JSON, plot and fragments of what is finished."""
+    trials = sweep.results()
+    found = result(sweep.run.config, sweep.settings, trials)
+    write_text(results / f"{name}.json", dump(found))
+    write_text(results / f"{name}.md", markdown(found))
+    if svg := plot(trials):
+        write_text(pages / f"{name}.svg", standalone(svg))
+    print(markdown(found))
+
+
+def main() -> None:
+    """Run the study, or the rest of it, and write what it found."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], epilog="Run again, the same command continues.")
+    parser.add_argument("--quick", action="store_true", help="three N, a minute of work: does everything run?")
+    parser.add_argument("--seeds", type=int, default=3, help="training seeds of every cell (default: %(default)s)")
+    parser.add_argument("--hours", type=float, default=0.0, help="begin no cell after this time (default: no limit)")
+    parser.add_argument("--concurrent", type=int, default=0, help="cells at a time (default: one per CPU, or per GPU)")
+    parser.add_argument("--gpu", action="store_true", help="train and evaluate on GPUs")
+    parser.add_argument("--steps", type=int, help=f"optimiser steps of every cell (default: {STUDY['train.steps']})")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder that holds the runs (default: runs)")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="for the JSON and the tables")
+    parser.add_argument("--pages", type=Path, default=ROOT / "docs" / "images", help="for the plot")
+    parser.add_argument("--only-publish", action="store_true", help="write what is finished, run nothing")
+    given = parser.parse_args()
+    changes = {**STUDY, **(QUICK if given.quick else {}), "ray.use_gpu": given.gpu}
+    config = override(preset("tabletop"), changes | ({"train.steps": given.steps} if given.steps else {}))
+    name = "granularity-quick" if given.quick else "granularity"
+    space = load_space(SPACE, config)
+    settings = study(space, quick=given.quick, seeds=given.seeds, hours=given.hours, concurrent=given.concurrent)
+    root = given.runs / f"study-{name}"
+    with locked(root):
+        resume = (root / "plan.json").exists()
+        sweep = SweepFolder.open(root.resolve(), config, space, settings, resume=resume)
+        if not given.only_publish:
+            with tracked(sweep.run) as tracker, connected():
+                engine.run(sweep, lambda trial, ended: outcome.publish_trial(sweep, tracker, trial, ended))
+        given.results.mkdir(parents=True, exist_ok=True)
+        given.pages.mkdir(parents=True, exist_ok=True)
+        publish(sweep, given.results, given.pages, name)
+
+
+if __name__ == "__main__":
+    main()

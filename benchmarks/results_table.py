@@ -1,0 +1,122 @@
+"""The README's results, made from the committed JSON: `uv run benchmarks/results_table.py` writes them between its markers.
+
+`uv run benchmarks/results_table.py runs/quickstart` first takes that run's `report.json` into `benchmarks/results/`.
+A baseline's row comes from `benchmarks/baseline.py` (`benchmarks/results/baseline_<preset>.json`).
+"""
+
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+BEGIN, END = "<!-- results: written by benchmarks/results_table.py -->", "<!-- /results -->"
+COLUMNS = {"expert": "expert", "policy": "**dual system**", "coarse_only": "coarse only", "zero_action": "zero action"}
+
+
+def take(run: Path) -> Path:
+    """Copy a finished run's report into the results."""
+    report = json.loads((run / "report.json").read_text())
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    target = RESULTS / f"{report['preset']}.json"
+    shutil.copyfile(run / "report.json", target)
+    return target
+
+
+def section(preset: str) -> str:
+    """One preset's table and facts as Markdown; empty where nothing has been measured."""
+    report, baseline = _read(f"{preset}.json"), _read(f"baseline_{preset}.json")
+    if report is None:
+        return ""
+    rows = _rows(report, baseline)
+    names = [*COLUMNS.values(), *(["plain behaviour cloning"] if baseline else [])]
+    lines = [
+        f"**`{preset}`**: {_facts(report)}",
+        "",
+        f"| task | {' | '.join(names)} |",
+        f"|---|{'---|' * len(names)}",
+        *rows,
+    ]
+    return "\n".join(lines)
+
+
+def document() -> str:
+    """Everything between the README's markers."""
+    return "\n\n".join(text for text in map(section, ("quickstart", "mt10")) if text)
+
+
+def write_readme() -> None:
+    """Put the tables into the README."""
+    path = ROOT / "README.md"
+    before, _, rest = path.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    path.write_text(f"{before}{BEGIN}\n\n{document()}\n\n{END}{after}")
+
+
+def _read(name: str) -> dict[str, Any] | None:
+    path = RESULTS / name
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _rows(report: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> list[str]:
+    tasks = dict.fromkeys(row["task"] for row in report["tasks"])
+    cells = {(row["task"], row["controller"]): row for row in report["tasks"]}
+    other = {row["task"]: row for row in baseline["tasks"] if row["controller"] == "baseline"} if baseline else {}
+    lines = []
+    for task in tasks:
+        found = [_cell(cells.get((task, controller))) for controller in COLUMNS]
+        found += [_cell(other.get(task))] if baseline else []
+        lines.append(f"| {task} | {' | '.join(found)} |")
+    means = [f"{report['success_mean'][controller]:.2f}" for controller in COLUMNS]
+    means += [f"{sum(row['success'] for row in other.values()) / len(other):.2f}"] if other else []
+    return [*lines, f"| **mean** | {' | '.join(means)} |"]
+
+
+def _cell(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return "–"
+    low, high = row["interval"]
+    return f"{row['success']:.2f} ({low:.2f}–{high:.2f})"
+
+
+def _facts(report: Mapping[str, Any]) -> str:
+    wall, hardware, latency = report["wall_s"], report["hardware"], report["latency_ms"]
+    episodes = {row["episodes"] for row in report["tasks"]}
+    return (
+        f"{report['dataset']['episodes']} demonstrations, {report['checkpoint']['step']:,} optimiser steps, "
+        f"{'/'.join(map(str, sorted(episodes)))} unseen seeds per task; {_minutes(wall['total'])} in all "
+        f"(record {_minutes(wall['record'])}, train {_minutes(wall['train'])}, evaluate {_minutes(wall['evaluate'])}) on "
+        f"{hardware['cores']} cores of {hardware['cpu']}, no GPU{_memory(report)}; "
+        f"training {report['throughput']['train_samples_per_s']:.0f} samples/s with "
+        f"{100 * report['throughput']['data_wait_share']:.1f} % of the time waiting for data; "
+        f"latency p50/p95/p99 planner {_percentiles(latency['planner'])} ms, refiner {_percentiles(latency['refiner'])} ms; "
+        f"intent age p50/p99 {report['intent_age_steps']['p50']:.0f}/{report['intent_age_steps']['p99']:.0f} control steps."
+    )
+
+
+def _memory(report: Mapping[str, Any]) -> str:
+    measured = report.get("measured")
+    return f", at most {measured['peak_memory_gb']:.1f} GiB of memory" if measured else ""
+
+
+def _percentiles(latency: Mapping[str, float]) -> str:
+    return "/".join(f"{latency[p]:.0f}" for p in ("p50", "p95", "p99"))
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
+
+
+def main(runs: Sequence[str]) -> None:
+    """Take the given runs and write the README."""
+    for run in runs:
+        print(f"took {take(Path(run)).name}")
+    write_readme()
+    print(document())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

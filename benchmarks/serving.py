@@ -1,0 +1,194 @@
+"""Serving a fleet of robots: libra_ray beside other policy servers, and what it does under stress.
+
+`uv run benchmarks/serving.py compare` runs us and the peers on the same checkpoint and observations: a plain blocking
+openpi-style loop (a restatement), `vla-eval`, LeRobot's `PolicyServer`, and the bare batched forward pass as the limit.
+The other sections (`isolation`, `faults`, `soak`, `autoscaling`) are of libra_ray alone. Each writes a JSON, a table and a
+plot, `benchmarks/results/serving*`. Run again, `compare` goes on with the cells that are missing.
+"""
+
+import argparse
+import asyncio
+import gc
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import serving_pages as pages
+from benchmarks import serving_stress as stress
+from benchmarks.peers.work import Work
+from benchmarks.serving_load import Judge, Load, measure, observations
+from benchmarks.serving_servers import ROOT, Server, ours, peer
+from libra_ray.progress import Progress
+from libra_ray.provenance import describe_hardware, git_revision
+from libra_ray.results import dump
+from libra_ray.run_folder import write_text
+from libra_ray.types import Json
+
+RESULTS = ROOT / "benchmarks" / "results"
+ROBOTS = (1, 2, 4, 8, 16, 24, 32, 48, 64)
+SYSTEMS = ("bare", "plain", "vla", "lerobot_server", "libra_ray")
+CLIENTS = {"plain": "PlainClient", "vla": "VlaClient", "lerobot_server": "LerobotClient"}
+MODES = ("closed", "open")
+
+
+def server(system: str, given: argparse.Namespace, execute_steps: int) -> Server:
+    """A system's server, not yet started."""
+    if system == "libra_ray":
+        # Its own idea of a deadline is that of the robots: one request period.
+        return ours(given.checkpoint, given.threads, {"control_hz": given.hz * execute_steps, **dict(given.set)})
+    # Only what is asked for: LeRobot's imports take long.
+    client = getattr(importlib.import_module(f"benchmarks.peers.{system}"), CLIENTS[system])
+    return peer(system, given.checkpoint, given.threads, client)
+
+
+def compare(given: argparse.Namespace, bench: "Bench") -> None:
+    """Every system at every number of robots, open and closed loop; a cell that the JSON has is not measured again."""
+    cells = [(s, m, n) for s in given.systems for m in (MODES if s != "bare" else MODES[:1]) for n in given.robots]
+    missing = [cell for cell in cells if "|".join(map(str, cell)) not in bench.result["cells"]]
+    with Progress("serving", len(cells), "cells") as bar:
+        bar.to(len(cells) - len(missing))
+        for system in dict.fromkeys(s for s, _, _ in missing):
+            mine = [(m, n) for s, m, n in missing if s == system]
+            if system == "bare":
+                for mode, robots in mine:
+                    bench.keep(f"bare|{mode}|{robots}", _bare(given, robots))
+                    bar.to(bar.count + 1)
+                continue
+            with server(system, given, bench.execute_steps) as running:
+                for mode, robots in mine:
+                    load = bench.load(running, given.hz if mode == "open" else 0.0)
+                    timing = {"seconds": given.seconds, "warmup_s": given.warmup}
+                    # The judge's and earlier cells' garbage is not the server's latency.
+                    gc.collect()
+                    try:
+                        cell = asyncio.run(measure(running, load, robots, judge=bench.judge, **timing))
+                    except (ConnectionError, TimeoutError) as error:
+                        cell = {"failed": f"{type(error).__name__}: {error}"}
+                    bench.keep(f"{system}|{mode}|{robots}", cell)
+                    bar.to(bar.count + 1)
+
+
+def _bare(given: argparse.Namespace, robots: int) -> Json:
+    command = [sys.executable, "-m", "benchmarks.peers.bare", given.checkpoint, robots, given.threads, given.seconds]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(given.threads)}
+    done = subprocess.run([*map(str, command)], cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
+    cell: Json = json.loads(done.stdout.splitlines()[-1])
+    return cell
+
+
+class Bench:
+    """One section's JSON, and the policy and observations that all of it uses.
+
+    Raises:
+        ValueError: the JSON was measured under other settings.
+    """
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        self.path: Path = given.out
+        self.work = Work.open(given.checkpoint, given.threads)
+        dataset = given.dataset or given.checkpoint.parent / "dataset"
+        self.judge = Judge(self.work, observations(self.work, 64, dataset if dataset.is_dir() else None))
+        self.execute_steps = self.work.config.action.horizon
+        known = {"checkpoint_digest": self.work.policy.source.manifest.digest, "execute_steps": self.execute_steps}
+        known |= {name: getattr(given, name) for name in ("hz", "seconds", "warmup", "threads", "set")}
+        settings = json.loads(json.dumps(known | {"recorded_observations": dataset.is_dir()}))
+        self.result: Json = {"section": given.section, "settings": settings, "cells": {}}
+        if given.section == "compare" and self.path.exists() and not given.fresh:
+            self.result = json.loads(self.path.read_text())
+            if self.result["settings"] != settings:
+                raise ValueError(f"{self.path} was measured under other settings; give --fresh to begin anew, or another --out")
+        self.result |= {"hardware": describe_hardware(), "git_revision": git_revision()}
+        self.result["confusable_pairs"] = self.judge.confusable()
+
+    def load(self, running: Server, hz: float) -> Load:
+        """Stub robots for a running server."""
+        return Load(client=running.client, shown=self.judge.shown, execute_steps=self.execute_steps, hz=hz)
+
+    def keep(self, name: str, cell: Json) -> None:
+        """Put a measured cell into the JSON at once."""
+        self.result["cells"][name] = cell
+        self.write()
+
+    def write(self) -> None:
+        """JSON, table and plot."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(self.path, dump(self.result))
+        pages.write(self.path, self.result)
+
+
+def _parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="serving.py", description=__doc__.split("\n")[0], epilog="Run again, compare continues.")
+    p.add_argument("section", choices=("compare", *stress.SECTIONS), help="what to measure")
+    p.add_argument("--checkpoint", type=Path, default=ROOT / "runs/quickstart/checkpoint", help="served by everybody")
+    p.add_argument("--dataset", type=Path, help="data set to show (default: the run's, random pictures where there is none)")
+    p.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS, help="compare: who")
+    p.add_argument("--robots", type=int, nargs="+", help=f"numbers of robots (default: {' '.join(map(str, ROBOTS))}; else 16)")
+    p.add_argument("--hz", type=float, help="chunk requests per second and robot (default: 10; isolation 2)")
+    p.add_argument("--seconds", type=float, help="measured time of a cell or section (default: depends on the section)")
+    p.add_argument("--warmup", type=float, default=3, help="seconds before, not counted (default: %(default)s)")
+    p.add_argument("--threads", type=int, default=1, help="torch threads of every server (default: %(default)s)")
+    p.add_argument("--set", type=_setting, nargs="*", default=[], metavar="NAME=VALUE", help="further settings of ours")
+    p.add_argument("--quick", action="store_true", help="a few robots for a few seconds, into runs/")
+    p.add_argument("--fresh", action="store_true", help="measure everything again; the earlier file is kept as .old")
+    p.add_argument("--out", type=Path, help="JSON to write (default: benchmarks/results/serving[_SECTION].json)")
+    return p
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is no setting; write NAME=VALUE, e.g. planner.replicas=2")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line with its defaults filled in; a mistake ends the program with one line."""
+    parser = _parser()
+    given = parser.parse_args(argv)
+    given.robots = given.robots or ((1, 4) if given.quick else ROBOTS if given.section == "compare" else (16,))
+    given.hz = (2.0 if given.section == "isolation" else 10.0) if given.hz is None else given.hz
+    given.seconds = given.seconds or (3.0 if given.quick else stress.SECTIONS.get(given.section, (None, 15.0))[1])
+    given.warmup = min(given.warmup, 1.0) if given.quick else given.warmup
+    name = "serving" if given.section == "compare" else f"serving_{given.section}"
+    given.out = given.out or (ROOT / "runs" / f"quick_{name}.json" if given.quick else RESULTS / f"{name}.json")
+    if min(given.robots) < 1 or given.hz <= 0 or given.seconds <= 0 or given.threads < 1:
+        parser.error("--robots, --threads, --hz and --seconds must be above 0")
+    if not (given.checkpoint / "manifest.json").is_file():
+        parser.error(
+            f"--checkpoint {given.checkpoint} is no checkpoint; run `make quickstart`, or give one that training wrote"
+        )
+    return given
+
+
+def main() -> None:
+    """Measure one section."""
+    given = arguments()
+    # Servers have process groups of their own: they are ended here, whatever ends this.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if given.fresh and given.out.exists():
+        given.out.replace(given.out.with_suffix(".json.old"))
+    try:
+        bench = Bench(given)
+        if given.section == "compare":
+            compare(given, bench)
+        else:
+            bench.result |= stress.SECTIONS[given.section][0](given, bench)
+        bench.write()
+    except (ValueError, RuntimeError) as mistake:
+        raise SystemExit(f"serving.py: error: {mistake}") from mistake
+    except KeyboardInterrupt:
+        raise SystemExit("serving.py: interrupted; compare keeps what it has measured") from None
+    print(pages.markdown(bench.result))
+
+
+if __name__ == "__main__":
+    main()

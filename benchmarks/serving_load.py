@@ -1,0 +1,173 @@
+"""The load of the serving benchmark: stub robots of any server's kind, and a judge who knows what each robot should be told."""
+
+import asyncio
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count, islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.peers.work import Work
+from benchmarks.serving_servers import Server
+from libra_ray.data.dataset import open_dataset
+from libra_ray.drive_log import DriveLog
+from libra_ray.drive_stubs import Recording
+from libra_ray.driving import Endpoint, Seen, StubRobot, drive
+from libra_ray.types import STATE_KEY, Json, Observation, Plan
+from libra_ray.wire import Handshake, Reply
+
+CHUNKS_PER_EPISODE = 100
+TOLERANCE = 1e-3
+"""Largest difference, in the robot's units, that batches of other sizes may make."""
+CHECKED = 256
+"""Replies of a cell that are compared with the direct policy's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """An answer as the judge gets it."""
+
+    robot: int
+    step: int
+    actions: NDArray[np.float32]
+
+
+@dataclass
+class Judge:
+    """Compares answers with what the policy itself says to that robot's observation.
+
+    Every robot shows one picture of its own, so that its plan is the same whenever it is made and no protocol has to say which
+    plan an answer came from: an answer is right if it fits one of the plans that can be in use at its step.
+    """
+
+    work: Work
+    shown: Sequence[Observation]
+    plans: list[Plan] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Plan once for every robot."""
+        self.plans = self.work.policy.plan(self.shown)
+
+    def wrong(self, told: Sequence[Told]) -> int:
+        """How many of the answers fit no plan of their robot."""
+        action = self.work.config.action
+        nearest = np.full(len(told), np.inf)
+        for chunk in range(action.chunks):
+            rows = [i for i, t in enumerate(told) if t.step >= chunk * action.horizon]
+            seen = [replace(self.shown[told[i].robot], step=told[i].step) for i in rows]
+            plans = [replace(self.plans[told[i].robot], first_step=told[i].step - chunk * action.horizon) for i in rows]
+            for i, expected in zip(rows, self.work.policy.refine(seen, plans), strict=True):
+                actions = told[i].actions
+                if actions.shape == expected.actions.shape:
+                    nearest[i] = min(nearest[i], np.abs(actions - expected.actions).max())
+        return int((nearest > TOLERANCE).sum())
+
+    def confusable(self) -> int:
+        """Pairs of robots whose first answers cannot be told apart, so that a swap between them would go unseen."""
+        first = self.work.policy.refine(self.shown, self.plans)
+        table = np.stack([chunk.actions.ravel() for chunk in first])
+        apart = np.abs(table[:, None] - table[None]).max(axis=2) > TOLERANCE
+        return int((~apart).sum() - len(table)) // 2
+
+
+def observations(work: Work, robots: int, dataset: Path | None) -> list[Observation]:
+    """One observation per robot, all different: recorded ones where there is a data set, otherwise random ones."""
+    shape, size = work.policy.source.manifest.shape, work.config.sim.image_size
+    keys, words = work.policy.source.manifest.image_keys, work.policy.source.manifest.instructions
+    if dataset is not None:
+        data = open_dataset(dataset)
+        frames = dataset.parent / "frames"
+        return list(_recorded(work, Recording.open(data, frames, _handshake(work)), robots))
+    found = []
+    for robot in range(robots):
+        rng = np.random.default_rng(robot)
+        images = {key: rng.integers(0, 256, (size, size, 3), dtype=np.uint8) for key in keys}
+        state = rng.uniform(-1, 1, shape.state_dim).astype(np.float32)
+        found.append(Observation(images=images, state=state, instruction=words[robot % len(words)] if words else ""))
+    return found
+
+
+def _recorded(work: Work, recording: Recording, robots: int) -> Iterator[Observation]:
+    for robot in range(robots):
+        # Beginnings look alike: each robot shows another moment of another episode.
+        seen = next(islice(recording.robot(robot, robots), 2 + robot % 5, None))
+        yield replace(seen.observation, step=0, past=())
+
+
+def _handshake(work: Work) -> Handshake:
+    shape, size, action = work.policy.source.manifest.shape, work.config.sim.image_size, work.config.action
+    pictures = {k: {"dtype": "uint8", "shape": [size, size, 3]} for k in work.policy.source.manifest.image_keys}
+    return Handshake(
+        observation={**pictures, STATE_KEY: {"dtype": "float32", "shape": [shape.state_dim]}},
+        action={"dtype": "float32", "shape": [action.horizon, shape.action_dim]},
+        control_hz=10, horizon=action.horizon, chunks=action.chunks, bins=action.bins, execute_steps=action.horizon,
+        history=1, rule="fifo", checkpoint_digest="", normalisation_digest="", max_message_bytes=0,
+    )  # fmt: skip
+
+
+def shows(observation: Observation, execute_steps: int) -> Iterator[Seen]:
+    """Endless episodes of one picture, chunk after chunk."""
+    for chunk in count():
+        step = chunk % CHUNKS_PER_EPISODE * execute_steps
+        yield Seen(observation=replace(observation, step=step), begins=step == 0)
+
+
+@dataclass(kw_only=True)
+class Load:
+    """Stub robots with the answers that they were given.
+
+    Attributes:
+        client: makes a connection from a robot's name.
+        shown: what each robot shows; robot i shows number i modulo their count.
+        hz: chunk requests per second and robot; 0 asks again as soon as it is answered.
+    """
+
+    client: Callable[[str], Endpoint]
+    shown: Sequence[Observation]
+    execute_steps: int
+    hz: float
+    log: DriveLog = field(default_factory=DriveLog)
+    told: list[Told] = field(default_factory=list)
+
+    def robot(self, number: int, *, of: int, **options: float) -> StubRobot:
+        """Robot `number` of a fleet of `of`."""
+        which = number % len(self.shown)
+
+        def keep(observation: Observation, reply: Reply) -> bool:
+            if not reply.held:
+                self.told.append(Told(robot=which, step=observation.step, actions=reply.actions))
+            return True
+
+        name, period_s = f"robot-{number:04d}", 1 / self.hz if self.hz else None
+        return StubRobot(
+            name=name, client=self.client(name), log=self.log, check=keep, seen=shows(self.shown[which], self.execute_steps),
+            period_s=period_s, execute_steps=self.execute_steps, **{"phase_s": (period_s or 0.0) * number / of, **options},
+        )  # fmt: skip
+
+    def fleet(self, robots: int) -> list[StubRobot]:
+        """A whole fleet."""
+        return [self.robot(i, of=robots) for i in range(robots)]
+
+
+async def measure(server: Server, load: Load, robots: int, *, seconds: float, warmup_s: float, judge: Judge) -> Json:
+    """One cell: the summary of a fleet's load, the server's CPU seconds per request, wrong answers by the judge."""
+    cpu: list[float] = []
+
+    async def note_cpu() -> None:
+        await asyncio.sleep(warmup_s)
+        cpu.append(server.cpu_s())
+
+    noting = asyncio.ensure_future(note_cpu())
+    try:
+        await drive(load.fleet(robots), warmup_s + seconds)
+    finally:
+        noting.cancel()
+    used = server.cpu_s() - cpu[0]
+    summary = load.log.summary(after_s=warmup_s, until_s=warmup_s + seconds)
+    sample = random.Random(0).sample(load.told, min(CHECKED, len(load.told)))
+    answered = summary["chunk_requests_per_s"] * summary["seconds"]
+    summary["wrong_robot"] += judge.wrong(sample)
+    return summary | {"checked_replies": len(sample), "cpu_s_per_request": used / answered if answered else None}

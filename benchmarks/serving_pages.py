@@ -1,0 +1,179 @@
+"""What the serving benchmark measured, as Markdown tables and plots."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from libra_ray.run_folder import write_text
+from libra_ray.types import Json
+
+NAMES = {
+    "bare": "bare batched forward pass (the limit)",
+    "plain": "plain blocking loop (openpi's, restated)",
+    "vla": "vla-eval",
+    "lerobot_server": "LeRobot PolicyServer",
+    "libra_ray": "**libra_ray**",
+}
+COLOURS = {"bare": "#888888", "plain": "#c8622b", "vla": "#2b7bba", "lerobot_server": "#b5a11d", "libra_ray": "#3a8f4d"}
+MOST_MISSES = 0.01
+"""Share of missed deadlines up to which robots are held."""
+STYLE: dict[str, Any] = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+}
+
+
+def write(path: Path, result: Json) -> None:
+    """The table and the plot beside the JSON at `path`."""
+    write_text(path.with_suffix(".md"), markdown(result) + "\n")
+    if (figure := plot(result)) is not None:
+        staging = path.with_name(f".{path.stem}.svg")
+        figure.savefig(staging, format="svg", metadata={"Date": None})
+        staging.replace(path.with_suffix(".svg"))
+
+
+def markdown(result: Json) -> str:
+    """The section's table with the machine it was measured on."""
+    hardware, settings = result["hardware"], result["settings"]
+    machine = f"{hardware['cores']} cores of {hardware['cpu']}, GPU: {hardware['gpu'] or 'none'}"
+    told = f"{settings['threads']} torch thread(s) per process, {settings['seconds']:g} s each, {machine}."
+    body = _comparison(result) if result["section"] == "compare" else _facts(result)
+    return "\n".join([*body, "", told])
+
+
+def summary(cells: Mapping[str, Json]) -> Json:
+    """What the issue asks: robots held at the open loop's rate, saturation, latency of one robot; by system."""
+    found: Json = {}
+    for system in NAMES:
+        mine = {tuple(key.split("|")[1:]): c for key, c in cells.items() if key.startswith(f"{system}|") and "failed" not in c}
+        rates = [c["chunk_requests_per_s"] for (mode, _), c in mine.items() if mode == "closed"]
+        if not rates:
+            continue
+        held = 0
+        for robots in sorted(int(n) for mode, n in mine if mode == "open"):
+            share = mine["open", str(robots)]["deadlines"]["share"]
+            if share is None or share >= MOST_MISSES:
+                break
+            held = robots
+        one = mine.get(("closed", "1"), {}).get("latency_ms", {}).get("p50")
+        wrong = sum(c["wrong_robot"] for c in mine.values())
+        found[system] = {"held": held, "saturation": max(rates), "one_robot_p50_ms": one, "wrong_robot": wrong}
+    return found
+
+
+def _comparison(result: Json) -> list[str]:
+    cells, settings = result["cells"], result["settings"]
+    held_words = f"robots held at {settings['hz']:g} chunk requests/s with < 1 % misses"
+    lines = [
+        f"| system | {held_words} | requests/s at saturation | p50 of one robot, ms | wrong-robot replies |",
+        "|---|---|---|---|---|",
+    ]
+    for system, facts in summary(cells).items():
+        held = "–" if system == "bare" else f"{facts['held']}"
+        one = _number(facts["one_robot_p50_ms"])
+        lines.append(f"| {NAMES[system]} | {held} | {facts['saturation']:.0f} | {one} | {facts['wrong_robot']} |")
+    for mode, words in (("open", f"Open loop, {settings['hz']:g} requests/s each"), ("closed", "Closed loop")):
+        lines += ["", f"{words}:", ""]
+        lines += ["| system | robots | requests/s | p50 / p95 / p99, ms | misses | wrong robot | errors | CPU ms/request |"]
+        lines += ["|---|---|---|---|---|---|---|---|"]
+        lines += [_row(key, cell) for key, cell in cells.items() if key.split("|")[1] == mode]
+    return [*lines, "", _note(result)]
+
+
+def _row(key: str, cell: Json) -> str:
+    system, _, robots = key.split("|")
+    if "failed" in cell:
+        return f"| {NAMES[system]} | {robots} | failed: {cell['failed']} |" + " – |" * 5
+    share = cell.get("deadlines", {}).get("share")
+    marks = " / ".join(_number(cell["latency_ms"][p]) for p in ("p50", "p95", "p99"))
+    wrong = f"{cell['wrong_robot']} of {cell['checked_replies']}" if "checked_replies" in cell else "–"
+    cpu = "–" if cell["cpu_s_per_request"] is None else f"{1e3 * cell['cpu_s_per_request']:.1f}"
+    misses = "–" if share is None else f"{share:.1%}"
+    errors = sum(cell["errors"].values())
+    rate = f"{cell['chunk_requests_per_s']:.1f}"
+    return f"| {NAMES[system]} | {robots} | {rate} | {marks} | {misses} | {wrong} | {errors} | {cpu} |"
+
+
+def _note(result: Json) -> str:
+    return (
+        "Per request every server refines from a fresh picture; peers and limit also plan every M-th request (the published "
+        "FIFO), libra_ray's planner runs freely beside. A chunk is missed if it is not there one request period after its "
+        "observation; every period that a robot waits longer is another miss. A sample of the replies is compared with the "
+        f"policy's own answer to that robot's observation ({result['confusable_pairs']} pairs of robots cannot be told apart). "
+        "CPU is that of all the server's processes, Ray's included; the robots' own is not."
+    )
+
+
+def _facts(result: Json) -> list[str]:
+    lines = ["| measure | value |", "|---|---|"]
+    return lines + [f"| {name} | {_shown(value)} |" for name, value in result.get("facts", {}).items()]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(_shown, value))
+    return _number(value) if isinstance(value, float) or value is None else str(value)
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
+
+
+def plot(result: Json) -> Figure | None:
+    """The section's plot; None where there is nothing to draw yet."""
+    with mpl.rc_context(STYLE):
+        if result["section"] == "compare":
+            return _comparison_plot(result["cells"])
+        return _timeline_plot(result) if result.get("timeline") else None
+
+
+def _comparison_plot(cells: Mapping[str, Json]) -> Figure:
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    panels: dict[str, tuple[str, Callable[[Json], float | None]]] = {
+        "requests/s, closed loop": ("closed", lambda c: c["chunk_requests_per_s"]),
+        "p99 in ms, open loop": ("open", lambda c: c["latency_ms"]["p99"]),
+        "missed deadlines in %, open loop": ("open", lambda c: 100 * (c["deadlines"]["share"] or 0.0)),
+    }
+    for axes, (title, (mode, value)) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+        for system, colour in COLOURS.items():
+            points = [
+                (int(key.split("|")[2]), value(cell))
+                for key, cell in cells.items()
+                if key.startswith(f"{system}|{mode}|") and "failed" not in cell
+            ]
+            if points:
+                points.sort()
+                axes.plot(*zip(*points, strict=True), "o-", color=colour, markersize=3.5, label=NAMES[system].strip("*"))
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set(title=title, xlabel="robots")
+    figure.axes[1].set_yscale("log")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    return figure
+
+
+def _timeline_plot(result: Json) -> Figure:
+    """One panel per series of the time line; the section says which, and marks what happened when."""
+    panels: Mapping[str, Mapping[str, list[list[float]]]] = result["timeline"]
+    figure = Figure(figsize=(8, 1.7 * len(panels) + 0.5), layout="constrained")
+    every = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (title, lines) in zip(every, panels.items(), strict=True):
+        for name, points in lines.items():
+            if points:
+                axes.plot(*zip(*points, strict=True), label=name, linewidth=1.2)
+        for at_s, what in result.get("marks", []):
+            axes.axvline(at_s, color="#b03030", linestyle="--", linewidth=0.9)
+            if axes is every[0]:
+                axes.annotate(what, (at_s, 1), xycoords=("data", "axes fraction"), fontsize=7, color="#b03030")
+        axes.set_ylabel(title, fontsize=8)
+        axes.set_ylim(bottom=0)
+        if sum(map(bool, lines.values())) > 1:
+            axes.legend(frameon=False, fontsize=7, loc="upper right")
+    every[-1].set_xlabel("seconds")
+    return figure

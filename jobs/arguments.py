@@ -1,0 +1,276 @@
+"""The command line that every job shares: a preset, dotted overrides, a run folder. Loads no engine, so `--help` is instant."""
+
+import argparse
+import ast
+import difflib
+import inspect
+import itertools
+import re
+import signal
+import sys
+import traceback
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, is_dataclass
+from pathlib import Path
+from types import FrameType, MappingProxyType
+from typing import Any, Literal, NoReturn, get_args, get_origin
+
+import yaml
+
+from libra_ray.config import PRESETS, Config, override, preset
+from libra_ray.overriding import flatten, flatten_mapping, leaf_types
+
+DEFAULT_PRESET = "quickstart"
+_OWN_OPTIONS = ("--help", "--name", "--runs", "--fresh", "--config")
+Options = Mapping[str, Mapping[str, Any]]
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """What one job was asked to do.
+
+    Attributes:
+        config: the resolved configuration: preset, then `--config`, then the command line.
+        run_dir: the folder everything of this run goes into, `<runs>/<name>`.
+        fresh: whether earlier results of this run are moved aside first.
+        stage: the job's name, e.g. `train`.
+        more: the values of a job's own options.
+    """
+
+    config: Config
+    run_dir: Path
+    fresh: bool
+    stage: str
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.run_dir.name
+
+    def prepare(self, *products: str) -> Path:
+        """Make the run folder, with `--fresh` after moving the earlier `products` in it (default: all of it) aside.
+
+        Returns:
+            The run folder.
+        """
+        if self.fresh:
+            for path in [self.run_dir / product for product in products] or [self.run_dir]:
+                if kept := set_aside(path):
+                    print(f"{self.stage}: kept the earlier {path} as {kept}", flush=True)
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        return self.run_dir
+
+    @contextmanager
+    def refusing(self) -> Iterator[None]:
+        """The border between a job and its user: what they did ends the program in one line, what we did with a traceback.
+
+        A `ValueError` or `RuntimeError` that this package raised on purpose ends it as a mistake on the command line does,
+        status 2. Ctrl-C ends it with status 130, after everything that was opened inside has been closed; a second Ctrl-C does
+        not wait for that.
+        """
+        before = signal.signal(signal.SIGINT, _interrupt)
+        try:
+            yield
+        except (ValueError, RuntimeError) as mistake:
+            last = traceback.extract_tb(mistake.__traceback__)[-1]
+            ours = Path(inspect.getfile(Config)).parent in Path(last.filename).parents
+            # A library's error may seem raised here too, where its own code is no Python.
+            if not ours or not (last.line or "").startswith("raise "):
+                raise
+            self.refuse(mistake)
+        except KeyboardInterrupt:
+            print(f"{self.stage}.py: interrupted; run the same command again to continue", file=sys.stderr, flush=True)
+            sys.exit(130)
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def refuse(self, message: object) -> NoReturn:
+        """End the program as a mistake on the command line does: status 2 and one line on standard error."""
+        _Parser(prog=f"{self.stage}.py").error(str(message))
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    raise KeyboardInterrupt
+
+
+def set_aside(path: Path) -> Path | None:
+    """Rename a file or folder to `<name>.old-1` (or the next free number); nothing is ever deleted.
+
+    Returns:
+        The new path, or None where there was nothing to move.
+    """
+    if not path.exists():
+        return None
+    number = 1
+    while (target := path.with_name(f"{path.name}.old-{number}")).exists():
+        number += 1
+    return path.rename(target)
+
+
+def parse(
+    argv: Sequence[str] | None,
+    description: str,
+    *,
+    stage: str,
+    more: Options = MappingProxyType({}),
+    default_name: Callable[[Config, Mapping[str, Any]], str] = lambda config, _: config.preset,
+) -> Arguments:
+    """Read a job's command line.
+
+    A mistake ends the program with status 2 and one line on standard error that names what would have been valid.
+
+    Args:
+        argv: the arguments after the program's name; None takes those of this process.
+        description: what the job does, shown by `--help`.
+        stage: the job's name, e.g. `train` for `jobs/train.py`.
+        more: options of this job alone, as `add_argument` takes them; a name without dashes is a position after PRESET.
+        default_name: the run's name, from `config` and the values of `more`.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser(description, stage, more)
+    try:
+        _refuse_unknown(argv, parser.prog, [*_OWN_OPTIONS, *(name for name in more if name.startswith("--"))])
+        given = vars(parser.parse_intermixed_args(argv))
+        config = _resolved(given)
+    except ValueError as mistake:
+        parser.error(str(mistake))
+    if given["help"]:
+        _parser(description, stage, more, shown=config).print_help()
+        parser.exit()
+    own = {option.lstrip("-").replace("-", "_"): given[option.lstrip("-").replace("-", "_")] for option in more}
+    name = given["name"] or default_name(config, own)
+    if not _NAME.fullmatch(name):
+        parser.error(f"--name {name!r} is not a folder name; use letters, digits, dots, dashes and underscores")
+    return Arguments(config=config, run_dir=Path(given["runs"]) / name, fresh=given["fresh"], stage=stage, more=own)
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+def _parser(description: str, stage: str, more: Options, shown: Config | None = None) -> _Parser:
+    """The parser; `shown` is the configuration whose values `--help` gives as the present ones."""
+    positions = "".join(f" {name.upper()}" for name in more if not name.startswith("--"))
+    parser = _Parser(
+        prog=f"{stage}.py",
+        usage=f"%(prog)s [PRESET]{positions} [--name NAME] [--runs DIR] [--fresh] [--config FILE] [--SECTION.KEY VALUE ...]",
+        description=description,
+        epilog="Run again after an interruption, the same command continues where it stopped.",
+        allow_abbrev=False,
+        add_help=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36),
+    )
+    presets = ", ".join(PRESETS)
+    parser.add_argument("preset", nargs="?", metavar="PRESET", help=f"one of {presets} (default: {DEFAULT_PRESET})")
+    for option, details in more.items():
+        parser.add_argument(option, **details)
+    parser.add_argument("-h", "--help", action="store_true", help="show this text, with the chosen preset's values, and exit")
+    parser.add_argument("--name", help="name of the run (default: the preset's name)")
+    parser.add_argument("--runs", metavar="DIR", default="runs", help="folder that holds the runs (default: runs)")
+    parser.add_argument("--fresh", action="store_true", help="start over; earlier results are kept as NAME.old-1, .old-2, ...")
+    parser.add_argument("--config", metavar="FILE", help="YAML of dotted or nested names, applied before the options below")
+    _add_settings(parser, shown)
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser, shown: Config | None) -> None:
+    values = flatten(shown) if shown else {}
+    sections = typing.get_type_hints(Config)
+    texts = docstrings(Config)
+    groups: dict[str, Any] = {}
+    for name, annotation in leaf_types(Config).items():
+        section, dot, _ = name.partition(".")
+        if not dot:
+            continue
+        if section not in groups:
+            groups[section] = parser.add_argument_group(section, inspect.getdoc(sections[section]))
+        text = " ".join([texts.get(name, ""), f"(default: {_shown(values.get(name))})"]).strip()
+        groups[section].add_argument(
+            f"--{name}", metavar=_kind(annotation), default=argparse.SUPPRESS, help=text.replace("%", "%%")
+        )
+
+
+def docstrings(cls: type, prefix: str = "") -> dict[str, str]:
+    """The docstring below each attribute of a configuration class, by dotted name; on one line each."""
+    hints = typing.get_type_hints(cls)
+    texts: dict[str, str] = {}
+    for name, text in _attribute_docstrings(cls):
+        texts[prefix + name] = text
+    for name, hint in hints.items():
+        if is_dataclass(hint):
+            texts |= docstrings(typing.cast("type", hint), f"{prefix}{name}.")
+    return texts
+
+
+def _attribute_docstrings(cls: type) -> Iterator[tuple[str, str]]:
+    body = typing.cast("ast.ClassDef", ast.parse(inspect.getsource(cls)).body[0]).body
+    for setting, text in itertools.pairwise(body):
+        if isinstance(setting, ast.AnnAssign) and isinstance(setting.target, ast.Name) and isinstance(text, ast.Expr):
+            value = text.value
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                yield setting.target.id, " ".join(value.value.split())
+
+
+def _kind(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return "{" + ",".join(map(str, get_args(annotation))) + "}"
+    if get_origin(annotation) is tuple:
+        return f"{_kind(get_args(annotation)[0])},..."
+    return {bool: "{true,false}", int: "INT", float: "FLOAT"}.get(annotation, "TEXT")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "empty" if value == "" else str(value)
+
+
+def _refuse_unknown(argv: Sequence[str], prog: str, own: Sequence[str]) -> None:
+    """Name the nearest valid names of an option that does not exist, before its value is mistaken for the preset.
+
+    Raises:
+        ValueError: an option is unknown.
+    """
+    settings = leaf_types(Config)
+    for token in argv:
+        option = token.partition("=")[0]
+        name = option.removeprefix("--")
+        if not name or name == option or option in own or ("." in name and name in settings):
+            continue
+        if name == "preset":
+            raise ValueError(f"the preset is given without an option name, e.g. `{prog} {DEFAULT_PRESET}`")
+        if "." not in name and (near := difflib.get_close_matches(option, own, n=1, cutoff=0.7)):
+            raise ValueError(f"unknown option {option}; did you mean {near[0]}?")
+        override(Config(), {name: ""})
+
+
+def _resolved(given: Mapping[str, Any]) -> Config:
+    """Preset, then file, then command line."""
+    changes = _file(given["config"]) if given["config"] else {}
+    from_file = changes.pop("preset", None)
+    config = preset(given["preset"] or from_file or DEFAULT_PRESET)
+    return override(override(config, changes), {name: value for name, value in given.items() if "." in name})
+
+
+def _file(path: str) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as mistake:
+        raise ValueError(f"--config {path}: {mistake.strerror}") from None
+    except yaml.YAMLError as mistake:
+        raise ValueError(f"--config {path} is not YAML: {mistake}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ValueError(f"--config {path} must hold names and values, such as `train.steps: 2000`")
+    return flatten_mapping(tree)

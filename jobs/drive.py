@@ -1,0 +1,76 @@
+"""Drive a fleet of simulated or stub robots against a served policy in real time, and measure what they meet."""
+
+import argparse
+import asyncio
+import os
+from pathlib import Path
+from typing import NoReturn
+
+TOKEN = "LIBRA_TOKEN"  # noqa: S105  (the variable's name)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Whose errors are one line, as those of the other jobs."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = _Parser(prog="drive.py", description=__doc__, allow_abbrev=False)
+    p.add_argument("endpoint", metavar="ENDPOINT", help="the server, e.g. ws://127.0.0.1:8765")
+    p.add_argument("--robots", type=int, default=16, help="robots (default: %(default)s)")
+    p.add_argument(
+        "--hz", type=float, default=10, help="simulated: control rate, a chunk is asked for every execute_steps of the server; "
+        "--stub: rate of chunk requests per robot, 0 asks again as soon as it is answered (default: %(default)s)",
+    )  # fmt: skip
+    p.add_argument("--seconds", type=float, default=60, help="measured time (default: %(default)s)")
+    p.add_argument("--warmup", type=float, default=0, help="seconds driven before, not counted (default: %(default)s)")
+    p.add_argument("--family", choices=("metaworld", "tabletop"), default="metaworld", help="simulator")
+    p.add_argument("--tasks", default="", help="task names with commas between (default: those of the family's preset)")
+    p.add_argument("--max-steps", type=int, default=500, help="control steps of the longest episode (default: %(default)s)")
+    p.add_argument("--seed", type=int, default=100_000, help="seed of the first episodes (default: %(default)s)")
+    p.add_argument("--processes", type=int, default=0, help="simulator processes (default: by robots and cores)")
+    p.add_argument("--stub", default="", help="load without physics: `synthetic`, or a run's or data set's folder to replay")
+    p.add_argument("--echo", action="store_true", help="with --stub synthetic: the server sends each robot's identity back")
+    p.add_argument("--jpeg", type=int, metavar="QUALITY", help="send pictures as JPEG, 1 to 95 (default: raw)")
+    p.add_argument(
+        "--patience", type=float, default=10, help="seconds without a server before giving up (default: %(default)s)"
+    )
+    p.add_argument("--out", type=Path, help="JSON to write, with the time line second by second")
+    p.epilog = f"A server's token is read from the environment variable {TOKEN}."
+    return p
+
+
+def main() -> None:
+    """Drive, print the table, write the JSON."""
+    arguments = parser()
+    given = vars(arguments.parse_args())
+    out, tasks = given.pop("out"), given.pop("tasks")
+    from libra_ray.drive_fleet import Order, run, table
+    from libra_ray.progress import Progress
+    from libra_ray.results import dump
+    from libra_ray.robot_client import RefusedError
+    from libra_ray.run_folder import write_text
+
+    renamed = {"warmup_s": given.pop("warmup"), "patience_s": given.pop("patience"), "jpeg_quality": given.pop("jpeg")}
+    try:
+        order = Order(**given, **renamed, tasks=tuple(name.strip() for name in tasks.split(",") if name.strip()))
+        if out is not None and not out.resolve().parent.is_dir():
+            raise ValueError(f"--out {out}: its folder does not exist")
+        with Progress("drive", round(order.warmup_s + order.seconds), "s") as bar:
+            result = asyncio.run(run(order, os.environ.get(TOKEN), lambda seconds: bar.to(round(seconds))))
+            bar.to(bar.total)
+    except (ValueError, ConnectionError, RefusedError) as mistake:
+        arguments.error(str(mistake))
+    except KeyboardInterrupt:
+        arguments.exit(130, "drive.py: interrupted\n")
+    print(table(result), end="")
+    if out is not None:
+        write_text(out, dump(result))
+        print(f"written: {out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Find the Libra point: train and evaluate many configurations of a search space with Ray Tune, by closed-loop success."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from arguments import Arguments, Options, parse
+
+from libra_ray.config import Config
+
+DEBUG_SIZE, SIZE = (4, 1), (24, 3)
+"""Configurations, and seeds of each, where the command line does not say."""
+
+OPTIONS: Options = {
+    "space": {
+        "metavar": "SPACE",
+        "nargs": "?",
+        "help": "granularity, encoder, balance, joint, or the path of a Python file with SPACE",
+    },
+    "--trials": {"type": int, "metavar": "K", "help": "configurations to try (default: 24; debug: 4; of a grid: the first K)"},
+    "--seeds": {"type": int, "metavar": "S", "help": "seeds of each configuration, trials of their own (default: 3; debug: 1)"},
+    "--hours": {"type": float, "default": 0.0, "help": "start no trial after this time; running ones come to their end"},
+    "--search": {"choices": ["grid", "random", "optuna"], "help": "how points are chosen (default: as the space says)"},
+    "--scheduler": {
+        "default": "fifo",
+        "metavar": "{fifo,asha}",
+        "help": "fifo runs every trial to its end; asha stops the weak ones at rungs of closed-loop success",
+    },
+    "--rung_episodes": {"type": int, "default": 10, "metavar": "E", "help": "episodes per task at asha's rungs (default: 10)"},
+    "--concurrent": {"type": int, "default": 0, "metavar": "C", "help": "trials at a time (default: all that fit)"},
+    "--resume": {"action": "store_true", "help": "continue an interrupted sweep; trials that have ended are not run again"},
+}
+
+
+def main() -> None:
+    """Run one sweep, or the rest of it, and print its table."""
+    arguments = parse(None, __doc__, stage="sweep", more=OPTIONS, default_name=default_name)
+    if arguments.more["space"] is None:
+        arguments.refuse("which SPACE? after the preset give granularity, encoder, balance, joint, or the path of a file")
+    with arguments.refusing():
+        _sweep(arguments)
+
+
+def default_name(config: Config, more: Mapping[str, Any]) -> str:
+    """The run's name where none is given: preset and space."""
+    return f"{config.preset}-{Path(more['space'] or 'sweep').stem}"
+
+
+def _sweep(arguments: Arguments) -> None:
+    from libra_ray.on_ray.session import connected
+    from libra_ray.on_ray.sweep import engine, outcome
+    from libra_ray.on_ray.sweep.plan import SweepFolder, settings_of
+    from libra_ray.on_ray.sweep.space import load_space
+    from libra_ray.publish import tracked
+    from libra_ray.run_folder import locked
+    from libra_ray.sweep_report import sweep_table
+
+    given, config = arguments.more, arguments.config
+    engine.check(arguments.run_dir, config, given["scheduler"])
+    space = load_space(given["space"], config)
+    size = DEBUG_SIZE if config.preset == "debug" else SIZE
+    settings = settings_of(space, config, {**given, "trials": given["trials"] or size[0], "seeds": given["seeds"] or size[1]})
+    if not arguments.fresh:
+        SweepFolder.check(arguments.run_dir, config, space, settings, resume=given["resume"])
+    with locked(arguments.run_dir):
+        sweep = SweepFolder.open(arguments.prepare(), config, space, settings, resume=given["resume"])
+        with tracked(sweep.run) as tracker:
+            with connected():
+                engine.run(sweep, lambda trial, result: outcome.publish_trial(sweep, tracker, trial, result))
+            report = outcome.publish_sweep(sweep, tracker)
+    print(sweep_table(report))
+    print(f"report: {sweep.run.path('report.html')}")
+    print(f"best: {arguments.run_dir / 'best.yaml'}, for --config of any job")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Dual-system robot policies on Ray."""

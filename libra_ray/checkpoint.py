@@ -1,0 +1,223 @@
+"""A checkpoint is one folder: weights, configuration, statistics, tokeniser. Readable without Ray, written atomically.
+
+```
+checkpoint/
+  weights.safetensors   what the policy runs with (the moving average of the trained weights)
+  config.json           the resolved configuration
+  stats.json            normalisation statistics of the training episodes
+  manifest.json         step, dimensions, schema of observation and action, digest
+  processor/, encoder/  tokeniser and architecture of a pretrained backbone and vision encoder, where there are such
+  trainer/              raw weights, optimiser, RNG and step: only for resuming; not part of the digest
+```
+"""
+
+import hashlib
+import json
+import shutil
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from libra_ray import config as configuration
+from libra_ray.config import Config
+from libra_ray.data.transforms import NormStats
+from libra_ray.model.backbone import PROCESSOR_FOLDER
+from libra_ray.model.libra import Libra, RobotShape
+from libra_ray.model.vision import ENCODER_FOLDER
+from libra_ray.types import Json
+
+FORMAT = 1
+TRAINER_FOLDER = "trainer"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a checkpoint says about itself.
+
+    Attributes:
+        step: optimiser steps behind the weights.
+        total_steps: optimiser steps the run was configured for.
+        image_keys: camera feature names, in the order the model reads them.
+        control_hz: control rate of the demonstrations.
+        instructions: the instructions it was trained on.
+        digest: sha256 over weights, configuration, statistics and processors.
+    """
+
+    step: int
+    total_steps: int
+    shape: RobotShape
+    image_keys: tuple[str, ...]
+    control_hz: int
+    instructions: tuple[str, ...]
+    digest: str
+    format: int = FORMAT
+
+    @property
+    def finished(self) -> bool:
+        """Whether training reached its last step."""
+        return self.step >= self.total_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A loaded checkpoint, ready to run."""
+
+    model: Libra
+    config: Config
+    stats: NormStats
+    manifest: Manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a data set tells a checkpoint: robot shape, camera names, control rate, instructions."""
+
+    shape: RobotShape
+    image_keys: tuple[str, ...]
+    control_hz: int
+    instructions: tuple[str, ...]
+
+
+def save(
+    folder: Path,
+    model: Libra,
+    weights: dict[str, torch.Tensor],
+    stats: NormStats,
+    facts: Facts,
+    step: int,
+    trainer: dict[str, Any] | None = None,
+) -> Manifest:
+    """Write a checkpoint; `folder` appears complete or not at all.
+
+    Args:
+        folder: where to; replaced if it exists.
+        model: gives configuration and processor.
+        weights: the state dict the policy shall run with.
+        stats: normalisation statistics.
+        facts: what the data set says.
+        step: optimiser steps done.
+        trainer: raw weights, optimiser and RNG state for resuming; None leaves the folder out.
+    """
+    staging = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    staging.mkdir(parents=True)
+    try:
+        save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, staging / "weights.safetensors")
+        (staging / "config.json").write_text(configuration.to_json(model.config))
+        (staging / "stats.json").write_text(stats.to_json())
+        model.save_processor(staging)
+        manifest = Manifest(
+            step=step,
+            total_steps=model.config.train.steps,
+            digest=digest(staging),
+            **{k: getattr(facts, k) for k in asdict(facts)},
+        )
+        (staging / "manifest.json").write_text(json.dumps(asdict(manifest), indent=2))
+        if trainer is not None:
+            (staging / TRAINER_FOLDER).mkdir()
+            torch.save(trainer, staging / TRAINER_FOLDER / "state.pt")
+        replace_folder(staging, folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return manifest
+
+
+def load(folder: Path | str, device: torch.device | str = "cpu") -> Checkpoint:
+    """Read a checkpoint written by `save`.
+
+    Raises:
+        ValueError: the folder is missing, incomplete, of another format, or its files do not fit one another.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    found = digest(folder)
+    if found != manifest.digest:
+        raise ValueError(
+            f"checkpoint {folder} was changed after it was written (digest {found[:12]}, manifest says "
+            f"{manifest.digest[:12]}); restore its files or train again"
+        )
+    config = configuration.from_json((folder / "config.json").read_text())
+    stats = NormStats.from_json((folder / "stats.json").read_text())
+    stats.check_fits(manifest.shape.state_dim, manifest.shape.action_dim)
+    model = Libra(config, manifest.shape, folder)
+    try:
+        model.load_state_dict(load_file(folder / "weights.safetensors"))
+    except RuntimeError as error:
+        raise ValueError(f"checkpoint {folder}: its weights do not fit its configuration ({error}); train again") from error
+    return Checkpoint(model=model.to(device).eval(), config=config, stats=stats, manifest=manifest)
+
+
+def read_manifest(folder: Path | str) -> Manifest:
+    """The manifest alone, without loading weights.
+
+    Raises:
+        ValueError: the folder is not a checkpoint of this format.
+    """
+    folder = Path(folder)
+    missing = [n for n in ("weights.safetensors", "config.json", "stats.json", "manifest.json") if not (folder / n).is_file()]
+    if missing:
+        raise ValueError(f"{folder} is not a checkpoint: {', '.join(missing)} missing; give the folder that training wrote")
+    try:
+        tree: Json = json.loads((folder / "manifest.json").read_text())
+        if tree["format"] != FORMAT:
+            raise ValueError(f"checkpoint {folder} has format {tree['format']}, this version reads format {FORMAT}")
+        tree |= {name: tuple(tree[name]) for name in ("image_keys", "instructions")}
+        return Manifest(**{**tree, "shape": RobotShape(**tree["shape"])})
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"checkpoint {folder} has a damaged manifest.json ({error}); train again or restore it") from error
+
+
+def read_config(folder: Path | str) -> Config:
+    """The configuration that a checkpoint was trained with, without loading weights.
+
+    Raises:
+        ValueError: the folder is not a checkpoint of this format.
+    """
+    read_manifest(folder)
+    return configuration.from_json((Path(folder) / "config.json").read_text())
+
+
+def load_trainer_state(folder: Path | str) -> dict[str, Any]:
+    """Raw weights, optimiser and step of a checkpoint that `save` wrote with them; nothing is unpickled.
+
+    Raises:
+        ValueError: the checkpoint has none.
+    """
+    path = Path(folder) / TRAINER_FOLDER / "state.pt"
+    if not path.is_file():
+        raise ValueError(f"checkpoint {folder} has no trainer state to resume from; give one that training itself wrote")
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
+def export(source: Path, target: Path) -> Manifest:
+    """Copy what the policy needs, without the trainer's state, atomically."""
+    staging = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        shutil.copytree(source, staging, ignore=shutil.ignore_patterns(TRAINER_FOLDER))
+        replace_folder(staging, target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return read_manifest(target)
+
+
+def digest(folder: Path) -> str:
+    """Sha256 over what determines the policy's answers."""
+    sha = hashlib.sha256()
+    parts = [path for name in (PROCESSOR_FOLDER, ENCODER_FOLDER) for path in sorted((folder / name).rglob("*"))]
+    for path in (folder / "weights.safetensors", folder / "config.json", folder / "stats.json", *parts):
+        if path.is_file():
+            sha.update(path.read_bytes())
+    return sha.hexdigest()
+
+
+def replace_folder(staging: Path, folder: Path) -> None:
+    """Put `staging` in the place of `folder`: at every moment one of the two versions is whole."""
+    old = folder.with_name(f".{folder.name}.old-{uuid.uuid4().hex[:8]}")
+    if folder.exists():
+        folder.replace(old)
+    staging.replace(folder)
+    shutil.rmtree(old, ignore_errors=True)

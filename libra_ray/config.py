@@ -1,0 +1,370 @@
+"""The configuration: one frozen tree, named presets, and `override`, the only way to change a value. Standard library only."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from libra_ray.overriding import flatten, flatten_mapping, with_changes
+from libra_ray.presets import PRESETS as NAMED
+from libra_ray.presets import QUICKSTART_TASKS
+
+PRESETS = NAMED
+"""Preset -> its changes of the defaults."""
+
+ControllerName = Literal["expert", "policy", "coarse_only", "zero_action"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimConfig:
+    """The simulated robots."""
+
+    family: Literal["metaworld", "tabletop"] = "metaworld"
+    """The simulator."""
+    tasks: tuple[str, ...] = QUICKSTART_TASKS
+    """Task names; one policy learns them all."""
+    image_size: int = 64
+    """Height and width of the camera picture, in pixels."""
+    supersample: int = 1
+    """Pixels drawn per pixel and axis, averaged; 2 shows goals of a pixel or two steadily and costs about 1 ms a picture."""
+    wrist_camera: bool = False
+    """A second picture, from the hand (tabletop only)."""
+    max_steps: int = 500
+    """Control steps after which an episode is truncated (Meta-World's own limit is 500)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordConfig:
+    """Demonstrations by the scripted experts."""
+
+    episodes_per_task: int = 50
+    """Successful demonstrations recorded of each task."""
+    noise_std: float = 0.5
+    """Standard deviation of the seeded action noise (action units, range [-1, 1]); labels stay clean."""
+    noise_share: float = 0.5
+    """Share of the episodes that are recorded with noise."""
+    settle_steps: int = 0
+    """Control steps recorded after the first success."""
+    max_attempts: int = 3
+    """Attempts per wanted episode before recording gives up on a task; only successes are kept."""
+    seed: int = 0
+    """Seed of the first episode; evaluation seeds start far away (`evaluate.seed`)."""
+    video_codec: str = "h264"
+    """LeRobot's name of the encoder, e.g. h264 or libsvtav1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Windows over the recorded episodes."""
+
+    root: str = ""
+    """An existing LeRobotDataset v3 folder to train on; empty means the run's own recording."""
+    history: int = 1
+    """Pictures per camera a system sees: the present one and `history - 1` before it."""
+    holdout_share: float = 0.1
+    """Share of the episodes of each task kept out of training, for the offline measures."""
+    normalisation: Literal["min_max", "quantile"] = "min_max"
+    """How actions are mapped to [-1, 1]: by extremes, or by the 1 % and 99 % quantiles."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActionConfig:
+    """The hybrid action space (method.md, Libra-VLA)."""
+
+    bins: int = 10
+    """N, coarse classes per action dimension; the paper's Libra point is 10."""
+    horizon: int = 5
+    """H, control steps in one refiner chunk."""
+    chunks: int = 2
+    """M, refiner chunks that one plan covers; a plan has M * H steps."""
+
+    @property
+    def plan_steps(self) -> int:
+        """L = M * H, control steps in one plan."""
+        return self.horizon * self.chunks
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannerConfig:
+    """The Semantic Planner: a vision-language backbone with a bidirectional head of learned queries."""
+
+    backbone: str = "tiny"
+    """`tiny` (random weights, byte tokeniser, no download), or name or folder of a Hugging Face image-text-to-text model."""
+    freeze_backbone: bool = False
+    """Keep the backbone's weights as loaded and train the head alone."""
+    width: int = 96
+    """Width of the head, and of the tiny backbone."""
+    depth: int = 2
+    """Transformer layers of the head (paper: 12 of width 1024)."""
+    heads: int = 4
+    """Attention heads; must divide the width."""
+    max_text_tokens: int = 64
+    """Longest instruction, in the backbone's tokens (for `tiny`: bytes)."""
+    see_state: bool = True
+    """Whether proprioception joins the head's tokens. The paper is silent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefinerConfig:
+    """The Action Refiner: a diffusion transformer with its own eyes and without language."""
+
+    width: int = 96
+    """Width of the transformer and of its vision tokens."""
+    depth: int = 2
+    """Transformer layers."""
+    heads: int = 4
+    """Attention heads; must divide the width."""
+    encoder: str = "conv"
+    """Its own encoder: `conv`, or the name or folder of a Hugging Face vision model (paper: SigLIP)."""
+    vision: Literal["own", "shared"] = "own"
+    """`own`: its own encoder, as published; `shared`: the planner's picture features (ablation)."""
+    condition: Literal["tokens", "features"] = "tokens"
+    """`tokens`: the planner's coarse tokens, as published; `features`: the planner's hidden states in their place and one loss
+    for all, the monolithic baseline at equal budget. With `vision` this spans the paper's component table: features and shared
+    (monolithic diffusion), features and own (+ own encoder), tokens and shared (+ refinement), tokens and own (full)."""
+    see_language: bool = False
+    """Open the refiner's eyes to the instruction (ablation); published: no, the tokens are its only task channel."""
+    objective: Literal["ddpm", "flow"] = "flow"
+    """`ddpm`: epsilon prediction, as published; `flow`: velocity regression on the straight path."""
+    train_timesteps: int = 100
+    """Noise levels of the DDPM schedule. Open in the paper."""
+    denoising_steps: int = 6
+    """Denoising steps at inference. Open in the paper."""
+    noise_draws: int = 2
+    """Noise levels drawn per window and step: the vision features are computed once for all of them. Open in the paper."""
+    sample_noise: float = 1.0
+    """Scale of the starting noise at inference; 0 starts every chunk from the mean. Open in the paper."""
+    condition_dropout: float = 0.0
+    """Share of windows whose coarse tokens are hidden in training (RoboDual drops them at random)."""
+    max_staleness: int = 0
+    """Extra control steps, up to which the refiner's picture may lag off the chunk grid in training (0: chunk starts only)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Joint training of both systems."""
+
+    steps: int = 1500
+    """Optimiser steps."""
+    batch_size: int = 64
+    """Windows per optimiser step, over all workers."""
+    lr: float = 1e-3
+    """Peak learning rate of AdamW."""
+    lr_final_share: float = 0.05
+    """Share of `lr` that the cosine schedule ends at."""
+    warmup_steps: int = 100
+    """Optimiser steps of linear warm-up before the cosine."""
+    weight_decay: float = 0.01
+    """AdamW's weight decay of matrices; biases and norms are not decayed."""
+    grad_clip: float = 1.0
+    """Largest norm of the gradient of both systems together."""
+    ema_decay: float = 0.995
+    """Decay per step of the moving average of the weights, which is what the policy runs with."""
+    lambda_plan: float = 1.0
+    """Weight of the planner's cross-entropy (its meaning under another `balance`: see there)."""
+    lambda_diff: float = 1.0
+    """Weight of the refiner's denoising loss."""
+    balance: Literal["fixed", "gradient", "uncertainty"] = "fixed"
+    """How the two weights are found. `fixed`: as given. `gradient`: calibrated until the norms of the weighted losses'
+    gradients have the ratio of the lambdas. `uncertainty`: learned log-variances, beginning at the lambdas (Kendall et al.)."""
+    balance_every: int = 10
+    """Optimiser steps between measures of both losses' gradients, for `gradient` and for the log."""
+    balance_memory: float = 0.9
+    """Decay per measure of the gradient norms that `gradient` goes by; 0 takes the last measure alone."""
+    curriculum: Literal["threshold", "teacher", "planner"] = "threshold"
+    """What the refiner reads: ground truth until accuracy `tau`, then sampled tokens; ground truth always; sampled always."""
+    tau: float = 0.6
+    """Planner accuracy (moving average over steps) that ends teacher forcing. Open in the paper."""
+    augment_pixels: int = 0
+    """Largest random shift of the pictures in training, in pixels; 0 turns it off."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto`: bf16 where the hardware computes in it, fp32 elsewhere."""
+    log_every: int = 20
+    """Optimiser steps between rows of the training log."""
+    checkpoint_every: int = 500
+    """Optimiser steps between checkpoints to resume from."""
+    validate_every: int = 500
+    """Optimiser steps between measures on the held-out episodes; 0 turns them off."""
+    seed: int = 0
+    """Seed of initial weights, data order, noise and split."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlConfig:
+    """The asynchronous controller."""
+
+    rule: Literal["fifo", "overlap", "event"] = "fifo"
+    """`fifo`: a new plan when the old one is used up, as published; `overlap`: the planner runs freely, a new plan replaces
+    the rest of the old one at the right step; `event`: so too, but where the plan nears its end or the robot is surprised."""
+    planner_delay_steps: int = 0
+    """Control steps between a planner's picture and the moment its plan may be used (simulated lockstep time)."""
+    execute_steps: int = 0
+    """Control steps executed of each chunk before the next one is refined; 0 means all H."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Closed-loop evaluation by a fleet of simulated robots."""
+
+    checkpoint: str = ""
+    """An existing checkpoint folder to evaluate; empty means the run's own."""
+    episodes_per_task: int = 25
+    """Episodes of each task and controller; all controllers meet the same seeds."""
+    seed: int = 100_000
+    """Seed of the first evaluation episode; never seen in recording."""
+    controllers: tuple[ControllerName, ...] = ("expert", "policy", "coarse_only", "zero_action")
+    """Who is evaluated: ceiling, policy, planner alone at its bins' centres, floor."""
+    robots: int = 16
+    """Simulated robots alive at a time, over all simulator actors."""
+    videos_per_task: int = 2
+    """Rollouts of the policy kept as pictures in the report, failures first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayConfig:
+    """Resources. The same configuration runs on a laptop, on an existing cluster and as a submitted job."""
+
+    simulator_actors: int = 0
+    """Simulator processes; 0 means one per available CPU."""
+    train_workers: int = 1
+    """Training workers (data parallel)."""
+    train_cpus_per_worker: float = 0.0
+    """CPUs reserved per training worker; 0 shares all of the cluster's among them."""
+    use_gpu: bool = False
+    """One GPU per training worker; the policy is evaluated on a GPU where the driver has one."""
+    max_failures: int = 3
+    """Times a training run is restarted from its last checkpoint after a worker died."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """MLflow."""
+
+    uri: str = ""
+    """Tracking store; empty means `sqlite:///<runs>/mlflow.db`."""
+    experiment: str = "libra_ray"
+    """Name of the MLflow experiment."""
+    registered_model: str = "libra"
+    """Name in the model registry."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything one run is determined by."""
+
+    preset: str = "quickstart"
+    sim: SimConfig = field(default_factory=SimConfig)
+    record: RecordConfig = field(default_factory=RecordConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    action: ActionConfig = field(default_factory=ActionConfig)
+    planner: PlannerConfig = field(default_factory=PlannerConfig)
+    refiner: RefinerConfig = field(default_factory=RefinerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    control: ControlConfig = field(default_factory=ControlConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+SHARES = (
+    "data.holdout_share", "record.noise_share", "refiner.condition_dropout", "train.tau", "train.ema_decay",
+    "train.balance_memory",
+)  # fmt: skip
+"""Settings in [0, 1]."""
+
+
+def preset(name: str) -> Config:
+    """The named preset's configuration.
+
+    Raises:
+        ValueError: the name is unknown; the message lists the presets.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}; valid presets: {', '.join(sorted(PRESETS))}")
+    return override(Config(preset=name), PRESETS[name])
+
+
+def override(config: Config, changes: Mapping[str, Any]) -> Config:
+    """A copy of `config` with dotted names replaced, e.g. `{"refiner.depth": 6}`.
+
+    Values may be of the field's type or text (from a command line or YAML), which is converted.
+
+    Raises:
+        ValueError: a name that does not exist (the message names its nearest neighbours), a value of the wrong type or choice,
+            or one outside its range.
+    """
+    changed = with_changes(config, changes)
+    _validate(changed)
+    return changed
+
+
+def to_json(config: Config) -> str:
+    """The configuration as indented JSON."""
+    return json.dumps(dataclasses.asdict(config), indent=2)
+
+
+def from_json(text: str) -> Config:
+    """The configuration that `to_json` wrote; a key this version does not know is refused by `override`."""
+    return override(Config(), flatten_mapping(json.loads(text)))
+
+
+def _validate(config: Config) -> None:
+    """Ranges that no type expresses, checked wherever a configuration is made."""
+    minimum = {
+        "sim.image_size": 16, "sim.max_steps": 1, "record.episodes_per_task": 1, "record.max_attempts": 1, "data.history": 1,
+        "action.bins": 2, "action.horizon": 1, "action.chunks": 1, "planner.width": 8, "planner.depth": 1, "planner.heads": 1,
+        "refiner.width": 8, "refiner.depth": 1, "refiner.heads": 1, "refiner.train_timesteps": 2, "refiner.denoising_steps": 1,
+        "refiner.noise_draws": 1, "refiner.max_staleness": 0, "train.steps": 1, "train.batch_size": 1, "train.log_every": 1,
+        "train.checkpoint_every": 1, "train.validate_every": 0, "train.warmup_steps": 0, "control.planner_delay_steps": 0,
+        "control.execute_steps": 0, "evaluate.episodes_per_task": 1, "evaluate.robots": 1, "evaluate.videos_per_task": 0,
+        "ray.simulator_actors": 0, "ray.train_workers": 1, "ray.max_failures": -1, "record.settle_steps": 0, "record.seed": 0,
+        "evaluate.seed": 0, "train.seed": 0, "train.balance_every": 1, "ray.train_cpus_per_worker": 0, "record.noise_std": 0,
+        "train.augment_pixels": 0, "sim.supersample": 1,
+    }  # fmt: skip
+    flat = flatten(config)
+    for name, least in minimum.items():
+        if flat[name] < least:
+            raise ValueError(f"{name}={flat[name]} is too small; it must be at least {least}")
+    for name in SHARES:
+        if not 0 <= flat[name] <= 1:
+            raise ValueError(f"{name}={flat[name]} is not a share; it must lie in [0, 1]")
+    if config.control.execute_steps > config.action.horizon:
+        raise ValueError(f"control.execute_steps={config.control.execute_steps} exceeds action.horizon={config.action.horizon}")
+    for room in ("planner", "refiner"):
+        width, heads = flat[f"{room}.width"], flat[f"{room}.heads"]
+        if width % heads:
+            raise ValueError(f"{room}.width={width} is not a multiple of {room}.heads={heads}")
+    if config.sim.wrist_camera and config.sim.family != "tabletop":
+        raise ValueError("sim.wrist_camera=true needs sim.family=tabletop: the robots of other families have no such camera")
+    if not config.sim.tasks or len(set(config.sim.tasks)) < len(config.sim.tasks):
+        raise ValueError(f"sim.tasks={','.join(config.sim.tasks)!r} must name at least one task, and each only once")
+    _refuse_one_sided(config)
+    _refuse_seen_seeds(config)
+
+
+def _refuse_one_sided(config: Config) -> None:
+    """A balance of two losses where there is one, or one that never learns."""
+    train = config.train
+    if train.balance_memory == 1:
+        raise ValueError("train.balance_memory=1 would never take in a measure; it must be below 1")
+    if train.balance != "fixed" and min(train.lambda_plan, train.lambda_diff) <= 0:
+        raise ValueError(
+            f"train.balance={train.balance} needs both train.lambda_plan={train.lambda_plan} and "
+            f"train.lambda_diff={train.lambda_diff} above 0; give train.balance=fixed to train one system alone"
+        )
+    if train.balance != "fixed" and config.refiner.condition == "features":
+        raise ValueError(
+            f"train.balance={train.balance} has nothing to balance with refiner.condition=features, which has one loss; "
+            "give train.balance=fixed"
+        )
+
+
+def _refuse_seen_seeds(config: Config) -> None:
+    record, evaluate = config.record, config.evaluate
+    recorded_end = record.seed + record.episodes_per_task * (1 + record.max_attempts)
+    if evaluate.seed < recorded_end and record.seed < evaluate.seed + evaluate.episodes_per_task:
+        raise ValueError(
+            f"evaluate.seed={evaluate.seed} would evaluate on placements that recording may use (seeds {record.seed} to "
+            f"{recorded_end - 1}); give a seed of at least {recorded_end}"
+        )

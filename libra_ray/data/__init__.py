@@ -1,0 +1,1 @@
+"""The data room: recorded episodes in, training batches out."""

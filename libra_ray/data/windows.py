@@ -1,0 +1,128 @@
+"""Windows over recorded episodes: histories, action chunks with padding masks, and the refiner's fresher picture."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from libra_ray.batch import Batch
+from libra_ray.config import ActionConfig, DataConfig
+from libra_ray.data.dataset import Recorded
+from libra_ray.data.transforms import Pipeline
+
+Tokens = Callable[[Sequence[str]], tuple[NDArray[np.int64], NDArray[np.bool_]]]
+"""Instructions to token ids `(K, W)` and their mask `(K, W)`, False on padding."""
+
+_VALIDATION_SEED = 0
+
+
+class Windows:
+    """Every frame of the chosen episodes begins one window; windows are numbered from 0 in the dataset's order.
+
+    A window is the planner's picture at frame `t`, the actions of the `L = M * H` steps from `t` on, and the refiner's
+    picture at `t + offset`. Nothing crosses an episode's border: histories repeat the episode's first frame, actions past
+    its end repeat the last one and are masked, and the offset is drawn only among the steps that the episode still has.
+
+    Args:
+        recorded: the dataset.
+        frames: its pictures `(cameras, F, height, width, 3)` uint8, as `frame_cache` opens them.
+        pipeline: the normalisation.
+        action: M and H.
+        data: the history.
+        episodes: ids of the episodes to use.
+        tokens: the planner's tokeniser; called once.
+        max_staleness: control steps by which the refiner's picture may lag off the chunk grid (RoboDual's random staleness).
+
+    Raises:
+        ValueError: no episodes, or statistics of other dimensions than the dataset's.
+    """
+
+    def __init__(
+        self,
+        recorded: Recorded,
+        frames: NDArray[np.uint8],
+        pipeline: Pipeline,
+        action: ActionConfig,
+        data: DataConfig,
+        episodes: NDArray[np.int64],
+        tokens: Tokens,
+        max_staleness: int,
+    ) -> None:
+        if len(episodes) == 0:
+            raise ValueError("no episodes to make windows of; lower data.holdout_share or record more episodes")
+        assert frames.shape[1] == len(recorded), "the frame cache belongs to another dataset"
+        pipeline.stats.check_fits(recorded.state_dim, recorded.action_dim)
+        self._frames = frames
+        self._rows = recorded.rows(np.asarray(episodes, np.int64))
+        self._first = recorded.starts[recorded.episode_index]
+        self._last = self._first + recorded.lengths[recorded.episode_index] - 1
+        self._state = torch.from_numpy(pipeline.inputs_state(recorded.state))
+        self._action = torch.from_numpy(pipeline.inputs_action(recorded.action))
+        texts = list(dict.fromkeys(recorded.tasks))
+        ids, mask = tokens(texts)
+        self._text = torch.from_numpy(np.asarray(ids, np.int64))
+        self._text_mask = torch.from_numpy(np.asarray(mask, np.bool_))
+        self._text_of = np.array([texts.index(task) for task in recorded.tasks])[recorded.episode_index]
+        self._horizon = action.horizon
+        self._steps = np.arange(action.plan_steps)
+        self._ages = np.arange(data.history - 1, -1, -1)
+        self._max_staleness = max_staleness
+
+    def __len__(self) -> int:
+        """The number of windows."""
+        return len(self._rows)
+
+    def batch(self, rows: NDArray[np.int64], rng: np.random.Generator) -> Batch:
+        """The windows of the given numbers, normalised.
+
+        Image `T` index is `camera * history + h`, oldest picture first, the present one last; pictures are contiguous in
+        channels-last memory, which is how they lie in the cache and what convolutions want.
+
+        Args:
+            rows: window numbers `(B,)`.
+            rng: draws the offsets.
+        """
+        now = self._rows[rows]
+        offset = self._draw_offsets(self._last[now] - now, rng)
+        fresh = now + offset
+        future = now[:, None] + self._steps
+        mask = future <= self._last[now][:, None]
+        text = torch.from_numpy(self._text_of[now])
+        return Batch(
+            plan_images=self._images(now),
+            plan_state=self._state[now],
+            images=self._images(fresh),
+            state=self._state[fresh],
+            text=self._text[text],
+            text_mask=self._text_mask[text],
+            actions=self._action[np.minimum(future, self._last[now][:, None])],
+            action_mask=torch.from_numpy(mask),
+            offset=torch.from_numpy(offset),
+        )
+
+    def all_windows(self, batch_size: int) -> Iterator[Batch]:
+        """Every window once, in order, with offsets that are the same at every call: for validation."""
+        for step, begin in enumerate(range(0, len(self), batch_size)):
+            rng = np.random.default_rng([_VALIDATION_SEED, step])
+            yield self.batch(np.arange(begin, min(begin + batch_size, len(self))), rng)
+
+    def _draw_offsets(self, remaining: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+        """Steps to the refiner's picture: a chunk start that the episode still reaches, and up to `max_staleness` more.
+
+        `remaining` `(B,)` counts the episode's frames after the planner's.
+        """
+        most = np.minimum(remaining, len(self._steps) - self._horizon)
+        chunk = rng.integers(0, most // self._horizon, endpoint=True)
+        late = rng.integers(0, self._max_staleness, size=len(most), endpoint=True)
+        return np.minimum(chunk * self._horizon + late, most)
+
+    def _images(self, rows: NDArray[np.int64]) -> Tensor:
+        """`(B, T, 3, height, width)` pictures with their history up to frame `rows`."""
+        history = np.maximum(rows[:, None] - self._ages, self._first[rows][:, None])
+        cameras = len(self._frames)
+        out = np.empty((len(rows), cameras, len(self._ages), *self._frames.shape[2:]), np.uint8)
+        for camera in range(cameras):
+            out[:, camera] = self._frames[camera][history]
+        return torch.from_numpy(out).flatten(1, 2).permute(0, 1, 4, 2, 3)

@@ -1,0 +1,295 @@
+"""Episodes into a LeRobotDataset v3.
+
+LeRobot's own recorder is made for one robot in real time: per episode it computes histograms of every pixel and copies the
+whole video file to append to it, about 400 frames a second here. This writer lays down the same files through LeRobot's
+own metadata, schema and statistics functions, with one continuous video per camera.
+"""
+
+import shutil
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from threading import Thread
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from libra_ray.data.video import VideoWriter, encoder_config
+from libra_ray.types import ACTION_KEY, STATE_KEY, Episode
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
+SEED_KEY = "seed"
+EXECUTED_KEY = "executed"
+REWARD_KEY = "next.reward"
+SUCCESS_KEY = "next.success"
+_STATISTICS_FRAMES = 8
+
+
+def load_lerobot() -> Thread:
+    """Begin to import LeRobot's data set code, which takes a CPU for about ten seconds, beside what the caller waits for.
+
+    Returns:
+        The thread, to be joined before anything else imports LeRobot. An error shows where the writer imports it again.
+    """
+
+    def load() -> None:
+        with suppress(ImportError):
+            import lerobot.datasets  # noqa: F401  (for its side effect: it is loaded)
+
+    thread = Thread(target=load, daemon=True)
+    thread.start()
+    return thread
+
+
+class DatasetWriter:
+    """The single writer of a LeRobotDataset v3; use it as a context manager.
+
+    Everything is written beside the target, into `<root>.partial`, and moved to `root` only by `finalize()`: a folder
+    named `root` is a finished dataset. Leftovers of an interrupted writer are thrown away; the episodes are read again
+    from where they came (the spool).
+
+    Columns: the cameras (video), `observation.state`, `action` (the clean *label*), and for analysis `executed` (the
+    action with its noise), `next.reward`, `next.success`, `seed`. LeRobot's policies ignore the latter four.
+
+    Args:
+        root: the dataset's folder; must not exist yet.
+        fps: control steps per second.
+        image_shapes: camera feature name -> `(height, width, 3)`.
+        state_dim: S.
+        action_dim: D.
+        video_codec: an encoder LeRobot knows, e.g. `h264`.
+        robot_type: LeRobot's name for the robot.
+
+    Raises:
+        ValueError: `root` exists already, or the codec is unknown.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        fps: int,
+        image_shapes: Mapping[str, tuple[int, int, int]],
+        state_dim: int,
+        action_dim: int,
+        video_codec: str = "h264",
+        robot_type: str = "unknown",
+    ) -> None:
+        from lerobot.datasets import LeRobotDatasetMetadata
+        from lerobot.datasets.feature_utils import get_hf_features_from_features
+
+        if root.exists():
+            raise ValueError(f"dataset {root} exists already; remove it or choose another folder")
+        self.root = root
+        self.episodes = 0
+        self.frames = 0
+        self._image_shapes = dict(image_shapes)
+        self._encoder = encoder_config(video_codec)
+        self._partial = root.with_name(root.name + ".partial")
+        shutil.rmtree(self._partial, ignore_errors=True)
+        self._meta = LeRobotDatasetMetadata.create(
+            repo_id=f"local/{root.name}",
+            fps=fps,
+            features=_features(image_shapes, state_dim, action_dim),
+            robot_type=robot_type,
+            root=self._partial,
+            metadata_buffer_size=1000,
+        )
+        self._schema = get_hf_features_from_features(self._meta.features).arrow_schema
+        self._parquet: pq.ParquetWriter | None = None
+        self._videos: dict[str, VideoWriter] = {}
+        self._video_files = dict.fromkeys(image_shapes, 0)
+        self._finalized = False
+
+    def add(self, episode: Episode) -> None:
+        """Append one episode.
+
+        Raises:
+            ValueError: no steps, or a picture, state or action of another shape than announced.
+        """
+        columns = self._episode_columns(episode)
+        pictures = {key: self._pictures(episode, key) for key in self._image_shapes}
+        length = len(episode.steps)
+        self._write_table(columns)
+        place: dict[str, Any] = {"data/chunk_index": 0, "data/file_index": 0}
+        place |= {"dataset_from_index": self.frames, "dataset_to_index": self.frames + length}
+        for key, stack in pictures.items():
+            place |= self._write_video(key, stack)
+        self._meta.save_episode(self.episodes, length, [episode.instruction], self._statistics(columns, pictures), place)
+        self.episodes += 1
+        self.frames += length
+
+    def finalize(self) -> Path:
+        """Complete every file and move the dataset to `root`; returns `root`. Idempotent.
+
+        Raises:
+            ValueError: nothing was added.
+        """
+        from lerobot.datasets.io_utils import write_info
+
+        if self._finalized:
+            return self.root
+        if not self.episodes:
+            raise ValueError(f"dataset {self.root} has no episodes; add at least one before finalize()")
+        self._close_files()
+        self._meta.finalize()
+        for key in self._image_shapes:
+            self._meta.update_video_info(key, video_encoder=self._encoder)
+        write_info(self._meta.info, self._partial)
+        self._partial.rename(self.root)
+        self._finalized = True
+        return self.root
+
+    def __enter__(self) -> Self:
+        """The writer itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Finalize; after an error, close the files and leave `root` unwritten."""
+        if kind is None:
+            self.finalize()
+        else:
+            self._close_files()
+
+    def _episode_columns(self, episode: Episode) -> dict[str, NDArray]:
+        steps, name = episode.steps, f"episode {episode.task} seed {episode.seed}"
+        if not steps:
+            raise ValueError(f"{name} has no steps; only recorded episodes can be added")
+        columns = {
+            STATE_KEY: np.stack([s.observation.state for s in steps]).astype(np.float32),
+            ACTION_KEY: np.stack([s.action.label for s in steps]).astype(np.float32),
+            EXECUTED_KEY: np.stack([s.action.value for s in steps]).astype(np.float32),
+        }
+        for key, column in columns.items():
+            if column.shape[1:] != tuple(self._meta.features[key]["shape"]):
+                raise ValueError(f"{name}: {key} has shape {column.shape[1:]}, expected {self._meta.features[key]['shape']}")
+        length = len(steps)
+        self._meta.save_episode_tasks([episode.instruction])
+        index = np.arange(length)
+        return columns | {
+            REWARD_KEY: np.array([s.reward for s in steps], np.float32),
+            SUCCESS_KEY: np.array([s.success for s in steps], np.bool_),
+            SEED_KEY: np.full(length, episode.seed, np.int64),
+            "timestamp": (index / self._meta.fps).astype(np.float32),
+            "frame_index": index,
+            "episode_index": np.full(length, self.episodes, np.int64),
+            "index": index + self.frames,
+            "task_index": np.full(length, self._meta.get_task_index(episode.instruction), np.int64),
+        }
+
+    def _pictures(self, episode: Episode, key: str) -> NDArray[np.uint8]:
+        shape = self._image_shapes[key]
+        pictures = [step.observation.images.get(key) for step in episode.steps]
+        for step, picture in enumerate(pictures):
+            if picture is None or picture.shape != shape or picture.dtype != np.uint8:
+                got = "nothing" if picture is None else f"{picture.dtype} {picture.shape}"
+                raise ValueError(
+                    f"episode {episode.task} seed {episode.seed} step {step}: {key} is {got}, expected uint8 {shape}"
+                )
+        return np.stack([picture for picture in pictures if picture is not None])
+
+    def _write_table(self, columns: Mapping[str, NDArray]) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        table = pa.table([pa.array(list(columns[f.name]), type=f.type) for f in self._schema], schema=self._schema)
+        if self._parquet is None:
+            path = self._partial / self._meta.data_path.format(chunk_index=0, file_index=0)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._parquet = pq.ParquetWriter(path, schema=self._schema, compression="snappy", use_dictionary=True)
+        self._parquet.write_table(table)
+
+    def _write_video(self, key: str, pictures: NDArray[np.uint8]) -> dict[str, float]:
+        """Append to the camera's video, begin a new file where LeRobot's size limit is reached; the episode's place in it."""
+        video = self._videos.get(key)
+        if video is not None and video.bytes >= self._meta.video_files_size_in_mb * 2**20:
+            video.close()
+            self._video_files[key] += 1
+            video = None
+        chunk, file = divmod(self._video_files[key], self._meta.chunks_size)
+        if video is None:
+            path = self._partial / str(self._meta.video_path).format(video_key=key, chunk_index=chunk, file_index=file)
+            height, width, _ = self._image_shapes[key]
+            video = VideoWriter(path, fps=self._meta.fps, encoder=self._encoder, height=height, width=width)
+            self._videos[key] = video
+        first = video.frames
+        video.write(pictures)
+        return {
+            f"videos/{key}/chunk_index": chunk,
+            f"videos/{key}/file_index": file,
+            f"videos/{key}/from_timestamp": first / self._meta.fps,
+            f"videos/{key}/to_timestamp": video.frames / self._meta.fps,
+        }
+
+    def _statistics(self, columns: Mapping[str, NDArray], pictures: Mapping[str, NDArray[np.uint8]]) -> dict[str, Any]:
+        """LeRobot's statistics of one episode; of the pictures a few frames spread over the episode."""
+        from lerobot.datasets import get_feature_stats
+        from lerobot.datasets.compute_stats import compute_episode_stats
+
+        statistics: dict[str, Any] = compute_episode_stats(dict(columns), self._meta.features)
+        for key, stack in pictures.items():
+            chosen = np.linspace(0, len(stack) - 1, min(len(stack), _STATISTICS_FRAMES)).astype(int)
+            measured = get_feature_stats(stack[chosen].transpose(0, 3, 1, 2), axis=(0, 2, 3), keepdims=True)
+            statistics[key] = {k: v if k == "count" else np.squeeze(v / 255.0, axis=0) for k, v in measured.items()}
+        return statistics
+
+    def _close_files(self) -> None:
+        for video in self._videos.values():
+            video.close()
+        self._videos.clear()
+        if self._parquet is not None:
+            self._parquet.close()
+            self._parquet = None
+
+
+def write_dataset(
+    episodes: Iterable[Episode], root: Path, *, fps: int, video_codec: str = "h264", robot_type: str = "unknown"
+) -> Path:
+    """Write all `episodes` as the dataset `root`; restartable from scratch, since `root` appears only when complete.
+
+    The shapes are those of the first episode. Returns `root`.
+
+    Raises:
+        ValueError: there are no episodes, `root` exists, or the episodes differ in shape.
+    """
+    remaining = iter(episodes)
+    first = next(remaining, None)
+    if first is None or not first.steps:
+        raise ValueError(f"no episodes to write to {root}; record at least one successful episode")
+    step = first.steps[0]
+    writer = DatasetWriter(
+        root,
+        fps=fps,
+        image_shapes={key: (picture.shape[0], picture.shape[1], 3) for key, picture in step.observation.images.items()},
+        state_dim=len(step.observation.state),
+        action_dim=len(step.action.label),
+        video_codec=video_codec,
+        robot_type=robot_type,
+    )
+    with writer:
+        writer.add(first)
+        for episode in remaining:
+            writer.add(episode)
+    return root
+
+
+def _features(image_shapes: Mapping[str, tuple[int, int, int]], state_dim: int, action_dim: int) -> dict[str, Any]:
+    def vector(kind: str, size: int) -> dict[str, Any]:
+        return {"dtype": kind, "shape": (size,), "names": None}
+
+    cameras = {
+        key: {"dtype": "video", "shape": tuple(shape), "names": ["height", "width", "channels"]}
+        for key, shape in image_shapes.items()
+    }
+    return cameras | {
+        STATE_KEY: vector("float32", state_dim),
+        ACTION_KEY: vector("float32", action_dim),
+        EXECUTED_KEY: vector("float32", action_dim),
+        REWARD_KEY: vector("float32", 1),
+        SUCCESS_KEY: vector("bool", 1),
+        SEED_KEY: vector("int64", 1),
+    }

@@ -1,0 +1,98 @@
+"""Whether the world still is what a plan assumed: a surprise in the proprioception or in the picture."""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from libra_ray.types import Observation
+
+PIXEL_STRIDE = 4
+"""Every fourth pixel of every fourth row tells enough of how much a picture changed."""
+
+
+@dataclass
+class Usual:
+    """What size a quantity usually has: a running mean square.
+
+    Args:
+        warm_up: values before which nothing is unusual.
+        keep: weight of the past per value.
+        floor: root mean square below which everything is noise.
+    """
+
+    warm_up: int = 8
+    keep: float = 0.95
+    floor: float = 0.0
+    _square: float = 0.0
+    _count: int = 0
+
+    def exceeded(self, value: float, times: float) -> bool:
+        """Whether `value` is more than `times` as large as usual; what is unusual raises the measure, but slowly."""
+        usual = max(math.sqrt(self._square), self.floor)
+        unusual = self._count >= self.warm_up and value > times * usual
+        seen = min(value, times * usual) if unusual else value
+        self._count += 1
+        weight = max(1 - self.keep, 1 / self._count)
+        self._square += weight * (seen**2 - self._square)
+        return unusual
+
+
+@dataclass
+class Drift:
+    """One robot's expectation, learned while it moves and kept over its episodes.
+
+    Between two looks the robot executes some actions. That their sum moves the proprioception linearly is learned by recursive
+    least squares with forgetting, so no controller has to be described: position deltas are such a case, and where nothing is
+    linear the usual error is large. A look is a surprise where the error of that prediction, or the mean change of the
+    picture, is more than `times` as large as it usually is.
+
+    Args:
+        times: how unusual a surprise is.
+        forget: weight of the past per look.
+    """
+
+    times: float = 3.0
+    forget: float = 0.99
+    _error: Usual = field(default_factory=lambda: Usual(floor=1e-6))
+    _change: Usual = field(default_factory=lambda: Usual(floor=2.0))
+    _gain: NDArray[np.float64] | None = None
+    _covariance: NDArray[np.float64] | None = None
+    _state: NDArray[np.float32] | None = None
+    _pixels: NDArray[np.int16] | None = None
+
+    def reset(self) -> None:
+        """A new episode: nothing was seen before; what was learned stays."""
+        self._state = self._pixels = None
+
+    def surprised(self, observation: Observation, executed: NDArray[np.float32] | None) -> bool:
+        """Whether this look is a surprise.
+
+        Args:
+            executed: sum `(D,)` of the actions since the last look; None where it is not known, so that nothing is predicted.
+        """
+        moved = self._moved(observation.state, executed)
+        changed = self._changed(observation)
+        return moved or changed
+
+    def _moved(self, state: NDArray[np.float32], executed: NDArray[np.float32] | None) -> bool:
+        before, self._state = self._state, state
+        if before is None or executed is None:
+            return False
+        if self._gain is None or self._covariance is None:
+            self._gain, self._covariance = np.zeros((len(executed), len(state))), 1e3 * np.eye(len(executed))
+        error = (state - before) - executed @ self._gain
+        spread = self._covariance @ executed
+        step = spread / (self.forget + executed @ spread)
+        unusual = self._error.exceeded(float(np.linalg.norm(error)), self.times)
+        self._gain = self._gain + np.outer(step, error)
+        self._covariance = (self._covariance - np.outer(step, spread)) / self.forget
+        return unusual
+
+    def _changed(self, observation: Observation) -> bool:
+        if not observation.images:
+            return False
+        first = next(iter(observation.images.values()))
+        before, self._pixels = self._pixels, first[::PIXEL_STRIDE, ::PIXEL_STRIDE].astype(np.int16)
+        return before is not None and self._change.exceeded(float(np.abs(self._pixels - before).mean()), self.times)

@@ -1,0 +1,243 @@
+"""`jobs/drive.py` without its command line: an order, the fleet it asks for, and the table of what came of it."""
+
+import io
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from libra_ray.config import SimConfig
+from libra_ray.drive_bodies import Bodies
+from libra_ray.drive_log import DriveLog
+from libra_ray.drive_stubs import Recording, recorded, reflects, synthetic
+from libra_ray.driving import BodyRobot, Robot, StubRobot, drive
+from libra_ray.presets import QUICKSTART_TASKS, TABLETOP_TASKS
+from libra_ray.provenance import describe_hardware
+from libra_ray.robot_client import AsyncRobotClient
+from libra_ray.sim import check_tasks
+from libra_ray.types import Json
+from libra_ray.wire import Handshake
+
+SYNTHETIC = "synthetic"
+TASKS = {"metaworld": QUICKSTART_TASKS, "tabletop": TABLETOP_TASKS}
+BUSY_DRIVER = 0.9
+"""Share of a core from which on the driver itself is in doubt."""
+WRIST = "observation.images.wrist"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What a fleet shall do.
+
+    Attributes:
+        endpoint: the server's address, e.g. `ws://127.0.0.1:8765`.
+        hz: control rate of simulated robots, which ask for a chunk every `execute_steps` control steps; of stub robots the
+            rate of chunk requests, 0 for the next one as soon as an answer is there.
+        warmup_s: beginning that is driven but not counted.
+        stub: `synthetic`, or the folder of a run or data set to replay; empty simulates.
+        tasks: of the simulated robots; empty takes the family's preset.
+        echo: the server is a test's and sends identities back: a wrong one is another robot's answer.
+        patience_s: longest time without a server before a robot gives up.
+
+    Raises:
+        ValueError: a value outside its range, an unknown task, or a stub without a data set.
+    """
+
+    endpoint: str
+    robots: int = 16
+    hz: float = 10.0
+    seconds: float = 60.0
+    warmup_s: float = 0.0
+    stub: str = ""
+    family: Literal["metaworld", "tabletop"] = "metaworld"
+    tasks: tuple[str, ...] = ()
+    max_steps: int = 500
+    seed: int = 100_000
+    processes: int = 0
+    echo: bool = False
+    jpeg_quality: int | None = None
+    patience_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be driven, before any work."""
+        ranges: dict[str, tuple[float, float]] = {
+            "robots": (1, 4096),
+            "processes": (0, 256),
+            "max_steps": (1, 100_000),
+            "seed": (0, 2**31),
+        }
+        ranges |= {"seconds": (0.1, 1e6), "warmup_s": (0, 1e5), "patience_s": (0.1, 1e5), "hz": (0 if self.stub else 0.1, 1000)}
+        for name, (least, most) in ranges.items():
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"{name}={getattr(self, name):g} is out of range; it must lie in [{least:g}, {most:g}]")
+        if self.jpeg_quality is not None and not 1 <= self.jpeg_quality <= 95:
+            raise ValueError(f"jpeg_quality={self.jpeg_quality} is out of range; it must lie in [1, 95]")
+        if self.echo and self.stub != SYNTHETIC:
+            raise ValueError(f"only synthetic observations carry identities; give --stub {SYNTHETIC} with --echo")
+        if self.stub and self.tasks:
+            raise ValueError("stub robots have no tasks; leave out --tasks or --stub")
+        if self.stub and self.stub != SYNTHETIC and not Path(self.stub).is_dir():
+            raise ValueError(f"{self.stub} is no folder; give {SYNTHETIC}, the folder of a run or that of a data set")
+        if not self.stub:
+            check_tasks(SimConfig(family=self.family, tasks=self.task_names))
+        self.client("")  # refuses the address
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """The given tasks, or the family's preset."""
+        return self.tasks or TASKS[self.family]
+
+    def client(self, robot: str, token: str | None = None) -> AsyncRobotClient:
+        """A robot's connection, not yet made."""
+        return AsyncRobotClient(
+            self.endpoint, robot=robot, token=token, patience_s=self.patience_s, jpeg_quality=self.jpeg_quality
+        )
+
+
+async def run(order: Order, token: str | None = None, tell: Callable[[float], None] = lambda _: None) -> Json:
+    """Drive the fleet and return what came of it: the summary, the time line, the server's words of itself, the machine.
+
+    Args:
+        tell: told the seconds so far, now and then.
+
+    Raises:
+        ConnectionError: there is no server, or it vanished for good.
+        RefusedError: it refuses these robots.
+        ValueError: it speaks another version, or needs what the fleet does not have.
+    """
+    async with order.client("drive", token) as probe:
+        server = probe.handshake
+    with ExitStack() as stack:
+        bodies = None if order.stub else stack.enter_context(_bodies(order, server))
+        if bodies is not None:
+            await bodies.ready()
+        recording = recorded(server, Path(order.stub)) if order.stub not in ("", SYNTHETIC) else None
+        # Its clock starts here: all that takes time before the robots move is done.
+        log = DriveLog()
+        robots = _fleet(order, server, log, token, bodies, recording)
+        simulated = bodies.cpu_s if bodies is not None else 0.0
+        used, began = time.process_time(), time.perf_counter()
+        await drive(robots, order.warmup_s + order.seconds, tell)
+        seconds = time.perf_counter() - began
+        cpu = {"driver_cpu_share": (time.process_time() - used) / seconds}
+        if bodies is not None:
+            cpu["physics_cpu_share"] = (bodies.cpu_s - simulated) / seconds
+    asking_hz = order.hz if order.stub else order.hz / server.execute_steps
+    return {
+        "order": asdict(order),
+        "server": server.message(),
+        "rates": {"control_hz": None if order.stub else order.hz, "chunk_requests_hz_per_robot": asking_hz},
+        **log.summary(after_s=order.warmup_s, until_s=order.warmup_s + order.seconds),
+        **cpu,
+        "timeline": log.timeline(),
+        "hardware": describe_hardware(),
+    }
+
+
+def table(result: Json) -> str:
+    """The result as plain text."""
+    text = io.StringIO()
+    shown = Table("measure", "value", title=_title(result), title_justify="left")
+    deadlines, success = result["deadlines"], result["success"]
+    rows = {
+        "actions/s": f"{result['actions_per_s']:.1f}",
+        "chunk requests/s": f"{result['chunk_requests_per_s']:.1f}",
+        "latency p50/p95/p99, ms": _marks(result["latency_ms"]),
+        "deadline misses": f"{deadlines['missed']} of {deadlines['due']}" + _percent(deadlines["share"]),
+        "intent age p50/p95/p99, steps": _marks(result["intent_age_steps"]),
+        "intent age p50/p95/p99, ms": _marks(result["intent_age_ms"]),
+        "held actions": f"{result['held_actions']}",
+        "wrong-robot replies": f"{result['wrong_robot']}",
+        "errors": ", ".join(f"{n} {kind}" for kind, n in result["errors"].items()) or "0",
+        "reconnections": f"{result['reconnects']}",
+    }
+    for task, rate in {"success": success, **success["tasks"]}.items():
+        if rate["episodes"]:
+            low, high = rate["interval"]
+            rows[task] = f"{rate['rate']:.2f} ({low:.2f}–{high:.2f}), {rate['episodes']} episodes"
+    rows["driver"] = f"{result['driver_cpu_share']:.0%} of a core, late by {_marks(result['driver_lateness_ms'])} ms"
+    if "physics_cpu_share" in result:
+        rows["physics"] = f"{result['physics_cpu_share']:.0%} of a core"
+    for name, value in rows.items():
+        shown.add_row(name, value)
+    Console(file=text, width=110, color_system=None).print(shown)
+    examples = [f"{kind}: {example}" for kind, example in result["error_examples"].items()]
+    if result["driver_cpu_share"] > BUSY_DRIVER:
+        examples.append("the driver itself was busy: these latencies are upper bounds")
+    return text.getvalue() + "".join(f"{line}\n" for line in examples)
+
+
+def simulation(order: Order, server: Handshake) -> SimConfig:
+    """Robots that see as the demonstrations' robots saw."""
+    return SimConfig(
+        family=order.family,
+        tasks=order.task_names,
+        image_size=int(server.observation[server.cameras[0]]["shape"][0]),
+        supersample=server.supersample,
+        wrist_camera=WRIST in server.cameras,
+        max_steps=order.max_steps,
+    )
+
+
+def _bodies(order: Order, server: Handshake) -> Bodies:
+    sim, tasks = simulation(order, server), order.task_names
+    return Bodies(sim, tasks, order.robots, history=server.history, seed=order.seed, processes=order.processes)
+
+
+def _fleet(
+    order: Order, server: Handshake, log: DriveLog, token: str | None, bodies: Bodies | None, recording: Recording | None
+) -> Sequence[Robot]:
+    asking_s = (1 / order.hz if order.hz else 0.0) * (1 if order.stub else server.execute_steps)
+    robots: list[Robot] = []
+    for i in range(order.robots):
+        name = f"robot-{i:04d}"
+        client, phase_s = order.client(name, token), asking_s * i / order.robots
+        if bodies is not None:
+            robots.append(
+                BodyRobot(
+                    name=name,
+                    client=client,
+                    log=log,
+                    phase_s=phase_s,
+                    body=bodies.bodies[i],
+                    period_s=1 / order.hz,
+                    execute_steps=server.execute_steps,
+                    action_dim=int(server.action["shape"][1]),
+                )
+            )
+            continue
+        seen = recording.robot(i, order.robots) if recording else synthetic(server, i)
+        robots.append(
+            StubRobot(
+                name=name,
+                client=client,
+                log=log,
+                phase_s=phase_s,
+                seen=seen,
+                period_s=asking_s or None,
+                execute_steps=server.execute_steps,
+                check=reflects if order.echo else None,
+            )
+        )
+    return robots
+
+
+def _title(result: Json) -> str:
+    order, rates = result["order"], result["rates"]
+    asking = rates["chunk_requests_hz_per_robot"]
+    each = f"{asking:g} chunk requests/s each" if asking else "each asking as soon as it is answered"
+    control = f", control at {rates['control_hz']:g} Hz" if rates["control_hz"] else ""
+    return f"{order['robots']} {'stub' if order['stub'] else 'simulated'} robots, {each}{control}, {result['seconds']:.0f} s"
+
+
+def _marks(marks: Json) -> str:
+    return "–" if marks["p50"] is None else "/".join(f"{marks[p]:.4g}" for p in ("p50", "p95", "p99"))
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f" ({share:.2%})"

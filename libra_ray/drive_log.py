@@ -1,0 +1,174 @@
+"""What a fleet of robots met at an endpoint: every answer, miss and error with its time, and what they come to."""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from libra_ray.intervals import percentiles, wilson
+from libra_ray.types import Json
+from libra_ray.wire import Reply
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One answered request.
+
+    Attributes:
+        at_s: when it was sent, on the log's clock.
+        latency_s: from sending to the decoded answer, as the robot sees it.
+        intent_age_steps: of the answer, as the server counts it; None like the others where the server does not say.
+        held: the server sent safe actions, not fresh ones.
+        batch: robots that the server computed together.
+    """
+
+    robot: str
+    at_s: float
+    latency_s: float
+    intent_age_steps: int | None = None
+    intent_age_ms: float | None = None
+    held: bool = False
+    batch: float | None = None
+
+    @classmethod
+    def of(cls, robot: str, at_s: float, latency_s: float, reply: Reply) -> "Answer":
+        """The record of a reply."""
+        return cls(
+            robot=robot,
+            at_s=at_s,
+            latency_s=latency_s,
+            intent_age_steps=reply.intent_age_steps,
+            intent_age_ms=reply.intent_age_ms,
+            held=reply.held,
+            batch=reply.server_timing.get("batch"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One finished episode of one robot."""
+
+    task: str
+    success: bool
+    at_s: float
+
+
+@dataclass
+class DriveLog:
+    """Times are seconds since the log was made.
+
+    Attributes:
+        met: deadlines at which the chunk was there, by time; `missed`: those at which it was not.
+        lateness: (due, how much later the driver itself came to send), in seconds: what is not the server's fault.
+        fresh: (time, actions) executed from fresh chunks; `held`: executed for want of one.
+        errors: (time, kind); `examples` keeps the first text of each kind.
+    """
+
+    answers: list[Answer] = field(default_factory=list)
+    met: list[float] = field(default_factory=list)
+    missed: list[float] = field(default_factory=list)
+    wrong_robot: list[float] = field(default_factory=list)
+    errors: list[tuple[float, str]] = field(default_factory=list)
+    examples: dict[str, str] = field(default_factory=dict)
+    lateness: list[tuple[float, float]] = field(default_factory=list)
+    fresh: list[tuple[float, int]] = field(default_factory=list)
+    held: list[tuple[float, int]] = field(default_factory=list)
+    trials: list[Trial] = field(default_factory=list)
+    reconnects: int = 0
+
+    def __post_init__(self) -> None:
+        """Start the clock."""
+        self._zero = time.perf_counter()
+
+    def now(self) -> float:
+        """Seconds since the log was made."""
+        return time.perf_counter() - self._zero
+
+    def failed(self, kind: str, text: str) -> None:
+        """Count an error of a kind."""
+        self.errors.append((self.now(), kind))
+        self.examples.setdefault(kind, " ".join(text.split())[:300])
+
+    def executed(self, actions: int, *, fresh: bool) -> None:
+        """Count executed actions."""
+        (self.fresh if fresh else self.held).append((self.now(), actions))
+
+    def summary(self, *, after_s: float = 0.0, until_s: float | None = None) -> Json:
+        """Rates, percentiles and counts of what happened in a span of time; percentiles are None where there is nothing.
+
+        Args:
+            after_s: leaves out the time before, in which everything warmed up.
+        """
+        until_s = self.now() if until_s is None else until_s
+        seconds = max(until_s - after_s, 1e-9)
+
+        def within(at_s: float) -> bool:
+            return after_s <= at_s < until_s
+
+        # An answer counts when it comes: one that was sent before the span may come in it, and the other way round.
+        answers = [a for a in self.answers if within(a.at_s + a.latency_s)]
+        met, missed = sum(map(within, self.met)), sum(map(within, self.missed))
+        fresh, held = (sum(n for at, n in counted if within(at)) for counted in (self.fresh, self.held))
+        batches = [a.batch for a in answers if a.batch]
+        return {
+            "seconds": seconds,
+            "robots": len({a.robot for a in answers}),
+            "chunk_requests_per_s": len(answers) / seconds,
+            "actions_per_s": fresh / seconds,
+            "latency_ms": percentiles([1e3 * a.latency_s for a in answers]),
+            "deadlines": {"due": met + missed, "missed": missed, "share": missed / (met + missed) if met + missed else None},
+            "intent_age_steps": percentiles([a.intent_age_steps for a in answers if a.intent_age_steps is not None]),
+            "intent_age_ms": percentiles([a.intent_age_ms for a in answers if a.intent_age_ms is not None]),
+            "held_replies": sum(a.held for a in answers),
+            "held_actions": held,
+            "mean_batch": float(np.mean(batches)) if batches else None,
+            "wrong_robot": sum(map(within, self.wrong_robot)),
+            "errors": dict(Counter(kind for at, kind in self.errors if within(at))),
+            "error_examples": self.examples,
+            "reconnects": self.reconnects,
+            "success": _success([t for t in self.trials if within(t.at_s)]),
+            "driver_lateness_ms": percentiles([1e3 * late for at, late in self.lateness if within(at)]),
+        }
+
+    def timeline(self, seconds: float = 1.0) -> list[Json]:
+        """The same in short, for every `seconds` from the beginning: what a plot over time shows."""
+        count = int(np.ceil(max(self.now(), 1e-9) / seconds))
+
+        def bins(times: Sequence[float]) -> list[int]:
+            return np.histogram(times, count, (0, count * seconds))[0].tolist()
+
+        came: list[list[Answer]] = [[] for _ in range(count)]
+        for answer in self.answers:
+            came[min(int((answer.at_s + answer.latency_s) / seconds), count - 1)].append(answer)
+        met, missed, errors = bins(self.met), bins(self.missed), bins([at for at, _ in self.errors])
+        return [
+            {
+                "at_s": i * seconds,
+                "chunk_requests_per_s": len(answers) / seconds,
+                "latency_ms": percentiles([1e3 * a.latency_s for a in answers]),
+                "intent_age_steps": percentiles([a.intent_age_steps for a in answers if a.intent_age_steps is not None]),
+                "held_replies": sum(a.held for a in answers),
+                "due": met[i] + missed[i],
+                "missed": missed[i],
+                "errors": errors[i],
+            }
+            for i, answers in enumerate(came)
+        ]
+
+
+def _success(trials: Sequence[Trial]) -> Json:
+    """Success rates with Wilson 95 % intervals, over all and per task."""
+
+    def rate(chosen: Sequence[Trial]) -> Json:
+        interval = wilson(sum(t.success for t in chosen), len(chosen))
+        return {
+            "episodes": len(chosen),
+            "successes": sum(t.success for t in chosen),
+            "rate": sum(t.success for t in chosen) / len(chosen) if chosen else None,
+            "interval": [interval.low, interval.high] if interval else None,
+        }
+
+    tasks = dict.fromkeys(t.task for t in trials)
+    return rate(trials) | {"tasks": {task: rate([t for t in trials if t.task == task]) for task in tasks}}

@@ -1,0 +1,283 @@
+"""Robots that drive against an endpoint in real time: what they ask, when, and what they do while they wait.
+
+Every robot keeps its own clock. A chunk that was asked for with the observation of time t is due at t + `period_s`: it is *met*
+if it is there by then and *missed* otherwise. Nothing is left out while a robot waits for a late answer: every due time that
+goes by meanwhile is a miss, so a server that stands still is not a server that was not asked (coordinated omission).
+"""
+
+import asyncio
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from libra_ray.drive_log import Answer, DriveLog, Trial
+from libra_ray.robot_client import RefusedError, WrongRobotError
+from libra_ray.types import Observation
+from libra_ray.wire import Reply
+
+ERROR_PAUSE_S = 0.1
+"""After an error, so that a server which refuses at once is not flooded."""
+
+
+class Endpoint(Protocol):
+    """One robot's connection; `libra_ray.robot_client.AsyncRobotClient` is one, the benchmarks have those of other servers."""
+
+    reconnects: int
+
+    async def connect(self) -> Any:
+        """Make the connection; ConnectionError where there is no server."""
+
+    async def act(self, observation: Observation, **extra: Any) -> Reply:
+        """The next chunk; `reset=True` begins an episode, `success` tells how the one before ended."""
+
+    async def close(self) -> None:
+        """End the connection."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What a stub robot shows: an observation, and whether it begins an episode."""
+
+    observation: Observation
+    begins: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moved:
+    """What became of a simulated robot: what it sees now, or, where the episode has ended, whether it succeeded."""
+
+    observation: Observation
+    executed: int
+    success: bool | None = None
+
+
+class Body(Protocol):
+    """A simulated robot, e.g. `libra_ray.drive_bodies.Bodies.body`."""
+
+    task: str
+
+    async def begin(self) -> Moved:
+        """The next episode."""
+
+    async def execute(self, actions: NDArray[np.float32]) -> Moved:
+        """Execute `(n, D)` actions, fewer where the episode ends before."""
+
+
+@dataclass(kw_only=True)
+class Robot(ABC):
+    """What stub and simulated robots share.
+
+    Attributes:
+        check: whether a reply is the answer to this very observation; where it is not, it counts as another robot's.
+        phase_s: when it begins, so that robots do not all ask in the same instant.
+        lifetime_s: it leaves after so long; None stays to the end.
+    """
+
+    name: str
+    client: Endpoint
+    log: DriveLog
+    check: Callable[[Observation, Reply], bool] | None = None
+    phase_s: float = 0.0
+    lifetime_s: float | None = None
+
+    async def run(self) -> None:
+        """Until cancelled, or `lifetime_s` are over.
+
+        Raises:
+            ConnectionError: the server is gone for good.
+            RefusedError: the server does not let this robot in at all.
+        """
+        await asyncio.sleep(self.phase_s)
+        before = self.client.reconnects
+        try:
+            await self.client.connect()
+            async with asyncio.timeout(self.lifetime_s):
+                await self._live()
+        except TimeoutError:
+            pass
+        finally:
+            self.log.reconnects += self.client.reconnects - before
+            with suppress(Exception):
+                await self.client.close()
+
+    @abstractmethod
+    async def _live(self) -> None: ...
+
+    async def _ask(self, observation: Observation, **extra: Any) -> Reply | None:
+        """The answer, or None where there was none that may be executed; an error is counted and not raised."""
+        sent = self.log.now()
+        try:
+            reply = await self.client.act(observation, **extra)
+        except WrongRobotError:
+            self.log.wrong_robot.append(self.log.now())
+        except ConnectionError:
+            raise
+        except RefusedError as error:
+            self.log.failed("refused", str(error))
+        except TimeoutError as error:
+            self.log.failed("timeout", str(error))
+        except Exception as error:  # noqa: BLE001  (the border of one request)
+            self.log.failed(type(error).__name__, str(error))
+        else:
+            self.log.answers.append(Answer.of(self.name, sent, self.log.now() - sent, reply))
+            if self.check is None or self.check(observation, reply):
+                return reply
+            self.log.wrong_robot.append(self.log.now())
+            return None
+        await asyncio.sleep(ERROR_PAUSE_S)
+        return None
+
+    async def _until(self, at_s: float) -> None:
+        """Sleep, and note how much too late the driver was."""
+        await asyncio.sleep(max(0.0, at_s - self.log.now()))
+        self.log.lateness.append((at_s, max(0.0, self.log.now() - at_s)))
+
+
+@dataclass(kw_only=True)
+class StubRobot(Robot):
+    """A robot that shows recorded observations, one per request: load without physics.
+
+    Attributes:
+        seen: what it shows, in order; it leaves when there is no more.
+        period_s: time between two requests, in which a chunk must be there; None asks again as soon as the answer is there.
+        execute_steps: actions that count as executed per chunk.
+    """
+
+    seen: Iterable[Seen]
+    period_s: float | None
+    execute_steps: int = 1
+
+    async def _live(self) -> None:
+        at_s = self.log.now()
+        for seen in self.seen:
+            if self.period_s is None:
+                self._count(await self._ask(seen.observation, **_beginning(begins=seen.begins)))
+                continue
+            await self._until(at_s)
+            at_s = await self._in_time(seen, at_s, self.period_s)
+
+    async def _in_time(self, seen: Seen, at_s: float, period_s: float) -> float:
+        """Ask at `at_s`, count what was met and missed, and return when to ask next."""
+        due, reply, cancelled = at_s + period_s, None, True
+        try:
+            reply = await self._ask(seen.observation, **_beginning(begins=seen.begins))
+            cancelled = False
+        finally:
+            now = self.log.now()
+            missed = math.floor((now - due) / period_s) + 1 if now > due else 0
+            # A wrong or refused answer is as good as none.
+            missed = max(missed, 0 if cancelled or reply is not None else 1)
+            self.log.missed += [due + i * period_s for i in range(missed)]
+        if not missed:
+            self.log.met.append(due)
+        self._count(reply)
+        return due + missed * period_s
+
+    def _count(self, reply: Reply | None) -> None:
+        if reply is not None:
+            self.log.executed(min(self.execute_steps, len(reply.actions)), fresh=not reply.held)
+
+
+@dataclass(kw_only=True)
+class BodyRobot(Robot):
+    """A simulated robot in real time. Each control step takes `period_s`; `execute_steps` of them are executed of each chunk.
+
+    A chunk is due when the control step of its observation ends. While it is missing the robot holds still step by step
+    (no motion, gripper as it was), and a late chunk goes on at the index that belongs to the present step.
+    """
+
+    body: Body
+    period_s: float
+    execute_steps: int
+    action_dim: int
+    _gripper: float = field(default=0.0, init=False)
+
+    async def _live(self) -> None:
+        at_s = self.log.now()
+        report: dict[str, Any] = {}
+        while True:
+            moved, begins, self._gripper = await self.body.begin(), True, 0.0
+            at_s = max(at_s, self.log.now())
+            while moved.success is None:
+                await self._until(at_s)
+                # A driver that fell behind by whole steps begins anew instead of hurrying after its clock.
+                at_s = max(at_s, self.log.now() - self.period_s)
+                steps, moved = await self._chunk(moved, at_s, _beginning(begins=begins) | report)
+                at_s, begins, report = at_s + steps * self.period_s, False, {}
+            self.log.trials.append(Trial(task=self.body.task, success=moved.success, at_s=self.log.now()))
+            report = {"success": moved.success}
+
+    async def _chunk(self, moved: Moved, at_s: float, extra: dict[str, Any]) -> tuple[int, Moved]:
+        """One request, and the control steps until the next one is wanted: how many, and what became of the robot."""
+        asked = asyncio.ensure_future(self._ask(moved.observation, **extra))
+        waited = 0
+        try:
+            while not asked.done() and moved.success is None:
+                due = at_s + (waited + 1) * self.period_s
+                await asyncio.wait({asked}, timeout=max(0.0, due - self.log.now()))
+                if not asked.done():
+                    self.log.missed.append(due)
+                    moved, waited = await self._hold(), waited + 1
+        finally:
+            asked.cancel()
+        reply = None if asked.cancelled() or moved.success is not None else await asked
+        fresh = self.execute_steps - waited if reply is not None else 0
+        if reply is None or fresh <= 0:
+            return (waited, moved) if waited else (1, await self._held_after_error(at_s))
+        if not waited:
+            self.log.met.append(at_s + self.period_s)
+        moved = await self.body.execute(reply.actions[waited : self.execute_steps])
+        self._gripper = float(reply.actions[min(self.execute_steps, len(reply.actions)) - 1, -1])
+        self.log.executed(moved.executed, fresh=not reply.held)
+        return waited + moved.executed, moved
+
+    async def _held_after_error(self, at_s: float) -> Moved:
+        self.log.missed.append(at_s + self.period_s)
+        return await self._hold()
+
+    async def _hold(self) -> Moved:
+        still = np.zeros((1, self.action_dim), np.float32)
+        still[0, -1] = self._gripper
+        moved = await self.body.execute(still)
+        self.log.executed(1, fresh=False)
+        return moved
+
+
+async def drive(robots: Sequence[Robot], seconds: float, tell: Callable[[float], None] = lambda _: None) -> None:
+    """Run all robots for so long; ends early when every one of them has left.
+
+    Args:
+        tell: told the seconds so far, now and then.
+
+    Raises:
+        ConnectionError: every robot has lost the server for good, or never found it.
+        RefusedError: the server refuses every robot.
+    """
+    began = asyncio.get_running_loop().time()
+    tasks = [asyncio.ensure_future(robot.run()) for robot in robots]
+    try:
+        while (elapsed := asyncio.get_running_loop().time() - began) < seconds:
+            tell(elapsed)
+            _, living = await asyncio.wait(tasks, timeout=min(0.5, seconds - elapsed), return_when=asyncio.ALL_COMPLETED)
+            if not living:
+                break
+    finally:
+        for task in tasks:
+            task.cancel()
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+    errors = [end for end in ends if isinstance(end, Exception)]
+    if errors and len(errors) == len(robots):
+        raise errors[0]
+    for robot, end in zip(robots, ends, strict=True):
+        if isinstance(end, Exception):
+            robot.log.failed(type(end).__name__, str(end))
+
+
+def _beginning(*, begins: bool) -> dict[str, Any]:
+    return {"reset": True} if begins else {}

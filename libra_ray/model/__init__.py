@@ -1,0 +1,1 @@
+"""The networks: planner, refiner and what joins them. Nothing here knows of data sets, simulators or Ray."""

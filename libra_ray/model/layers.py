@@ -1,0 +1,77 @@
+"""Building blocks that both systems share."""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Attention(nn.Module):
+    """Bidirectional multi-head self-attention."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_qkv = nn.Linear(width, 3 * width)
+        self.to_out = nn.Linear(width, width)
+
+    def forward(self, x: Float[Tensor, "B S d"], mask: Bool[Tensor, "B S"] | None = None) -> Float[Tensor, "B S d"]:
+        """Attend from every position to every position whose `mask` is True."""
+        batch, length, width = x.shape
+        q, k, v = self.to_qkv(x).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        bias = None if mask is None else mask[:, None, None, :]
+        y = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return self.to_out(y.transpose(1, 2).reshape(batch, length, width))
+
+
+class MLP(nn.Sequential):
+    """Two linear layers with a GELU between them."""
+
+    def __init__(self, width: int, ratio: int = 4) -> None:
+        super().__init__(nn.Linear(width, ratio * width), nn.GELU(approximate="tanh"), nn.Linear(ratio * width, width))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm_attention = nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.norm_mlp = nn.LayerNorm(width)
+        self.mlp = MLP(width)
+
+    def forward(self, x: Float[Tensor, "B S d"], mask: Bool[Tensor, "B S"] | None = None) -> Float[Tensor, "B S d"]:
+        """One step of the residual stream."""
+        x = x + self.attention(self.norm_attention(x), mask)
+        return x + self.mlp(self.norm_mlp(x))
+
+
+class ModulatedBlock(nn.Module):
+    """A transformer block steered by a condition vector: adaLN-Zero (Peebles & Xie, Diffusion Models with Transformers)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm_attention = nn.LayerNorm(width, elementwise_affine=False)
+        self.attention = Attention(width, heads)
+        self.norm_mlp = nn.LayerNorm(width, elementwise_affine=False)
+        self.mlp = MLP(width)
+        self.to_modulation = nn.Linear(width, 6 * width)
+        nn.init.zeros_(self.to_modulation.weight)
+        nn.init.zeros_(self.to_modulation.bias)
+
+    def forward(self, x: Float[Tensor, "B S d"], condition: Float[Tensor, "B d"]) -> Float[Tensor, "B S d"]:
+        """One step of the residual stream; an untrained block leaves `x` as it is."""
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.to_modulation(condition)[:, None].chunk(6, dim=-1)
+        x = x + gate_a * self.attention(self.norm_attention(x) * (1 + scale_a) + shift_a)
+        return x + gate_m * self.mlp(self.norm_mlp(x) * (1 + scale_m) + shift_m)
+
+
+def sinusoids(t: Float[Tensor, " B"], width: int, max_period: float = 1e4) -> Float[Tensor, "B width"]:
+    """Sinusoidal features of the noise level `t` in [0, 1]."""
+    half = width // 2
+    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, device=t.device, dtype=torch.float32) / half)
+    angles = 1000 * t.float()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1).to(t.dtype)

@@ -1,0 +1,103 @@
+"""The Semantic Planner (System 2): pictures and instruction to coarse action tokens in one parallel pass."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor, nn
+from torch.nn import functional
+
+from libra_ray.config import PlannerConfig
+from libra_ray.model.backbone import Backbone, Features, Text
+from libra_ray.model.layers import Block
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannerOutput:
+    """`logits` `(B, L, D, N)` over the bins of every step and dimension, and the backbone's features behind them."""
+
+    logits: Float[Tensor, "B L D N"]
+    features: Features
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """`hidden` `(B, L, width)`, the head's states at its L queries, and the backbone's features behind them."""
+
+    hidden: Float[Tensor, "B L width"]
+    features: Features
+
+
+class Planner(nn.Module):
+    """A vision-language backbone joined by L learned queries in a bidirectional head (method.md, Libra-VLA).
+
+    One parallel pass; no autoregression and no reuse of the text vocabulary.
+    """
+
+    def __init__(self, config: PlannerConfig, backbone: Backbone, *, plan_steps: int, dims: int, bins: int, state: int) -> None:
+        """With `bins=0` there are no classes: its hidden states are all it says (the monolithic baseline)."""
+        super().__init__()
+        self.backbone = cast("nn.Module", backbone)
+        self.plan_steps, self.dims, self.bins = plan_steps, dims, bins
+        self.frozen = config.freeze_backbone
+        if self.frozen:
+            self.backbone.requires_grad_(requires_grad=False)
+        width = config.width
+        self.from_backbone = nn.Linear(backbone.width, width)
+        self.from_state = nn.Linear(state, width) if config.see_state else None
+        self.queries = nn.Parameter(torch.randn(plan_steps, width) * 0.02)
+        self.blocks = nn.ModuleList(Block(width, config.heads) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(width)
+        self.to_logits = nn.Linear(width, dims * bins) if bins else None
+
+    def forward(self, images: UInt8[Tensor, "B T C height width"], state: Float[Tensor, "B S"], text: Text) -> PlannerOutput:
+        """Logits for the L steps that follow the pictures."""
+        assert self.to_logits is not None, "a planner without classes is only read"
+        reading = self.read(images, state, text)
+        logits = self.to_logits(reading.hidden).view(len(images), self.plan_steps, self.dims, self.bins)
+        return PlannerOutput(logits=logits, features=reading.features)
+
+    def read(self, images: UInt8[Tensor, "B T C height width"], state: Float[Tensor, "B S"], text: Text) -> Reading:
+        """The hidden states behind the logits, one per step."""
+        features = self.look(images, text)
+        context, mask = self.from_backbone(features.tokens), features.mask
+        parts = [context] if self.from_state is None else [context, self.from_state(state)[:, None]]
+        x = torch.cat([*parts, self.queries.expand(len(context), -1, -1)], dim=1)
+        everywhere = bool(mask.all())
+        allowed = None if everywhere else functional.pad(mask, (0, x.shape[1] - mask.shape[1]), value=True)
+        for block in self.blocks:
+            x = block(x, allowed)
+        return Reading(hidden=self.norm(x[:, -self.plan_steps :]), features=features)
+
+    def look(self, images: UInt8[Tensor, "B T C height width"], text: Text) -> Features:
+        """The backbone's features alone."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return cast("Features", self.backbone(images, text))
+
+    def tokenise(self, instructions: list[str]) -> Text:
+        """Instructions as the backbone's token ids."""
+        return cast("Backbone", self.backbone).tokenise(instructions)
+
+    def save_processor(self, folder: Path) -> None:
+        """Write the backbone's tokeniser and architecture under `folder`."""
+        cast("Backbone", self.backbone).save_processor(folder)
+
+
+def plan_loss(logits: Float[Tensor, "B L D N"], tokens: Int[Tensor, "B L D"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, ""]:
+    """Cross-entropy per step and dimension, in nats; padded steps are masked."""
+    losses = functional.cross_entropy(logits.float().flatten(0, 2), tokens.flatten(), reduction="none").view(tokens.shape)
+    return masked_mean(losses.mean(dim=-1), mask)
+
+
+def plan_accuracy(
+    logits: Float[Tensor, "B L D N"], tokens: Int[Tensor, "B L D"], mask: Bool[Tensor, "B L"]
+) -> Float[Tensor, ""]:
+    """Share of the unmasked tokens that the most likely class hits."""
+    return masked_mean((logits.argmax(-1) == tokens).float().mean(dim=-1), mask)
+
+
+def masked_mean(values: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> Float[Tensor, ""]:
+    """The mean over unmasked entries; 0 where all are masked."""
+    return (values * mask).sum() / mask.sum().clamp(min=1)

@@ -1,0 +1,107 @@
+"""The Action Refiner (System 1): a diffusion transformer with its own eyes that turns coarse tokens into continuous actions."""
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+
+from libra_ray.config import RefinerConfig
+from libra_ray.model.layers import ModulatedBlock, sinusoids
+from libra_ray.model.vision import VISION_TOKENS, PretrainedEncoder, make_encoder
+
+CODE_WIDTH = 16
+
+
+class Refiner(nn.Module):
+    """Denoises an action chunk under what the robot sees now and the coarse intent (method.md, Libra-VLA).
+
+    The intent enters through a learned codebook, one code per dimension and bin, concatenated to the noisy action of the same
+    step, as in RoboDual (the paper is silent); pictures, proprioception and noise level steer every layer by adaLN-Zero.
+    There is no language: the coarse tokens are the only task channel, unless `see_language` opens another for ablation. In the
+    monolithic baseline (`condition=features`) the planner's hidden states, projected to the codes' width, stand in their place.
+    """
+
+    def __init__(
+        self,
+        config: RefinerConfig,
+        *,
+        image_size: int,
+        pictures: int,
+        horizon: int,
+        dims: int,
+        bins: int,
+        state: int,
+        seen: int,
+        read: int,
+        folder: Path | None = None,
+    ) -> None:
+        """Build for `pictures` pictures.
+
+        `seen` and `read` are the widths of the planner's features and hidden states, for the ablations that share them;
+        `folder` is a checkpoint to take a pretrained encoder's architecture from instead of its source.
+        """
+        super().__init__()
+        width = config.width
+        own = config.vision == "own"
+        self.eyes = make_encoder(config.encoder, image_size, width, folder) if own else nn.Linear(seen, width)
+        by_tokens = config.condition == "tokens"
+        self.codebook = nn.Embedding(dims * (bins + 1), CODE_WIDTH) if by_tokens else None
+        self.from_features = None if by_tokens else nn.Linear(read, dims * CODE_WIDTH)
+        self.code_offset: Tensor
+        self.register_buffer("code_offset", torch.arange(dims) * (bins + 1), persistent=False)
+        self.from_action = nn.Linear(dims + dims * CODE_WIDTH, width)
+        self.position = nn.Parameter(torch.randn(horizon, width) * 0.02)
+        self.from_state = nn.Linear(state, width)
+        self.from_pictures = nn.Linear(VISION_TOKENS * pictures * width, width)
+        self.from_language = nn.Linear(seen, width) if config.see_language else None
+        self.from_level = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.mix = nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        self.blocks = nn.ModuleList(ModulatedBlock(width, config.heads) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(width)
+        self.to_action = nn.Linear(width, dims)
+        self.width = width
+
+    def look(
+        self,
+        images: UInt8[Tensor, "B T C height width"],
+        state: Float[Tensor, "B S"],
+        shared: Float[Tensor, "B K seen"] | None = None,
+        language: Float[Tensor, "B seen"] | None = None,
+    ) -> Float[Tensor, "B width"]:
+        """Everything that does not depend on the noise level, computed once for all denoising steps."""
+        tokens = self.eyes(images) if shared is None else self.eyes(shared)
+        context = self.from_pictures(tokens.flatten(1)) + self.from_state(state)
+        if self.from_language is not None:
+            assert language is not None
+            context = context + self.from_language(language)
+        return context
+
+    def forward(
+        self,
+        noisy: Float[Tensor, "B H D"],
+        level: Float[Tensor, " B"],
+        intent: Int[Tensor, "B H D"] | Float[Tensor, "B H read"],
+        context: Float[Tensor, "B width"],
+    ) -> Float[Tensor, "B H D"]:
+        """The objective's prediction for a noisy chunk at noise level `level` in [0, 1].
+
+        `intent` is one coarse token per step and dimension, or, in the monolithic baseline, one hidden state per step.
+        """
+        codes = self._codes(intent)
+        x = self.from_action(torch.cat([noisy, codes], dim=-1)) + self.position
+        condition = self.mix(context + self.from_level(sinusoids(level, self.width)))
+        for block in self.blocks:
+            x = block(x, condition)
+        return self.to_action(self.norm(x))
+
+    def _codes(self, intent: Tensor) -> Tensor:
+        if self.codebook is not None:
+            return self.codebook(intent + self.code_offset).flatten(2)
+        assert self.from_features is not None
+        return self.from_features(intent)
+
+    def save_processor(self, folder: Path) -> None:
+        """Write a pretrained encoder's architecture and image processor under `folder`."""
+        if isinstance(self.eyes, PretrainedEncoder):
+            self.eyes.save_processor(folder)

@@ -1,0 +1,108 @@
+"""Closed-loop evaluation: a fleet of simulated robots, one policy batched across them, in lockstep time."""
+
+import os
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+
+from libra_ray.config import Config
+from libra_ray.on_ray.evaluation_log import LOG_NAME, Job, Notes, read_evaluation
+from libra_ray.on_ray.fleet import Fleet, died
+from libra_ray.on_ray.lockstep import Lockstep
+from libra_ray.on_ray.session import available_cpus
+from libra_ray.policy import load_policy
+from libra_ray.progress import Progress
+from libra_ray.run_folder import Clock, RunFolder, repair_jsonl
+from libra_ray.types import Policy
+
+SCRIPTED = ("expert", "zero_action")
+
+type Load = Callable[[RunFolder, str], tuple[Policy, Config]]
+"""A run and a controller's name to the policy behind it, and the configuration that was trained under."""
+
+
+def load_trained(folder: RunFolder, controller: str) -> tuple[Policy, Config]:
+    """The run's checkpoint as `policy` or as `coarse_only`."""
+    policy = load_policy(folder.checkpoint, device_of(folder.config), coarse_only=controller == "coarse_only")
+    return policy, policy.source.config
+
+
+def evaluate(folder: RunFolder, clock: Clock, load: Load = load_trained, fleet: Fleet | None = None) -> None:
+    """Run every episode that has no row yet in the run's evaluation log.
+
+    Args:
+        load: where policies come from; a benchmark brings its own.
+        fleet: simulators that are there already, and stay; who brings them has also set the threads of inference.
+
+    Raises:
+        ValueError: the checkpoint cannot be read, or does not fit the run.
+    """
+    config = folder.config
+    repair_jsonl(folder.path(LOG_NAME))
+    done = {Job(controller=r.controller, task=r.task, seed=r.seed) for r in read_evaluation(folder).results}
+    jobs = all_jobs(config)
+    todo = [job for job in jobs if job not in done]
+    if not todo:
+        return
+    with (
+        Progress("evaluate", total=len(jobs), unit="episodes") as bar,
+        nullcontext(fleet) if fleet else Fleet(config.sim, config.ray.simulator_actors) as robots,
+    ):
+        bar.to(len(done))
+        notes = Notes(folder, clock, bar)
+        _play_scripted(robots, [job for job in todo if job.controller in SCRIPTED], notes)
+        for controller in ("policy", "coarse_only"):
+            queue = [job for job in todo if job.controller == controller]
+            if queue:
+                policy, trained = load(folder, controller)
+                check_fits(config, trained)
+                if fleet is None:
+                    torch.set_num_threads(1 if config.ray.use_gpu else min(available_cpus(), os.cpu_count() or 1))
+                Lockstep(config, trained, robots, policy, notes).play(queue)
+
+
+def all_jobs(config: Config) -> list[Job]:
+    """Every controller's episodes; all controllers meet the same seeds."""
+    seeds = range(config.evaluate.seed, config.evaluate.seed + config.evaluate.episodes_per_task)
+    controllers = dict.fromkeys(config.evaluate.controllers)
+    return [Job(controller=c, task=t, seed=s) for c in controllers for s in seeds for t in config.sim.tasks]
+
+
+def check_fits(config: Config, trained: Config) -> None:
+    """Refuse a checkpoint that does not fit the run.
+
+    It may be trained on other pictures than the fleet will make, for shorter chunks than it executes, or without the coarse
+    tokens that a controller wants to execute.
+
+    Raises:
+        ValueError: names both values, or the controllers that are left.
+    """
+    for name in ("family", "image_size", "supersample", "wrist_camera"):
+        ours, theirs = getattr(config.sim, name), getattr(trained.sim, name)
+        if ours != theirs:
+            value = str(theirs).lower() if isinstance(theirs, bool) else theirs
+            raise ValueError(f"sim.{name}={ours}, but the checkpoint was trained with {theirs}; give --sim.{name} {value}")
+    if config.control.execute_steps > trained.action.horizon:
+        raise ValueError(
+            f"control.execute_steps={config.control.execute_steps} exceeds the checkpoint's horizon of {trained.action.horizon}"
+        )
+    if trained.refiner.condition == "features" and "coarse_only" in config.evaluate.controllers:
+        others = ",".join(name for name in config.evaluate.controllers if name != "coarse_only")
+        raise ValueError(
+            "evaluate.controllers names coarse_only, but a policy with refiner.condition=features has no coarse tokens; "
+            f"give --evaluate.controllers {others or 'policy'}"
+        )
+
+
+def device_of(config: Config) -> str:
+    """Where this process computes: on a GPU where that is asked for and there is one."""
+    return "cuda" if config.ray.use_gpu and torch.cuda.is_available() else "cpu"
+
+
+def _play_scripted(fleet: Fleet, jobs: list[Job], notes: Notes) -> None:
+    """Expert and floor: whole episodes in the actors, without pictures."""
+    queue = iter(jobs)
+    played = fleet.work(lambda: next(queue, None), lambda actor, job: actor.play.remote(job.task, job.seed, job.controller))
+    for job, episode in played:
+        notes.episode(job, episode or died(job.task, job.seed))

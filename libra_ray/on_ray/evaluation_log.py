@@ -1,0 +1,113 @@
+"""What an evaluation has done so far, on disk: a row per episode and per batch of latencies, and a few rollouts to look at."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from libra_ray.control import Latencies
+from libra_ray.progress import Progress
+from libra_ray.results import Evaluation, Rollout
+from libra_ray.run_folder import Clock, RunFolder, append_jsonl, read_jsonl
+from libra_ray.types import Episode, EpisodeResult, Json
+
+LOG_NAME = "evaluation.jsonl"
+ROLLOUTS_FOLDER = "rollouts"
+ROLLOUT_FPS = 8.0
+"""Pictures are taken at chunk boundaries; shown at a fraction of real time they can be followed."""
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Job:
+    """One episode to evaluate."""
+
+    controller: str
+    task: str
+    seed: int
+
+
+@dataclass
+class Notes:
+    """Where results go: the log on disk, the progress bar, the clock."""
+
+    folder: RunFolder
+    clock: Clock
+    bar: Progress
+
+    def episode(self, job: Job, episode: Episode, frames: Sequence[NDArray[np.uint8]] = ()) -> None:
+        """Note a finished episode; only its row, written last and at once, makes it one that is not run again."""
+        if job.controller == "policy" and frames:
+            self._rollout(job, episode.success, frames)
+        result = EpisodeResult(
+            task=job.task,
+            instruction=episode.instruction,
+            controller=job.controller,
+            seed=job.seed,
+            success=episode.success,
+            steps=len(episode.steps),
+            error=episode.error,
+            held_actions=sum(s.action.held for s in episode.steps),
+            intent_age_steps=[s.action.intent_age_steps for s in episode.steps if s.action.intent_age_steps is not None],
+            position_error_mm=episode.position_error_mm,
+        )
+        append_jsonl(self.folder.path(LOG_NAME), [{"episode": asdict(result)}])
+        self.bar.to(self.bar.count + 1)
+        self.clock.tick()
+
+    def latencies(self, controller: str, latencies: Latencies) -> None:
+        """Note the wall time of batched calls."""
+        row: Json = {"controller": controller, "latencies": asdict(latencies)}
+        append_jsonl(self.folder.path(LOG_NAME), [row])
+
+    def _rollout(self, job: Job, success: bool, frames: Sequence[NDArray[np.uint8]]) -> None:
+        """Keep what the policy saw, a few per task and outcome; the name sorts failures first."""
+        folder = self.folder.path(ROLLOUTS_FOLDER) / job.task
+        folder.mkdir(parents=True, exist_ok=True)
+        outcome = "b-success" if success else "a-failure"
+        if len(list(folder.glob(f"{outcome}-*.npz"))) < self.folder.config.evaluate.videos_per_task:
+            partial = folder / f".{job.seed}.partial"
+            with partial.open("wb") as file:
+                np.savez_compressed(file, allow_pickle=False, frames=np.stack(frames), fps=ROLLOUT_FPS)
+            partial.replace(folder / f"{outcome}-{job.seed}.npz")
+
+
+def read_evaluation(folder: RunFolder) -> Evaluation:
+    """Everything evaluated so far."""
+    rows = read_jsonl(folder.path(LOG_NAME))
+    results = [EpisodeResult(**row["episode"]) for row in rows if "episode" in row]
+    spoken_of = "policy" if "policy" in folder.config.evaluate.controllers else "coarse_only"
+    calls = [row["latencies"] for row in rows if row.get("controller") == spoken_of and "latencies" in row]
+
+    def gathered(name: str) -> list[float]:
+        return [value for call in calls for value in call[name]]
+
+    return Evaluation(
+        results=results,
+        planner_latency_ms=gathered("planner_ms"),
+        refiner_latency_ms=gathered("refiner_ms"),
+        planner_batch_sizes=[int(size) for size in gathered("planner_batch")],
+        refiner_batch_sizes=[int(size) for size in gathered("refiner_batch")],
+        env_steps=sum(result.steps for result in results),
+        wall_s=folder.wall_s("evaluate"),
+    )
+
+
+def read_rollouts(folder: RunFolder) -> list[Rollout]:
+    """The kept rollouts of the policy: at most `evaluate.videos_per_task` per task, failures first."""
+    chosen: list[Rollout] = []
+    for task in folder.config.sim.tasks:
+        paths = sorted((folder.path(ROLLOUTS_FOLDER) / task).glob("[ab]-*.npz"), key=lambda path: path.name)
+        for path in paths[: folder.config.evaluate.videos_per_task]:
+            with np.load(path, allow_pickle=False) as file:
+                chosen.append(
+                    Rollout(
+                        task=task,
+                        controller="policy",
+                        seed=int(path.stem.split("-")[-1]),
+                        success=path.name.startswith("b-success"),
+                        frames=list(file["frames"]),
+                        fps=float(file["fps"]),
+                    )
+                )
+    return chosen

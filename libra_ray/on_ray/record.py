@@ -1,0 +1,145 @@
+"""Recording demonstrations: a fleet of experts fills the spool, one writer turns it into a data set."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import ray
+from ray.actor import ActorProxy
+
+from libra_ray.config import RecordConfig
+from libra_ray.data.dataset import load_lerobot, write_dataset
+from libra_ray.data.spool import load_episode
+from libra_ray.on_ray.fleet import DIED, Fleet
+from libra_ray.on_ray.simulators import Attempt, Simulators
+from libra_ray.progress import Progress
+from libra_ray.run_folder import Clock, RunFolder, write_text
+from libra_ray.sim import control_hz
+from libra_ray.types import Episode
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One attempt."""
+
+    task: str
+    seed: int
+
+
+@dataclass
+class TaskTally:
+    """The attempts at one task: which seeds succeeded, which failed, which are under way.
+
+    Seeds are tried in order and a failed one is replaced by the next, so the recorded set does not depend on timing, on the
+    number of actors or on interruptions.
+    """
+
+    task: str
+    spool: Path
+    record: RecordConfig
+    succeeded: set[int] = field(default_factory=set)
+    failed: set[int] = field(default_factory=set)
+    under_way: set[int] = field(default_factory=set)
+    error: str | None = None
+
+    def __post_init__(self) -> None:
+        """Read what an earlier start left."""
+        folder = self.spool / self.task
+        folder.mkdir(parents=True, exist_ok=True)
+        self.succeeded = {int(path.stem) for path in folder.glob("[0-9]*.npz")}
+        self.failed = {int(path.stem) for path in folder.glob("[0-9]*.json")}
+
+    @property
+    def complete(self) -> bool:
+        """Whether enough episodes succeeded."""
+        return len(self.succeeded) >= self.record.episodes_per_task
+
+    def path(self, seed: int) -> Path:
+        """The spool file of a seed."""
+        return self.spool / self.task / f"{seed}.npz"
+
+    def next_seed(self) -> int | None:
+        """The next seed to try; None while enough are done or under way.
+
+        Raises:
+            RuntimeError: too many attempts failed.
+        """
+        if len(self.succeeded) + len(self.under_way) >= self.record.episodes_per_task:
+            return None
+        if len(self.failed) >= self.record.episodes_per_task * (self.record.max_attempts - 1) + self.record.max_attempts:
+            raise RuntimeError(
+                f"the expert failed {len(self.failed)} of {len(self.failed) + len(self.succeeded)} attempts at {self.task}"
+                f"{f' (the last error: {self.error})' if self.error else ''}; "
+                "lower record.noise_std or raise record.max_attempts, and start over with --fresh"
+            )
+        tried = self.succeeded | self.failed | self.under_way
+        return next(s for s in range(self.record.seed, self.record.seed + len(tried) + 1) if s not in tried)
+
+    def note(self, done: Attempt) -> None:
+        """Count a finished attempt; a failure leaves a mark, so that it is not tried again."""
+        self.under_way.discard(done.seed)
+        if done.success:
+            self.succeeded.add(done.seed)
+        else:
+            self.failed.add(done.seed)
+            self.error = done.error or self.error
+            mark = {"task": done.task, "seed": done.seed, "steps": done.steps, "error": done.error}
+            write_text(self.path(done.seed).with_suffix(".json"), json.dumps(mark))
+
+
+def record(folder: RunFolder, clock: Clock) -> None:
+    """Record the run's demonstrations into its data set; what an earlier start recorded is kept.
+
+    Raises:
+        RuntimeError: too many attempts at a task failed.
+    """
+    if not folder.path("dataset").exists():
+        tallies = [TaskTally(task, folder.path("spool"), folder.config.record) for task in folder.config.sim.tasks]
+        lerobot = load_lerobot()
+        _fill_spool(folder, tallies, clock)
+        lerobot.join()
+        _write(folder, tallies, clock)
+    shutil.rmtree(folder.path("spool"), ignore_errors=True)
+
+
+def _fill_spool(folder: RunFolder, tallies: list[TaskTally], clock: Clock) -> None:
+    config, by_task = folder.config, {tally.task: tally for tally in tallies}
+
+    def submit(actor: ActorProxy[Simulators], job: Job) -> ray.ObjectRef[Attempt]:
+        return actor.demonstrate.remote(job.task, job.seed, config.record, by_task[job.task].path(job.seed))
+
+    with Progress("record", total=config.record.episodes_per_task * len(tallies), unit="episodes") as bar:
+        bar.to(sum(len(t.succeeded) for t in tallies))
+        if all(t.complete for t in tallies):
+            return
+        with Fleet(config.sim, config.ray.simulator_actors) as fleet:
+            for job, done in fleet.work(lambda: _next_job(tallies), submit):
+                lost = Attempt(task=job.task, seed=job.seed, success=False, steps=0, error=DIED)
+                by_task[job.task].note(done or lost)
+                bar.to(sum(len(t.succeeded) for t in tallies))
+                clock.tick()
+
+
+def _next_job(tallies: list[TaskTally]) -> Job | None:
+    """The next seed to try, task by task; None while none is wanted (until an attempt comes back as a failure)."""
+    for tally in tallies:
+        if (seed := tally.next_seed()) is not None:
+            tally.under_way.add(seed)
+            return Job(task=tally.task, seed=seed)
+    return None
+
+
+def _write(folder: RunFolder, tallies: list[TaskTally], clock: Clock) -> None:
+    config, wanted = folder.config, folder.config.record.episodes_per_task
+
+    def episodes() -> Iterator[Episode]:
+        with Progress("write data set", total=wanted * len(tallies), unit="episodes") as bar:
+            for tally in tallies:
+                for seed in sorted(tally.succeeded)[:wanted]:
+                    yield load_episode(tally.path(seed))
+                    bar.to(bar.count + 1)
+                    clock.tick()
+
+    write_dataset(episodes(), folder.path("dataset"), fps=control_hz(config.sim), video_codec=config.record.video_codec)

@@ -1,0 +1,1 @@
+"""Serving a fleet of robots: planner, refiner and gateway as Ray Serve deployments."""

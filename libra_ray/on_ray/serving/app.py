@@ -1,0 +1,174 @@
+"""The application: Planner, Refiner and Gateway, each with its own replicas, resources and autoscaling."""
+
+import asyncio
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from ray import serve
+from ray.serve import Application, Deployment
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+from ray.serve.handle import DeploymentHandle
+
+from libra_ray.on_ray.serving.gateway import GatewayCore
+from libra_ray.on_ray.serving.port import OwnPort
+from libra_ray.on_ray.serving.settings import Replicas, Settings
+from libra_ray.on_ray.serving.web import Web
+from libra_ray.on_ray.serving.weights import located
+from libra_ray.types import Json
+
+APP_NAME = "default"
+"""What `serve run` calls an application that was given no name."""
+LEAVE_S = 3.0
+METRICS_S = 2.0
+CALLS_AT_ONCE = 4
+"""Batches that a replica takes in: one computes, the others wait or answer `describe`."""
+
+
+class GatewayBase:
+    """The gateway's sockets around its core; `Gateway` is the same as Serve's ingress.
+
+    Args:
+        settings: the application's.
+        planner: handle of the planner's deployment.
+        refiner: handle of the refiner's deployment.
+    """
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, settings: Settings, planner: DeploymentHandle[Any], refiner: DeploymentHandle[Any]
+    ) -> None:
+        self._core = GatewayCore(settings, planner, refiner)
+        self._web = Web(self._core)
+        self._core.space_changed_hooks.append(self._web.send_away)
+        self._port: OwnPort | None = None
+        if settings.port:
+            self._port = OwnPort(
+                self._web, host=settings.host, port=settings.port, max_message_bytes=settings.max_message_bytes
+            )
+            self._port.open()
+        self._beat = asyncio.get_running_loop().create_task(self._core.beat())
+
+    def __serve_build_asgi_app__(self) -> Web:
+        """For Serve's proxy."""
+        return self._web
+
+    async def reconfigure(self, user_config: Mapping[str, str]) -> None:
+        """Follow the systems to other weights."""
+        self._core.following.follow(user_config)
+
+    async def act(self, request: Json, robot: str = "handle") -> Json:
+        """The answer to one request, for simulators inside the cluster: the maps of `libra_ray.wire`, without a socket.
+
+        Raises:
+            ValueError: the request is wrong; the text says what would have been valid.
+        """
+        return await self._core.answer(request, robot)
+
+    def settings(self) -> Settings:
+        """What the application was asked to be."""
+        return self._core.settings
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """For `scaling.by_connections`."""
+        return {"connections": float(self._core.connections)}
+
+    async def __del__(self) -> None:
+        """Drain: take no more robots, send those that are here to another gateway, each after its answer under way."""
+        if not hasattr(self, "_beat"):
+            return
+        self._core.draining = True
+        self._beat.cancel()
+        if self._port is not None:
+            self._port.refuse_new()
+        self._web.send_away()
+        await self._web.gone(LEAVE_S)
+        if self._port is not None:
+            await self._port.close()
+
+
+Gateway = serve.ingress()(GatewayBase)
+"""Serve's ingress."""
+
+
+def build(settings: Settings, planner: type | None = None, refiner: type | None = None) -> Application:
+    """The application of these settings.
+
+    Args:
+        planner: another class than `Planner`, for tests; `refiner` likewise.
+    """
+    from libra_ray.on_ray.serving.systems import Planner, Refiner
+
+    parts = {
+        "Planner": (planner or Planner, settings.planner, "by_intent_age"),
+        "Refiner": (refiner or Refiner, settings.refiner, "by_deadline_misses"),
+    }
+    systems = [
+        _deployment(settings, cls, name, of, policy, max_ongoing_requests=CALLS_AT_ONCE).bind(settings)
+        for name, (cls, of, policy) in parts.items()
+    ]
+    # A WebSocket through Serve's proxy holds one slot for its whole life.
+    slots = settings.max_connections + 100
+    gateway = _deployment(settings, Gateway, "Gateway", settings.gateway, "by_connections", max_ongoing_requests=slots)
+    return gateway.bind(settings, *systems)
+
+
+def _deployment(settings: Settings, cls: Any, name: str, of: Replicas, policy: str, **options: Any) -> Deployment:
+    numbers: dict[str, Any] = {"num_replicas": of.replicas}
+    if of.max_replicas > of.replicas:
+        numbers = {
+            "autoscaling_config": AutoscalingConfig(
+                min_replicas=of.replicas,
+                max_replicas=of.max_replicas,
+                upscale_delay_s=settings.scale_up_delay_s,
+                downscale_delay_s=settings.scale_down_delay_s,
+                metrics_interval_s=METRICS_S,
+                look_back_period_s=3 * METRICS_S,
+                policy=AutoscalingPolicy(policy_function=f"libra_ray.on_ray.serving.scaling:{policy}"),
+            )
+        }
+    made: Deployment = serve.deployment(
+        cls,
+        name=name,
+        ray_actor_options=_actor_options(of),
+        user_config=settings.user_config(),
+        health_check_period_s=2,
+        health_check_timeout_s=10,
+        graceful_shutdown_wait_loop_s=0.2,
+        graceful_shutdown_timeout_s=2 * LEAVE_S,
+        # A line per call would cost more than the call.
+        logging_config={"enable_access_log": False, "log_level": "WARNING"},
+        **numbers,
+        **options,
+    )
+    # Serve restarts replicas of another version, and by default every deployment is one. Only the weights may change in place.
+    made._version = _version(settings)  # noqa: SLF001
+    return made
+
+
+def _actor_options(of: Replicas) -> dict[str, Any]:
+    options: dict[str, Any] = {"num_cpus": of.num_cpus, "num_gpus": of.num_gpus}
+    if of.max_replicas > of.replicas:
+        # Serve's own interval is ten seconds, in which a fleet can grow from nothing.
+        options["runtime_env"] = {"env_vars": {"RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": str(METRICS_S)}}
+    return options
+
+
+def _version(settings: Settings) -> str:
+    fixed = settings.model_copy(update={"checkpoint": "", "revision": ""})
+    return hashlib.sha256(fixed.model_dump_json().encode()).hexdigest()[:16]
+
+
+def update_weights(checkpoint: str, revision: str = "", app_name: str = APP_NAME) -> None:
+    """Have a running application use another checkpoint, without dropping a robot; returns when it does.
+
+    Args:
+        checkpoint: a folder that all machines see, or a `models:/` address.
+        revision: another text than before loads the same address again.
+
+    Raises:
+        ValueError: there is no such checkpoint.
+        RuntimeError: the application does not run, or cannot load the checkpoint.
+    """
+    settings: Settings = serve.get_app_handle(app_name).settings.remote().result()
+    changed = settings.model_copy(update={"checkpoint": located(checkpoint), "revision": revision})
+    serve.run(build(changed), name=app_name, route_prefix="/")

@@ -1,0 +1,239 @@
+"use strict";
+
+const PERIOD_MS = 1000;
+const PATIENCE_MS = 4000;
+const HISTORY_S = 180;
+const NONE = "–";
+
+const find = id => document.getElementById(id);
+
+// Everything from outside is set as text, never as markup.
+function make(tag, parent, className = "", text = "") {
+  const element = document.createElement(tag);
+  if (className) element.className = className;
+  element.textContent = text;
+  parent.append(element);
+  return element;
+}
+
+function makeSvg(tag, parent, attributes = {}) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  parent.append(element);
+  return element;
+}
+
+function number(value, unit = "") {
+  if (value === null || value === undefined) return NONE;
+  const size = Math.abs(value);
+  const digits = Number.isInteger(value) || size >= 100 ? 0 : size >= 10 ? 1 : 2;
+  return value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits }) + unit;
+}
+
+const tails = marks => marks.count ? `p95 ${number(marks.p95)}, p99 ${number(marks.p99)}` : "";
+
+const percent = share => share === null ? NONE : number(100 * share, " %");
+
+function plural(count, word) {
+  return `${number(count)} ${word}${count === 1 ? "" : "s"}`;
+}
+
+function duration(seconds) {
+  if (seconds < 90) return `${Math.round(seconds)} s`;
+  return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${number(seconds / 3600)} h`;
+}
+
+// --- key figures
+
+const HEADLINES = {
+  robots: ["robots", f => [number(f.robots_connected), plural(f.gateways, "gateway")]],
+  success: ["success", f => [percent(f.episodes.success_rate), f.episodes.judged ? `${number(f.episodes.successes)} of ${plural(f.episodes.judged, "episode")}` : "no episode yet"]],
+  requests: ["requests per second", f => [number(f.requests_per_s), f.batch_size.count ? `${plural(f.batch_size.p50, "robot")} a batch` : ""]],
+  latency: ["latency", f => [number(f.latency_ms.p50, " ms"), tails(f.latency_ms)]],
+  age: ["age of the intent", f => [number(f.intent_age_steps.p50, f.intent_age_steps.p50 === 1 ? " step" : " steps"), tails(f.intent_age_steps)]],
+  missed: ["deadline misses", f => [percent(f.missed.share), `${number(f.missed.count)} in ${f.window_s} s`, f.missed.share >= 0.01]],
+  held: ["held actions", f => [percent(f.held.share), `${number(f.held.count)} in ${f.window_s} s`, f.held.share >= 0.01]],
+};
+
+function buildHeadlines() {
+  for (const [id, [label]] of Object.entries(HEADLINES)) {
+    const card = make("div", find("headlines"), "card");
+    card.id = `figure-${id}`;
+    make("div", card, "label", label);
+    make("div", card, "value", NONE);
+    make("div", card, "note");
+  }
+}
+
+function showHeadlines(fleet) {
+  for (const [id, [, read]] of Object.entries(HEADLINES)) {
+    const [value, note, alarm] = read(fleet);
+    const card = find(`figure-${id}`);
+    card.classList.toggle("alarm", Boolean(alarm));
+    card.children[1].textContent = value;
+    card.children[2].textContent = note;
+  }
+}
+
+// --- curves
+
+const CURVES = {
+  latency: ["Latency", " ms", { latency_p50_ms: ["p50", "main"], latency_p99_ms: ["p99", "tail"] }],
+  age: ["Age of the intent", "", { intent_age_p50: ["p50", "main"], intent_age_p99: ["p99", "tail"] }],
+  requests: ["Requests per second", "", { requests_per_s: ["now", "main"] }],
+  calls: ["Calls, p50", " ms", { planner_p50_ms: ["planner", "planner"], refiner_p50_ms: ["refiner", "refiner"] }],
+};
+
+function buildCurves() {
+  for (const [id, [title, , lines]] of Object.entries(CURVES)) {
+    const card = make("figure", find("curves"), "card");
+    card.id = `curve-${id}`;
+    make("h2", card, "", title);
+    const legend = make("div", card, "legend");
+    const plot = make("div", card, "plot");
+    const svg = makeSvg("svg", plot, { viewBox: "0 0 100 100", preserveAspectRatio: "none", role: "img" });
+    make("span", plot);
+    for (const [label, kind] of Object.values(lines)) {
+      make("b", make("span", legend, kind, `${label} `));
+      makeSvg("path", svg, { class: kind });
+    }
+  }
+}
+
+function ceiling(value) {
+  const power = 10 ** Math.floor(Math.log10(value));
+  return power * [1, 1.5, 2, 3, 4, 5, 7.5, 10].find(step => step * power >= value * 0.999);
+}
+
+function pathOf(history, key, top) {
+  let path = "";
+  let pen = "M";
+  for (const point of history) {
+    const x = 100 * (1 - point.seconds_ago / HISTORY_S);
+    if (point[key] === null || x < 0) { pen = "M"; continue; }
+    path += `${pen}${x.toFixed(2)} ${(100 - 100 * point[key] / top).toFixed(2)}`;
+    pen = "L";
+  }
+  return path;
+}
+
+function showCurves(fleet) {
+  const last = fleet.history.at(-1) ?? {};
+  for (const [id, [title, unit, lines]] of Object.entries(CURVES)) {
+    const card = find(`curve-${id}`);
+    const keys = Object.keys(lines);
+    const values = fleet.history.flatMap(point => keys.map(key => point[key] ?? 0));
+    const highest = Math.max(0, ...values);
+    const top = highest > 0 ? ceiling(highest) : 1;
+    card.querySelector(".plot span").textContent = highest > 0 ? number(top, unit) : "";
+    const words = keys.map((key, index) => {
+      card.querySelectorAll("b")[index].textContent = number(last[key], unit);
+      card.querySelectorAll("path")[index].setAttribute("d", pathOf(fleet.history, key, top));
+      return `${lines[key][0]} ${number(last[key], unit)}`;
+    });
+    card.querySelector("svg").setAttribute("aria-label", `${title}, last three minutes; at present ${words.join(", ")}`);
+  }
+}
+
+// --- calls and refusals
+
+function showCalls(fleet) {
+  find("window").textContent = `last ${fleet.window_s} s`;
+  for (const system of ["planner", "refiner"]) {
+    const { latency_ms: latency, batch_size: batch, queue } = fleet[system];
+    const texts = [latency.p50, latency.p95, latency.p99].map(ms => number(ms));
+    texts.push(number(batch.mean), queue ? number(queue.mean) : NONE);
+    find(system).querySelectorAll("td").forEach((cell, index) => { cell.textContent = texts[index]; });
+  }
+  const reasons = Object.entries(fleet.refused).sort((a, b) => b[1] - a[1]).map(([reason, count]) => `${reason} ${number(count)}`);
+  find("refused").textContent = reasons.length ? `Refused requests since the start: ${reasons.join(", ")}` : "";
+}
+
+// --- robots
+
+const tiles = new Map();
+
+function buildTile(name) {
+  const tile = document.createElement("li");
+  make("span", tile, "name", name).title = name;
+  for (const label of ["latency", "intent", "success"]) {
+    const pair = make("div", tile, "pair");
+    make("span", pair, "", label);
+    make("b", pair);
+  }
+  makeSvg("rect", makeSvg("svg", tile, { viewBox: "0 0 100 4", preserveAspectRatio: "none", "aria-hidden": "true" }), { height: 4 });
+  return tile;
+}
+
+function showTile(tile, robot) {
+  tile.className = robot.connected ? robot.holding ? "holding" : "" : "away";
+  const age = robot.intent_age_steps;
+  const intent = robot.holding ? "holding" : age === null ? NONE : plural(age, "step");
+  const success = robot.judged ? `${number(robot.successes)} of ${number(robot.judged)}` : NONE;
+  const [latency, plan, episodes] = tile.querySelectorAll("b");
+  latency.previousSibling.textContent = robot.connected ? "latency" : "left";
+  latency.textContent = robot.connected ? number(robot.latency_ms, " ms") : `${duration(robot.silent_s)} ago`;
+  plan.textContent = intent;
+  episodes.textContent = success;
+  tile.querySelector("rect").setAttribute("width", 100 * (robot.success_rate ?? 0));
+  tile.title = `${plural(robot.requests, "request")}, ${number(robot.held)} held, ${number(robot.missed)} late; `
+    + `here for ${duration(robot.connected_s)}, last heard of ${duration(robot.silent_s)} ago`;
+}
+
+function showRobots(fleet) {
+  const list = find("robots");
+  const names = new Set(fleet.robots.map(robot => robot.name));
+  for (const [name, tile] of tiles) {
+    if (!names.has(name)) { tile.remove(); tiles.delete(name); }
+  }
+  fleet.robots.forEach((robot, index) => {
+    if (!tiles.has(robot.name)) tiles.set(robot.name, buildTile(robot.name));
+    const tile = tiles.get(robot.name);
+    showTile(tile, robot);
+    if (list.children[index] !== tile) list.insertBefore(tile, list.children[index] ?? null);
+  });
+  find("robot-count").textContent = fleet.robots.length ? `${number(fleet.robots_connected)} connected` : "";
+  find("nobody").hidden = fleet.robots.length > 0;
+  find("not-listed").textContent = fleet.robots_not_listed ? `and ${plural(fleet.robots_not_listed, "more robot")}` : "";
+}
+
+// --- asking
+
+let answeredAt = null;
+let openedAt = Date.now();
+
+function show(fleet) {
+  showHeadlines(fleet);
+  showCurves(fleet);
+  showCalls(fleet);
+  showRobots(fleet);
+  answeredAt = Date.now();
+  document.body.className = "";
+  find("notice").hidden = true;
+  find("state").textContent = `live, ${new Date(fleet.time * 1000).toLocaleTimeString("en-GB")}`;
+}
+
+function lament(problem) {
+  if (Date.now() - (answeredAt ?? openedAt) < PATIENCE_MS) return;
+  document.body.className = answeredAt === null ? "gone waiting" : "gone";
+  const since = answeredAt === null ? "" : ` since ${new Date(answeredAt).toLocaleTimeString("en-GB")}; what stands below is from then`;
+  find("notice").textContent = `No answer from the server${since}. Asking again every second. (${problem})`;
+  find("notice").hidden = false;
+  find("state").textContent = "no connection";
+}
+
+async function ask() {
+  try {
+    const answer = await fetch("fleet.json", { cache: "no-store", signal: AbortSignal.timeout(PATIENCE_MS) });
+    if (!answer.ok) throw new Error(`status ${answer.status}`);
+    show(await answer.json());
+  } catch (problem) {
+    lament(problem.message);
+  }
+  setTimeout(ask, PERIOD_MS);
+}
+
+find("address").textContent = location.origin.replace(/^http/, "ws");
+buildHeadlines();
+buildCurves();
+ask();

@@ -1,0 +1,79 @@
+"""The Prometheus metrics of serving, declared once: what registers them, the dashboard and its test read this table.
+
+Ray exports a metric under the name below with the prefix `ray_`, and adds the label `WorkerId`, one per replica.
+It sends a histogram's buckets on as if every value lay in the middle of its bucket, so counts and quantiles are right and
+`_sum` is approximate; nothing here reads it.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ray.util.metrics import Counter, Gauge, Histogram
+
+PREFIX = "ray_"
+_SECONDS = (
+    *(0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075),
+    *(0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0),
+)
+_AGES_STEPS = (1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 50.0, 100.0)
+_AGES_S = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
+_ROBOTS = (1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0)
+_WAITING = (0.5, *_ROBOTS)
+"""A bucket of its own for an empty queue."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One metric; `label` is a label beside `deployment`, `boundaries` are a histogram's upper bucket bounds."""
+
+    name: str
+    kind: Literal["histogram", "counter", "gauge"]
+    description: str
+    boundaries: tuple[float, ...] = ()
+    label: str | None = None
+
+    @property
+    def exported(self) -> frozenset[str]:
+        """The names of its time series as Prometheus sees them."""
+        suffixes = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("_total",), "gauge": ("",)}[self.kind]
+        return frozenset(f"{PREFIX}{self.name}{suffix}" for suffix in suffixes)
+
+    def register(self, deployment: str) -> Counter | Gauge | Histogram:
+        """Announce the metric in this process; what is recorded carries the deployment's name."""
+        labels = ("deployment", self.label) if self.label else ("deployment",)
+        if self.kind == "histogram":
+            metric: Counter | Gauge | Histogram = Histogram(self.name, self.description, list(self.boundaries), labels)
+        else:
+            metric = (Counter if self.kind == "counter" else Gauge)(self.name, self.description, labels)
+        metric.set_default_tags({"deployment": deployment})
+        return metric
+
+
+def _histogram(name: str, description: str, boundaries: tuple[float, ...]) -> Metric:
+    return Metric(name=name, kind="histogram", description=description, boundaries=boundaries)
+
+
+MEASURES = {
+    "latency_s": _histogram("libra_tick_latency_seconds", "From a request's arrival to its reply.", _SECONDS),
+    "batch_size": _histogram("libra_tick_batch_size", "Robots refined together with the one that asked.", _ROBOTS),
+    "intent_age_steps": _histogram("libra_intent_age_steps", "Control steps since the picture behind the plan.", _AGES_STEPS),
+    "intent_age_s": _histogram("libra_intent_age_seconds", "Time since the picture behind the plan.", _AGES_S),
+    "planner_s": _histogram("libra_planner_call_seconds", "One batched planner call, as the gateway sees it.", _SECONDS),
+    "planner_batch": _histogram("libra_planner_batch_size", "Robots per planner call.", _ROBOTS),
+    "refiner_s": _histogram("libra_refiner_call_seconds", "One batched refiner call, as the gateway sees it.", _SECONDS),
+    "refiner_batch": _histogram("libra_refiner_batch_size", "Robots per refiner call.", _ROBOTS),
+    "queue": _histogram("libra_refiner_queue", "Requests that wait while a refiner call is sent.", _WAITING),
+}
+"""Measured values by the name that telemetry uses for them."""
+
+EVENTS = {
+    "missed": Metric(name="libra_deadline_misses", kind="counter", description="Replies later than their control deadline."),
+    "held": Metric(name="libra_held_actions", kind="counter", description="Replies that hold the last safe action."),
+    "refused": Metric(name="libra_refused_requests", kind="counter", description="Refused requests.", label="reason"),
+    "episodes": Metric(name="libra_episodes", kind="counter", description="Ended episodes by outcome.", label="outcome"),
+}
+"""Counted events."""
+
+ROBOTS_CONNECTED = Metric(name="libra_robots_connected", kind="gauge", description="Robots with an open connection.")
+
+ALL_METRICS = (*MEASURES.values(), *EVENTS.values(), ROBOTS_CONNECTED)

@@ -1,0 +1,141 @@
+"""The free-running planner: beside the refiner, always for the robots that will be without a plan first."""
+
+import asyncio
+import heapq
+import itertools
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from libra_ray.on_ray.serving.batching import MixedUpError
+from libra_ray.on_ray.serving.robots import Robot, ServedPlan
+from libra_ray.on_ray.serving.rows import Answers, Question
+from libra_ray.types import Observation
+
+AGAIN_S = 0.1
+"""After a failed call its robots are planned for so much later, twice as much after each further one."""
+LONGEST_PENALTY_S = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    robot: Robot
+    episode: int
+    question: Question
+    at: float
+
+    @property
+    def observation(self) -> Observation:
+        """What the plan will be made from."""
+        return self.question.observation
+
+
+class Planning:
+    """Robots that want a plan, and the calls that make plans. Nobody waits here but robots without any plan.
+
+    Args:
+        call: sends one batch.
+        weights: the weights that new plans are made by.
+        max_batch: robots in one call.
+        in_flight: calls that may be under way now.
+        failed: told of every failed call.
+    """
+
+    def __init__(
+        self,
+        call: Callable[[list[Question], str], Awaitable[Answers]],
+        *,
+        weights: Callable[[], str],
+        max_batch: int,
+        in_flight: Callable[[], int],
+        failed: Callable[[Exception], None],
+    ) -> None:
+        self._call, self._weights, self._failed = call, weights, failed
+        self._max_batch, self._in_flight = max_batch, in_flight
+        self._numbers = itertools.count()
+        self._wanting: dict[Robot, None] = {}
+        self._running: set[asyncio.Task[None]] = set()
+        self._scheduled = False
+
+    def want(self, robot: Robot) -> None:
+        """Plan for this robot as soon as it is its turn, from what it will have seen last by then."""
+        robot.control.asked()
+        robot.planned.clear()
+        self._wanting[robot] = None
+        if not self._scheduled:
+            # Robots whose requests came in together share the call.
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._scheduled = False
+        while self._wanting and len(self._running) < self._in_flight():
+            chosen = self._next()
+            for robot in chosen:
+                del self._wanting[robot]
+            batch = [asked for robot in chosen if (asked := self._asked(robot)) is not None]
+            if batch:
+                task = asyncio.get_running_loop().create_task(self._plan(batch))
+                self._running.add(task)
+                task.add_done_callback(self._came_back)
+            elif not chosen:
+                return
+
+    def _next(self) -> list[Robot]:
+        """The robots of the next call; one whose last call failed goes alone and later: it may have been the reason."""
+        now = time.monotonic()
+        free = [robot for robot in self._wanting if robot.again_at <= now]
+        if not free:
+            self._scheduled = True
+            first = min(robot.again_at for robot in self._wanting)
+            asyncio.get_running_loop().call_later(first - now, self._pump)
+            return []
+        suspect = min(free, key=lambda robot: robot.steps_left)
+        if suspect.failures:
+            return [suspect]
+        sound = (robot for robot in free if not robot.failures)
+        return heapq.nsmallest(self._max_batch, sound, key=lambda robot: robot.steps_left)
+
+    def _asked(self, robot: Robot) -> _Asked | None:
+        if robot.seen is None:
+            return None
+        question = Question(number=next(self._numbers), observation=robot.seen)
+        return _Asked(robot=robot, episode=robot.episode, question=question, at=robot.seen_at)
+
+    def _came_back(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        self._pump()
+
+    async def _plan(self, batch: list[_Asked]) -> None:
+        weights = self._weights()
+        try:
+            answers = await self._call([asked.question for asked in batch], weights)
+            if answers.numbers.tolist() != [a.question.number for a in batch] or len(answers.values) != len(batch):
+                raise MixedUpError("the plans belong to other robots")
+        except Exception as error:  # noqa: BLE001  # the border of a batch: counted, and its robots keep the plans they have
+            self._failed(error)
+            for asked in batch:
+                self._unanswered(asked)
+            return
+        for asked, tokens in zip(batch, answers.values, strict=True):
+            robot, step = asked.robot, asked.observation.step
+            robot.failures, robot.again_at = 0, 0.0
+            if robot.episode == asked.episode:
+                plan = ServedPlan(tokens=tokens.astype(int), first_step=step, made_at=asked.at, weights=weights)
+                robot.control.accept_plan(plan, step)
+                robot.planned.set()
+
+    def _unanswered(self, asked: _Asked) -> None:
+        robot = asked.robot
+        robot.again_at = time.monotonic() + min(AGAIN_S * 2**robot.failures, LONGEST_PENALTY_S)
+        robot.failures += 1
+        if robot.episode != asked.episode:
+            return
+        robot.control.unanswered()
+        if robot.busy and robot.control.plan is None:
+            self.want(robot)
+
+
+def age_s(plan: ServedPlan) -> float:
+    """Time since the observation behind a plan reached the gateway, in seconds."""
+    return time.perf_counter() - plan.made_at

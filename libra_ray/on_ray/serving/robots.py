@@ -1,0 +1,112 @@
+"""The robots of one gateway: each one's control, what it saw last, whose connection it is."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from libra_ray.control import RobotControl
+from libra_ray.types import Observation, Plan
+
+FORGET_S = 120.0
+"""A robot without a connection is remembered for so long: it may come back, or ask by plain HTTP."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedPlan(Plan):
+    """A plan with the name of the weights that made it; the same weights refine it to its end."""
+
+    weights: str
+
+
+@dataclass(eq=False)
+class Robot:
+    """One robot as a gateway knows it.
+
+    Attributes:
+        control: its plan, its chunk and when to ask for what: the code that evaluation runs.
+        seen: its newest observation, and `seen_at` when it came, on the clock `time.perf_counter`.
+        episode: counts its episodes here; a plan for an earlier one is not accepted.
+        next_step: the step of its next observation where it sends none.
+        planned: set whenever the planner has answered or failed.
+        owner: the connection that it came by last.
+        failures: planner calls for it that failed since the last that did not; `again_at` (monotonic) it may be in the next.
+        busy: whether a request of it is under way.
+    """
+
+    name: str
+    control: RobotControl
+    seen: Observation | None = None
+    seen_at: float = 0.0
+    episode: int = 0
+    next_step: int = 0
+    planned: asyncio.Event = field(default_factory=asyncio.Event)
+    owner: object | None = None
+    failures: int = 0
+    again_at: float = 0.0
+    busy: bool = False
+    used_at: float = field(default_factory=time.monotonic)
+
+    def begin(self) -> None:
+        """A new episode: earlier plans are forgotten, also those under way."""
+        self.control.reset()
+        self.episode += 1
+        self.next_step = 0
+        self.seen = None
+
+    @property
+    def steps_left(self) -> float:
+        """Control steps that its plan still covers; below all numbers where it has none."""
+        plan, seen = self.control.plan, self.seen
+        return float("-inf") if plan is None or seen is None else plan.end_step - seen.step
+
+
+class Robots:
+    """All robots of a gateway, by name.
+
+    Args:
+        make_control: makes a new robot's control.
+        limit: robots remembered; beyond, those silent for longest are forgotten.
+    """
+
+    def __init__(self, make_control: Callable[[], RobotControl], limit: int) -> None:
+        self._make_control, self._limit = make_control, limit
+        self._robots: dict[str, Robot] = {}
+
+    def __len__(self) -> int:
+        """Robots remembered."""
+        return len(self._robots)
+
+    def named(self, name: str) -> Robot:
+        """The robot of that name, new where there was none."""
+        robot = self._robots.get(name)
+        if robot is None:
+            if len(self._robots) >= self._limit:
+                self._forget(len(self._robots) // 4)
+            robot = self._robots[name] = Robot(name=name, control=self._make_control())
+        robot.used_at = time.monotonic()
+        return robot
+
+    def left(self, owner: object) -> list[str]:
+        """A connection ended; the names of its robots."""
+        names = []
+        for robot in self._robots.values():
+            if robot.owner is owner:
+                robot.owner = None
+                names.append(robot.name)
+        return names
+
+    def tidy(self) -> None:
+        """Forget those that have not been heard of for `FORGET_S`."""
+        old = time.monotonic() - FORGET_S
+        for name in [n for n, robot in self._robots.items() if robot.owner is None and robot.used_at < old]:
+            del self._robots[name]
+
+    def clear(self) -> None:
+        """Forget all, as when the action space changes."""
+        self._robots.clear()
+
+    def _forget(self, count: int) -> None:
+        by_age = sorted(self._robots, key=lambda name: (self._robots[name].owner is not None, self._robots[name].used_at))
+        for name in by_age[: max(1, count)]:
+            del self._robots[name]

@@ -1,0 +1,113 @@
+"""What a served application is asked to be: typed, and checked before anything starts."""
+
+import difflib
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+DEFAULT_PORT = 8765
+
+
+class _Frozen(BaseModel):
+    """A record whose unknown names are refused with their nearest neighbours; dotted names reach into it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nest(cls, given: Any) -> Any:
+        """`{"planner.replicas": 2}` as `{"planner": {"replicas": 2}}`, with every name known."""
+        if not isinstance(given, dict):
+            return given
+        nested: dict[str, Any] = {}
+        for name, value in given.items():
+            head, dot, rest = str(name).partition(".")
+            if head not in cls.model_fields:
+                near = difflib.get_close_matches(head, cls.model_fields, n=2, cutoff=0.5)
+                hint = f"did you mean {' or '.join(near)}? " if near else ""
+                raise ValueError(f"unknown argument {name!r}; {hint}valid: {', '.join(cls.model_fields)}")
+            if not dot:
+                nested[head] = {**nested[head], **value} if isinstance(value, dict) and head in nested else value
+            elif isinstance(below := nested.setdefault(head, {}), dict):
+                below[rest] = value
+            else:
+                raise ValueError(f"{head!r} is given as a whole and as {name!r}; give one of both")
+        return nested
+
+
+class Replicas(_Frozen):
+    """One deployment's processes."""
+
+    replicas: int = Field(default=1, ge=1, description="Processes; with autoscaling the least number.")
+    max_replicas: int = Field(default=0, ge=0, description="With a number above `replicas`, as many are started under load.")
+    num_cpus: float = Field(default=1.0, ge=0, description="CPUs reserved per process.")
+    num_gpus: float = Field(default=0.0, ge=0, description="GPUs reserved per process; a fraction shares one.")
+
+    @model_validator(mode="after")
+    def _range(self) -> Self:
+        if 0 < self.max_replicas < self.replicas:
+            raise ValueError(f"max_replicas={self.max_replicas} is below replicas={self.replicas}; 0 turns autoscaling off")
+        return self
+
+
+class System(Replicas):
+    """The processes of planner or refiner, which compute."""
+
+    max_batch: int = Field(default=64, ge=1, le=4096, description="Robots in one call.")
+    threads: int = Field(default=1, ge=1, description="Threads that one call computes with.")
+    nice: int = Field(default=0, ge=0, le=19, description="How far the operating system lets others go first.")
+    timeout_s: float = Field(default=2.0, gt=0, description="A longer call is given up, and tried elsewhere.")
+
+
+class PlannerSystem(System):
+    """The planner's: it goes behind the refiner wherever both want the same core."""
+
+    num_cpus: float = Field(default=0.5, ge=0, description="CPUs reserved per process.")
+    nice: int = Field(default=10, ge=0, le=19, description="How far the operating system lets others go first.")
+    timeout_s: float = Field(default=10.0, gt=0, description="A call that takes longer is given up.")
+
+
+class GatewayReplicas(Replicas):
+    """The gateway's: it computes little."""
+
+    num_cpus: float = Field(default=0.25, ge=0, description="CPUs reserved per process.")
+
+
+class Settings(_Frozen):
+    """Arguments of `serve_apps.libra:app`.
+
+    Raises:
+        ValueError: an unknown name or a value outside its range; the message says what is valid.
+    """
+
+    checkpoint: str = Field(min_length=1, description="A checkpoint folder, or `models:/name@alias` of the MLflow registry.")
+    revision: str = Field(default="", description="Any text; a new one loads the same address again.")
+    tracking_uri: str = Field(default="", description="MLflow store for `models:/`; empty is that of the folder `runs`.")
+    coarse_only: bool = Field(default=False, description="Serve the planner's bin centres, without the refiner.")
+    planner: PlannerSystem = PlannerSystem()
+    refiner: System = System()
+    gateway: GatewayReplicas = GatewayReplicas()
+    rule: Literal["fifo", "overlap", "event"] = Field(default="overlap", description="When a new plan is made.")
+    control_hz: float = Field(default=0.0, ge=0, le=10_000, description="Control rate; 0 takes that of the demonstrations.")
+    execute_steps: int = Field(default=0, ge=0, description="Control steps executed of each chunk; 0 means all H.")
+    hold: Literal["still", "repeat"] = Field(default="still", description="The safe action: no motion, or the last one.")
+    max_intent_age_steps: int = Field(default=0, ge=0, description="An older intent is not used; 0: any.")
+    first_plan_timeout_s: float = Field(default=10.0, gt=0, description="Longest wait for an episode's first plan.")
+    window_ms: float = Field(default=-1.0, ge=-1, le=1000, description="Longest wait for company in a batch; -1 derives it.")
+    host: str = Field(default="127.0.0.1", description="Interface of the gateways' own port; 0.0.0.0 lets other machines in.")
+    port: int = Field(default=DEFAULT_PORT, ge=0, le=65535, description="The gateways' own port; 0 leaves only Serve's proxy.")
+    token: str = Field(default="", description="Robots must send it as bearer token; empty asks for none.")
+    max_message_bytes: int = Field(default=16 * 2**20, ge=1024, le=2**30, description="Longer requests are refused.")
+    scale_up_delay_s: float = Field(default=3.0, ge=0, description="Autoscaling: how long a need must last to be met.")
+    scale_down_delay_s: float = Field(default=60.0, ge=0, description="Autoscaling: how long a lull must last.")
+    max_connections: int = Field(default=1024, ge=1, description="Robots per gateway process.")
+
+    @model_validator(mode="after")
+    def _guarded(self) -> Self:
+        if self.host not in ("127.0.0.1", "localhost", "::1") and not self.token:
+            raise ValueError(f"host={self.host!r} lets other machines command the robots; give a token=... with it")
+        return self
+
+    def user_config(self) -> dict[str, str]:
+        """What may change without a restart: the weights."""
+        return {"checkpoint": self.checkpoint, "revision": self.revision}

@@ -1,0 +1,203 @@
+"""Planner and refiner as deployments: batches in, batches out, no robot's state.
+
+While one checkpoint follows another, both are loaded side by side.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from libra_ray.config import TrackingConfig
+from libra_ray.on_ray.serving.rows import Answers, Rows, chunk_answers, plan_answers
+from libra_ray.on_ray.serving.settings import Settings, System
+from libra_ray.on_ray.serving.weights import REGISTRY, weights_key
+from libra_ray.policy import LibraPolicy, load_policy
+from libra_ray.types import STATE_KEY, Json, Observation
+
+KEPT = 2
+"""Checkpoints loaded at a time: the one in use, and the one before until no plan of it is left."""
+HANGS_S = 60.0
+"""A call that computes for so long makes the replica unhealthy, and Serve replaces it."""
+
+
+class UnknownWeightsError(RuntimeError):
+    """This replica does not hold the checkpoint that a batch asks for; another one may, or will soon."""
+
+
+def load(address: str, tracking_uri: str, device: str, *, coarse_only: bool) -> LibraPolicy:
+    """The policy at a folder or `models:/` address.
+
+    Raises:
+        ValueError: there is no such checkpoint.
+    """
+    folder = Path(address)
+    if address.startswith(REGISTRY):
+        from libra_ray.tracking import checkpoint_from_registry
+
+        folder = checkpoint_from_registry(address, TrackingConfig(uri=tracking_uri), Path("runs"))
+    return load_policy(folder, device, coarse_only=coarse_only)
+
+
+class _System:
+    """What planner and refiner share: weights, a thread that computes, warm-up, health.
+
+    Args:
+        settings: the application's.
+        system: this deployment's part of them.
+    """
+
+    def __init__(self, settings: Settings, system: System) -> None:
+        self._settings, self._system = settings, system
+        os.nice(system.nice)
+        # OpenMP's number of threads belongs to the thread that sets it.
+        self._worker = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(system.threads,))
+        self._device = "cuda" if system.num_gpus and torch.cuda.is_available() else "cpu"
+        self._policies: dict[str, LibraPolicy] = {}
+        self._busy_since: float | None = None
+        self._busy_s, self._told_at = 0.0, time.monotonic()
+        self._pressures: list[float] = []
+
+    async def reconfigure(self, user_config: Mapping[str, str]) -> None:
+        """Load and warm up the weights that `user_config` names, beside those in use."""
+        key = weights_key(user_config)
+        if key in self._policies:
+            return
+        policy = await asyncio.get_running_loop().run_in_executor(None, self._loaded, user_config["checkpoint"])
+        await self._compute(lambda: self._warm_up(policy))
+        self._policies = {**dict(list(self._policies.items())[1 - KEPT :]), key: policy}
+
+    async def describe(self, weights: str) -> Json:
+        """What the gateway tells robots about a checkpoint.
+
+        Raises:
+            UnknownWeightsError: it is not loaded here.
+        """
+        source = self._policy(weights).source
+        config, shape, size = source.config, source.manifest.shape, source.config.sim.image_size
+        pictures = {name: {"dtype": "uint8", "shape": [size, size, 3]} for name in source.manifest.image_keys}
+        return {
+            "observation": {**pictures, STATE_KEY: {"dtype": "float32", "shape": [shape.state_dim]}},
+            "action": {"dtype": "float32", "shape": [config.action.horizon, shape.action_dim]},
+            "control_hz": float(source.manifest.control_hz),
+            "horizon": config.action.horizon,
+            "chunks": config.action.chunks,
+            "bins": config.action.bins,
+            "history": config.data.history,
+            "supersample": config.sim.supersample,
+            "instructions": list(source.manifest.instructions),
+            "checkpoint_digest": source.manifest.digest,
+            "normalisation_digest": source.stats.digest(),
+        }
+
+    def check_health(self) -> None:
+        """Asked by Serve now and then; an error has this replica replaced.
+
+        Raises:
+            RuntimeError: a call does not come back.
+        """
+        since = self._busy_since
+        if since is not None and time.monotonic() - since > HANGS_S:
+            raise RuntimeError(f"a call has computed for more than {HANGS_S:g} s")
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Asked by Serve: what `libra_ray.on_ray.serving.scaling` decides by, since the last time.
+
+        `pressure` is the mean that the gateways sent along, `busy` the share of the time that was computed in.
+        """
+        now = time.monotonic()
+        stats = {
+            "pressure": sum(self._pressures) / max(1, len(self._pressures)),
+            "busy": min(1.0, self._busy_s / max(1e-3, now - self._told_at)),
+        }
+        self._pressures, self._busy_s, self._told_at = [], 0.0, now
+        return stats
+
+    async def _compute[T](self, work: Callable[[], T]) -> T:
+        """Off the event loop, one batch at a time."""
+
+        def timed() -> T:
+            self._busy_since = time.monotonic()
+            try:
+                return work()
+            finally:
+                self._busy_s += time.monotonic() - self._busy_since
+                self._busy_since = None
+
+        return await asyncio.get_running_loop().run_in_executor(self._worker, timed)
+
+    def _policy(self, weights: str) -> LibraPolicy:
+        if weights not in self._policies:
+            raise UnknownWeightsError(f"{weights!r} is not loaded here; loaded: {', '.join(map(repr, self._policies))}")
+        return self._policies[weights]
+
+    def _loaded(self, address: str) -> LibraPolicy:
+        return load(address, self._settings.tracking_uri, self._device, coarse_only=self._settings.coarse_only)
+
+    def _warm_up(self, policy: LibraPolicy) -> None:
+        """One robot and a full batch: the first calls of each size are slow."""
+        shape, config = policy.source.manifest.shape, policy.source.config
+        blank = np.zeros((config.sim.image_size, config.sim.image_size, 3), np.uint8)
+        one = Observation(
+            images=dict.fromkeys(policy.source.manifest.image_keys, blank),
+            state=np.zeros(shape.state_dim, np.float32),
+            instruction=policy.source.manifest.instructions[0] if policy.source.manifest.instructions else "",
+        )
+        for batch in (1, 1, self._system.max_batch):
+            plans = policy.plan([one] * batch)
+            policy.refine([one] * batch, plans)
+
+
+class Planner(_System):
+    """Semantic Planner: observations in, plans out."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings, settings.planner)
+
+    async def plan(self, rows: Rows, pressure: float = 0.0) -> Answers:
+        """Plan tokens for every row.
+
+        Args:
+            pressure: how far the intents of the gateway's robots are past their usual age, from 0 to 1 (used up).
+
+        Raises:
+            UnknownWeightsError: the rows' weights are not loaded here.
+        """
+        self._pressures.append(pressure)
+        policy = self._policy(rows.weights)
+
+        def work() -> Answers:
+            began = time.perf_counter()
+            return plan_answers(rows, policy.plan(rows.observations()), time.perf_counter() - began)
+
+        return await self._compute(work)
+
+
+class Refiner(_System):
+    """Action Refiner: observations and plans in, chunks out."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings, settings.refiner)
+
+    async def refine(self, rows: Rows, pressure: float = 0.0) -> Answers:
+        """Actions for every row.
+
+        Args:
+            pressure: share of the gateway's recent answers that came after their deadline.
+
+        Raises:
+            UnknownWeightsError: the rows' weights are not loaded here.
+        """
+        self._pressures.append(pressure)
+        policy = self._policy(rows.weights)
+
+        def work() -> Answers:
+            began = time.perf_counter()
+            return chunk_answers(rows, policy.refine(rows.observations(), rows.plans()), time.perf_counter() - began)
+
+        return await self._compute(work)

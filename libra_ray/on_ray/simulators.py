@@ -1,0 +1,151 @@
+"""Simulated robots of one process: any number of environments, each in its slot. Knows neither torch nor Ray."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from libra_ray.config import RecordConfig, SimConfig
+from libra_ray.data.spool import save_episode
+from libra_ray.rollout import Rollout, failed, run_counted
+from libra_ray.sim import make_environment
+from libra_ray.sim.experts import ExpertController, ZeroController
+from libra_ray.types import Action, Controller, Environment, Episode, Observation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """What a recorded attempt came to; its pictures are in the spool file, not in this message."""
+
+    task: str
+    seed: int
+    success: bool
+    steps: int
+    error: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A robot's answer to its actions: the next observation, or the finished episode without its pictures.
+
+    Neither means that the episode is lost and has to begin again; `died` says that its process died while the robot moved.
+    """
+
+    observation: Observation | None = None
+    episode: Episode | None = None
+    died: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """An episode to begin; its observations carry `history` pictures per camera, the present one included."""
+
+    task: str
+    seed: int
+    history: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Robot:
+    """A running episode and what was asked for; the environment's own name of the task may lack a prefix."""
+
+    asked: Start
+    rollout: Rollout
+
+
+class Simulators:
+    """One process with any number of simulated robots, each in its slot; environments are kept and used again per task."""
+
+    def __init__(self, sim: SimConfig) -> None:
+        """Nothing is built before the first episode."""
+        self.sim = sim
+        self.idle: dict[str, list[Environment]] = {}
+        self.running: dict[int, Robot] = {}
+
+    def demonstrate(self, task: str, seed: int, record: RecordConfig, path: Path) -> Attempt:
+        """Record one episode by the expert; only a success is written to `path`."""
+        expert = ExpertController(noise_std=record.noise_std, noise_share=record.noise_share)
+        episode = self._whole(task, seed, expert, render=True, settle_steps=record.settle_steps)
+        if episode.success:
+            save_episode(path, episode)
+        return Attempt(task=task, seed=seed, success=episode.success, steps=len(episode.steps), error=episode.error)
+
+    def play(self, task: str, seed: int, controller: str) -> Episode:
+        """One episode by a controller that needs no policy: `expert` or `zero_action`."""
+        scripted = ExpertController(noise_std=0, noise_share=0) if controller == "expert" else ZeroController()
+        return self._whole(task, seed, scripted, render=False)
+
+    def begin(self, episodes: Mapping[int, Start]) -> dict[int, Outcome]:
+        """Start episodes in slots."""
+        return {slot: self._start(slot, asked) for slot, asked in episodes.items()}
+
+    def advance(self, actions: Mapping[int, Sequence[Action]]) -> dict[int, Outcome]:
+        """Execute each slot's actions; pictures are taken after the last of them (and earlier, for a policy with a history)."""
+        outcomes = {}
+        for slot, queue in actions.items():
+            known = slot in self.running
+            outcomes[slot] = self._counted(slot, partial(self._execute, slot, queue)) if known else Outcome()
+        return outcomes
+
+    def _whole(self, task: str, seed: int, controller: Controller, **options: Any) -> Episode:
+        try:
+            environment = self._take(task)
+        except Exception as error:  # noqa: BLE001  (the border of one episode)
+            return not_begun(task, seed, error)
+        episode = run_counted(environment, controller, seed, **options)
+        self._give(task, environment, episode)
+        return episode
+
+    def _start(self, slot: int, asked: Start) -> Outcome:
+        try:
+            environment = self._take(asked.task)
+        except Exception as error:  # noqa: BLE001  (the border of one episode)
+            return Outcome(episode=not_begun(asked.task, asked.seed, error))
+        rollout = Rollout(environment, asked.seed, history=asked.history)
+        self.running[slot] = Robot(asked=asked, rollout=rollout)
+        return self._counted(slot, partial(rollout.start, render=True))
+
+    def _execute(self, slot: int, queue: Sequence[Action]) -> None:
+        robot = self.running[slot]
+        for i, action in enumerate(queue):
+            if not robot.rollout.done:
+                robot.rollout.step(action, render=len(queue) - i <= robot.asked.history)
+
+    def _counted(self, slot: int, act: Callable[[], None]) -> Outcome:
+        """What a robot's move came to; an exception ends its episode as one counted error and disturbs no other robot."""
+        robot, rollout = self.running[slot], self.running[slot].rollout
+        try:
+            act()
+            if not rollout.done:
+                return Outcome(observation=rollout.observation)
+            episode = without_pictures(rollout.episode())
+        except Exception as error:  # noqa: BLE001  (the border of one episode)
+            episode = failed(rollout.environment, rollout.seed, error)
+        del self.running[slot]
+        self._give(robot.asked.task, rollout.environment, episode)
+        return Outcome(episode=episode)
+
+    def _take(self, task: str) -> Environment:
+        pool = self.idle.setdefault(task, [])
+        return pool.pop() if pool else make_environment(self.sim, task)
+
+    def _give(self, task: str, environment: Environment, episode: Episode) -> None:
+        # An environment that raised may be broken: it is not used again.
+        if episode.error is None:
+            self.idle[task].append(environment)
+        else:
+            with suppress(Exception):
+                environment.close()
+
+
+def not_begun(task: str, seed: int, error: Exception) -> Episode:
+    """The episode of an environment that could not even be made: one counted error like any other."""
+    return Episode(task=task, instruction="", seed=seed, steps=(), success=False, error=f"{type(error).__name__}: {error}")
+
+
+def without_pictures(episode: Episode) -> Episode:
+    """The episode as it travels to the driver, which has seen the pictures already."""
+    steps = [replace(step, observation=replace(step.observation, images={}, past=())) for step in episode.steps]
+    return replace(episode, steps=steps)

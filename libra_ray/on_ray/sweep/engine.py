@@ -1,0 +1,197 @@
+"""The sweep itself: record once, run the trials with Ray Tune, leave nothing behind."""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+# Read by Ray Tune when a run begins: no files and no words beside ours, no change of folder, and Ctrl-C stays the job's.
+os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
+os.environ |= {"RAY_CHDIR_TO_TRIAL_DIR": "0", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
+
+import ray
+from ray import tune
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.util import placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup, PlacementGroupID
+
+from libra_ray.config import Config, override
+from libra_ray.data.dataset import open_dataset
+from libra_ray.data.frames import frame_cache
+from libra_ray.on_ray import stages
+from libra_ray.on_ray.session import available_cpus
+from libra_ray.on_ray.sweep.plan import BUDGETS, FULL, REDUCTION, Settings, SweepFolder, TrialFolder
+from libra_ray.on_ray.sweep.searcher import Orders, make_source
+from libra_ray.on_ray.sweep.trial import run_trial
+from libra_ray.progress import Progress
+from libra_ray.run_folder import RunFolder
+from libra_ray.sweep_results import TrialResult
+
+Ended = Callable[[TrialFolder, TrialResult], None]
+
+REFUSED = {
+    "pbt": "population-based training copies weights between running trials through Tune's checkpoints, which a function that "
+    "drives Ray Train does not use: it would run, report, and change nothing; give --scheduler asha or fifo",
+}
+"""Schedulers that would do nothing on this engine, with the reason."""
+
+
+def check(root: Path, config: Config, name: str) -> None:
+    """Refuse what can be known to be wrong before anything is started or written.
+
+    Args:
+        root: the sweep's folder, which need not exist yet.
+        config: what every trial starts from.
+        name: the scheduler.
+
+    Raises:
+        ValueError: a scheduler that there is not, or that would do nothing; a task or data set that is not there.
+    """
+    if name in REFUSED:
+        raise ValueError(f"--scheduler {name} is refused: {REFUSED[name]}")
+    if name not in BUDGETS:
+        raise ValueError(f"no --scheduler {name}; there are {', '.join(sorted(BUDGETS))}")
+    stages.check(RunFolder(root.resolve(), override(config, {"evaluate.controllers": "policy"})), "record", "train", "evaluate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What one trial gets of the cluster.
+
+    Attributes:
+        concurrent: trials at a time.
+        cpus: reserved per trial; as many threads and simulators it has.
+        gpus: reserved per trial, a share where several have one.
+    """
+
+    concurrent: int
+    cpus: int
+    gpus: float
+
+
+def share_of(config: Config, concurrent: int = 0) -> Share:
+    """Resources per trial, derived from the connected cluster's.
+
+    Without a GPU a trial has one CPU (`ray.train_cpus_per_worker` changes that): several small trials side by side use
+    the machine better than one with many threads. With `ray.use_gpu` there is a trial per GPU, or `concurrent` that share them.
+
+    Raises:
+        ValueError: the cluster cannot hold a single trial, or not `concurrent`.
+    """
+    cpus, gpus, workers = available_cpus(), ray.cluster_resources().get("GPU", 0), config.ray.train_workers
+    each = max(1, int(config.ray.train_cpus_per_worker))
+    if config.ray.use_gpu and not gpus:
+        raise ValueError("ray.use_gpu=true, but the cluster has no GPU; leave it out")
+    own, beside = (1, workers * each) if workers > 1 else (each, 0)
+    fits = cpus // (own + beside)
+    if config.ray.use_gpu:
+        fits = min(fits, int(gpus) // workers if workers > 1 else concurrent or int(gpus))
+    if fits < max(1, concurrent):
+        raise ValueError(
+            f"{concurrent or 1} trials at a time want {max(1, concurrent) * (own + beside)} CPUs, the cluster has {cpus} "
+            f"and {gpus:g} GPUs; lower --concurrent, ray.train_workers or ray.train_cpus_per_worker"
+        )
+    number = concurrent or fits
+    if config.ray.use_gpu and workers == 1:
+        return Share(concurrent=number, cpus=max(own, cpus // number), gpus=min(1.0, gpus / number))
+    return Share(concurrent=number, cpus=own, gpus=0)
+
+
+def run(sweep: SweepFolder, ended: Ended = lambda *_: None) -> None:
+    """Run every trial that has not ended; the cluster must be connected.
+
+    Args:
+        ended: told of every trial that ends, replayed ones included.
+
+    Raises:
+        ValueError: the cluster is too small.
+    """
+    config, settings = sweep.run.config, sweep.settings
+    share = share_of(config, settings.concurrent)
+    with sweep.run.stage("total") as clock, _placement_groups_removed(), _bar(sweep) as bar:
+        _record(sweep)
+        left_s = settings.hours * 3600 - sweep.run.wall_s("total")
+
+        def told(trial: TrialFolder, result: TrialResult) -> None:
+            clock.tick()
+            ended(trial, result)
+            success = result.success_of()
+            bar.to(len(sweep.results()), **({} if success is None else {"success": success}))
+
+        orders = Orders(
+            sweep,
+            make_source(sweep),
+            each={"threads": share.cpus, "simulator_actors": config.ray.simulator_actors or share.cpus},
+            deadline=time.monotonic() + left_s if settings.hours else None,
+            ended=told,
+        )
+        _tuner(sweep, orders, share).fit()
+
+
+def _bar(sweep: SweepFolder) -> Progress:
+    return Progress("sweep", total=sweep.settings.trials * sweep.settings.seeds, unit="trials")
+
+
+def _record(sweep: SweepFolder) -> None:
+    """Demonstrations and decoded pictures, once for all trials that agree on them."""
+    for config in sweep.space.recordings(sweep.run.config):
+        data = sweep.data(config)
+        folder = RunFolder.open(data.root, data.config)
+        stages.record(folder)
+        frame_cache(open_dataset(folder.dataset), folder.path("frames"), config.sim.image_size)
+
+
+def _tuner(sweep: SweepFolder, orders: Orders, share: Share) -> tune.Tuner:
+    settings, folder = sweep.settings, sweep.run.path("tune")
+    # Of no use after its run: the trials' folders are the state.
+    shutil.rmtree(folder, ignore_errors=True)
+    bundle = {"CPU": share.cpus} | ({"GPU": share.gpus} if share.gpus else {})
+    return tune.Tuner(
+        tune.with_resources(run_trial, tune.PlacementGroupFactory([bundle])),
+        tune_config=tune.TuneConfig(
+            search_alg=orders,
+            scheduler=scheduler(settings),
+            num_samples=settings.trials * settings.seeds,
+            max_concurrent_trials=share.concurrent,
+            # The next trial finds torch imported and the simulators running.
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name=folder.name,
+            storage_path=str(folder.parent),
+            # An exception is the trial's result; what is tried again is a process that died, from its last checkpoint.
+            failure_config=tune.FailureConfig(max_failures=sweep.run.config.ray.max_failures),
+            verbose=0,
+        ),
+    )
+
+
+def scheduler(settings: Settings) -> TrialScheduler:
+    """Ray Tune's scheduler of that name."""
+    if settings.scheduler == "fifo":
+        return FIFOScheduler()
+    first = BUDGETS["asha"][0]
+    return AsyncHyperBandScheduler(
+        time_attr="budget", metric="success", mode="max", grace_period=first, max_t=FULL, reduction_factor=REDUCTION
+    )
+
+
+def own_placement_groups() -> list[str]:
+    """Ids of the placement groups of this driver that still hold, or wait for, resources."""
+    job = ray.get_runtime_context().get_job_id()
+    return [name for name, row in placement_group_table().items() if name.endswith(job) and row["state"] != "REMOVED"]
+
+
+@contextmanager
+def _placement_groups_removed() -> Iterator[None]:
+    """Remove the block's placement groups at its end; Tune forgets some of them where it is interrupted."""
+    before = set(own_placement_groups())
+    try:
+        yield
+    finally:
+        if ray.is_initialized():
+            for name in set(own_placement_groups()) - before:
+                remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(name)))

@@ -1,0 +1,219 @@
+"""What a sweep does, on disk: what was asked for, and a folder per trial, from which it continues after any end.
+
+```
+runs/<name>/
+  plan.json            the configuration, the space, how it is searched: a sweep is never continued under another one
+  data/<digest>/       one recording for all trials whose recording settings agree
+  trials/<n>-seed<s>/  a run folder each: configuration n with train.seed s
+    trial.json         the order: values, resolved configuration, rungs
+    rungs.jsonl        closed-loop success on the way
+    result.json        written last: such a trial is not run again
+  sweep.json, best.yaml, report.html
+```
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from libra_ray import config as configuration
+from libra_ray.config import Config, override
+from libra_ray.on_ray.sweep.space import Search, Space, Values
+from libra_ray.overriding import flatten
+from libra_ray.results import dump
+from libra_ray.run_folder import STAGE_KEYS, RunFolder, read_jsonl, write_text
+from libra_ray.sweep_results import TrialResult
+from libra_ray.types import Json
+
+Scheduler = Literal["asha", "fifo"]
+
+REDUCTION = 3
+BUDGETS: dict[Scheduler, tuple[int, ...]] = {"asha": (1, REDUCTION, REDUCTION**2), "fifo": (REDUCTION**2,)}
+"""Rungs, in ninths of the training steps: at each one closed-loop success is measured and reported."""
+FULL = REDUCTION**2
+RUNGS_NAME = "rungs.jsonl"
+MAY_CHANGE = ("ray.", "tracking.")
+"""Settings that may be others when a sweep is continued: they change no result."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a sweep searches.
+
+    Attributes:
+        trials: configurations, each tried with `seeds` seeds.
+        hours: after this time no trial is started any more, those that run come to their end; 0 sets no limit.
+        concurrent: trials at a time; 0 means as many as the cluster's resources give.
+        rung_episodes: episodes per task at every rung before the last.
+    """
+
+    search: Search
+    scheduler: Scheduler
+    trials: int
+    seeds: int
+    hours: float = 0.0
+    concurrent: int = 0
+    rung_episodes: int = 10
+    controllers: tuple[str, ...] = ("policy",)
+
+    @property
+    def identity(self) -> Json:
+        """What a continued sweep must agree on."""
+        return {name: value for name, value in asdict(self).items() if name not in ("hours", "concurrent")}
+
+
+def settings_of(space: Space, config: Config, given: Mapping[str, Any]) -> Settings:
+    """The settings that a command line asks for.
+
+    Args:
+        given: `Settings`' fields by name; a `search` of None means the space's own.
+
+    Raises:
+        ValueError: a number that makes no sweep, or a search that the space does not allow.
+    """
+    least = {"trials": 1, "seeds": 1, "hours": 0, "concurrent": 0, "rung_episodes": 1}
+    for name, value in least.items():
+        if given[name] < value:
+            raise ValueError(f"--{name} {given[name]} is too small; it must be at least {value}")
+    search, trials = given["search"] or space.search, given["trials"]
+    if search == "grid":
+        trials = min(trials, len(space.grid()))
+    elif search == "random":
+        trials = len(space.draws(trials, config.train.seed))
+    return Settings(
+        **{f.name: given[f.name] for f in fields(Settings) if f.name in given} | {"search": search, "trials": trials}
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """One trial to run: a configuration with one seed."""
+
+    number: int
+    seed: int
+    values: Values
+
+    @property
+    def name(self) -> str:
+        """The name of the trial's folder; sorts by number."""
+        return f"{self.number:04d}-seed{self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialFolder:
+    """The folder of one trial."""
+
+    root: Path
+
+    def order(self) -> Json:
+        """What was ordered: `Order`'s fields, `config`, `dataset`, `budgets`, `rung_episodes`."""
+        return dict(json.loads((self.root / "trial.json").read_text()))
+
+    def result(self) -> TrialResult | None:
+        """How it ended; None for one that has not."""
+        path = self.root / "result.json"
+        return TrialResult.from_json(json.loads(path.read_text())) if path.exists() else None
+
+    def rungs(self) -> list[Json]:
+        """What it has reported so far."""
+        return read_jsonl(self.root / RUNGS_NAME)
+
+    def end(self, result: TrialResult) -> None:
+        """Note how it ended."""
+        write_text(self.root / "result.json", dump(asdict(result)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepFolder:
+    """A sweep and its folder."""
+
+    run: RunFolder
+    space: Space
+    settings: Settings
+
+    @classmethod
+    def open(cls, root: Path, config: Config, space: Space, settings: Settings, *, resume: bool) -> Self:
+        """Create the folder, or continue in it.
+
+        Raises:
+            ValueError: it holds a sweep and `resume` is false, or one of other settings.
+        """
+        known = cls.check(root, config, space, settings, resume=resume)
+        (root / "trials").mkdir(parents=True, exist_ok=True)
+        sweep = cls(run=RunFolder.open(root, config), space=space, settings=settings)
+        if not known:
+            write_text(root / "plan.json", json.dumps(sweep.identity(), indent=2))
+        return sweep
+
+    @classmethod
+    def check(cls, root: Path, config: Config, space: Space, settings: Settings, *, resume: bool) -> bool:
+        """Whether the folder holds this very sweep.
+
+        Raises:
+            ValueError: as `open`; also where `resume` finds nothing to continue.
+        """
+        sweep = cls(run=RunFolder(root, config), space=space, settings=settings)
+        path = root / "plan.json"
+        if not path.exists():
+            if resume:
+                raise ValueError(f"{root.name} holds no sweep to continue; leave --resume out, or give its --name")
+            return False
+        if not resume:
+            orders = len(list(root.glob("trials/*/trial.json")))
+            raise ValueError(
+                f"{root.name} holds a sweep with {orders} trials begun; give --resume to continue it, --fresh to start over "
+                "(the old folder is kept aside), or another --name"
+            )
+        before, now = json.loads(path.read_text()), json.loads(json.dumps(sweep.identity()))
+        changed = [f"{k} ({before.get(k)} -> {now.get(k)})" for k in sorted(before | now) if before.get(k) != now.get(k)]
+        if changed:
+            raise ValueError(f"{root.name} was started with another {', '.join(changed)}; give the same, or another --name")
+        return True
+
+    def identity(self) -> Json:
+        """What a continued sweep must agree on, by name."""
+        settings = {n: v for n, v in flatten(self.run.config).items() if not n.startswith(MAY_CHANGE)}
+        return {**settings, "space": self.space.text, **self.settings.identity}
+
+    def data(self, config: Config) -> RunFolder:
+        """Where the demonstrations of a trial lie, shared by all that record the same."""
+        kept = {name: value for name, value in flatten(config).items() if name.startswith(STAGE_KEYS["record"])}
+        digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+        return RunFolder(self.run.path("data") / digest, config)
+
+    def write(self, order: Order) -> TrialFolder:
+        """Note an order, so that it belongs to the sweep whatever happens next."""
+        trial = TrialFolder(root=self.run.path("trials") / order.name)
+        if not (trial.root / "trial.json").exists():
+            trial.root.mkdir(parents=True, exist_ok=True)
+            config = override(self.run.config, {**order.values, "train.seed": order.seed})
+            data = self.data(config)
+            own: Mapping[str, Any] = {
+                "data.root": str(data.dataset),
+                "evaluate.checkpoint": "",
+                "evaluate.controllers": self.settings.controllers,
+                "evaluate.videos_per_task": 0,
+            }
+            text = {
+                **asdict(order),
+                "config": json.loads(configuration.to_json(override(config, own))),
+                "frames": str(data.path("frames")),
+                "budgets": BUDGETS[self.settings.scheduler],
+                "rung_episodes": min(self.settings.rung_episodes, config.evaluate.episodes_per_task),
+            }
+            write_text(trial.root / "trial.json", json.dumps(text, indent=2))
+        return trial
+
+    def orders(self) -> list[Order]:
+        """All orders given so far, by number and seed."""
+        rows = [json.loads(path.read_text()) for path in sorted(self.run.root.glob("trials/*/trial.json"))]
+        orders = [Order(number=row["number"], seed=row["seed"], values=row["values"]) for row in rows]
+        return sorted(orders, key=lambda order: (order.number, order.seed))
+
+    def results(self) -> list[TrialResult]:
+        """All trials that have ended, by number and seed."""
+        found = [TrialFolder(root=self.run.path("trials") / order.name).result() for order in self.orders()]
+        return [result for result in found if result is not None]

@@ -1,0 +1,169 @@
+"""Search spaces: dotted configuration names to `ray.tune` distributions, checked through `override` before anything starts."""
+
+import importlib
+import importlib.util
+import itertools
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, get_args
+
+import numpy as np
+from ray.tune.search.sample import Categorical, Domain
+
+from libra_ray.config import Config, override
+from libra_ray.run_folder import STAGE_KEYS
+
+Search = Literal["grid", "random", "optuna"]
+Objective = Literal["success", "latency_ms"]
+MODES: dict[Objective, str] = {"success": "max", "latency_ms": "min"}
+
+SHIPPED = ("granularity", "encoder", "balance", "joint")
+CHECKED_DRAWS = 200
+LARGEST_GRID = 100_000
+OWN_NAMES = ("train.seed", "data.root", "evaluate.checkpoint", "evaluate.controllers", "tracking.", "ray.")
+"""What the sweep itself decides."""
+
+Values = dict[str, Any]
+"""One point of a space: dotted name -> value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """A checked space.
+
+    Attributes:
+        domains: dotted name -> distribution.
+        objectives: what is sought; the first is success.
+        search: how, unless the user says otherwise.
+    """
+
+    name: str
+    domains: Mapping[str, Domain]
+    objectives: tuple[Objective, ...]
+    search: Search
+
+    @property
+    def text(self) -> dict[str, str]:
+        """The distributions in words, by which two spaces are told apart."""
+        return {n: f"{type(d).__name__} {type(d.get_sampler()).__name__} {d.domain_str}" for n, d in self.domains.items()}
+
+    def grid(self) -> list[Values]:
+        """Every combination; the first name varies fastest.
+
+        Raises:
+            ValueError: a distribution that is not a choice, or more combinations than anybody can try.
+        """
+        loose = [name for name, domain in self.domains.items() if not isinstance(domain, Categorical)]
+        if loose:
+            raise ValueError(f"a grid needs choices, but {', '.join(loose)} is no choice; give --search random or optuna")
+        sides = [domain.categories for domain in self.domains.values() if isinstance(domain, Categorical)]
+        if (size := int(np.prod([len(side) for side in sides]))) > LARGEST_GRID:
+            raise ValueError(f"the grid has {size} points, more than {LARGEST_GRID}; give --search random or optuna")
+        points = itertools.product(*reversed(sides))
+        return [dict(zip(self.domains, reversed(point), strict=True)) for point in points]
+
+    def draws(self, count: int, seed: int) -> list[Values]:
+        """At most `count` different random points, the same for the same seed."""
+        rng = np.random.default_rng(seed)
+        found: list[Values] = []
+        for _ in range(20 * count):
+            point = {name: plain_value(domain.sample(random_state=rng)) for name, domain in self.domains.items()}
+            if point not in found:
+                found.append(point)
+            if len(found) == count:
+                break
+        return found
+
+    def recordings(self, config: Config) -> list[Config]:
+        """The configurations whose demonstrations the trials need: one, unless the space changes how they are recorded.
+
+        Raises:
+            ValueError: it does so by a distribution that is not a choice.
+        """
+        kept = {name: domain for name, domain in self.domains.items() if name.startswith(STAGE_KEYS["record"])}
+        part = Space(name=self.name, domains=kept, objectives=self.objectives, search=self.search)
+        return [override(config, point) for point in part.grid()] if kept else [config]
+
+
+def plain_value(value: Any) -> Any:
+    """A sampled value without numpy, as JSON and YAML write it."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def load_space(name: str, config: Config) -> Space:
+    """A shipped space by its name, or one of the user's by the path of a Python file with `SPACE`.
+
+    Args:
+        name: one of `SHIPPED`, or a path ending in `.py`. The file may also say `OBJECTIVES` and `SEARCH`.
+        config: what the trials start from; every value is tried on it.
+
+    Raises:
+        ValueError: there is no such space, or it names a setting or value that does not exist.
+    """
+    module = _module(name)
+    given = getattr(module, "SPACE", None)
+    if not isinstance(given, dict) or not given:
+        raise ValueError(f"{name} must define SPACE, a dictionary of dotted names to ray.tune distributions")
+    space = Space(
+        name=Path(name).stem,
+        domains={key: _domain(key, value) for key, value in given.items()},
+        objectives=_objectives(name, getattr(module, "OBJECTIVES", ("success",))),
+        search=getattr(module, "SEARCH", "random"),
+    )
+    if space.search not in get_args(Search):
+        raise ValueError(f"{name}: SEARCH={space.search!r} is not one of {', '.join(get_args(Search))}")
+    _check(space, config)
+    return space
+
+
+def _module(name: str) -> ModuleType:
+    if not name.endswith(".py"):
+        if name not in SHIPPED:
+            raise ValueError(f"no space {name!r}; there are {', '.join(SHIPPED)}, or give the path of a file ending in .py")
+        return importlib.import_module(f"tune_spaces.{name}")
+    spec = importlib.util.spec_from_file_location("space_of_the_user", name)
+    if spec is None or spec.loader is None or not Path(name).is_file():
+        raise ValueError(f"no space in {name}: there is no such file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(f"the space in {name} cannot be read: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _domain(name: str, value: Any) -> Domain:
+    if isinstance(value, dict) and list(value) == ["grid_search"]:
+        value = Categorical(value["grid_search"])
+    if not isinstance(value, Domain):
+        raise ValueError(f"{name}: {value!r} is not a ray.tune distribution, such as tune.choice([1, 2]) or tune.uniform(0, 1)")
+    if name.startswith(OWN_NAMES):
+        raise ValueError(f"a space cannot change {name}: the sweep decides on {', '.join(OWN_NAMES)} itself")
+    return value
+
+
+def _objectives(name: str, given: Any) -> tuple[Objective, ...]:
+    objectives = tuple(given)
+    if not objectives or objectives[0] != "success" or not set(objectives) <= set(MODES):
+        raise ValueError(f"{name}: OBJECTIVES={objectives} must begin with success and may add latency_ms")
+    return objectives
+
+
+def _check(space: Space, config: Config) -> None:
+    """Every choice on its own, then many points as wholes."""
+    for name, domain in space.domains.items():
+        for value in domain.categories if isinstance(domain, Categorical) else [plain_value(domain.sample())]:
+            try:
+                override(config, {name: value})
+            except ValueError as error:
+                raise ValueError(f"space {space.name}: {error}") from None
+    for point in space.draws(CHECKED_DRAWS, seed=0):
+        try:
+            override(config, point)
+        except ValueError as error:
+            words = ", ".join(f"{name}={value}" for name, value in point.items())
+            raise ValueError(f"space {space.name}: {words} is not a valid configuration: {error}") from None

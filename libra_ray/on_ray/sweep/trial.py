@@ -1,0 +1,247 @@
+"""One trial: train, be evaluated in closed loop at every rung, report; resumable at every point, and it fails alone."""
+
+import statistics
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ray import tune
+
+from libra_ray import checkpoint
+from libra_ray.config import Config, SimConfig, override
+from libra_ray.difficulty import PREFIX
+from libra_ray.on_ray import evaluate as evaluation
+from libra_ray.on_ray import stages
+from libra_ray.on_ray import train as training
+from libra_ray.on_ray.evaluation_log import read_evaluation
+from libra_ray.on_ray.fleet import Fleet
+from libra_ray.on_ray.sweep.plan import FULL, RUNGS_NAME, TrialFolder
+from libra_ray.overriding import flatten_mapping
+from libra_ray.policy import load_policy
+from libra_ray.run_folder import Clock, RunFolder, append_jsonl, repair_jsonl
+from libra_ray.sweep_results import VARIANCE_EXPLAINED, TrialResult
+from libra_ray.training import Fit
+from libra_ray.training_data import TrainingData
+from libra_ray.types import Json, Observation
+
+KEPT_MEASURES = ("loss", "loss_plan", "loss_diff", "plan_accuracy", "teacher_forcing")
+GRADIENTS = ("grad_norm_planner", "grad_norm_refiner", "grad_norm_loss_plan", "grad_norm_loss_diff", "grad_cosine_shared")
+LEFT, EXPLAINED = "val_residual_share", "val_explained_truth"
+LATENCY_CALLS = 15
+LONGEST_ERROR = 4000
+
+_FLEETS: dict[tuple[SimConfig, int], Fleet] = {}
+"""The simulators of this process: its trials follow one another and share them. They end with the process that started them."""
+
+
+def run_trial(order: dict[str, Any]) -> None:
+    """The function that Ray Tune runs: reports `success` and the offline measures at every `budget` (ninths of the steps).
+
+    An exception becomes the trial's result and disturbs no other trial; Tune hears of it as a success that is not a number.
+    """
+    trial = TrialFolder(root=Path(order["trial"]))
+    torch.set_num_threads(order["threads"])
+    result = trial.result()
+    # One that has ended before replays what it said, for a scheduler that has not heard it.
+    said = 0
+    if result is None:
+        try:
+            result = _work(trial, order["simulator_actors"])
+        except Exception as error:  # noqa: BLE001  (the border of one trial)
+            close_fleets()
+            result = _failed(trial, error)
+        trial.end(result)
+        said = len(result.rungs) - (result.status == "finished")
+    for rung in result.rungs[said:]:
+        tune.report(dict(rung))
+    if result.status == "failed":
+        tune.report({"success": float("nan"), "budget": FULL})
+
+
+def _work(trial: TrialFolder, simulator_actors: int) -> TrialResult:
+    """All rungs that were not reached before; those that were are reported again."""
+    order = trial.order()
+    config = override(Config(), {**flatten_mapping(order["config"]), "ray.simulator_actors": simulator_actors})
+    folder = RunFolder.open(trial.root, config)
+    _share_frames(folder, Path(order["frames"]))
+    repair_jsonl(folder.path(RUNGS_NAME))
+    known = {rung["budget"]: rung for rung in trial.rungs()}
+    for budget in order["budgets"]:
+        if budget not in known:
+            known[budget] = _reach(folder, budget, order["rung_episodes"])
+            append_jsonl(folder.path(RUNGS_NAME), [known[budget]])
+        if budget < FULL:
+            tune.report(known[budget])
+    return _finished(folder, order, list(known.values()))
+
+
+def _share_frames(folder: RunFolder, frames: Path) -> None:
+    """Pictures are decoded once for all trials."""
+    if not folder.path("frames").exists():
+        folder.path("frames").symlink_to(frames, target_is_directory=True)
+
+
+def _reach(folder: RunFolder, budget: int, episodes: int) -> Json:
+    """Train to a rung and measure there: the row to report."""
+    config = folder.config
+    step = rung_step(config, budget)
+    with folder.stage("train") as clock:
+        train_until(folder, step, clock)
+    if budget == FULL:
+        stage = folder
+    else:
+        # Other seeds than at the end, and as many for every trial: what is chosen here is not judged on the same episodes.
+        changes = {
+            "evaluate.checkpoint": str(folder.path("checkpoint")),
+            "evaluate.seed": config.evaluate.seed + config.evaluate.episodes_per_task,
+            "evaluate.episodes_per_task": episodes,
+            "evaluate.controllers": "policy",
+        }
+        stage = RunFolder.open(folder.path("rungs") / str(budget), override(config, changes))
+    with stage.stage("evaluate") as clock:
+        evaluation.evaluate(stage, clock, fleet=_fleet(config))
+    row = {
+        "budget": budget,
+        "step": step,
+        "success": _success(_episodes(stage, "policy")),
+        "latency_ms": latency_ms(folder),
+        "episodes": sum(len(task) for task in _episodes(stage, "policy").values()),
+        "wall_s": round(folder.wall_s("train") + folder.wall_s("evaluate"), 2),
+    }
+    return row | _measures(folder)
+
+
+def rung_step(config: Config, budget: int) -> int:
+    """The optimiser step of a rung: that share of the steps, up to the next row of the log."""
+    every = config.train.log_every
+    return min(config.train.steps, -(-config.train.steps * budget // (FULL * every)) * every)
+
+
+def train_until(folder: RunFolder, step: int, clock: Clock) -> None:
+    """Train to `step`: in this process where one worker suffices, with Ray Train's workers otherwise; exactly resumable."""
+    if folder.config.ray.train_workers > 1:
+        training.train(folder, clock, until=step)
+        return
+    config, last = folder.config, folder.path("ray") / "last"
+    data = TrainingData.open(config, folder.dataset, folder.path("frames"))
+    torch.manual_seed(config.train.seed)
+    device = torch.device(evaluation.device_of(config))
+    state = checkpoint.load_trainer_state(last) if last.exists() else None
+    fit = Fit(data.make_model().to(device), device=device, state=state)
+    for _ in training.advance(fit, data, folder.root, until=step):
+        checkpoint.save(last, fit.model, fit.weights(), data.stats, data.facts, fit.step, fit.state())
+        clock.tick()
+    checkpoint.export(last, folder.path("checkpoint"))
+
+
+def _fleet(config: Config) -> Fleet:
+    """This process's simulators for a configuration; others are ended first."""
+    key = (config.sim, config.ray.simulator_actors)
+    if key not in _FLEETS:
+        close_fleets()
+        # While the robots move, this process waits: they use the CPUs that it has reserved.
+        _FLEETS[key] = Fleet(config.sim, config.ray.simulator_actors, cpus_each=0)
+    return _FLEETS[key]
+
+
+def close_fleets() -> None:
+    """End this process's simulators."""
+    while _FLEETS:
+        _FLEETS.popitem()[1].__exit__()
+
+
+def latency_ms(folder: RunFolder) -> float:
+    """Inference time per executed control step of one robot, milliseconds.
+
+    Medians of both systems' calls, each divided by the steps that its answer covers.
+    """
+    policy = load_policy(folder.path("checkpoint"), evaluation.device_of(folder.config))
+    config, facts = folder.config, policy.source.manifest
+    picture = np.zeros((config.sim.image_size, config.sim.image_size, 3), np.uint8)
+    seen = Observation(
+        images=dict.fromkeys(facts.image_keys, picture),
+        past=tuple(dict.fromkeys(facts.image_keys, picture) for _ in range(config.data.history - 1)),
+        state=np.zeros(facts.shape.state_dim, np.float32),
+        instruction=facts.instructions[0],
+        step=0,
+    )
+    planning, refining = [], []
+    for _ in range(LATENCY_CALLS):
+        began = time.perf_counter()
+        plans = policy.plan([seen])
+        planned = time.perf_counter()
+        policy.refine([seen], plans)
+        planning.append(planned - began)
+        refining.append(time.perf_counter() - planned)
+    executed = config.control.execute_steps or config.action.horizon
+    steps_per_plan = config.action.plan_steps
+    return 1000 * (statistics.median(refining) / executed + statistics.median(planning) / steps_per_plan)
+
+
+def _episodes(folder: RunFolder, controller: str) -> dict[str, list[bool]]:
+    found: dict[str, list[bool]] = {}
+    for result in sorted(read_evaluation(folder).results, key=lambda r: (r.task, r.seed)):
+        if result.controller == controller:
+            found.setdefault(result.task, []).append(result.success and result.error is None)
+    return found
+
+
+def _success(episodes: dict[str, list[bool]]) -> float:
+    return float(np.mean([np.mean(task) for task in episodes.values()]))
+
+
+def _measures(folder: RunFolder) -> dict[str, float]:
+    """The last known value of every offline measure, and the median of each gradient norm over the last tenth of the log."""
+    log = stages.training_log(folder)
+    found: dict[str, float] = {}
+    names = sorted({name for row in log.rows for name in row})
+    for name in names:
+        if values := log.series(name)[1]:
+            if name.startswith(PREFIX) or name in KEPT_MEASURES:
+                found[name] = values[-1]
+            elif name in GRADIENTS:
+                found[name] = float(np.median(values[-max(1, len(values) // 10) :]))
+    if {LEFT, EXPLAINED} <= found.keys():
+        found[VARIANCE_EXPLAINED] = 1 - found[LEFT] * (1 - found[EXPLAINED])
+    return found
+
+
+def _finished(folder: RunFolder, order: Json, reported: list[Json]) -> TrialResult:
+    controllers = folder.config.evaluate.controllers
+    last = reported[-1]
+    measures = _measures(folder)
+    errors = {name: _position_error(folder, name) for name in controllers}
+    return TrialResult(
+        number=order["number"],
+        seed=order["seed"],
+        values=order["values"],
+        status="finished",
+        episodes={name: _episodes(folder, name) for name in controllers},
+        measures=measures,
+        latency_ms=last["latency_ms"],
+        position_error_mm={name: error for name, error in errors.items() if error is not None},
+        rungs=reported,
+        wall_s=last["wall_s"],
+    )
+
+
+def _position_error(folder: RunFolder, controller: str) -> float | None:
+    results = [r for r in read_evaluation(folder).results if r.controller == controller]
+    errors = [r.position_error_mm for r in results if r.position_error_mm is not None]
+    return float(np.mean(errors)) if errors else None
+
+
+def _failed(trial: TrialFolder, error: Exception) -> TrialResult:
+    (trial.root / "error.txt").write_text("".join(traceback.format_exception(error))[-LONGEST_ERROR:])
+    order = trial.order()
+    return TrialResult(
+        number=order["number"],
+        seed=order["seed"],
+        values=order["values"],
+        status="failed",
+        rungs=trial.rungs(),
+        error=f"{type(error).__name__}: {error}"[:LONGEST_ERROR],
+    )

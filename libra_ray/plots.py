@@ -1,0 +1,206 @@
+"""The report's plots, as SVG text to be set inside a page.
+
+Colours are CSS variables of the page (`--ink`, `--line`, `--planner`, ...), so one drawing serves light and
+dark; text stays text.
+"""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+from libra_ray.results import TrainingLog
+from libra_ray.types import Json
+
+VARIABLES = ("ink", "line", "planner", "refiner", "expert", "policy", "coarse_only", "zero_action", "other", "mark")
+COLOUR = {name: f"#0{index + 1:x}0d0e" for index, name in enumerate(VARIABLES)}
+"""Stand-ins that matplotlib accepts; in the SVG text each becomes `var(--name)`."""
+
+MARKERS = {"expert": "D", "policy": "o", "coarse_only": "s", "zero_action": "v"}
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.color": COLOUR["ink"],
+    "axes.labelcolor": COLOUR["ink"],
+    "axes.edgecolor": COLOUR["line"],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": COLOUR["line"],
+    "grid.linewidth": 0.6,
+    "xtick.color": COLOUR["line"],
+    "ytick.color": COLOUR["line"],
+    "xtick.labelcolor": COLOUR["ink"],
+    "ytick.labelcolor": COLOUR["ink"],
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "lines.linewidth": 1.4,
+}
+CARD_INCHES = (4.8, 2.7)
+
+
+def controller_name(controller: str) -> str:
+    """How a controller is called in tables and plots."""
+    return controller.replace("_", " ")
+
+
+def success_plot(tasks: Sequence[Json], means: Mapping[str, float], intervals: Mapping[str, Sequence[float]]) -> str:
+    """Success with Wilson 95 % intervals: one band per task, one mark per controller, the mean over tasks below.
+
+    Empty text where nothing was evaluated.
+    """
+    if not tasks:
+        return ""
+    names = [*dict.fromkeys(row["task"] for row in tasks), "mean"]
+    controllers = list(means)
+    cells = {(row["task"], row["controller"]): (row["success"], row["interval"]) for row in tasks}
+    cells |= {("mean", controller): (means[controller], intervals[controller]) for controller in controllers}
+    with mpl.rc_context({**STYLE, "svg.hashsalt": "success"}):
+        figure = Figure(figsize=(6.4, 0.9 + len(names) * max(0.34, 0.13 * len(controllers))), layout="constrained")
+        axes = figure.add_subplot()
+        offsets = np.linspace(-0.3, 0.3, len(controllers)) if len(controllers) > 1 else np.zeros(1)
+        for controller, offset in zip(controllers, offsets, strict=True):
+            rows = [(row + offset, cells.get((name, controller))) for row, name in enumerate(names)]
+            _success_marks(axes, controller, [(height, *cell) for height, cell in rows if cell])
+        for border in range(1, len(names)):
+            axes.axhline(border - 0.5, color=COLOUR["line"], linewidth=1.4 if border == len(names) - 1 else 0.5)
+        axes.set(xlim=(-0.02, 1.02), ylim=(len(names) - 0.5, -0.5), yticks=range(len(names)), yticklabels=names)
+        axes.set_xlabel("share of successful episodes, with Wilson 95 % interval")
+        axes.tick_params(left=False)
+        axes.grid(visible=False, axis="y")
+        legend(axes, columns=4)
+        return svg_text(figure, "Success per task and controller")
+
+
+def _success_marks(axes: Axes, controller: str, marks: Sequence[tuple[float, float, Sequence[float]]]) -> None:
+    heights, shares = [height for height, _, _ in marks], np.array([share for _, share, _ in marks])
+    bounds = np.array([interval for _, _, interval in marks]).reshape(-1, 2)
+    below_above = np.clip(np.stack([shares - bounds[:, 0], bounds[:, 1] - shares]), 0, None)
+    colour = COLOUR.get(controller, COLOUR["other"])
+    marker, name = MARKERS.get(controller, "o"), controller_name(controller)
+    axes.errorbar(shares, heights, xerr=below_above, fmt=marker, color=colour, markersize=4.5, elinewidth=1.6, label=name)
+
+
+def training_plots(log: TrainingLog, tau: float | None) -> dict[str, str]:
+    """Title -> SVG of the losses, the accuracy and the gradient norms; a plot whose metrics were never logged is left out.
+
+    Args:
+        tau: planner accuracy that ends teacher forcing, drawn beside the accuracy; None where there is no threshold.
+    """
+    titles = {
+        "loss_plan": "Planner loss (cross-entropy)",
+        "loss_diff": "Refiner loss (denoising)",
+        "plan_accuracy": "Planner accuracy",
+    }
+    plots = {}
+    for key, title in titles.items():
+        colour = COLOUR["refiner" if key == "loss_diff" else "planner"]
+        lines = {"training": (key, colour, "-"), "held-out episodes": (f"val_{key}", COLOUR["ink"], ":")}
+        plots[title] = _curves(log, title, lines, level=tau if key == "plan_accuracy" else None)
+    norms = {name: (f"grad_norm_{name}", COLOUR[name], "-") for name in ("planner", "refiner")}
+    plots["Gradient norms"] = _curves(log, "Gradient norms", norms, logarithmic=True)
+    return {title: plot for title, plot in plots.items() if plot}
+
+
+def _curves(
+    log: TrainingLog,
+    title: str,
+    lines: Mapping[str, tuple[str, str, str]],
+    *,
+    level: float | None = None,
+    logarithmic: bool = False,
+) -> str:
+    known = {name: (*log.series(key), colour, style) for name, (key, colour, style) in lines.items() if log.series(key)[0]}
+    if not known:
+        return ""
+    with mpl.rc_context({**STYLE, "svg.hashsalt": title}):
+        figure = Figure(figsize=CARD_INCHES, layout="constrained")
+        axes = figure.add_subplot()
+        for name, (steps, values, colour, style) in known.items():
+            marker = "." if style == ":" or len(steps) < 3 else ""
+            axes.plot(steps, values, color=colour, linestyle=style, marker=marker, label=name)
+        if log.teacher_forcing_until is not None:
+            label = f"teacher forcing ends ({log.teacher_forcing_until:,})"
+            axes.axvline(log.teacher_forcing_until, color=COLOUR["mark"], linestyle="--", linewidth=1.2, label=label)
+        if level is not None:
+            axes.axhline(level, color=COLOUR["mark"], linestyle=":", linewidth=1.2, label=f"threshold {level:g}")
+        positive = all(value > 0 for _, values, _, _ in known.values() for value in values)
+        if logarithmic and positive:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_locator(NullLocator())
+        axes.set_xlabel("optimiser step")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        legend(axes, columns=2)
+        return svg_text(figure, title)
+
+
+def latency_plot(system: str, latency: Json) -> str:
+    """Histogram of one system's wall time per batched call; empty text where it was never called."""
+    counts = latency["histogram"]["counts"]
+    if not counts:
+        return ""
+    edges = np.asarray(latency["histogram"]["edges"], dtype=float)
+    title = f"{system.capitalize()} latency"
+    with mpl.rc_context({**STYLE, "svg.hashsalt": title}):
+        figure = Figure(figsize=CARD_INCHES, layout="constrained")
+        axes = figure.add_subplot()
+        axes.bar(edges[:-1], counts, width=np.diff(edges), align="edge", color=COLOUR[system], alpha=0.75)
+        _percentile_lines(axes, latency, "ms")
+        axes.set_xlabel("milliseconds per batched call (above p99: last bar)")
+        axes.set_ylabel("calls")
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        legend(axes, columns=3)
+        return svg_text(figure, title)
+
+
+def intent_age_plot(intent_age: Json) -> str:
+    """Histogram of the intent's age at each executed action; empty text where no action had an intent."""
+    ages, counts = intent_age["histogram"]["ages"], intent_age["histogram"]["counts"]
+    if not counts:
+        return ""
+    with mpl.rc_context({**STYLE, "svg.hashsalt": "intent"}):
+        figure = Figure(figsize=CARD_INCHES, layout="constrained")
+        axes = figure.add_subplot()
+        axes.bar(ages, counts, width=0.85, color=COLOUR["policy"], alpha=0.75)
+        _percentile_lines(axes, intent_age, "steps")
+        axes.set_xlabel("control steps since the planner's picture")
+        axes.set_ylabel("executed actions")
+        axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        legend(axes, columns=3)
+        return svg_text(figure, "Age of the intent")
+
+
+def _percentile_lines(axes: Axes, marks: Json, unit: str) -> None:
+    for name, style in (("p50", "-"), ("p95", "--"), ("p99", ":")):
+        label = f"{name} {marks[name]:.3g} {unit}"
+        axes.axvline(marks[name], color=COLOUR["mark"], linestyle=style, linewidth=1.2, label=label)
+
+
+def legend(axes: Axes, columns: int) -> None:
+    """A legend above the axes, where it hides nothing."""
+    spacing = {"borderaxespad": 0.1, "handlelength": 1.6, "columnspacing": 1.2}
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=columns, **spacing)
+
+
+def svg_text(figure: Figure, title: str) -> str:
+    """The figure as an `<svg>` element that scales with its place and is named for screen readers."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    for name, colour in COLOUR.items():
+        text = text.replace(colour, f"var(--{name})")
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
+    return text.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)

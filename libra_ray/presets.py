@@ -1,0 +1,66 @@
+"""The named presets, as changes to the defaults. Standard library only."""
+
+from typing import Any
+
+MT10 = (
+    "reach-v3",
+    "push-v3",
+    "pick-place-v3",
+    "door-open-v3",
+    "drawer-open-v3",
+    "drawer-close-v3",
+    "button-press-topdown-v3",
+    "peg-insert-side-v3",
+    "window-open-v3",
+    "window-close-v3",
+)
+QUICKSTART_TASKS = ("button-press-topdown-v3", "drawer-open-v3", "window-open-v3", "door-open-v3", "plate-slide-v3")
+TABLETOP_TASKS = ("touch", "push", "bin", "place-5mm")
+"""From one scene three, up to twelve, six and six instructions are possible: only the words say which is meant."""
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "quickstart": {},
+    "mt10": {
+        "sim.tasks": MT10,
+        "sim.supersample": 2,
+        "record.episodes_per_task": 250,
+        "planner.width": 128,
+        "refiner.width": 128,
+        "train.steps": 12000,
+        "train.augment_pixels": 2,
+        "train.checkpoint_every": 1000,
+        "train.validate_every": 1000,
+    },
+    "debug": {
+        "sim.tasks": ("reach-v3",),
+        "sim.image_size": 32,
+        "sim.max_steps": 100,
+        "record.episodes_per_task": 4,
+        "planner.width": 32,
+        "planner.depth": 1,
+        "refiner.width": 32,
+        "refiner.depth": 1,
+        "train.steps": 20,
+        "train.batch_size": 16,
+        "train.warmup_steps": 2,
+        "train.log_every": 2,
+        "train.checkpoint_every": 10,
+        "train.validate_every": 10,
+        "evaluate.episodes_per_task": 2,
+        "evaluate.robots": 2,
+        "evaluate.videos_per_task": 1,
+    },
+    "tabletop": {
+        "sim.family": "tabletop",
+        "sim.tasks": TABLETOP_TASKS,
+        "sim.supersample": 2,
+        "sim.max_steps": 200,
+        "record.episodes_per_task": 250,
+        "record.noise_std": 0.25,
+        "planner.max_text_tokens": 128,
+        "train.steps": 4000,
+        "train.augment_pixels": 1,
+        "train.checkpoint_every": 1000,
+        "train.validate_every": 1000,
+    },
+}

@@ -1,0 +1,88 @@
+"""Where a result comes from: code revision, machine, library versions and the configuration as it may be shown."""
+
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from libra_ray.config import Config
+from libra_ray.overriding import flatten
+from libra_ray.types import Json
+
+LIBRARIES = ("ray", "torch", "transformers", "lerobot", "metaworld", "mujoco", "mlflow", "numpy")
+
+
+def git_revision(folder: Path | None = None) -> str | None:
+    """The commit that `folder` (by default this package's checkout) is at, with `-dirty` where files differ from it.
+
+    None where the folder is not the root of a git checkout, e.g. in an installed package or a submitted job.
+    """
+    root = (folder or Path(__file__).parent.parent).resolve()
+    if not (root / ".git").exists():
+        return None
+    commit = _output("git", "-C", str(root), "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    changed = _output("git", "-C", str(root), "--no-optional-locks", "status", "--porcelain", "--untracked-files=no")
+    return f"{commit}-dirty" if changed else commit
+
+
+def describe_hardware() -> Json:
+    """The machine that this process runs on, with the versions of the libraries that matter.
+
+    Returns:
+        `cpu` (its model), `cores` (those this process may use), `memory_gb` (GiB), `gpu` (None without one), `os`, `python`
+        and `libraries`.
+    """
+    gpus = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "gpu": ", ".join(gpus.splitlines()) if gpus else None,
+        "os": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "libraries": library_versions(*LIBRARIES),
+    }
+
+
+def library_versions(*names: str) -> dict[str, str]:
+    """The versions of those of the named distributions that are installed."""
+    return {name: version for name in names if (version := _version(name))}
+
+
+def public_config(config: Config) -> Json:
+    """The flattened configuration, as reports and trackers may show it: credentials inside addresses are masked."""
+    flat = flatten(config)
+    return {name: _masked(value) if isinstance(value, str) else value for name, value in flat.items()}
+
+
+def _masked(text: str) -> str:
+    return re.sub(r"(?<=://)[^/@\s]+(?=@)", "***", text)
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*:\s*(.+)$", info.read_text(), flags=re.MULTILINE) if info.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _output(program: str, *arguments: str) -> str | None:
+    """What a program prints; None where it is missing or fails."""
+    if shutil.which(program) is None:
+        return None
+    try:
+        done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=20, check=False)
+    except subprocess.TimeoutExpired:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

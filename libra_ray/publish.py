@@ -1,0 +1,89 @@
+"""What a run leaves for people: the report, the page, and the run in MLflow."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from libra_ray import checkpoint
+from libra_ray.checkpoint import Manifest
+from libra_ray.data.dataset import open_dataset
+from libra_ray.provenance import describe_hardware
+from libra_ray.report import build_report, write_report
+from libra_ray.results import Evaluation, Rollout, TrainingLog
+from libra_ray.run_folder import RunFolder
+from libra_ray.tracking import Tracker, observation_action_schema
+from libra_ray.types import Json
+
+RUN_ID = "mlflow_run_id"
+
+
+def tracked(folder: RunFolder) -> Tracker:
+    """The run's MLflow run, the same one after every restart."""
+    known = folder.fact(RUN_ID)
+    tracker = Tracker.start(
+        folder.config.tracking, folder.root.parent, folder.root.name, run_id=str(known) if known is not None else None
+    )
+    folder.note(RUN_ID, tracker.run_id)
+    tracker.log_config(folder.config)
+    return tracker
+
+
+def publish_training(folder: RunFolder, tracker: Tracker, log: TrainingLog) -> None:
+    """Loss curves and the trained model, registered with its observation and action schema."""
+    tracker.log_step_metrics(log.rows)
+    manifest = checkpoint.read_manifest(folder.path("checkpoint"))
+    trained = folder.config
+    signature = observation_action_schema(
+        image_shape=(trained.sim.image_size, trained.sim.image_size, 3),
+        state_dim=manifest.shape.state_dim,
+        horizon=trained.action.horizon,
+        action_dim=manifest.shape.action_dim,
+    )
+    tracker.register_model(folder.path("checkpoint"), signature, digest=manifest.digest)
+
+
+def publish_evaluation(
+    folder: RunFolder, tracker: Tracker, log: TrainingLog, evaluation: Evaluation, rollouts: list[Rollout]
+) -> Json:
+    """Write `report.json` and `report.html`, and put both and their figures into MLflow; returns the report."""
+    wall_s = {stage: folder.wall_s(stage) for stage in ("record", "train", "evaluate")}
+    # The pipeline's own clock also counts imports, starting Ray and publishing; jobs run one by one have only their stages.
+    total = max(folder.wall_s("total"), sum(wall_s.values()))
+    report = build_report(
+        config=folder.config,
+        evaluation=evaluation,
+        training_log=log,
+        wall_s={**wall_s, "total": round(total, 2)},
+        dataset=dataset_facts(folder),
+        checkpoint=checkpoint_facts(folder.checkpoint),
+        mlflow_run_id=tracker.run_id,
+        hardware=describe_hardware(),
+    )
+    page = write_report(folder.root, report, rollouts, log)
+    figures = {f"success_{name}": value for name, value in report["success_mean"].items()}
+    figures |= {f"wall_s_{name}": value for name, value in report["wall_s"].items()}
+    tracker.log_metrics(checkpoint.read_manifest(folder.checkpoint).step, figures)
+    tracker.log_artifact(page)
+    tracker.log_artifact(folder.path("report.json"))
+    return report
+
+
+def dataset_facts(folder: RunFolder) -> Json:
+    """Size and shape of the demonstrations."""
+    if not folder.dataset.exists():
+        return {}
+    recorded = open_dataset(folder.dataset)
+    return {
+        "episodes": len(recorded.lengths),
+        "frames": len(recorded),
+        "fps": recorded.fps,
+        "state_dim": recorded.state_dim,
+        "action_dim": recorded.action_dim,
+        "cameras": list(recorded.image_keys),
+        "instructions": sorted(set(recorded.tasks)),
+    }
+
+
+def checkpoint_facts(path: Path) -> Json:
+    """Step, shape and digest of the evaluated checkpoint."""
+    manifest: Manifest = checkpoint.read_manifest(path)
+    return {"path": f"{path.parent.name}/{path.name}", **asdict(manifest)}

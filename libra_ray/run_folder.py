@@ -1,0 +1,209 @@
+"""The folder of one run: where things lie, which stages are done, how long they took. All writes are atomic.
+
+```
+runs/<name>/
+  config.json       the resolved configuration; a run is never continued under another one
+  stages.json       per stage: done, wall seconds so far (interruptions included)
+  spool/            demonstrations, one file each, until the data set is finished
+  dataset/          LeRobotDataset v3
+  frames/           decoded pictures, memory-mapped
+  ray/              Ray Train's own folder: checkpoints to resume from
+  train_log.jsonl   one row per logged step
+  checkpoint/       the policy
+  evaluation.jsonl  one row per episode and per batch of latencies
+  report.json, report.html
+```
+"""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from libra_ray import config as configuration
+from libra_ray.config import Config
+from libra_ray.overriding import flatten
+from libra_ray.types import Json
+
+Stage = Literal["record", "train", "evaluate", "total"]
+"""The three stages, and the whole pipeline around them with all its starts."""
+
+STAGE_KEYS: dict[Stage, tuple[str, ...]] = {
+    "record": ("sim.", "record.", "data.root"),
+    "train": ("sim.image_size", "data.", "action.", "planner.", "refiner.", "train.", "ray.train_workers"),
+    "evaluate": ("sim.", "control.", "evaluate."),
+}
+"""The settings that a stage's result depends on; the others may change between a stop and a resumption."""
+
+PRODUCTS: dict[Stage, tuple[str, ...]] = {
+    "record": ("spool", "dataset", "frames"),
+    "train": ("ray", "train_log.jsonl", "checkpoint"),
+    "evaluate": ("evaluation.jsonl", "rollouts"),
+}
+"""What a stage leaves in the folder: what starting it over has to put aside."""
+
+
+def products(*stages: Stage) -> list[str]:
+    """The products of several stages."""
+    return [name for stage in stages for name in PRODUCTS[stage]]
+
+
+@dataclass
+class RunFolder:
+    """One run's folder.
+
+    Raises:
+        ValueError: (from `open`) the folder holds a run of other settings that a finished or begun stage depends on.
+    """
+
+    root: Path
+    config: Config
+
+    @classmethod
+    def open(cls, root: Path, config: Config, forget: Sequence[Stage] = ()) -> "RunFolder":
+        """Create the folder, or continue in it if its settings are the same; stages to `forget` count as never begun."""
+        root.mkdir(parents=True, exist_ok=True)
+        folder = cls(root.resolve(), config)
+        if any(folder.begun(stage) for stage in forget):
+            kept = {name: value for name, value in folder.stages().items() if name not in (*forget, "total")}
+            write_text(folder.path("stages.json"), json.dumps(kept, indent=2))
+        if folder.path("config.json").exists():
+            folder._refuse_other_settings(configuration.from_json(folder.path("config.json").read_text()))
+        write_text(folder.path("config.json"), configuration.to_json(config))
+        return folder
+
+    def path(self, name: str) -> Path:
+        """A path inside the run's folder."""
+        return self.root / name
+
+    @property
+    def dataset(self) -> Path:
+        """The data set to train on: the configured one, or the run's own recording."""
+        return Path(self.config.data.root).resolve() if self.config.data.root else self.path("dataset")
+
+    @property
+    def checkpoint(self) -> Path:
+        """The checkpoint to evaluate: the configured one, or the run's own."""
+        return Path(self.config.evaluate.checkpoint).resolve() if self.config.evaluate.checkpoint else self.path("checkpoint")
+
+    def stages(self) -> Json:
+        """The stages' records as last written."""
+        path = self.path("stages.json")
+        return dict(json.loads(path.read_text())) if path.exists() else {}
+
+    def done(self, stage: Stage) -> bool:
+        """Whether a stage has finished."""
+        return bool(self.stages().get(stage, {}).get("done"))
+
+    def begun(self, stage: Stage) -> bool:
+        """Whether a stage has been started at some time."""
+        return stage in self.stages()
+
+    def wall_s(self, stage: Stage) -> float:
+        """Seconds spent in a stage, over all its starts."""
+        return float(self.stages().get(stage, {}).get("wall_s", 0.0))
+
+    def note(self, name: str, value: object) -> None:
+        """Keep a small fact, such as the tracker's run id, beside the stages."""
+        write_text(self.path("stages.json"), json.dumps({**self.stages(), name: value}, indent=2))
+
+    def fact(self, name: str) -> object | None:
+        """A fact kept by `note`."""
+        return self.stages().get(name)
+
+    @contextmanager
+    def stage(self, stage: Stage, since: float | None = None) -> Iterator["Clock"]:
+        """Time a stage, from `time.monotonic()` `since` or from now; it is done when the block ends without an exception."""
+        clock = Clock(self, stage, self.wall_s(stage), time.monotonic() if since is None else since)
+        clock.write(done=False)
+        try:
+            yield clock
+        except BaseException:
+            clock.write(done=False)
+            raise
+        clock.write(done=True)
+
+    def _refuse_other_settings(self, before: Config) -> None:
+        old, new = flatten(before), flatten(self.config)
+        for stage, keys in STAGE_KEYS.items():
+            changed = [k for k in new if k.startswith(keys) and old[k] != new[k]]
+            if changed and self.begun(stage):
+                words = ", ".join(f"{k} ({old[k]} -> {new[k]})" for k in changed)
+                raise ValueError(
+                    f"{self.root.name} was started with other settings for its stage {stage!r}: {words}. "
+                    "Give another --name, or --fresh to start over (the old folder is kept aside)."
+                )
+
+
+@contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Keep a second process away from the run in `root`; the lock ends with the process, however that ends.
+
+    Raises:
+        ValueError: another process is working on it.
+    """
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with root.with_name(f".{root.name}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another process is working on {root}; wait for its end, or give another --name") from None
+        yield
+
+
+@dataclass
+class Clock:
+    """Wall time of a running stage, written to disk now and then so that a killed process loses seconds, not minutes."""
+
+    folder: RunFolder
+    stage: Stage
+    before_s: float
+    began: float
+
+    def __post_init__(self) -> None:
+        """Start."""
+        self._written = time.monotonic()
+
+    def tick(self) -> None:
+        """Call often: writes at most every two seconds."""
+        if time.monotonic() - self._written > 2:
+            self.write(done=False)
+
+    def write(self, *, done: bool) -> None:
+        """Write the time so far."""
+        self._written = time.monotonic()
+        self.folder.note(self.stage, {"done": done, "wall_s": round(self.before_s + self._written - self.began, 2)})
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all."""
+    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    staging.write_text(text)
+    staging.replace(path)
+
+
+def append_jsonl(path: Path, rows: list[Json]) -> None:
+    """Append rows in one write and flush them to disk."""
+    with path.open("a") as file:
+        file.write("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_jsonl(path: Path) -> list[Json]:
+    """All whole rows of a file that may end in the middle of one (a process was killed while writing it)."""
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def repair_jsonl(path: Path) -> None:
+    """Cut off a last row that a killed process left unfinished, so that the next one does not continue it."""
+    if path.exists() and (data := path.read_bytes()) and not data.endswith(b"\n"):
+        write_text(path, data[: data.rfind(b"\n") + 1].decode())

@@ -1,0 +1,175 @@
+"""Our own MuJoCo tasks: the instruction decides what is right, tolerance and length are dials, one core is enough."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from libra_ray.config import SimConfig
+from libra_ray.sim.border import checked_action, checked_seed
+from libra_ray.sim.rendering import OffscreenRenderer
+from libra_ray.sim.tabletop_expert import expert_action
+from libra_ray.sim.tabletop_goals import Progress
+from libra_ray.sim.tabletop_tasks import Part, any_push, draw_parts, instruction, parse_task
+from libra_ray.sim.tabletop_world import CONTROL_HZ, MOUTH_CLEARANCE_M, Placement, World, draw_placement
+from libra_ray.types import IMAGE_KEY, Observation, Transition
+
+ACTION_DIM = 4
+STATE_DIM = 4
+CAMERAS = {IMAGE_KEY: "front", "observation.images.wrist": "wrist"}
+"""Camera feature -> camera of the scene; the second one only where `sim.wrist_camera` asks for it."""
+_SCENE_STREAM, _INSTRUCTION_STREAM = 0x7363656E, 0x696E7374
+"""Keep the scene independent of the instruction, and both of the expert's noise, all drawn from the same seed."""
+
+
+class Tabletop:
+    """A Cartesian gripper at a table; implements `libra_ray.types.Environment`.
+
+    On the table there are always three blocks, a peg, two marks, two bins and two sockets, wherever the seed has put them.
+    What to do with which of them is drawn independently, so the first picture never tells: only the instruction does.
+    Actions `(4,)` in [-1, 1]: hand displacement x (right), y (away from the camera), z (up), where 1 means 2 cm per control
+    step, and the gripper (1 closes, -1 opens). State `(4,)`: hand position in metres, gripper opening in [0, 1]. Not for use by
+    several threads at once.
+
+    Args:
+        sim: picture size, episode length, and whether there is a second camera at the wrist.
+        task: `touch`, `push`, `bin`, `place`, `stack`, `insert` or `chain1` to `chain4`; `place`, `insert` and chains take a
+            tolerance, e.g. `place-1mm`.
+
+    Attributes:
+        instruction: of the present episode; before the first one, the task's name.
+        parts: the instruction's sub-goals, in order.
+
+    Raises:
+        ValueError: there is no such task.
+    """
+
+    state_dim = STATE_DIM
+    action_dim = ACTION_DIM
+    control_hz = CONTROL_HZ
+
+    def __init__(self, sim: SimConfig, task: str) -> None:
+        self._task = parse_task(task)
+        self.task = self.instruction = task
+        self.parts: tuple[Part, ...] = ()
+        self.max_steps = sim.max_steps
+        self._supersample = sim.supersample
+        keys = list(CAMERAS) if sim.wrist_camera else [IMAGE_KEY]
+        self.image_shapes: Mapping[str, tuple[int, int, int]] = dict.fromkeys(keys, (sim.image_size, sim.image_size, 3))
+        self._world = World(min(self._task.tolerance_mm / 1000, MOUTH_CLEARANCE_M))
+        self._renderers: dict[tuple[str, int, int], OffscreenRenderer] = {}
+        self._progress: Progress | None = None
+        self._steps = 0
+        self._closed = False
+
+    @property
+    def parts_done(self) -> int:
+        """Sub-goals done so far in this episode, in their order."""
+        return self._running().parts_done
+
+    @property
+    def position_error_mm(self) -> float | None:
+        """Distance on the table from the current sub-goal's place (`place`, `insert`, `stack`; None for others)."""
+        return self._running().error_mm
+
+    def reset(self, seed: int, *, render: bool = True, scene_seed: int | None = None) -> Observation:
+        """Start the episode that `seed` (an integer of at least 0) determines, whatever was run before.
+
+        With `scene_seed` the scene is that seed's, and only the instruction follows from `seed`.
+
+        Raises:
+            ValueError: a seed is negative or no integer.
+            RuntimeError: the environment is closed.
+        """
+        self._check_open()
+        placement = _placement(checked_seed(seed if scene_seed is None else scene_seed))
+        self.parts = draw_parts(self._task, placement, np.random.default_rng([checked_seed(seed), _INSTRUCTION_STREAM]))
+        self.instruction = instruction(self.parts)
+        self._world.reset(placement)
+        self._progress, self._steps = Progress(self._world, self.parts, self._task.tolerance_mm), 0
+        return self._observation(render)
+
+    def step(self, action: NDArray[np.float32], *, render: bool = True) -> Transition:
+        """Execute one action for one control step (1/20 s); values outside [-1, 1] are clipped.
+
+        Once all sub-goals are done, the episode stays a success. A step's reward is the share of the sub-goals that it did.
+
+        Raises:
+            ValueError: the action is not `(4,)` finite numbers.
+            RuntimeError: there is no running episode: closed, not yet reset, or truncated at `max_steps`.
+        """
+        progress = self._running()
+        if self._steps >= self.max_steps:
+            raise RuntimeError(f"the episode was truncated after {self.max_steps} steps; call reset first")
+        self._world.advance(checked_action(action, ACTION_DIM))
+        self._steps += 1
+        before = progress.parts_done
+        progress.update()
+        return Transition(
+            observation=self._observation(render),
+            reward=(progress.parts_done - before) / len(self.parts),
+            success=progress.done,
+            truncated=self._steps >= self.max_steps,
+        )
+
+    def expert_action(self) -> NDArray[np.float32]:
+        """The scripted expert on the privileged state, in [-1, 1].
+
+        Raises:
+            RuntimeError: closed, or not yet reset.
+        """
+        return expert_action(self._world, self._running(), self._task.tolerance_mm)
+
+    def render(self, height: int | None = None, width: int | None = None) -> NDArray[np.uint8]:
+        """The front camera's `(height, width, 3)` uint8 picture of the present state; by default of the observation's size.
+
+        Raises:
+            ValueError: a size is not positive.
+            RuntimeError: closed, or not yet reset.
+        """
+        self._running()
+        default_height, default_width, _ = self.image_shapes[IMAGE_KEY]
+        return self._picture(IMAGE_KEY, default_height if height is None else height, default_width if width is None else width)
+
+    def close(self) -> None:
+        """Free the rendering contexts; closing twice is fine."""
+        for renderer in self._renderers.values():
+            renderer.close()
+        self._renderers.clear()
+        self._closed = True
+
+    def _picture(self, key: str, height: int, width: int) -> NDArray[np.uint8]:
+        view = (CAMERAS[key], height, width)
+        if view not in self._renderers:
+            self._renderers[view] = OffscreenRenderer(
+                self._world.model, camera=CAMERAS[key], height=height, width=width, supersample=self._supersample
+            )
+        return self._renderers[view].render(self._world.data)
+
+    def _observation(self, render: bool) -> Observation:
+        shapes = self.image_shapes if render else {}
+        return Observation(
+            images={key: self._picture(key, height, width) for key, (height, width, _) in shapes.items()},
+            state=np.array([*self._world.hand, self._world.opening_01], np.float32),
+            instruction=self.instruction,
+            step=self._steps,
+        )
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("this environment is closed; make a new one")
+
+    def _running(self) -> Progress:
+        self._check_open()
+        if self._progress is None:
+            raise RuntimeError("no episode is running; call reset(seed) first")
+        return self._progress
+
+
+def _placement(seed: int) -> Placement:
+    """The seed's scene: the first one that leaves a choice of pushes, whatever the task, so that scenes tell no tasks apart."""
+    rng = np.random.default_rng([seed, _SCENE_STREAM])
+    placement = draw_placement(rng)
+    while not any_push(placement):
+        placement = draw_placement(rng)
+    return placement

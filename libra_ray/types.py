@@ -1,0 +1,206 @@
+"""The numpy words of the border: what robots, controllers and policies say to one another.
+
+Letters used in shapes: `H` control steps in one action chunk, `M` chunks one plan covers, `L = M * H` steps in a plan,
+`D` action dimensions, `S` state dimensions. Time inside an episode is counted in *absolute control steps* from 0.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+IMAGE_KEY = "observation.image"
+"""The camera feature of LeRobot's Meta-World schema; more cameras are `observation.images.<name>`."""
+STATE_KEY = "observation.state"
+ACTION_KEY = "action"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """What one robot sees at one control step.
+
+    Attributes:
+        images: camera feature name -> `(height, width, 3)` uint8, RGB, upright. Empty when nothing was rendered.
+        state: proprioception `(S,)` float32, in the robot's own units.
+        instruction: the task in plain language.
+        step: absolute control step within the episode, from 0.
+        past: the pictures of the steps just before, oldest first, for policies with a history.
+    """
+
+    images: Mapping[str, NDArray[np.uint8]]
+    state: NDArray[np.float32]
+    instruction: str
+    step: int = 0
+    past: Sequence[Mapping[str, NDArray[np.uint8]]] = ()
+
+    def pictures(self, key: str, history: int) -> list[NDArray[np.uint8]]:
+        """The last `history` pictures of one camera, oldest first; at an episode's start the first one is repeated."""
+        seen = [*(past[key] for past in self.past[max(0, len(self.past) - history + 1) :] if history > 1), self.images[key]]
+        return [seen[0]] * (history - len(seen)) + seen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The Semantic Planner's coarse intent: a value that whoever drives the robot keeps (method.md, Libra-VLA).
+
+    Attributes:
+        tokens: bin ids `(L, D)` int64, one class per future step and action dimension, in `[0, N)`.
+        first_step: the absolute control step that `tokens[0]` speaks of.
+        made_at: clock time in seconds at which the observation behind the plan was taken.
+    """
+
+    tokens: NDArray[np.int64]
+    first_step: int
+    made_at: float = 0.0
+
+    @property
+    def end_step(self) -> int:
+        """The first absolute control step the plan no longer covers."""
+        return self.first_step + len(self.tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActionChunk:
+    """Continuous actions for consecutive control steps.
+
+    Attributes:
+        actions: `(H, D)` float32, in the robot's own units and clipped to its limits.
+        first_step: the absolute control step of `actions[0]`.
+        plan_first_step: `first_step` of the plan the chunk was refined from; the intent's age at a step is counted from it.
+    """
+
+    actions: NDArray[np.float32]
+    first_step: int
+    plan_first_step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Action:
+    """One action as a controller hands it to a robot.
+
+    Attributes:
+        value: `(D,)` float32, what is executed.
+        label: `(D,)` float32, what should be learned; differs from `value` only where noise was added for coverage.
+        intent_age_steps: control steps between the observation behind the plan in use and this action; None without a plan.
+        held: True where no fresh action was there and the last safe one was repeated.
+    """
+
+    value: NDArray[np.float32]
+    label: NDArray[np.float32]
+    intent_age_steps: int | None = None
+    held: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transition:
+    """What a simulated robot answers to an action."""
+
+    observation: Observation
+    reward: float
+    success: bool
+    truncated: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One executed control step of an episode: what was seen, what was done, what came of it."""
+
+    observation: Observation
+    action: Action
+    reward: float
+    success: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episode:
+    """One run of one robot.
+
+    Attributes:
+        task: the simulator's task name, e.g. `drawer-open-v3`.
+        seed: the seed that determines the whole episode, placements and noise.
+        steps: the executed control steps in order.
+        success: whether the task was done.
+        error: the exception's text if the episode raised; such an episode counts as a failed one.
+        frames: rendered frames `(height, width, 3)` uint8 for a video, where one was asked for.
+        position_error_mm: how far from its goal the task's object ended, where the task is about that.
+    """
+
+    task: str
+    instruction: str
+    seed: int
+    steps: Sequence[Step]
+    success: bool
+    error: str | None = None
+    frames: Sequence[NDArray[np.uint8]] = ()
+    position_error_mm: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeResult:
+    """The small record of an evaluated episode, as reports and trackers keep it; see `Episode` for what its fields mean."""
+
+    task: str
+    instruction: str
+    controller: str
+    seed: int
+    success: bool
+    steps: int
+    error: str | None = None
+    held_actions: int = 0
+    intent_age_steps: Sequence[int] = field(default_factory=tuple)
+    position_error_mm: float | None = None
+
+
+class Environment(Protocol):
+    """A simulated robot with one task. `libra_ray.sim` holds the implementations, `tests/sim/conformance.py` their law."""
+
+    task: str
+    instruction: str
+    state_dim: int
+    action_dim: int
+    control_hz: int
+    max_steps: int
+    image_shapes: Mapping[str, tuple[int, int, int]]
+
+    def reset(self, seed: int, *, render: bool = True) -> Observation:
+        """Start the episode that `seed` determines; with `render=False` the observation carries no images."""
+
+    def step(self, action: NDArray[np.float32], *, render: bool = True) -> Transition:
+        """Execute one `(D,)` action in [-1, 1] for one control step."""
+
+    def expert_action(self) -> NDArray[np.float32]:
+        """The scripted expert's `(D,)` action in [-1, 1] for the present simulator state (privileged)."""
+
+    def render(self, height: int | None = None, width: int | None = None) -> NDArray[np.uint8]:
+        """The main camera's `(height, width, 3)` uint8 picture of the present state."""
+
+    def close(self) -> None:
+        """Free the rendering context."""
+
+
+@runtime_checkable
+class Controller(Protocol):
+    """Whatever drives one robot: the expert, a policy, a stub."""
+
+    needs_images: bool
+
+    def reset(self, environment: Environment, seed: int) -> None:
+        """Forget the last episode."""
+
+    def act(self, observation: Observation) -> Action:
+        """The action for this control step."""
+
+
+class Policy(Protocol):
+    """A dual-system policy. Stateless: the plan is handed back in, so any replica can serve any robot."""
+
+    def plan(self, observations: Sequence[Observation]) -> list[Plan]:
+        """Semantic Planner, batched over robots."""
+
+    def refine(self, observations: Sequence[Observation], plans: Sequence[Plan]) -> list[ActionChunk]:
+        """Action Refiner, batched over robots; `plans[i]` must cover `observations[i].step`."""
+
+
+Json = dict[str, Any]

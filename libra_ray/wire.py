@@ -1,0 +1,264 @@
+"""What robots and the server say to each other: WebSocket messages in msgpack with numpy arrays.
+
+The transport is the one openpi's client speaks, so `openpi_client.websocket_client_policy.WebsocketClientPolicy` works as it
+is; `libra_ray.robot_client` holds one of our own. Neither needs torch or Ray, and nothing is ever unpickled.
+
+1. The client connects, with the header `Authorization: Bearer <token>` (or openpi's `Api-Key <token>`) where the server asks
+   for one. The server sends its `Handshake` as a map.
+2. The client sends one map per request and gets one answer per request, in order. A binary answer is a map; a text answer
+   is a refusal, one line that says what would have been valid. After a refusal the connection goes on.
+
+A request:
+
+    <camera>            uint8 (height, width, 3), RGB; or the bytes of a JPEG or PNG; or for policies with a history the last
+                        pictures (k, height, width, 3), oldest first. Names as in the handshake, e.g. `observation.image`
+    observation.state   (S,) proprioception, any real dtype, finite
+    prompt              the instruction (`task` and `instruction` are taken too)
+    step                absolute control step of the observation; left out, the server counts `execute_steps` per request
+    seq                 any integer; comes back in the answer
+    robot               the robot's name; left out, the server gives one per connection, which the answers carry
+    reset               true begins a new episode: earlier plans are forgotten, and `step` counts from 0
+    success             true or false tells how the episode that ends here went, null that nobody knows
+    version             `VERSION`; a server that speaks another one refuses
+
+`reset` and `success` may come alone, without an observation; the answer then has no actions.
+
+An answer:
+
+    actions             float32 (H, D), in the robot's own units
+    first_step          absolute control step of actions[0]
+    plan_first_step     absolute step of the observation behind the plan (the intent); absent where nothing was planned
+    intent_age_steps    first_step - plan_first_step; the server's limit on the age is in these steps too
+    intent_age_ms       time since that observation reached the server
+    held                true: no plan covered this step, and the actions are the safe ones, not fresh ones
+    robot, seq          whose answer it is
+    server_timing       total_ms in the gateway, queue_ms before the refiner was called, refiner_ms of the call, batch robots
+
+A server that is about to end closes with `GOING_AWAY`: reconnect and go on, with `step` in the next request. `TOO_BIG` and
+`UNAUTHORISED` are for good.
+"""
+
+import io
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
+
+import msgpack  # type: ignore[import-untyped]  # it ships no types
+import numpy as np
+from numpy.typing import NDArray
+
+from libra_ray.types import STATE_KEY, Json, Observation
+
+VERSION = 1
+"""Of the protocol: raised whenever an old client would misunderstand."""
+PROTOCOL = "libra_ray"
+PROMPT_KEYS = ("prompt", "task", "instruction")
+NUMERIC_KINDS = "biuf"
+"""numpy's letters of the dtypes that travel: booleans, integers, floats."""
+MAX_DIMENSIONS = 8
+GOING_AWAY, UNAUTHORISED, TOO_BIG, TRY_LATER = 1012, 1008, 1009, 1013
+"""Close codes of RFC 6455 and its registry."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Handshake:
+    """What a server says of itself on connecting.
+
+    Attributes:
+        observation: feature name -> `dtype` and `shape`, for one robot.
+        action: `dtype` and `shape` `(H, D)` of the answer's actions.
+        control_hz: control rate that a step stands for, in Hz.
+        horizon: H, control steps in one chunk.
+        chunks: M, chunks that one plan covers.
+        bins: N, coarse classes per action dimension.
+        execute_steps: control steps between two requests that the server assumes.
+        history: pictures per camera that the policy reads.
+        rule: when a new plan is made.
+        checkpoint_digest: of the weights that were in use when the connection was made.
+        normalisation_digest: of the statistics that states and actions are normalised with.
+        max_message_bytes: longer requests are refused.
+        gateway: which replica answers.
+        supersample: pixels that the demonstrations' simulator drew per pixel and axis; a simulated robot should draw alike.
+    """
+
+    observation: dict[str, Json]
+    action: Json
+    control_hz: float
+    horizon: int
+    chunks: int
+    bins: int
+    execute_steps: int
+    history: int
+    rule: str
+    checkpoint_digest: str
+    normalisation_digest: str
+    max_message_bytes: int
+    gateway: str = ""
+    instructions: tuple[str, ...] = ()
+    supersample: int = 1
+    protocol: str = PROTOCOL
+    version: int = VERSION
+
+    def message(self) -> Json:
+        """The map that is sent."""
+        return asdict(self) | {"instructions": list(self.instructions)}
+
+    @classmethod
+    def read(cls, message: Json) -> Self:
+        """The record of a received map; keys that this version does not know are passed over.
+
+        Raises:
+            ValueError: another protocol or version.
+        """
+        if message.get("protocol") != PROTOCOL or message.get("version") != VERSION:
+            found = f"{message.get('protocol')!r} version {message.get('version')!r}"
+            raise ValueError(f"the server speaks {found}; this client speaks {PROTOCOL!r} version {VERSION}")
+        known = {f.name for f in fields(cls)}
+        tree = {name: value for name, value in message.items() if name in known}
+        return cls(**tree | {"instructions": tuple(tree.get("instructions", ()))})
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """The camera features, in the order of the handshake."""
+        return tuple(name for name, spec in self.observation.items() if spec["dtype"] == "uint8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """The answer to one request.
+
+    Attributes:
+        actions: `(H, D)` float32, in the robot's own units.
+        server_timing: `total_ms`, `queue_ms`, `refiner_ms` and `batch`.
+        robot: whose answer it is.
+        plan_first_step: None, like the ages, where nothing was planned yet.
+    """
+
+    actions: NDArray[np.float32]
+    first_step: int
+    robot: str
+    seq: int | None = None
+    plan_first_step: int | None = None
+    intent_age_steps: int | None = None
+    intent_age_ms: float | None = None
+    held: bool = False
+    server_timing: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, message: Json) -> Self:
+        """The record of a received map; keys that this version does not know are passed over.
+
+        Raises:
+            ValueError: it is not an answer with actions.
+        """
+        if not isinstance(message.get("actions"), np.ndarray):
+            raise ValueError(f"an answer without actions; its keys are {', '.join(map(str, message)) or 'none'}")
+        known = {f.name for f in fields(cls)}
+        return cls(**{name: value for name, value in message.items() if name in known})
+
+
+def request(observation: Observation, *, jpeg_quality: int | None = None, **extra: Any) -> Json:
+    """The map of one request.
+
+    Args:
+        jpeg_quality: 1 to 95 sends the pictures as JPEG; None sends them raw.
+        extra: `seq`, `robot`, `reset`, `success`.
+    """
+    pictures: Json = {}
+    for name in observation.images:
+        seen = observation.pictures(name, len(observation.past) + 1)
+        pictures[name] = np.stack(seen) if len(seen) > 1 else seen[0]
+        if jpeg_quality is not None and len(seen) == 1:
+            pictures[name] = jpeg(seen[0], jpeg_quality)
+    return {
+        **pictures,
+        STATE_KEY: observation.state,
+        "prompt": observation.instruction,
+        "step": observation.step,
+        "version": VERSION,
+        **extra,
+    }
+
+
+def jpeg(picture: NDArray[np.uint8], quality: int = 90) -> bytes:
+    """The JPEG of an `(height, width, 3)` RGB picture."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def pack(message: Mapping[str, Any]) -> bytes:
+    """A map of plain values and numeric arrays as msgpack, arrays as openpi's client writes them.
+
+    Raises:
+        ValueError: a value that does not travel.
+    """
+    try:
+        packed: bytes = msgpack.packb(message, default=_pack_array)
+    except (TypeError, OverflowError) as error:
+        raise ValueError(f"a message holds text, numbers, lists, maps and numeric arrays; {error}") from error
+    return packed
+
+
+def unpack(data: bytes | bytearray | memoryview) -> Json:
+    """The map of one message; arrays are read-only views of `data`.
+
+    Raises:
+        ValueError: it is no msgpack map, or holds an array of other than plain numbers or of another size than it claims.
+    """
+    try:
+        message = msgpack.unpackb(data, object_hook=_unpack_array)
+    except ValueError as error:
+        raise ValueError(f"not a message in msgpack: {str(error) or type(error).__name__}") from error
+    if not isinstance(message, dict) or not all(isinstance(key, str) for key in message):
+        raise ValueError(f"a message is a map with text keys; got {type(message).__name__}")
+    return message
+
+
+def _pack_array(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind not in NUMERIC_KINDS:
+        raise TypeError(f"an array of {value.dtype} does not travel")
+    if isinstance(value, np.ndarray):
+        return {b"__ndarray__": True, b"data": value.tobytes(), b"dtype": value.dtype.str, b"shape": value.shape}
+    if isinstance(value, np.generic):
+        return {b"__npgeneric__": True, b"data": value.item(), b"dtype": value.dtype.str}
+    raise TypeError(f"{type(value).__name__} does not travel")
+
+
+def _unpack_array(tree: dict[Any, Any]) -> Any:
+    if b"__ndarray__" in tree:
+        return _array(tree.get(b"data"), _dtype(tree.get(b"dtype")), tree.get(b"shape"))
+    if b"__npgeneric__" in tree:
+        value = tree.get(b"data")
+        if not isinstance(value, bool | int | float):
+            raise ValueError(f"a numpy scalar must be a number; got {type(value).__name__}")
+        try:
+            return _dtype(tree.get(b"dtype")).type(value)
+        except OverflowError as error:
+            raise ValueError(f"a numpy scalar that does not fit its dtype: {error}") from error
+    return tree
+
+
+def _dtype(name: Any) -> np.dtype[Any]:
+    try:
+        dtype = np.dtype(name) if isinstance(name, str) else None
+    except (TypeError, ValueError, SyntaxError):
+        dtype = None
+    if dtype is None or dtype.kind not in NUMERIC_KINDS or dtype.subdtype is not None:
+        raise ValueError(f"arrays hold booleans, integers or floats; got dtype {str(name)[:40]!r}")
+    return dtype
+
+
+def _array(data: Any, dtype: np.dtype[Any], shape: Any) -> NDArray[Any]:
+    whole = isinstance(shape, list | tuple) and len(shape) <= MAX_DIMENSIONS
+    if not whole or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape):
+        raise ValueError(f"an array's shape is at most {MAX_DIMENSIONS} sizes from 0; got {str(shape)[:80]}")
+    size = dtype.itemsize
+    for n in shape:
+        size *= n
+    if not isinstance(data, bytes) or len(data) != size:
+        length = len(data) if isinstance(data, bytes) else type(data).__name__
+        raise ValueError(f"an array of {dtype} {tuple(shape)} has {size} bytes; got {length}")
+    return np.ndarray(tuple(shape), dtype, buffer=data)

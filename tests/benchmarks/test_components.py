@@ -1,0 +1,66 @@
+"""The study of components: what is compared, and how it is shown."""
+
+import json
+
+import pytest
+
+from benchmarks.components import BENCHES, QUICK, TABLES, Cell, config_of, publish, table
+from libra_ray.overriding import flatten
+from libra_ray.types import EpisodeResult
+
+PAPER = {
+    "monolithic diffusion": ("features", "shared"),
+    "+ own encoder (no tokens)": ("features", "own"),
+    "+ refinement (tokens, shared features)": ("tokens", "shared"),
+    "full": ("tokens", "own"),
+}
+
+
+def config(row, seed=0):
+    return config_of(BENCHES[row.bench], row.variant, seed, QUICK)
+
+
+def test_the_component_table_is_the_papers():
+    found = {row.label: config(row).refiner for row in TABLES["components"]}
+    assert {label: (refiner.condition, refiner.vision) for label, refiner in found.items()} == PAPER
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_lines_of_a_table_differ_in_what_they_are_named_after_alone(name):
+    flat = [flatten(config(row)) for row in TABLES[name]]
+    changed = {key for key in flat[0] if len({str(settings[key]) for settings in flat}) > 1}
+    named = {
+        "precision": {"refiner.condition", "evaluate.controllers"},
+        "components": {"refiner.condition", "refiner.vision"},
+        "curriculum": {"train.curriculum"},
+    }
+    assert changed == named[name]
+
+
+def cell(variant="full", seed=0, success=True, error_mm=0.5) -> Cell:
+    def episodes(controller, good):
+        common = {"task": "place-1mm", "instruction": "place", "controller": controller, "success": good, "steps": 9}
+        return [EpisodeResult(**common, seed=s, position_error_mm=mm) for s, mm in enumerate((error_mm, 2 * error_mm))]
+
+    both = {"policy": episodes("policy", success)}
+    both |= {"coarse_only": episodes("coarse_only", False)} if variant == "full" else {}
+    return Cell(
+        bench="place", variant=variant, seed=seed, parameters=2_000_000, train_s=1.0, evaluate_s=1.0, steps=3,
+        difficulty={"val_explained_planner": 0.25}, episodes=both,
+    )  # fmt: skip
+
+
+def test_a_table_shows_what_was_measured_so_far(tmp_path):
+    cells = [cell(seed=0), cell(seed=1)]
+    assert [line.sample.label for line in table("precision", cells)] == ["coarse + refine", "coarse only"]
+    cells.append(cell("monolithic", success=False, error_mm=30.0))
+    lines = table("precision", cells)
+    assert [line.success.value for line in lines] == [1, 0, 0]
+    assert [line.error_mm.value for line in lines] == [0.75, 0.75, 45.0]
+    assert table("curriculum", cells) == []
+    text = publish(tmp_path / "found.json", cells)
+    assert (tmp_path / "found.md").read_text() == f"{text}\n"
+    assert "monolithic, equal budget" in text
+    assert (tmp_path / "found.svg").read_text().startswith("<?xml")
+    again = [Cell.from_json(tree) for tree in json.loads((tmp_path / "found.json").read_text())["cells"]]
+    assert publish(tmp_path / "again.json", again) == text

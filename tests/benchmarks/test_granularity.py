@@ -1,0 +1,97 @@
+"""The study's tables and sentences say what its trials say, and its curves cross where they cross."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from libra_ray.config import override, preset
+from libra_ray.on_ray.sweep.space import load_space
+from libra_ray.sweep_results import TrialResult
+
+ROOT = Path(__file__).parents[2]
+RATES = {2: 0.3, 4: 0.5, 10: 0.8, 32: 0.6, 100: 0.35}
+
+
+@pytest.fixture(scope="module")
+def study():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        import granularity
+
+        yield granularity
+        sys.modules.pop("granularity", None)
+
+
+def _trials(rates=RATES):
+    trials = []
+    for encoder in ("own", "shared"):
+        for number, (n, rate) in enumerate(rates.items()):
+            for seed in range(3):
+                hits = [k < round(40 * rate) + seed - 1 for k in range(40)]
+                trials.append(
+                    TrialResult(
+                        number=number + 10 * (encoder == "shared"),
+                        seed=seed,
+                        values={"action.bins": n, "refiner.vision": encoder},
+                        status="finished",
+                        episodes={"policy": {"touch": hits}, "coarse_only": {"touch": [False] * 40}},
+                        measures={"val_plan_resolved": 0.9 - 0.15 * np.log(n), "val_variance_explained": 0.1 * np.log(n)},
+                        latency_ms=2.0,
+                        wall_s=100.0,
+                    )
+                )
+    return trials
+
+
+def _result(study, trials):
+    config = override(preset("tabletop"), study.STUDY)
+    settings = study.study(load_space(study.SPACE, config), quick=False, seeds=3, hours=0, concurrent=0)
+    return study.result(config, settings, trials)
+
+
+def test_the_study_is_what_was_asked_for(study):
+    config = override(preset("tabletop"), study.STUDY)
+    points = load_space(study.SPACE, config).grid()
+    assert {(p["action.bins"], p["refiner.vision"]) for p in points} == {
+        (n, vision) for n in (2, 4, 6, 10, 16, 32, 64, 100) for vision in ("own", "shared")
+    }
+    assert config.evaluate.episodes_per_task * len(config.sim.tasks) >= 100
+    assert _result(study, [])["settings"]["trials"] * 3 == 48
+
+
+def test_the_tables_hold_what_was_measured(study):
+    found = json.loads(json.dumps(_result(study, _trials())))
+    text = study.markdown(found)
+    own = text.split("### Shared features")[0]
+    [row] = [line for line in own.splitlines() if line.startswith("| 10 | **")]
+    assert row.startswith("| 10 | **0.80 (")
+    assert "| 0.00 (0.00–0.00) | 3 | 2.00 |" in row, "the planner alone never succeeds here"
+    assert "The peak is at N = 10 (95 %" in own
+    assert "an inverted U" in own
+    assert study.plot(_trials()).startswith("<svg")
+
+
+def test_half_a_study_has_half_a_text(study):
+    few = [trial for trial in _trials() if trial.values["action.bins"] < 10]
+    assert "there is no curve yet" in study.markdown(_result(study, few))
+    assert "there is no curve yet" in study.markdown(_result(study, []))
+
+
+def test_curves_cross_where_they_are_equal(study):
+    from granularity_pages import crossings
+
+    bins = [2, 4, 6, 10, 16, 32, 64, 100]
+    planner, refiner = [0.9 - 0.15 * np.log(n) for n in bins], [0.1 * np.log(n) for n in bins]
+    assert crossings(bins, planner, refiner) == pytest.approx([np.exp(0.9 / 0.25)])
+    assert crossings(bins, [1.0] * 8, [0.0] * 8) == []
+    assert crossings([2, 4, 8], [0, 1, 0], [0, 0, 0]) == pytest.approx([2, 8])
+    assert crossings([2, 8], [1, 0], [0, 1]) == pytest.approx([4])
+
+
+def test_the_plot_for_a_file_has_no_variables_left(study):
+    svg = study.standalone(study.plot(_trials()))
+    assert "var(--" not in svg
+    assert 'fill="white"' in svg

@@ -1,0 +1,102 @@
+import shutil
+
+import numpy as np
+import pytest
+from lerobot.datasets import LeRobotDataset
+from PIL import Image
+
+from libra_ray.data import frames as frames_module
+from libra_ray.data.checks import DatasetError
+from libra_ray.data.dataset import open_dataset
+from libra_ray.data.frames import frame_cache, resize
+from libra_ray.types import ACTION_KEY, IMAGE_KEY, STATE_KEY
+
+
+def as_uint8(tensor):
+    return (tensor.numpy() * 255).round().astype(np.uint8).transpose(1, 2, 0)
+
+
+def test_the_cache_holds_what_lerobot_decodes(dataset, recorded, tmp_path):
+    frames = frame_cache(recorded, tmp_path, 32)
+    assert frames.shape == (2, len(recorded), 32, 32, 3)
+    assert isinstance(frames, np.memmap)
+    loaded = LeRobotDataset("local/demos", root=dataset)
+    for row in range(len(recorded)):
+        item = loaded[row]
+        for camera, key in enumerate(recorded.image_keys):
+            np.testing.assert_array_equal(frames[camera, row], as_uint8(item[key]))
+
+
+def test_image_features_and_resizing(tmp_path):
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 255, (5, 24, 40, 3)).astype(np.uint8)
+    vector = {"dtype": "float32", "shape": (1,), "names": None}
+    camera = {"dtype": "image", "shape": (24, 40, 3), "names": ["height", "width", "channels"]}
+    features = {STATE_KEY: vector, ACTION_KEY: vector, IMAGE_KEY: camera}
+    made = LeRobotDataset.create("local/images", 10, features, root=tmp_path / "images", use_videos=False)
+    for t, picture in enumerate(pictures):
+        value = np.full(1, t, np.float32)
+        made.add_frame({STATE_KEY: value, ACTION_KEY: value, IMAGE_KEY: picture, "task": "wait"})
+    made.save_episode()
+    made.finalize()
+    recorded = open_dataset(tmp_path / "images", state_dim=1, action_dim=1)
+    np.testing.assert_array_equal(recorded.state[:, 0], np.arange(5))
+    frames = frame_cache(recorded, tmp_path / "cache", 16)
+    expected = [np.asarray(Image.fromarray(p).resize((16, 16), Image.Resampling.BILINEAR)) for p in pictures]
+    np.testing.assert_array_equal(frames[0], expected)
+
+
+def test_resize_leaves_fitting_pictures_alone():
+    picture = np.zeros((16, 16, 3), np.uint8)
+    assert resize(picture, 16) is picture
+    assert resize(picture, 8).shape == (8, 8, 3)
+
+
+def test_decoded_once_and_again_after_a_change(dataset, tmp_path, monkeypatch):
+    root = shutil.copytree(dataset, tmp_path / "copy")
+    decoded = []
+    decode = frames_module.decode
+    monkeypatch.setattr(frames_module, "decode", lambda path: decoded.append(path) or decode(path))
+    frame_cache(open_dataset(root), tmp_path / "cache", 32)
+    frame_cache(open_dataset(root), tmp_path / "cache", 32)
+    assert len(decoded) == 2  # one file per camera
+    video = next((root / "videos").rglob("*.mp4"))
+    video.write_bytes(video.read_bytes() + b"\0" * 8)
+    frame_cache(open_dataset(root), tmp_path / "cache", 32)
+    assert len(decoded) == 4
+
+
+def test_an_interrupted_cache_is_not_taken_for_a_whole_one(recorded, tmp_path, monkeypatch):
+    def interrupted(path):
+        yield from ()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(frames_module, "decode", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            frame_cache(recorded, tmp_path, 32)
+    assert not list(tmp_path.glob("frames-*.npy"))
+    assert frame_cache(recorded, tmp_path, 32).any()
+
+
+def test_broken_videos_are_named(dataset, tmp_path):
+    root = shutil.copytree(dataset, tmp_path / "copy")
+    video = sorted((root / "videos").rglob("*.mp4"))[0]
+    video.write_bytes(b"no video")
+    with pytest.raises(ValueError, match=r"file-000\.mp4 cannot be read as a video"):
+        frame_cache(open_dataset(root), tmp_path / "cache", 32)
+    video.unlink()
+    with pytest.raises(DatasetError, match=r"file-000\.mp4 is missing"):
+        frame_cache(open_dataset(root), tmp_path / "cache", 32)
+    other = sorted((dataset / "videos").rglob("*.mp4"))[0]
+    make_short(other, video)
+    with pytest.raises(DatasetError, match="ends before"):
+        frame_cache(open_dataset(root), tmp_path / "cache", 32)
+
+
+def make_short(source, target):
+    from libra_ray.data.video import VideoWriter, decode, encoder_config
+
+    writer = VideoWriter(target, fps=20, encoder=encoder_config("h264"), height=32, width=32)
+    writer.write(np.stack([frame.rgb for frame in decode(source)][:-1]))
+    writer.close()

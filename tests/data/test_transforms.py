@@ -1,0 +1,115 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from libra_ray.data.transforms import STATE_LIMIT, NormStats, Pipeline, VectorStats, compute_stats
+from tests.data.builders import make_recorded
+
+values = hnp.arrays(
+    np.float32,
+    st.tuples(st.integers(1, 40), st.integers(1, 5)),
+    elements=st.floats(-1000, 1000, width=32),
+    fill=st.floats(-1000, 1000, width=32),
+)
+modes = st.sampled_from(["min_max", "quantile"])
+
+
+def stats_of(array):
+    return NormStats(state=VectorStats.of(array), action=VectorStats.of(array))
+
+
+def span(array):
+    return np.maximum(np.abs(array).max(0), 1)
+
+
+@given(values)
+def test_recorded_actions_round_trip(array):
+    pipeline = Pipeline(stats_of(array), "min_max")
+    normalised = pipeline.inputs_action(array)
+    assert np.abs(normalised).max() <= 1
+    assert (np.abs(pipeline.outputs_action(normalised) - array) <= 1e-5 * span(array)).all()
+
+
+@given(values, modes, st.integers(0, 2**32 - 1))
+def test_normalised_actions_round_trip_except_constants(array, mode, seed):
+    pipeline = Pipeline(stats_of(array), mode)
+    wanted = np.random.default_rng(seed).uniform(-1, 1, (7, array.shape[1])).astype(np.float32)
+    again = pipeline.inputs_action(pipeline.outputs_action(wanted))
+    varies = np.ptp(array, axis=0) > 1e-2 * span(array)
+    if mode == "quantile":
+        q01, q99 = np.quantile(array, (0.01, 0.99), axis=0)
+        varies &= (q99 - q01 > 1e-2 * span(array)) | (q99 - q01 < 1e-7)
+    assert (np.abs(again - wanted)[:, varies] < 1e-3).all()
+
+
+@given(values, modes, st.floats(-50, 50, width=32))
+def test_outputs_never_leave_the_recorded_range(array, mode, wild):
+    raw = Pipeline(stats_of(array), mode).outputs_action(np.full((2, 3, array.shape[1]), wild, np.float32))
+    assert raw.shape == (2, 3, array.shape[1])
+    assert (raw >= array.min(0) - 1e-5 * span(array)).all()
+    assert (raw <= array.max(0) + 1e-5 * span(array)).all()
+
+
+@given(values, modes)
+def test_states_are_about_one(array, mode):
+    pipeline = Pipeline(stats_of(array), mode)
+    normalised = pipeline.inputs_state(array)
+    assert np.isfinite(normalised).all()
+    assert np.abs(normalised).max() <= (1 + 1e-5 if mode == "min_max" else STATE_LIMIT)
+    assert np.abs(pipeline.inputs_state(array + 1e6)).max() <= STATE_LIMIT
+
+
+def test_a_constant_dimension_is_zero_inside_and_itself_outside():
+    array = np.array([[0.3, -1], [0.3, 1]], np.float32)
+    pipeline = Pipeline(stats_of(array), "min_max")
+    np.testing.assert_array_equal(pipeline.inputs_action(array), [[0, -1], [0, 1]])
+    np.testing.assert_array_equal(pipeline.outputs_action(np.array([0.9, 0.5], np.float32)), np.array([0.3, 0.5], np.float32))
+
+
+def test_quantiles_ignore_outliers_but_not_rare_switches():
+    rare = np.full(1000, -1.0)
+    rare[:5] = 1.0
+    outlier = np.linspace(-1, 1, 1000)
+    outlier[0] = -100
+    pipeline = Pipeline(stats_of(np.stack([outlier, rare, -rare], 1).astype(np.float32)), "quantile")
+    np.testing.assert_allclose(pipeline.inputs_action(np.array([0.98, 1, 1], np.float32)), [1, 1, 1], atol=0.02)
+    np.testing.assert_allclose(pipeline.inputs_action(np.array([-100, -1, -1], np.float32)), [-1, -1, -1])
+
+
+@given(values)
+def test_statistics_survive_json_exactly(array):
+    stats = stats_of(array)
+    again = NormStats.from_json(stats.to_json())
+    assert again.digest() == stats.digest()
+    np.testing.assert_array_equal(again.action.q99, stats.action.q99)
+    assert again.action.q99.dtype == np.float32
+
+
+def test_the_digest_tells_statistics_apart():
+    array = np.arange(12, dtype=np.float32).reshape(4, 3)
+    other = array.copy()
+    other[0, 0] = np.nextafter(np.float32(0), np.float32(-1))
+    assert stats_of(array).digest() != stats_of(other).digest()
+
+
+def test_statistics_come_from_the_given_rows_only():
+    recorded = make_recorded([5, 5])
+    stats = compute_stats(recorded, recorded.rows([0]))
+    assert stats.action.high[0] == 4
+    assert stats.state.high.tolist() == [0, 4]
+    with pytest.raises(ValueError, match="at least one training frame"):
+        compute_stats(recorded, recorded.rows([]))
+
+
+def test_refusals():
+    stats = stats_of(np.zeros((2, 2), np.float32))
+    with pytest.raises(ValueError, match="valid: min_max, quantile"):
+        Pipeline(stats, "zscore")
+    tree = json.loads(stats.to_json())
+    del tree["action"]["q01"]
+    with pytest.raises(ValueError, match=r"statistics of action must have exactly high, low, mean, q01"):
+        NormStats.from_json(json.dumps(tree))

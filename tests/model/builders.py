@@ -1,0 +1,98 @@
+"""Tiny models, batches and checkpoints: width 32, one layer, pictures of 32 pixels."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from libra_ray import checkpoint
+from libra_ray.batch import Batch
+from libra_ray.checkpoint import Facts, Manifest
+from libra_ray.config import Config, override, preset
+from libra_ray.data.transforms import NormStats, VectorStats
+from libra_ray.model.libra import Libra, RobotShape
+from libra_ray.types import IMAGE_KEY, Observation
+
+SHAPE = RobotShape(action_dim=4, state_dim=5, cameras=1)
+INSTRUCTIONS = ("open the drawer", "press the button down")
+KEYS = (IMAGE_KEY, "observation.images.wrist")
+
+
+def tiny_config(changes: Mapping[str, Any] | None = None) -> Config:
+    """The debug preset without its simulator's settings, changed by `changes`."""
+    tiny = {
+        "train.steps": 4,
+        "train.batch_size": 8,
+        "train.warmup_steps": 1,
+        "train.log_every": 1,
+        "train.checkpoint_every": 100,
+    }
+    return override(preset("debug"), {**tiny, "train.validate_every": 0, **(changes or {})})
+
+
+def tiny_model(changes: Mapping[str, Any] | None = None, shape: RobotShape = SHAPE) -> Libra:
+    """An untrained model, the same at every call, whose zero-initialised gates are opened so that every input matters."""
+    torch.manual_seed(0)
+    return open_gates(Libra(tiny_config(changes), shape)).eval()
+
+
+def open_gates(model: Libra) -> Libra:
+    """Give adaLN-Zero's zeros small values, as a few steps of training would."""
+    generator = torch.Generator().manual_seed(1)
+    for block in model.refiner.blocks:
+        block.to_modulation.weight.data.normal_(0, 0.1, generator=generator)
+    return model
+
+
+def make_batch(model: Libra, size: int = 6, seed: int = 0, *, masked: int = 0) -> Batch:
+    """Random windows for `model`; window `b` has `masked * (b % 2)` steps past the episode's end."""
+    generator = torch.Generator().manual_seed(seed)
+    config, shape = model.config, model.shape
+    pictures = (size, shape.cameras * config.data.history, 3, config.sim.image_size, config.sim.image_size)
+    steps = config.action.plan_steps
+    text = model.planner.tokenise([INSTRUCTIONS[b % 2] for b in range(size)])
+    return Batch(
+        plan_images=torch.randint(0, 256, pictures, generator=generator, dtype=torch.uint8),
+        plan_state=torch.randn(size, shape.state_dim, generator=generator),
+        images=torch.randint(0, 256, pictures, generator=generator, dtype=torch.uint8),
+        state=torch.randn(size, shape.state_dim, generator=generator),
+        text=text.ids,
+        text_mask=text.mask,
+        actions=torch.rand(size, steps, shape.action_dim, generator=generator) * 2 - 1,
+        action_mask=torch.arange(steps) < (steps - masked * (torch.arange(size) % 2))[:, None],
+        offset=torch.arange(size) % (config.action.chunks) * config.action.horizon,
+    )
+
+
+def make_stats(shape: RobotShape = SHAPE) -> NormStats:
+    """Actions in [-2, 4], so that normalised and raw ones cannot be mistaken for each other; states in [-1, 1]."""
+
+    def vector(dims: int, low: float, high: float) -> VectorStats:
+        ends = {"low": low, "high": high, "q01": low, "q99": high, "mean": (low + high) / 2, "std": 1.0}
+        return VectorStats(**{name: np.full(dims, value, np.float32) for name, value in ends.items()})
+
+    return NormStats(state=vector(shape.state_dim, -1, 1), action=vector(shape.action_dim, -2, 4))
+
+
+def save_checkpoint(folder: Path, model: Libra, step: int = 0, trainer: dict[str, Any] | None = None) -> Manifest:
+    """A checkpoint of `model` as training writes it."""
+    facts = Facts(shape=model.shape, image_keys=KEYS[: model.shape.cameras], control_hz=10, instructions=INSTRUCTIONS)
+    return checkpoint.save(folder, model, model.state_dict(), make_stats(model.shape), facts, step, trainer)
+
+
+def make_observation(robot: int = 0, step: int = 0, *, size: int = 32, past: int = 0, cameras: int = 1) -> Observation:
+    """What robot number `robot` sees at `step`; no two of them are alike."""
+    rng = np.random.default_rng([robot, step])
+
+    def pictures() -> dict[str, np.ndarray]:
+        return {key: rng.integers(0, 256, (size, size, 3), dtype=np.uint8) for key in KEYS[:cameras]}
+
+    return Observation(
+        images=pictures(),
+        state=rng.uniform(-1, 1, SHAPE.state_dim).astype(np.float32),
+        instruction=INSTRUCTIONS[robot % 2],
+        step=step,
+        past=[pictures() for _ in range(past)],
+    )

@@ -1,0 +1,115 @@
+"""A fleet that never was: real telemetry and a real board under a clock that the test moves, and a page server."""
+
+import json
+import random
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from libra_ray.on_ray.serving.board import FleetBoard, fleet_page
+from libra_ray.on_ray.serving.telemetry import Telemetry
+
+
+class Clock:
+    """Seconds that pass when told to."""
+
+    def __init__(self, now: float = 1000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def busy_fleet(robots: int, *, seconds: int = 40, names: str = "robot-{}", seed: int = 0) -> FleetBoard:
+    """A board that two gateways reported to for a while; every fifth robot succeeds less often, the last one has left."""
+    noise, clock = random.Random(seed), Clock()
+    board, gateways = FleetBoard(clock), [Telemetry("gateway", clock=clock) for _ in range(2)]
+    for i in range(robots):
+        gateways[i % 2].connected(names.format(i))
+    for second in range(seconds):
+        if robots > 1 and second == seconds - 3:
+            gateways[(robots - 1) % 2].disconnected(names.format(robots - 1))
+        for i in range(robots - (second >= seconds - 3 and robots > 1)):
+            for _ in range(3):
+                clock.now += 1 / (3 * max(1, robots))
+                one_request(gateways[i % 2], names.format(i), noise, late=second > 25)
+            if second % 8 == i % 8:
+                gateways[i % 2].episode_ended(names.format(i), noise.random() < (0.5 if i % 5 == 0 else 0.95))
+        clock.now += 0 if robots else 1
+        for i, gateway in enumerate(gateways):
+            board.report(f"gateway-{i}", gateway.snapshot())
+    if robots:
+        gateways[0].refused("wrong shape")
+        gateways[0].refused("not a number")
+        gateways[0].refused("wrong shape")
+        board.report("gateway-0", gateways[0].snapshot())
+    return board
+
+
+def one_request(gateway: Telemetry, robot: str, noise: random.Random, *, late: bool) -> None:
+    """A request as a busy gateway answers it, with the calls behind it now and then."""
+    latency = noise.lognormvariate(-4.0, 0.4) * (1.5 if late else 1)
+    age = noise.randrange(3, 12)
+    gateway.tick(
+        robot,
+        latency_s=latency,
+        batch_size=noise.randrange(4, 9),
+        intent_age_steps=age,
+        intent_age_s=age * 0.05,
+        held=noise.random() < 0.01,
+        missed=latency > 0.05,
+    )
+    if noise.random() < 0.2:
+        gateway.refiner_call(seconds=0.7 * latency, batch_size=noise.randrange(4, 9), queued=noise.randrange(3))
+    if noise.random() < 0.1:
+        gateway.planner_call(seconds=noise.lognormvariate(-2.8, 0.3), batch_size=noise.randrange(2, 6))
+
+
+UNPROTECTED = "unprotected"
+"""The page of this name comes without its Content-Security-Policy."""
+
+
+@contextmanager
+def page_server(fleets: Mapping[str, Sequence[dict | None]], probe: str = "") -> Iterator[str]:
+    """The live page on localhost under `/<name>/`, and `probe` at the root; yields the address.
+
+    Args:
+        fleets: what each page's server says, one after the other and then the last for ever; None: it hangs up.
+    """
+    said = dict.fromkeys(fleets, 0)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            name, _, file = self.path.strip("/").partition("/")
+            if file == "fleet.json":
+                fleet = fleets[name][min(said[name], len(fleets[name]) - 1)]
+                said[name] += 1
+                if fleet is not None:
+                    self._say(json.dumps(fleet, allow_nan=False), "application/json")
+            else:
+                page = fleet_page() if name in fleets else probe
+                if name == UNPROTECTED:
+                    page = page.replace("Content-Security-Policy", "")
+                self._say(page, "text/html; charset=utf-8")
+
+        def _say(self, text: str, kind: str) -> None:
+            body = text.encode()
+            self.send_response(200)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,153 @@
+"""What robots send, checked: every bad request is refused with what would have been valid, and nothing else ever happens."""
+
+import base64
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, strategies
+from PIL import Image
+
+from libra_ray.on_ray.serving.requests import BadRequestError, from_json, read_request
+from libra_ray.types import IMAGE_KEY, STATE_KEY
+from libra_ray.wire import pack, request, unpack
+from tests.on_ray.serving.stubs import SHAKE, observe
+
+
+def good(**changes):
+    message = request(observe(3, 7)) | changes
+    return {key: value for key, value in message.items() if value is not ...}
+
+
+def png(height=4, width=4, mode="RGB", form="PNG"):
+    buffer = io.BytesIO()
+    Image.new(mode, (width, height), 100 if mode == "L" else (100, 100, 100)).save(buffer, format=form)
+    return buffer.getvalue()
+
+
+def test_a_good_request_is_read():
+    found = read_request(unpack(pack(good(seq=5, robot="a", success=True, reset=True))), SHAKE)
+    assert (found.robot, found.seq, found.reset, found.ended, found.success) == ("a", 5, True, True, True)
+    assert (found.observation.step, found.observation.instruction) == (7, "go")
+    np.testing.assert_array_equal(found.observation.images[IMAGE_KEY], observe(3).images[IMAGE_KEY])
+    assert found.observation.state.dtype == np.float32
+
+
+@pytest.mark.parametrize("key", ["prompt", "task", "instruction"])
+def test_the_instruction_has_three_names(key):
+    assert read_request(good(**{"prompt": ..., key: "open"}), SHAKE).observation.instruction == "open"
+
+
+def test_a_step_that_is_left_out_is_the_gateways_to_count():
+    assert read_request(good(step=...), SHAKE).observation.step == -1
+
+
+@pytest.mark.parametrize("message", [{"reset": True}, {"success": None}, {"success": False, "reset": True}])
+def test_reset_and_success_may_come_alone(message):
+    found = read_request(message, SHAKE)
+    assert found.observation is None
+    assert found.ended == ("success" in message)
+
+
+@pytest.mark.parametrize("data", [png(), png(form="JPEG"), png(mode="L")])
+def test_pictures_may_be_jpeg_or_png(data):
+    picture = read_request(good(**{IMAGE_KEY: data}), SHAKE).observation.images[IMAGE_KEY]
+    assert (picture.shape, picture.dtype) == ((4, 4, 3), np.uint8)
+    assert abs(picture.mean() - 100) < 3
+
+
+BAD = {
+    "nothing": ({"hello": 1}, "keys", "a request needs observation.image, observation.state, prompt"),
+    "no state": (good(**{STATE_KEY: ...}), "keys", "observation.state missing"),
+    "no picture": (good(**{IMAGE_KEY: ...}), "keys", "observation.image missing"),
+    "no prompt": (good(prompt=...), "prompt", "under `prompt`"),
+    "prompt of bytes": (good(prompt=b"go"), "prompt", "text"),
+    "long prompt": (good(prompt="x" * 3000), "prompt", "2000 characters"),
+    "nan": (good(**{STATE_KEY: np.array([1, np.nan])}), "not finite", "2 finite numbers"),
+    "infinity": (good(**{STATE_KEY: np.array([1e300, 0])}), "not finite", "2 finite numbers"),
+    "short state": (good(**{STATE_KEY: np.zeros(1)}), "shape", r"needs \(2,\)"),
+    "text state": (good(**{STATE_KEY: "1 2"}), "dtype", "2 real numbers"),
+    "nested state": (good(**{STATE_KEY: [[1, 2]]}), "dtype", "2 real numbers"),
+    "boolean state": (good(**{STATE_KEY: np.array([True, False])}), "dtype", "2 real numbers"),
+    "floats as pixels": (good(**{IMAGE_KEY: np.zeros((4, 4, 3))}), "dtype", r"needs uint8 \(4, 4, 3\)"),
+    "channels first": (good(**{IMAGE_KEY: np.zeros((3, 4, 4), np.uint8)}), "shape", r"needs uint8 \(4, 4, 3\)"),
+    "large": (good(**{IMAGE_KEY: np.zeros((8, 8, 3), np.uint8)}), "shape", r"needs uint8 \(4, 4, 3\)"),
+    "history": (good(**{IMAGE_KEY: np.zeros((2, 4, 4, 3), np.uint8)}), "shape", r"needs uint8 \(4, 4, 3\)"),
+    "no array": (good(**{IMAGE_KEY: 5}), "dtype", "JPEG or PNG; got int"),
+    "no picture file": (good(**{IMAGE_KEY: b"hello"}), "format", "no readable JPEG or PNG"),
+    "gif": (good(**{IMAGE_KEY: png(form="GIF", mode="L")}), "format", "no readable JPEG or PNG"),
+    "cut file": (good(**{IMAGE_KEY: png()[:-30]}), "format", "no readable JPEG or PNG"),
+    "bomb": (good(**{IMAGE_KEY: png(5000, 5000, "L")}), "shape", "pixels; this policy needs"),
+    "version": (good(version=2), "version", "speaks version 1"),
+    "step": (good(step=-1), "value", "at least 0"),
+    "half step": (good(step=0.5), "value", "at least 0"),
+    "huge step": (good(step=2**60), "value", "at least 0"),
+    "seq": (good(seq="one"), "value", "seq"),
+    "reset": (good(reset="yes"), "value", "true or false"),
+    "success": (good(success=1), "value", "true, false or null"),
+    "no name": (good(robot=""), "name", "1 to 80 printable"),
+    "long name": (good(robot="x" * 81), "name", "1 to 80 printable"),
+    "odd name": (good(robot="a\nb"), "name", "1 to 80 printable"),
+}
+
+
+@pytest.mark.parametrize(("message", "reason", "words"), BAD.values(), ids=BAD)
+def test_a_bad_request_says_what_is_valid(message, reason, words):
+    with pytest.raises(BadRequestError, match=words) as caught:
+        read_request(message, SHAKE)
+    assert caught.value.reason == reason
+
+
+ANYTHING = strategies.one_of(
+    strategies.none(),
+    strategies.booleans(),
+    strategies.integers(),
+    strategies.floats(),
+    strategies.text(max_size=5),
+    strategies.binary(max_size=5),
+    strategies.lists(strategies.integers(), max_size=3),
+    strategies.just(np.zeros((4, 4, 3), np.uint8)),
+    strategies.just(np.zeros(2)),
+)
+
+
+@given(strategies.dictionaries(strategies.sampled_from(list(good(seq=1, robot="a", reset=False, success=None))), ANYTHING))
+def test_no_value_anywhere_does_more_than_be_refused(changes):
+    try:
+        found = read_request(good() | changes, SHAKE)
+    except BadRequestError:
+        return
+    assert found.observation.state.shape == (2,)
+    assert np.isfinite(found.observation.state).all()
+    assert found.observation.images[IMAGE_KEY].shape == (4, 4, 3)
+
+
+def test_json_stands_for_the_same_request():
+    tree = {
+        IMAGE_KEY: base64.b64encode(png()).decode(),
+        STATE_KEY: [3, 7],
+        "prompt": "go",
+        "step": 7,
+    }
+    assert read_request(from_json(tree, SHAKE), SHAKE).observation.images[IMAGE_KEY].mean() == 100
+    nested = tree | {IMAGE_KEY: observe(3).images[IMAGE_KEY].tolist()}
+    found = read_request(from_json(nested, SHAKE), SHAKE).observation
+    np.testing.assert_array_equal(found.images[IMAGE_KEY], observe(3).images[IMAGE_KEY])
+    np.testing.assert_array_equal(found.state, [3, 7])
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        [],
+        {IMAGE_KEY: "no base64!"},
+        {IMAGE_KEY: [[1, 2], [3]]},
+        {IMAGE_KEY: [[[300, 0, 0]]]},
+        {IMAGE_KEY: [[[0.5, 0, 0]]]},
+        {STATE_KEY: ["a", "b"]},
+        {STATE_KEY: {"x": 1}},
+    ],
+)
+def test_bad_json_says_so(tree):
+    with pytest.raises(BadRequestError):
+        from_json(tree, SHAKE)

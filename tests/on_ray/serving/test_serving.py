@@ -1,0 +1,253 @@
+"""The served application on a real Ray cluster: the same answers as the policy itself, and what happens when processes die."""
+
+import asyncio
+import os
+import signal
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from openpi_client.websocket_client_policy import WebsocketClientPolicy
+
+from libra_ray.robot_client import AsyncRobotClient, RobotClient
+from libra_ray.types import Observation
+from libra_ray.wire import Reply, request
+from tests.on_ray.serving import stubs
+from tests.on_ray.serving.stubs import HORIZON, observe
+from tests.on_ray.serving.test_gateway import check
+from tests.on_ray.serving.test_web import free_port
+from tests.processes import command, family
+
+LIGHT = {"planner.num_cpus": 0.1, "refiner.num_cpus": 0.1, "gateway.num_cpus": 0.1}
+
+
+def ready(port, patience_s=60):
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    end = time.monotonic() + patience_s
+    while time.monotonic() < end:
+        try:
+            with opener.open(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
+                return answer.status == 200
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    return False
+
+
+@pytest.fixture(scope="module")
+def proxy_port(ray_cluster):
+    """Serve on the shared cluster, gone afterwards."""
+    from ray import cloudpickle, serve
+
+    # Replicas need not find the tests.
+    cloudpickle.register_pickle_by_value(stubs)
+
+    port = free_port()
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    yield port
+    serve.shutdown()
+
+
+@pytest.fixture(scope="module")
+def deployed(proxy_port, tmp_path_factory):
+    """Two applications, started side by side: a real checkpoint's, and one whose systems only say whose answer it is."""
+    from ray import serve
+
+    from libra_ray.on_ray.serving.app import build
+    from libra_ray.on_ray.serving.settings import Settings
+    from tests.model.builders import save_checkpoint, tiny_model
+
+    folders = [tmp_path_factory.mktemp("serving") / name for name in ("first", "second")]
+    for seed, folder in enumerate(folders):
+        save_checkpoint(folder, tiny_model({"train.seed": seed}))
+    real = Settings.model_validate({"checkpoint": str(folders[0]), "port": free_port(), "rule": "fifo", **LIGHT})
+    stub = Settings.model_validate(
+        {"checkpoint": "first", "port": free_port(), "refiner.replicas": 2, "gateway.replicas": 2, **LIGHT}
+    )
+    stubbed = build(stub, stubs.StubPlanner, stubs.StubRefiner)
+    serve.run_many(
+        [
+            serve.RunTarget(target=stubbed, name="stub", route_prefix="/stub"),
+            serve.RunTarget(target=build(real), name="real", route_prefix="/"),
+        ]
+    )
+    assert ready(real.port)
+    assert ready(stub.port)
+    return real, stub, folders
+
+
+@pytest.fixture(scope="module")
+def real(deployed):
+    return deployed[0]
+
+
+@pytest.fixture(scope="module")
+def stub(deployed):
+    return deployed[1]
+
+
+@pytest.fixture(scope="module")
+def policy(deployed):
+    from libra_ray.policy import load_policy
+
+    return load_policy(deployed[2][0])
+
+
+def seen(robot, step=0) -> Observation:
+    from dataclasses import replace
+
+    from tests.model.builders import make_observation
+
+    return replace(make_observation(robot), step=step)
+
+
+def expected(policy, robot, step, first):
+    plan = policy.plan([seen(robot, first)])
+    return policy.refine([seen(robot, step)], plan)[0].actions
+
+
+def test_the_fleet_gets_what_the_policy_itself_says(real, policy):
+    """Fetched by many robots at once through batches, actions are those of the checkpoint alone."""
+
+    async def robot(number):
+        async with AsyncRobotClient(f"127.0.0.1:{real.port}", robot=f"robot {number}") as client:
+            return [await client.act(seen(number, step)) for step in range(0, 20, 5)]
+
+    async def fleet():
+        return await asyncio.gather(*[robot(number) for number in range(6)])
+
+    for number, replies in enumerate(asyncio.run(fleet())):
+        for reply in replies:
+            assert not reply.held
+            want = expected(policy, number, reply.first_step, reply.plan_first_step)
+            np.testing.assert_allclose(reply.actions, want, atol=1e-3)
+            assert reply.robot == f"robot {number}"
+
+
+@pytest.mark.parametrize("way", ["own port", "proxy"])
+def test_openpis_client_gets_the_same(real, proxy_port, policy, way):
+    client = WebsocketClientPolicy("127.0.0.1", real.port if way == "own port" else proxy_port)
+    message = {key: value for key, value in request(seen(2)).items() if key not in ("step", "version")}
+    answers = [client.infer(message) for _ in range(3)]
+    assert [answer["first_step"] for answer in answers] == [0, 5, 10]
+    np.testing.assert_allclose(answers[0]["actions"], expected(policy, 2, 0, 0), atol=1e-3)
+    with pytest.raises(RuntimeError, match="a request needs"):
+        client.infer({"hello": 1})
+
+
+def test_simulators_inside_the_cluster_ask_by_handle(real, policy):
+    from ray import serve
+
+    answer = Reply.read(serve.get_app_handle("real").act.remote(request(seen(4), robot="inside")).result(timeout_s=30))
+    np.testing.assert_allclose(answer.actions, expected(policy, 4, 0, 0), atol=1e-3)
+
+
+def test_new_weights_replace_the_old_ones_in_place(real, deployed):
+    """No process is started for it, no connection is lost, and afterwards the answers are the new checkpoint's."""
+    from libra_ray.on_ray.serving.app import update_weights
+    from libra_ray.policy import load_policy
+
+    other = load_policy(deployed[2][1])
+    before = replicas("real")
+    with RobotClient(f"127.0.0.1:{real.port}", robot="robot 1") as client:
+        first = client.act(seen(1))
+        update_weights(str(deployed[2][1]), app_name="real")
+        end = time.monotonic() + 30
+        while time.monotonic() < end:
+            reply = client.act(seen(1), reset=True)
+            if not np.allclose(reply.actions, first.actions):
+                break
+            time.sleep(0.1)
+        np.testing.assert_allclose(reply.actions, expected(other, 1, 0, 0), atol=1e-3)
+        assert client.reconnects == 0
+    with RobotClient(f"127.0.0.1:{real.port}", robot="robot 1") as client:
+        assert client.handshake.checkpoint_digest == other.source.manifest.digest
+    assert replicas("real") == before
+
+
+def test_the_page_and_its_numbers_are_served(stub):
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(f"http://127.0.0.1:{stub.port}/", timeout=10) as page:
+        assert "Content-Security-Policy" in page.read().decode()
+    with opener.open(f"http://127.0.0.1:{stub.port}/fleet.json", timeout=10) as numbers:
+        assert b"robots" in numbers.read()
+
+
+def replicas(app, deployment="") -> list[int]:
+    """Process numbers of the replicas."""
+    return sorted(pid for pid in family(os.getpid()) if f"ServeReplica:{app}:{deployment}" in command(pid))
+
+
+@dataclass
+class Fleet:
+    """Robots that act on their own until told to stop; whatever goes wrong is kept."""
+
+    port: int
+    robots: int = 16
+    replies: list[tuple[float, Reply]] = field(default_factory=list)
+    gaps: list[float] = field(default_factory=list)
+    reconnects: int = 0
+    going: bool = True
+
+    async def robot(self, number):
+        async with AsyncRobotClient(f"127.0.0.1:{self.port}", robot=f"robot {number}", timeout_s=5) as client:
+            step, last = 0, time.monotonic()
+            while self.going:
+                reply = await client.act(observe(number, step))
+                check(reply, number, step)
+                now = time.monotonic()
+                self.replies.append((now, reply))
+                self.gaps.append(now - last)
+                last, step = now, step + HORIZON
+                await asyncio.sleep(0.05)
+            self.reconnects += client.reconnects
+
+    async def during(self, happening, before_s=0.7, after_s=2.0):
+        tasks = [asyncio.create_task(self.robot(number)) for number in range(self.robots)]
+        await asyncio.sleep(before_s)
+        await asyncio.to_thread(happening)
+        at = time.monotonic()
+        await asyncio.sleep(after_s)
+        self.going = False
+        await asyncio.gather(*tasks)
+        return at
+
+
+def kill(app, deployment):
+    os.kill(replicas(app, deployment)[0], signal.SIGKILL)
+
+
+def test_a_planner_that_is_killed_stops_no_refiner(stub):
+    """Robots go on with the plans they have, then hold; when Serve has a new planner, intents are fresh again."""
+    fleet = Fleet(stub.port)
+    killed = asyncio.run(fleet.during(lambda: kill("stub", "Planner"), after_s=2.0))
+    after = [reply for at, reply in fleet.replies if at > killed]
+    assert any(reply.held for reply in after)
+    assert fleet.reconnects == 0
+    assert max(fleet.gaps) < 2.0, "robots were answered throughout"
+    end = time.monotonic() + 40
+    with RobotClient(f"127.0.0.1:{stub.port}", robot="robot 1", timeout_s=60) as client:
+        while (reply := client.act(observe(1), reset=True)).held and time.monotonic() < end:
+            time.sleep(0.1)
+        check(reply, 1, 0)
+        assert not reply.held
+
+
+def test_a_refiner_that_is_killed_costs_no_episode(stub):
+    """What it had under way is asked of the other one; nobody gets another robot's answer, nobody loses its connection."""
+    fleet = Fleet(stub.port)
+    killed = asyncio.run(fleet.during(lambda: kill("stub", "Refiner")))
+    assert fleet.reconnects == 0
+    assert any(at > killed + 1 and not reply.held for at, reply in fleet.replies)
+    assert max(fleet.gaps) < 3.0
+
+
+def test_a_gateway_that_is_killed_loses_no_robot(stub):
+    """Its robots come back to the other one and go on at the step at which they were."""
+    fleet = Fleet(stub.port)
+    killed = asyncio.run(fleet.during(lambda: kill("stub", "Gateway")))
+    assert fleet.reconnects > 0
+    assert any(at > killed + 1 and not reply.held for at, reply in fleet.replies)
+    assert max(fleet.gaps) < 3.0

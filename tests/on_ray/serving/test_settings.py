@@ -1,0 +1,119 @@
+"""The application's arguments: refused clearly before anything starts; and when replicas are wanted."""
+
+import importlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, strategies
+
+from libra_ray.on_ray.serving import scaling
+from libra_ray.on_ray.serving.settings import Settings
+
+
+def test_defaults_need_a_checkpoint_and_nothing_else():
+    settings = Settings.model_validate({"checkpoint": "runs/quickstart/checkpoint"})
+    assert settings.host == "127.0.0.1"
+    assert settings.planner.nice > settings.refiner.nice, "the refiner goes first"
+
+
+def test_dotted_names_reach_into_the_parts_and_leave_the_rest():
+    settings = Settings.model_validate({"checkpoint": "c", "planner.replicas": "2", "planner": {"threads": 3}, "rule": "fifo"})
+    assert (settings.planner.replicas, settings.planner.threads) == (2, 3)
+    assert settings.planner.nice == Settings(checkpoint="c").planner.nice
+    assert settings.planner.num_cpus == Settings(checkpoint="c").planner.num_cpus
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"checkpoint": ""}, "checkpoint"),
+        ({"chekpoint": "c"}, "did you mean checkpoint"),
+        ({"planner.replica": 2}, "did you mean .*replicas"),
+        ({"planer.replicas": 2}, "did you mean planner"),
+        ({"planner": 3, "planner.replicas": 1}, "one of both"),
+        ({"refiner.replicas": 0}, "greater than or equal to 1"),
+        ({"refiner.replicas": "many"}, "valid integer"),
+        ({"refiner.replicas": 3, "refiner.max_replicas": 2}, "below replicas=3"),
+        ({"rule": "sometimes"}, "'fifo', 'overlap' or 'event'"),
+        ({"port": 70000}, "65535"),
+        ({"host": "0.0.0.0"}, "give a token"),
+        ({"max_message_bytes": 2**40}, "less than or equal"),
+    ],
+)
+def test_bad_arguments_say_what_is_valid(changes, words):
+    with pytest.raises(ValueError, match=words):
+        Settings.model_validate({"checkpoint": "c", **changes})
+
+
+def test_the_builder_makes_three_deployments_that_differ_only_by_weights_in_place():
+    from libra_ray.on_ray.serving.app import _version
+
+    one, other = Settings(checkpoint="a"), Settings(checkpoint="b", revision="2")
+    assert _version(one) == _version(other)
+    assert _version(one) != _version(Settings(checkpoint="a", rule="fifo"))
+    assert one.user_config() != other.user_config()
+
+
+def test_a_checkpoint_is_found_before_anything_starts(tmp_path, monkeypatch):
+    from libra_ray.on_ray.serving.weights import located
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"jobs/pipeline.py makes one"):
+        located("runs/nowhere/checkpoint")
+    folder = tmp_path / "runs" / "quickstart" / "checkpoint"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text("{}")
+    assert located("runs/quickstart/checkpoint") == str(folder)
+    with pytest.raises(ValueError, match="there are runs/quickstart/checkpoint"):
+        located("runs/quickstart")
+    assert located("models:/libra@champion") == "models:/libra@champion"
+
+
+def test_the_file_for_serve_deploy_is_valid():
+    from ray.serve.schema import ServeDeploySchema
+
+    tree = yaml.safe_load((Path(__file__).parents[3] / "serve_apps" / "libra.yaml").read_text())
+    [application] = ServeDeploySchema.model_validate(tree).applications
+    assert Settings.model_validate(application.args).refiner.max_replicas > 1
+    module, _, name = application.import_path.partition(":")
+    assert callable(getattr(importlib.import_module(module), name))
+
+
+@dataclass
+class Context:
+    current_num_replicas: int
+    aggregated_metrics: dict = field(default_factory=dict)
+
+
+def pressed(replicas, pressure, busy):
+    return Context(
+        replicas, {"pressure": dict.fromkeys(range(replicas), pressure), "busy": dict.fromkeys(range(replicas), busy)}
+    )
+
+
+@given(strategies.integers(1, 50), strategies.floats(0, 1), strategies.floats(0, 1))
+def test_replicas_move_by_one_and_only_where_the_rest_can_carry_it(replicas, pressure, busy):
+    for policy in (scaling.by_intent_age, scaling.by_deadline_misses):
+        wanted, _ = policy(pressed(replicas, pressure, busy))
+        assert wanted >= 1
+        assert abs(wanted - replicas) <= 1
+        if wanted < replicas:
+            assert replicas * busy < scaling.BUSY * wanted
+
+
+def test_late_intents_start_planners_and_missed_deadlines_start_refiners():
+    assert scaling.by_intent_age(pressed(1, 0.5, 0.9))[0] == 2
+    assert scaling.by_deadline_misses(pressed(1, 0.5, 0.9))[0] == 2
+    assert scaling.by_deadline_misses(pressed(3, 0.0, 0.1))[0] == 2
+    assert scaling.by_intent_age(pressed(1, 0.0, 0.0))[0] == 1
+    assert scaling.by_intent_age(Context(2))[0] == 1
+
+
+@given(strategies.lists(strategies.integers(0, 500), min_size=1, max_size=8))
+def test_gateways_follow_their_connections(connections):
+    context = Context(len(connections), {"connections": dict(enumerate(connections))})
+    wanted, _ = scaling.by_connections(context)
+    assert wanted * scaling.CONNECTIONS >= sum(connections)
+    assert (wanted - 1) * scaling.CONNECTIONS < max(1, sum(connections))

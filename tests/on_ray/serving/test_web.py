@@ -1,0 +1,390 @@
+"""The gateway's sockets, real ones, in front of systems in this process: every client, every bad input, every way to leave."""
+
+import asyncio
+import base64
+import json
+import socket
+import struct
+import threading
+import time
+import urllib.error
+import urllib.request
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import pytest
+import websockets.sync.client
+from openpi_client.websocket_client_policy import WebsocketClientPolicy
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from libra_ray.on_ray.serving.port import OwnPort
+from libra_ray.on_ray.serving.web import Web
+from libra_ray.robot_client import AsyncRobotClient, RefusedError, RobotClient, WrongRobotError
+from libra_ray.types import IMAGE_KEY, STATE_KEY
+from libra_ray.wire import GOING_AWAY, TOO_BIG, Handshake, pack, request, unpack
+from tests.on_ray.serving.stubs import HORIZON, observe
+from tests.on_ray.serving.test_gateway import Bench, check
+
+LIMIT = 64 * 1024
+
+
+class Server:
+    """A gateway on a port of its own, in a thread of its own."""
+
+    def __init__(self, port=0, ready=True, **changes):
+        self.port = port or free_port()
+        self.address = f"ws://127.0.0.1:{self.port}"
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self.thread.start()
+        self.call(self._start(ready, changes))
+
+    async def _start(self, ready, changes):
+        self.bench = Bench(max_message_bytes=LIMIT, **changes)
+        self.core = self.bench.core
+        self.core.board = Board()
+        self.web = Web(self.core)
+        self.listener = OwnPort(self.web, host="127.0.0.1", port=self.port, max_message_bytes=LIMIT)
+        self.listener.open()
+        if ready:
+            await self.bench.start()
+
+    def call(self, work):
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(20)
+
+    async def drain(self):
+        self.core.draining = True
+        self.listener.refuse_new()
+        self.web.send_away()
+        await self.web.gone(5)
+
+    def stop(self):
+        if self.thread.is_alive():
+            self.call(self.listener.close())
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self.thread.join()
+            self.loop.close()
+
+    def http(self, path, body=None, **headers):
+        """Status, content type and body."""
+        headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        ask = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data=body, headers=headers)
+        try:
+            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(ask, timeout=10) as answer:
+                return answer.status, answer.headers.get_content_type(), answer.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.headers.get_content_type(), error.read()
+
+    def socket(self, **options):
+        return websockets.sync.client.connect(self.address, compression=None, proxy=None, **options)
+
+
+class Board:
+    """Stands where the fleet's board, a Ray actor, would."""
+
+    async def fleet(self):
+        return {"robots": []}
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@contextmanager
+def serving(**changes):
+    server = Server(**changes)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def server():
+    with serving() as found:
+        yield found
+
+
+def message(number=1, at=0, **changes):
+    whole = request(observe(number, at)) | changes
+    return {key: value for key, value in whole.items() if value is not ...}
+
+
+def until(condition, patience_s=10):
+    end = time.monotonic() + patience_s
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert condition()
+
+
+def test_openpis_client_works_as_it_is(server):
+    client = WebsocketClientPolicy("127.0.0.1", server.port)
+    metadata = client.get_server_metadata()
+    assert Handshake.read(metadata).horizon == HORIZON
+    for step in range(0, 25, 5):
+        answer = client.infer(message(7, step=..., seq=step))
+        assert answer["actions"].shape == (HORIZON, 5)
+        assert (answer["actions"][:, 0] == 7).all()
+        assert (answer["first_step"], answer["seq"]) == (step, step)
+        assert {"total_ms", "queue_ms", "refiner_ms", "batch"} <= answer["server_timing"].keys()
+        assert {"intent_age_steps", "intent_age_ms", "held", "plan_first_step"} <= answer.keys()
+    with pytest.raises(RuntimeError, match=r"observation.state has shape \(3,\)"):
+        client.infer(message(7, **{STATE_KEY: np.zeros(3)}))
+    assert client.infer(message(7, step=...))["first_step"] == 25
+
+
+def test_our_client_drives_episodes(server):
+    with RobotClient(server.address, robot="robot 3") as client:
+        assert client.handshake.execute_steps == HORIZON
+        for _ in range(2):
+            client.reset()
+            for step in range(0, 20, 5):
+                check(client.act(observe(3, step)), 3, step)
+            client.report(success=True)
+    row = next(row for row in server.core.telemetry.snapshot().robots if row.name == "robot 3")
+    assert (row.episodes, row.successes) == (2, 2)
+
+
+def test_pictures_may_come_as_jpeg(server):
+    with RobotClient(server.address, robot="robot 4", jpeg_quality=95) as client:
+        check(client.act(observe(4)), 4, 0)
+
+
+def test_many_robots_at_once_each_get_their_own(server):
+    async def robot(number):
+        async with AsyncRobotClient(server.address, robot=f"robot {number}") as client:
+            for step in range(0, 100, 5):
+                reply = await client.act(observe(number, step))
+                check(reply, number, step)
+
+    async def fleet():
+        await asyncio.gather(*[robot(100 + n) for n in range(16)])
+
+    asyncio.run(fleet())
+    assert max(map(len, server.bench.refiner.batches)) > 1
+
+
+GARBAGE = {
+    "bytes": (b"garbage", "msgpack"),
+    "nothing": (b"", "msgpack"),
+    "a list": (pack({"a": 1})[1:], "msgpack|map"),
+    "text": ("hello", "binary messages in msgpack"),
+    "version": (pack(message(version=9)), "speaks version 1"),
+    "nan": (pack(message(**{STATE_KEY: np.array([np.nan, 0])})), "finite"),
+    "dtype": (pack(message(**{IMAGE_KEY: np.zeros((4, 4, 3))})), "needs uint8"),
+    "size": (pack(message(**{IMAGE_KEY: np.zeros((40, 40, 3), np.uint8)})), "needs uint8"),
+    "keys": (pack({"hello": 1}), "a request needs"),
+}
+
+
+@pytest.mark.parametrize(("data", "words"), GARBAGE.values(), ids=GARBAGE)
+def test_after_a_bad_request_the_connection_goes_on(server, data, words):
+    before = server.core.telemetry.snapshot().refused
+    with server.socket() as client:
+        unpack(client.recv())
+        client.send(data)
+        assert isinstance(text := client.recv(), str)
+        assert any(word in text for word in words.split("|")), text
+        assert "\n" not in text
+        client.send(pack(message()))
+        assert unpack(client.recv())["first_step"] == 0
+    assert sum(server.core.telemetry.snapshot().refused.values()) == sum(before.values()) + 1
+
+
+def test_a_gigabyte_is_refused_by_its_first_bytes(server):
+    """The header of a frame tells its length: the connection is closed without waiting for the rest."""
+    with server.socket() as client:
+        client.recv()
+        header = bytes([0x82, 0x80 | 127]) + struct.pack("!Q", 2**30) + b"mask"
+        client.socket.sendall(header + b"\0" * 100)
+        with pytest.raises(ConnectionClosed) as closed:
+            client.recv(timeout=5)
+        assert closed.value.rcvd.code == TOO_BIG
+    with RobotClient(server.address, robot="too big") as client, pytest.raises(RefusedError):
+        client.ask({"observation.image": b"x" * (2 * LIMIT)})
+    check_alive(server)
+
+
+def check_alive(server):
+    with RobotClient(server.address, robot="robot 1") as client:
+        check(client.act(observe(1), reset=True), 1, 0)
+
+
+def test_a_client_that_vanishes_is_forgotten(server):
+    before = server.core.connections
+    client = server.socket()
+    client.recv()
+    client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.send(pack(message(9, robot="vanishing")))
+    until(lambda: server.core.connections > before)
+    client.socket.close()
+    until(lambda: server.core.connections == before)
+    check_alive(server)
+
+
+def test_too_many_connections_are_refused_and_the_others_notice_nothing():
+    with serving(max_connections=20) as server, ExitStack() as stack:
+        for _ in range(20):
+            stack.enter_context(server.socket()).recv()
+        with pytest.raises(InvalidStatus) as refused:
+            server.socket()
+        assert refused.value.response.status_code == 503
+        assert b"20 connections" in refused.value.response.body
+        with pytest.raises(ConnectionError, match="no server"):
+            RobotClient(server.address, robot="late", patience_s=0.2)
+
+
+def test_nobody_is_let_in_before_the_systems_are_loaded():
+    with serving(ready=False) as server:
+        assert server.http("/healthz")[0] == 200
+        assert server.http("/readyz")[0] == 503
+        assert server.http("/act", json.dumps({}).encode(), content_type="application/json")[0] == 503
+        with pytest.raises(InvalidStatus):
+            server.socket()
+        threading.Timer(0.3, lambda: server.call(server.bench.start())).start()
+        with RobotClient(server.address, robot="robot 5") as client:
+            check(client.act(observe(5)), 5, 0)
+        assert server.http("/readyz")[0] == 200
+
+
+def test_a_token_is_asked_for_everywhere_but_by_probes():
+    with serving(token="secret") as server:
+        assert server.http("/readyz")[0] == 200
+        assert server.http("/act", b"{}", content_type="application/json")[0] == 401
+        assert server.http("/fleet.json")[0] == server.http("/")[0] == 401
+        assert server.http("/", authorization="Bearer secret")[0] == server.http("/?token=secret")[0] == 200
+        assert server.http("/fleet.json", cookie="libra_ray_token=secret")[0] == 200
+        for wrong in (None, "other"):
+            with pytest.raises(RefusedError, match="asks for its token"):
+                RobotClient(server.address, robot="a", token=wrong)
+        with RobotClient(server.address, robot="robot 1", token="secret") as client:
+            check(client.act(observe(1)), 1, 0)
+        assert WebsocketClientPolicy("127.0.0.1", server.port, api_key="secret").infer(message())["first_step"] == 0
+
+
+def test_pages_of_other_sites_command_nobody(server):
+    """A browser sends where its page came from; a robot does not."""
+    with pytest.raises(InvalidStatus) as refused:
+        server.socket(origin="http://elsewhere.example")
+    assert refused.value.response.status_code == 403
+    assert server.http("/act", b"{}", origin="http://elsewhere.example")[0] == 403
+    assert server.http("/", origin=f"http://127.0.0.1:{server.port}")[0] == 200
+
+
+def test_plain_http_answers_as_the_socket_does(server):
+    tree = {STATE_KEY: [6, 0], "prompt": "go", "robot": "robot 6", "step": 0, "seq": 1}
+    tree[IMAGE_KEY] = observe(6).images[IMAGE_KEY].tolist()
+    status, kind, body = server.http("/act", json.dumps(tree).encode(), content_type="application/json; charset=utf-8")
+    assert (status, kind) == (200, "application/json")
+    answer = json.loads(body)
+    assert (answer["robot"], answer["seq"], np.shape(answer["actions"])) == ("robot 6", 1, (HORIZON, 5))
+    packed = server.http("/act", pack(message(6, 5, robot="robot 6")), content_type="application/msgpack")
+    assert unpack(packed[2])["plan_first_step"] == 0, "its plan was remembered by its name"
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "words"),
+    [
+        (b"{}", "text/plain", "valid: application/json"),
+        (b"{", "application/json", "no JSON"),
+        (b"[" * 50_000, "application/json", "no JSON"),
+        (b"[]", "application/json", "JSON object"),
+        (b"{}", "application/json", "a request needs"),
+        (b"xyz", "application/msgpack", "msgpack"),
+        (b"x" * (LIMIT + 1), "application/json", f"at most {LIMIT} bytes"),
+        (json.dumps({IMAGE_KEY: base64.b64encode(b"no").decode()}).encode(), "application/json", "observation.state missing"),
+    ],
+)
+def test_a_bad_post_says_what_is_valid(server, body, kind, words):
+    status, _, answer = server.http("/act", body, content_type=kind)
+    assert status == 400
+    assert words in json.loads(answer)["error"]
+
+
+def test_draining_moves_robots_to_another_gateway_and_none_is_lost():
+    """Two gateways on one port: one leaves, its robots go on at the other, from the step at which they are."""
+    with serving() as one, serving(port=one.port):
+        counts = []
+
+        async def robot(number, leave):
+            async with AsyncRobotClient(one.address, robot=f"robot {number}") as client:
+                for step in range(0, 300, 5):
+                    check(await client.act(observe(number, step)), number, step)
+                    if step == 100:
+                        leave()
+                counts.append(client.reconnects)
+
+        async def fleet():
+            drained = []
+
+            def leave():
+                if not drained:
+                    drained.append(asyncio.run_coroutine_threadsafe(leaver.drain(), leaver.loop))
+
+            leaver = one
+            await asyncio.gather(*[robot(n, leave) for n in range(12)])
+            assert drained[0].result(5) is None
+
+        asyncio.run(fleet())
+        assert one.core.connections == 0
+        assert len(counts) == 12
+        assert sum(counts) > 0
+
+
+def test_a_server_that_comes_back_is_found_again():
+    with serving() as one, RobotClient(one.address, robot="robot 1", patience_s=10) as client:
+        check(client.act(observe(1)), 1, 0)
+        one.call(one.drain())
+        one.stop()
+        threading.Timer(0.3, lambda: again.append(Server(port=one.port))).start()
+        again: list[Server] = []
+        check(client.act(observe(1, 5)), 1, 5)
+        assert client.reconnects == 1
+        again[0].stop()
+
+
+def test_drained_connections_close_with_the_code_that_means_come_again():
+    with serving() as server, server.socket() as client:
+        client.recv()
+        server.call(server.drain())
+        with pytest.raises(ConnectionClosed) as closed:
+            client.recv(timeout=5)
+        assert closed.value.rcvd.code == GOING_AWAY
+
+
+def test_a_vanished_server_is_a_clear_error():
+    with pytest.raises(ConnectionError, match=r"no server at ws://127\.0\.0\.1"):
+        RobotClient(f"127.0.0.1:{free_port()}", robot="a", patience_s=0.3)
+    with pytest.raises(ValueError, match="write ws://host:port"):
+        RobotClient("http://127.0.0.1:1", robot="a")
+
+
+def test_an_answer_to_another_robot_is_never_taken():
+    """A server that sends robot B what robot A asked for, as one public server does."""
+    from websockets.sync.server import serve as websocket_server
+
+    def crossed(connection):
+        connection.send(pack(Handshake(**shake).message()))
+        asked = unpack(connection.recv())
+        connection.send(pack(asked | {"robot": "another", "actions": np.zeros((5, 5), np.float32), "first_step": 0}))
+
+    from tests.on_ray.serving.stubs import FACTS
+
+    shake = FACTS | {"execute_steps": 5, "rule": "fifo", "max_message_bytes": 1}
+    port = free_port()
+    with websocket_server(crossed, "127.0.0.1", port, compression=None) as crossing:
+        threading.Thread(target=crossing.serve_forever, daemon=True).start()
+        with RobotClient(f"127.0.0.1:{port}", robot="mine") as client, pytest.raises(WrongRobotError, match="'another'"):
+            client.act(observe(1))
+        crossing.shutdown()
+
+
+def test_a_port_that_is_taken_is_a_clear_error():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(ValueError, match="give another port"):
+            OwnPort(lambda *_: None, host="127.0.0.1", port=taken.getsockname()[1], max_message_bytes=LIMIT)

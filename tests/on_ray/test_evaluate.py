@@ -1,0 +1,111 @@
+"""Evaluation on a real fleet: interrupted, killed and resumed, every job has exactly one row."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+
+from libra_ray.config import override
+from libra_ray.on_ray import evaluate as evaluation
+from libra_ray.on_ray import stages
+from libra_ray.on_ray.evaluation_log import LOG_NAME, Job, Notes, read_evaluation, read_rollouts
+from libra_ray.run_folder import RunFolder, append_jsonl
+from libra_ray.types import EpisodeResult
+from tests.on_ray.doubles import StubEnvironment, debug_config, dying
+
+
+def _rows(folder):
+    rows = [json.loads(line) for line in folder.path(LOG_NAME).read_text().splitlines()]
+    return [row["episode"] for row in rows if "episode" in row]
+
+
+def _evaluate(folder):
+    with folder.stage("evaluate") as clock:
+        evaluation.evaluate(folder, clock)
+
+
+def test_resumes_after_an_interruption_and_outlives_its_simulators(ray_cluster, make_run, untrained, monkeypatch):
+    """Half of the rows are there, the last one cut short; one process dies while the policy is moving its robots."""
+    folder = make_run(
+        sim__max_steps=12,
+        evaluate__checkpoint=str(untrained),
+        evaluate__episodes_per_task=3,
+        evaluate__controllers="zero_action,policy,coarse_only",
+        ray__simulator_actors=2,
+    )
+    known = [Job(controller=c, task="reach-v3", seed=100_000) for c in ("zero_action", "policy")]
+    for job in known:
+        result = EpisodeResult(task=job.task, instruction="", controller=job.controller, seed=job.seed, success=True, steps=1)
+        append_jsonl(folder.path(LOG_NAME), [{"episode": asdict(result)}])
+    before = folder.path(LOG_NAME).read_text()
+    with folder.path(LOG_NAME).open("a") as file:
+        file.write('{"episode": {"task": "reach-v3", "contr')
+    monkeypatch.setattr("libra_ray.on_ray.fleet.Simulators", dying("advance", folder.path("died"), call=2))
+    _evaluate(folder)
+    assert folder.path("died").exists()
+    assert folder.path(LOG_NAME).read_text().startswith(before), "what was there is not run again"
+    jobs = [Job(controller=row["controller"], task=row["task"], seed=row["seed"]) for row in _rows(folder)]
+    assert sorted(jobs) == sorted(evaluation.all_jobs(folder.config)), "all, and none twice"
+    assert not any(row["error"] for row in _rows(folder)[2:])
+    assert {row["steps"] for row in _rows(folder)[2:]} == {12}
+    after = folder.path(LOG_NAME).read_text()
+    _evaluate(folder)
+    assert folder.path(LOG_NAME).read_text() == after
+    read = read_evaluation(folder)
+    assert len(read.results) == 9
+    assert len(read.refiner_latency_ms) == len(read.refiner_batch_sizes) > 0
+    assert [rollout.task for rollout in read_rollouts(folder)] == ["reach-v3"]
+
+
+def test_a_checkpoint_of_other_pictures_is_refused(make_run, untrained):
+    folder = make_run(sim__image_size=48, evaluate__checkpoint=str(untrained))
+    with pytest.raises(ValueError, match=r"sim.image_size=48, but the checkpoint was trained with 32; give --sim"):
+        evaluation.check_fits(folder.config, debug_config())
+
+
+def test_longer_chunks_than_were_trained_are_refused():
+    config = override(debug_config(), {"action.horizon": 8, "control.execute_steps": 7})
+    with pytest.raises(ValueError, match=r"control.execute_steps=7 exceeds the checkpoint's horizon of 5"):
+        evaluation.check_fits(config, debug_config())
+
+
+def test_a_policy_without_tokens_cannot_run_on_them_alone(make_run):
+    """Refused before anything is recorded or trained."""
+    folder = make_run(refiner__condition="features", evaluate__controllers="expert,policy,coarse_only,zero_action")
+    with pytest.raises(ValueError, match=r"no coarse tokens; give --evaluate.controllers expert,policy,zero_action"):
+        stages.check(folder, "record", "train", "evaluate")
+
+
+class _Bar:
+    count = 0
+
+    def to(self, count):
+        self.count = count
+
+
+def test_a_broken_rollout_file_is_never_left_behind(make_run, monkeypatch):
+    """Killed while pictures are written, the report of the next start does not stumble over half a file."""
+    import numpy as np
+
+    from libra_ray.rollout import Rollout
+
+    folder: RunFolder = make_run()
+    rollout = Rollout(StubEnvironment("reach-v3"), 0)
+    rollout.start(render=True)
+    pictures = [np.zeros((2, 2, 3), np.uint8)] * 3
+    with folder.stage("evaluate") as clock:
+        notes = Notes(folder, clock, _Bar())
+        monkeypatch.setattr(np, "savez_compressed", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            notes.episode(Job(controller="policy", task="reach-v3", seed=0), rollout.episode(), pictures)
+        assert read_rollouts(folder) == []
+        assert read_evaluation(folder).results == []
+        monkeypatch.undo()
+        notes.episode(Job(controller="policy", task="reach-v3", seed=0), rollout.episode(), pictures)
+    assert [len(kept.frames) for kept in read_rollouts(folder)] == [3]
+    assert [result.seed for result in read_evaluation(folder).results] == [0]
+
+
+def _interrupted(file, **_):
+    file.write(b"PK half a file")
+    raise KeyboardInterrupt

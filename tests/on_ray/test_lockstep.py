@@ -1,0 +1,108 @@
+"""Lockstep evaluation: every job ends in exactly one result, whatever raises or dies on the way."""
+
+import numpy as np
+import pytest
+
+from libra_ray.on_ray.evaluation_log import Job
+from libra_ray.on_ray.fleet import DIED, TRIES
+from libra_ray.on_ray.lockstep import Lockstep
+from libra_ray.on_ray.simulators import Simulators, Start
+from libra_ray.types import Action
+from tests.on_ray.doubles import STEPS, LocalFleet, Noted, StubPolicy, StubSimulators, debug_config
+
+CONFIG = debug_config(evaluate__robots=3)
+
+
+def _jobs(count, task="stub"):
+    return [Job(controller="policy", task=task, seed=seed) for seed in range(count)]
+
+
+def _play(jobs, fleet, config=CONFIG):
+    noted, policy = Noted(), StubPolicy()
+    Lockstep(config, config, fleet, policy, noted).play(jobs)
+    assert set(noted.episodes) == set(jobs)
+    assert all(episode.seed == job.seed for job, episode in noted.episodes.items())
+    return noted, policy
+
+
+def test_every_job_is_played_once_in_batches():
+    noted, policy = _play(_jobs(7), LocalFleet(StubSimulators()))
+    assert [episode.success for episode in noted.episodes.values()] == [job.seed % 2 == 0 for job in noted.episodes]
+    assert all(len(episode.steps) == STEPS for episode in noted.episodes.values())
+    assert max(policy.batches) == 3
+    assert noted.calls == len(policy.batches)
+    assert all(pictures > 0 for pictures in noted.pictures.values())
+
+
+def test_an_environment_that_raises_is_one_counted_error():
+    simulators = StubSimulators(broken=(1, 4))
+    noted, _ = _play(_jobs(7), LocalFleet(simulators))
+    wrong = {job.seed: episode.error for job, episode in noted.episodes.items() if episode.error}
+    assert wrong == dict.fromkeys((1, 4), "FloatingPointError: the arm fell off")
+    assert all(len(e.steps) == STEPS for e in noted.episodes.values() if not e.error), "other robots are undisturbed"
+    assert sum(environment.closed for environment in simulators.made) == 2, "and not used again, which would raise"
+
+
+def test_an_environment_that_cannot_be_made_is_one_counted_error():
+    jobs = [*_jobs(2), Job(controller="policy", task="nowhere", seed=9)]
+    noted, _ = _play(jobs, LocalFleet(StubSimulators()))
+    assert [episode.error for episode in noted.episodes.values() if episode.error] == ["OSError: no such place"]
+
+
+def test_results_carry_the_name_that_was_asked_for():
+    noted, _ = _play(_jobs(4, "metaworld-stub"), LocalFleet(StubSimulators()))
+    assert not any(episode.error for episode in noted.episodes.values())
+
+
+@pytest.mark.parametrize("dies_at", [(1,), (2,), (2, 3), (1, 4, 7), (5, 9)])
+def test_a_dying_process_costs_no_episode(dies_at):
+    fleet = LocalFleet(StubSimulators(), dies_at=dies_at)
+    noted, _ = _play(_jobs(6), fleet)
+    assert fleet.deaths == len(dies_at)
+    assert [e.error for e in noted.episodes.values()] == [None] * 6
+    assert all(len(episode.steps) == STEPS for episode in noted.episodes.values()), "begun again from scratch"
+
+
+def test_an_episode_that_always_kills_its_process_is_the_only_error():
+    fleet = LocalFleet(StubSimulators(), killers=(2,))
+    noted, _ = _play(_jobs(6), fleet)
+    assert {job.seed: episode.error for job, episode in noted.episodes.items() if episode.error} == {2: DIED}
+    assert fleet.deaths == TRIES
+
+
+def test_unknown_slots_are_lost_not_failed():
+    outcome = StubSimulators().advance({4: []})[4]
+    assert (outcome.observation, outcome.episode, outcome.died) == (None, None, False)
+
+
+@pytest.mark.parametrize("history", [1, 3])
+def test_observations_carry_as_many_pictures_as_asked(history):
+    simulators = StubSimulators()
+    begun = simulators.begin({0: Start(task="stub", seed=0, history=history)})[0]
+    zeros = np.zeros(4, np.float32)
+    moved = simulators.advance({0: [Action(value=zeros, label=zeros)] * 4})[0]
+    assert len(begun.observation.past) == 0
+    assert len(moved.observation.past) == history - 1
+
+
+def test_lockstep_is_what_a_single_robot_does(untrained):
+    """Two robots in one batch, and each alone by `rollout.run`: the same episodes up to float noise."""
+    from libra_ray.control import PolicyController
+    from libra_ray.policy import load_policy
+    from libra_ray.rollout import run
+    from libra_ray.sim import make_environment
+
+    config = debug_config(sim__max_steps=27, evaluate__robots=2)
+    policy = load_policy(untrained)
+    jobs = _jobs(2, "reach-v3")
+    noted = Noted()
+    Lockstep(config, policy.source.config, LocalFleet(Simulators(config.sim)), policy, noted).play(jobs)
+    environment = make_environment(config.sim, "reach-v3")
+    for job in jobs:
+        alone = run(environment, PolicyController(policy, config.control, config.action), job.seed)
+        together = noted.episodes[job]
+        assert (len(together.steps), together.success) == (len(alone.steps), alone.success)
+        for name in ("value", "intent_age_steps"):
+            ours, theirs = ([getattr(step.action, name) for step in episode.steps] for episode in (together, alone))
+            np.testing.assert_allclose(ours, theirs, atol=1e-3)
+    environment.close()

@@ -1,0 +1,117 @@
+"""Recording: which seeds end in the data set, whatever fails, dies or is interrupted."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+
+from libra_ray.config import RecordConfig
+from libra_ray.data.dataset import open_dataset
+from libra_ray.data.spool import load_episode
+from libra_ray.on_ray import record as recording
+from libra_ray.on_ray.record import TaskTally
+from libra_ray.on_ray.simulators import Attempt, Simulators
+from tests.on_ray.doubles import dying
+
+WANTED = 6
+
+
+def _config(**changes):
+    return RecordConfig(**{"episodes_per_task": WANTED, "seed": 100, **changes})
+
+
+def _attempt(seed, success):
+    return Attempt(task="stub", seed=seed, success=success, steps=3, error=None)
+
+
+def _record(spool, fails, rng, actors, starts=1):
+    """Fill a spool by attempts that end in any order; at a new start all that was under way is lost."""
+    for start in range(starts):
+        tally, last = TaskTally("stub", spool, _config()), start == starts - 1
+        budget = None if last else rng.randrange(8)
+        while not tally.complete and budget != 0:
+            while len(tally.under_way) < actors and (seed := tally.next_seed()) is not None:
+                tally.under_way.add(seed)
+            seed = rng.choice(sorted(tally.under_way))
+            if seed not in fails:
+                tally.path(seed).touch()
+            tally.note(_attempt(seed, seed not in fails))
+            budget = None if budget is None else budget - 1
+    return sorted(tally.succeeded)
+
+
+@pytest.mark.parametrize("case", range(20))
+def test_the_recorded_seeds_depend_on_nothing_but_which_fail(case, tmp_path):
+    rng = random.Random(case)
+    fails = set(rng.sample(range(100, 112), rng.randrange(5)))
+    expected = [seed for seed in range(100, 130) if seed not in fails][:WANTED]
+    for actors, starts in ((1, 1), (4, 1), (2, 3), (16, 4)):
+        assert _record(tmp_path / f"{actors}-{starts}", fails, rng, actors, starts) == expected
+
+
+def test_a_failed_seed_is_not_tried_again_after_a_restart(tmp_path):
+    TaskTally("stub", tmp_path, _config()).note(_attempt(100, success=False))
+    assert json.loads((tmp_path / "stub" / "100.json").read_text())["seed"] == 100
+    again = TaskTally("stub", tmp_path, _config())
+    assert again.failed == {100}
+    assert again.next_seed() == 101
+
+
+def test_too_many_failures_end_the_recording(tmp_path):
+    tally = TaskTally("stub", tmp_path, _config(episodes_per_task=2, max_attempts=2))
+    for seed in range(100, 104):
+        assert tally.next_seed() == seed
+        tally.note(Attempt(task="stub", seed=seed, success=False, steps=0, error="OSError: no arm"))
+    with pytest.raises(RuntimeError, match=r"at stub \(the last error: OSError: no arm\); lower record.noise_std.*--fresh"):
+        tally.next_seed()
+
+
+def test_a_fleet_records_what_was_wanted(recorded_run):
+    dataset = open_dataset(recorded_run.path("dataset"))
+    wanted = recorded_run.config.record.episodes_per_task
+    assert len(set(dataset.seeds)) == len(dataset.lengths) == wanted
+    assert not recorded_run.path("spool").exists()
+    assert recorded_run.done("record")
+
+
+def test_the_recording_is_a_dataset_that_lerobot_reads(recorded_run, monkeypatch):
+    from lerobot.datasets import LeRobotDataset
+
+    dataset = LeRobotDataset("local/dataset", root=recorded_run.path("dataset"))
+    size = recorded_run.config.sim.image_size
+    assert dataset.num_episodes == recorded_run.config.record.episodes_per_task
+    assert tuple(dataset[0]["observation.image"].shape) == (3, size, size)
+
+
+def test_a_second_start_adds_only_what_is_missing(ray_cluster, make_run, monkeypatch):
+    """Seed 1 was recorded before, seed 2 has failed before; now 0 and 3 are recorded, and 0 kills its process once."""
+    folder = make_run(record__episodes_per_task=3, ray__simulator_actors=1)
+    config, spool = folder.config, folder.path("spool")
+    tally = TaskTally("reach-v3", spool, config.record)
+    tally.note(Simulators(config.sim).demonstrate("reach-v3", 1, config.record, tally.path(1)))
+    tally.note(_attempt(2, success=False))
+    kept = {path: path.stat().st_mtime_ns for path in (spool / "reach-v3").iterdir()}
+    assert len(kept) == 2
+    monkeypatch.setattr(recording.shutil, "rmtree", lambda path, **_: None)
+    monkeypatch.setattr("libra_ray.on_ray.fleet.Simulators", dying("demonstrate", folder.path("died")))
+    with folder.stage("record") as clock:
+        recording.record(folder, clock)
+    assert folder.path("died").exists()
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert sorted(path.name for path in (spool / "reach-v3").iterdir()) == ["0.npz", "1.npz", "2.json", "3.npz"]
+    dataset = open_dataset(folder.path("dataset"))
+    assert dataset.seeds.tolist() == [0, 1, 3]
+    spooled = load_episode(spool / "reach-v3" / "1.npz")
+    rows = dataset.rows(np.array([1]))
+    np.testing.assert_array_equal(dataset.action[rows], [step.action.label for step in spooled.steps])
+
+
+def test_a_finished_data_set_is_not_recorded_again(make_run, monkeypatch):
+    """Killed between the last write and the note that the stage is done, perhaps while the spool was being removed."""
+    folder = make_run()
+    folder.path("dataset").mkdir()
+    (folder.path("spool") / "reach-v3").mkdir(parents=True)
+    with folder.stage("record") as clock:
+        recording.record(folder, clock)
+    assert not folder.path("spool").exists()

@@ -1,0 +1,209 @@
+"""Which trial comes next, without a cluster: seeds, replay after a crash, the budget in hours, what Optuna learns."""
+
+import time
+
+import pytest
+import sweep as job
+from arguments import parse
+
+from libra_ray.config import override
+from libra_ray.on_ray.sweep import engine
+from libra_ray.on_ray.sweep.importance import parameter_importance
+from libra_ray.on_ray.sweep.plan import Order, Settings, SweepFolder
+from libra_ray.on_ray.sweep.searcher import Orders, make_source
+from libra_ray.on_ray.sweep.space import load_space
+from libra_ray.on_ray.sweep.trial import rung_step
+from libra_ray.sweep_results import TrialResult, configurations
+from tests.on_ray.doubles import debug_config
+
+TASK = "reach-v3"
+
+
+@pytest.fixture
+def open_sweep(tmp_path):
+    """A sweep's folder; opened again it is continued."""
+
+    def make(space="granularity", **settings) -> SweepFolder:
+        config = debug_config()
+        defaults = {"search": "grid", "scheduler": "fifo", "trials": 3, "seeds": 2}
+        resume = (tmp_path / "sweep" / "plan.json").exists()
+        chosen = Settings(**(defaults | settings))
+        return SweepFolder.open(tmp_path / "sweep", config, load_space(space, config), chosen, resume=resume)
+
+    return make
+
+
+class Tune:
+    """Asks for trials and ends them as Ray Tune would; a trial succeeds the more often the nearer N is to 10."""
+
+    def __init__(self, sweep: SweepFolder, deadline=None):
+        self.ended = []
+        self.orders = Orders(
+            sweep, make_source(sweep), each={"threads": 1}, deadline=deadline, ended=lambda _, result: self.ended.append(result)
+        )
+        self.count = 0
+
+    def ask(self) -> str | None:
+        self.count += 1
+        config = self.orders.suggest(str(self.count))
+        return None if config == "FINISHED" else str(self.count)
+
+    def end(self, trial_id: str, *, error=False):
+        order, trial = self.orders._live[trial_id]
+        if trial.result() is None and not error:
+            trial.end(_result(order))
+        self.orders.on_trial_complete(trial_id, error=error)
+
+    def play(self, at_most=1000):
+        while at_most and (trial_id := self.ask()):
+            self.end(trial_id)
+            at_most -= 1
+
+
+def _result(order: Order) -> TrialResult:
+    successes = 20 - abs(int(order.values["action.bins"]) - 10) // 5 - order.seed
+    values = order.values
+    return TrialResult(
+        number=order.number,
+        seed=order.seed,
+        values=values,
+        status="finished",
+        episodes={"policy": {TASK: [k < successes for k in range(20)]}},
+        latency_ms=10.0 / values.get("action.horizon", 5),
+    )
+
+
+def _names(sweep: SweepFolder) -> list[str]:
+    return [order.name for order in sweep.orders()]
+
+
+def test_a_list_runs_every_point_with_one_seed_before_the_next_seed(open_sweep):
+    tune = Tune(sweep := open_sweep())
+    tune.play()
+    assert [(r.number, r.seed) for r in tune.ended] == [(n, seed) for seed in (0, 1) for n in range(3)]
+    assert _names(sweep) == [f"{n:04d}-seed{seed}" for n in range(3) for seed in (0, 1)]
+
+
+@pytest.mark.parametrize("search", ["grid", "random", "optuna"])
+def test_after_a_crash_the_same_trials_come_again_and_then_the_rest(search, open_sweep):
+    first = Tune(sweep := open_sweep(search=search, trials=4))
+    first.play(at_most=3)
+    first.ask(), first.ask()  # under way when the driver dies
+    before = {order.name: order.values for order in sweep.orders()}
+    assert len(before) == 5
+    again = Tune(open_sweep(search=search, trials=4))
+    again.play()
+    after = {order.name: order.values for order in open_sweep(search=search, trials=4).orders()}
+    assert {name: after[name] for name in before} == before
+    assert len(after) == len(again.ended) == 8
+    assert len(sweep.results()) == 8
+
+
+def test_after_the_budget_only_what_has_ended_is_heard_of_again(open_sweep):
+    first = Tune(open_sweep())
+    first.play(at_most=2)
+    first.ask()  # under way when the driver dies
+    late = Tune(sweep := open_sweep(), deadline=time.monotonic())
+    late.play()
+    assert [(r.number, r.seed) for r in late.ended] == [(0, 0), (1, 0)]
+    assert len(sweep.results()) == 2
+
+
+def test_optuna_finds_the_better_half_of_the_space(open_sweep):
+    tune = Tune(sweep := open_sweep(search="optuna", trials=30))
+    tune.play()
+    found = configurations(sweep.results())
+    assert [len(c.trials) for c in found] == [2] * 30
+    near = [abs(int(c.values["action.bins"]) - 10) < 10 for c in found]
+    assert sum(near[15:]) > sum(near[:15]), "it learns from what it was told"
+
+
+def test_optuna_takes_two_objectives_and_failures(open_sweep):
+    tune = Tune(sweep := open_sweep(space="joint", search="optuna", trials=12, seeds=1))
+    for _ in range(4):
+        tune.end(tune.ask(), error=True)
+    tune.play()
+    results = sweep.results()
+    assert [r.status for r in results].count("failed") == 4
+    assert all("died" in r.error for r in results if r.status == "failed")
+    shares = parameter_importance(sweep.space, configurations(results))
+    assert shares["latency_ms"]["action.horizon"] == max(shares["latency_ms"].values()), "which alone decides it"
+    assert sum(shares["success"].values()) == pytest.approx(1)
+
+
+def test_one_that_the_scheduler_stopped_is_that(open_sweep):
+    tune = Tune(sweep := open_sweep())
+    trial_id = tune.ask()
+    tune.orders.on_trial_complete(trial_id, result={"success": 0.1})
+    assert [r.status for r in sweep.results()] == ["stopped"]
+
+
+def test_trials_share_a_recording_and_differ_in_their_seed(open_sweep):
+    Tune(sweep := open_sweep()).play()
+    orders = [trial.order() for trial in (sweep.write(order) for order in sweep.orders())]
+    assert len({order["config"]["data"]["root"] for order in orders}) == 1
+    assert {order["config"]["train"]["seed"] for order in orders} == {0, 1}
+    assert {tuple(order["config"]["evaluate"]["controllers"]) for order in orders} == {("policy",)}
+
+
+@pytest.mark.parametrize("steps", [1, 17, 20, 4000])
+def test_rungs_are_steps_of_the_log(steps):
+    config = override(debug_config(), {"train.steps": steps, "train.log_every": 7})
+    reached = [rung_step(config, budget) for budget in (1, 3, 9)]
+    assert reached == sorted(reached)
+    assert reached[-1] == steps
+    assert all(step % 7 == 0 or step == steps for step in reached)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["granularity", "--scheduler=pbt"], "change nothing"),
+        (["granularity", "--scheduler=hyperband"], "asha, fifo"),
+        (["granularity", "--resume"], "no sweep to continue"),
+        (["granularity", "--trials=-1"], "--trials -1 is too small"),
+        (["granularty"], "granularity, encoder, balance, joint"),
+        (["balance", "--search=grid"], "train.lambda_plan"),
+        (["granularity", "--sim.tasks=reach"], "reach-v3"),
+        (["granularity", "--trails=3"], "did you mean --trials"),
+        ([], "which SPACE"),
+    ],
+)
+def test_nonsense_is_refused_before_any_work(argv, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["sweep.py", "debug", "--runs", str(tmp_path), *argv])
+    monkeypatch.setattr("ray.init", lambda *_, **__: pytest.fail("the cluster was started"))
+    with pytest.raises(SystemExit) as end:
+        job.main()
+    assert end.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_resources_of_a_trial(monkeypatch):
+    def cluster(cpus, gpus=0):
+        monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": cpus, "GPU": gpus})
+
+    def share(concurrent=0, **changes):
+        found = engine.share_of(debug_config(**changes), concurrent)
+        return found.concurrent, found.cpus, found.gpus
+
+    cluster(2)
+    assert share() == (2, 1, 0)
+    assert share(1) == (1, 1, 0)
+    assert share(ray__train_cpus_per_worker=2) == (1, 2, 0)
+    with pytest.raises(ValueError, match="want 3 CPUs"):
+        share(3)
+    with pytest.raises(ValueError, match="no GPU"):
+        share(ray__use_gpu=True)
+    with pytest.raises(ValueError, match="want 3 CPUs"):
+        share(ray__train_workers=2)
+    cluster(16, gpus=2)
+    assert share(ray__use_gpu=True) == (2, 8, 1)
+    assert share(8, ray__use_gpu=True) == (8, 2, 0.25)
+    assert share(ray__train_workers=3) == (4, 1, 0)
+
+
+def test_the_default_name_says_preset_and_space():
+    given = parse(["debug", "some/where/mine.py"], "", stage="sweep", more=job.OPTIONS, default_name=job.default_name)
+    assert given.name == "debug-mine"

@@ -1,0 +1,141 @@
+"""Training on Ray Train: restarted from its last checkpoint after a death, on one worker or two, and never done twice."""
+
+import itertools
+import os
+import signal
+import threading
+from dataclasses import dataclass, field
+
+import pytest
+
+from libra_ray import checkpoint
+from libra_ray.on_ray import stages
+from libra_ray.on_ray import train as training
+from libra_ray.run_folder import RunFolder, read_jsonl
+from tests.on_ray.doubles import debug_config
+from tests.processes import command, family
+
+WORKER = "RayTrainWorker"
+
+
+@dataclass
+class Killer:
+    """Kills the training worker once the log has reached `step`."""
+
+    log: object
+    step: int
+    killed: list[int] = field(default_factory=list)
+
+    def __enter__(self):
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self._watch)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stop.set()
+        self.thread.join()
+
+    def _watch(self):
+        while not self.stop.wait(0.02):
+            rows = read_jsonl(self.log)
+            if rows and rows[-1]["step"] >= self.step:
+                self.killed = [pid for pid in family(os.getpid()) if WORKER in command(pid)]
+                for pid in self.killed:
+                    os.kill(pid, signal.SIGKILL)
+                return
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run, what it published, and the workers that were killed in it."""
+
+    folder: RunFolder
+    tracker: "StubTracker"
+    killed: list[int]
+
+
+@dataclass
+class StubTracker:
+    """Counts what is published."""
+
+    registered: list[str] = field(default_factory=list)
+    rows: int = 0
+
+    def log_step_metrics(self, rows):
+        self.rows = len(rows)
+
+    def register_model(self, checkpoint_dir, signature, *, digest):
+        self.registered.append(digest)
+
+
+@pytest.fixture(scope="module")
+def killed_run(ray_cluster, demonstrations, runs_dir) -> Run:
+    """A run on two workers, both of which were killed half-way; it came to its end all the same."""
+    config = debug_config(
+        data__root=demonstrations.name,
+        ray__train_workers=2,
+        ray__train_cpus_per_worker=1,
+        train__steps=400,
+        train__checkpoint_every=20,
+        train__log_every=5,
+        train__validate_every=0,
+        # Both losses' gradients are measured beside the exchange between workers, and must not disturb it.
+        refiner__vision="shared",
+        train__balance="gradient",
+    )
+    tracker = StubTracker()
+    with pytest.MonkeyPatch.context() as patch:
+        # A relative data.root is the driver's; workers have folders of their own.
+        patch.chdir(demonstrations.parent)
+        folder = RunFolder.open(runs_dir / "killed", config)
+        with Killer(folder.path(training.LOG_NAME), step=60) as killer:
+            stages.train(folder, tracker)
+    return Run(folder=folder, tracker=tracker, killed=killer.killed)
+
+
+def test_killed_workers_go_on_from_the_last_checkpoint(killed_run):
+    folder = killed_run.folder
+    assert len(killed_run.killed) == 2
+    manifest = checkpoint.read_manifest(folder.path("checkpoint"))
+    assert (manifest.step, manifest.finished) == (400, True)
+    steps = [row["step"] for row in read_jsonl(folder.path(training.LOG_NAME))]
+    assert list(stages.training_log(folder).series("loss")[0]) == list(range(5, 401, 5)), "contiguous, and one rank writes"
+    again = [after for before, after in itertools.pairwise(steps) if after != before + 5]
+    assert len(again) <= 1, "one restart"
+    assert all(step > 20 and step % 20 == 5 for step in again), "from a checkpoint, not from the beginning"
+    assert killed_run.tracker.registered == [manifest.digest]
+
+
+def test_a_finished_stage_says_so(killed_run, capsys):
+    log = killed_run.folder.path(training.LOG_NAME)
+    stamp = log.stat().st_mtime_ns
+    stages.train(killed_run.folder, StubTracker())
+    assert "finished already, the checkpoint is at its last step 400" in capsys.readouterr().err
+    assert log.stat().st_mtime_ns == stamp
+
+
+def test_resuming_at_the_last_step_ends_on_every_rank(killed_run, demonstrations, monkeypatch):
+    """Interrupted after the last step but before the checkpoint was put in its place, nothing is trained twice."""
+    monkeypatch.chdir(demonstrations.parent)
+    folder = killed_run.folder
+    first = checkpoint.read_manifest(folder.path("checkpoint"))
+    rows = read_jsonl(folder.path(training.LOG_NAME))
+    folder.path("checkpoint").rename(folder.path("checkpoint.before"))
+    with folder.stage("train") as clock:
+        again = training.train(folder, clock)
+    assert again == first
+    assert read_jsonl(folder.path(training.LOG_NAME)) == rows
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"ray__train_workers": 5}, r"5 CPUs.*gives Ray 4"),
+        ({"ray__train_cpus_per_worker": 6}, r"6 CPUs.*gives Ray 4"),
+        ({"ray__use_gpu": True}, r"1 GPUs.*gives Ray 0"),
+    ],
+)
+def test_more_than_this_machine_has_is_refused(ray_cluster, changes, words):
+    with pytest.raises(ValueError, match=words):
+        training.scaling(debug_config(**changes))

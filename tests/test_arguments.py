@@ -1,0 +1,186 @@
+"""The command line: complete help, one source of names, mistakes that are one helpful line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from arguments import Arguments, docstrings, parse, set_aside
+
+from libra_ray.config import PRESETS, Config, override, preset, to_json
+from libra_ray.overriding import flatten, leaf_types
+
+JOBS = Path(__file__).parents[1] / "jobs"
+
+
+def _parse(*argv: str) -> Arguments:
+    return parse(argv, "Do it.", stage="train")
+
+
+def _mistake(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    with pytest.raises(SystemExit) as end:
+        _parse(*argv)
+    assert end.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1, "one line"
+    assert err.startswith("train.py: error: ")
+    return err
+
+
+def test_without_arguments_it_is_the_quickstart():
+    arguments = _parse()
+    assert arguments.config == preset("quickstart")
+    assert arguments.run_dir == Path("runs/quickstart")
+    assert not arguments.fresh
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_named_by_position(name):
+    assert _parse(name).config == preset(name)
+    assert _parse("--runs", "/shared", name).run_dir == Path("/shared") / name
+
+
+def test_every_setting_of_the_configuration_is_an_option():
+    wanted = {name: value for name, value in flatten(preset("debug")).items() if name != "preset"}
+    wanted |= {
+        "planner.see_state": False,
+        "refiner.vision": "shared",
+        "train.lr": 2e-4,
+        "evaluate.controllers": ("expert", "policy"),
+    }
+    argv = [f"--{name}=" + (",".join(value) if isinstance(value, tuple) else str(value)) for name, value in wanted.items()]
+    assert _parse("quickstart", *argv).config == override(preset("quickstart"), wanted)
+
+
+@pytest.mark.parametrize("argv", [["--train.steps", "7"], ["--train.steps=7"], ["--train.steps=3", "--train.steps=7"]])
+def test_an_override_changes_that_value_only(argv):
+    assert _parse("debug", *argv).config == override(preset("debug"), {"train.steps": 7})
+
+
+def test_negative_numbers_are_values():
+    assert _parse("--ray.max_failures", "-1").config.ray.max_failures == -1
+
+
+def test_a_file_is_applied_before_the_command_line(tmp_path):
+    file = tmp_path / "best.yaml"
+    file.write_text("train.lr: 3e-4\ntrain:\n  steps: 9\n  batch_size: 8\nsim.tasks: [reach-v3, push-v3]\n")
+    config = _parse("debug", "--config", str(file), "--train.steps=7").config
+    expected = {"train.lr": 3e-4, "train.steps": 7, "train.batch_size": 8, "sim.tasks": ("reach-v3", "push-v3")}
+    assert config == override(preset("debug"), expected)
+
+
+def test_a_runs_stored_configuration_can_be_run_again(tmp_path):
+    config = override(preset("debug"), {"refiner.depth": 2})
+    (tmp_path / "config.json").write_text(to_json(config))
+    assert _parse("--config", str(tmp_path / "config.json")).config == config
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--train.stepz", "5"], ["train.stepz", "train.steps"]),
+        (["--steps=5"], ["train.steps"]),
+        (["--train.step=5"], ["train.steps"]),  # no abbreviations
+        (["--frsh"], ["--fresh"]),
+        (["--preset", "debug"], ["`train.py quickstart`"]),
+        (["debgu"], ["debgu", "debug", "mt10", "quickstart"]),
+        (["--train.steps", "many"], ["train.steps", "many", "int"]),
+        (["--train.steps"], ["--train.steps"]),
+        (["--refiner.vision=eyes"], ["own", "shared"]),
+        (["--train.steps=0"], ["train.steps", "at least 1"]),
+        (["debug", "extra"], ["extra"]),
+        (["--name=../elsewhere"], ["--name"]),
+        (["--config=/does/not/exist.yaml"], ["/does/not/exist.yaml", "No such file"]),
+    ],
+)
+def test_a_mistake_is_one_line_that_says_what_is_valid(argv, words, capsys):
+    message = _mistake(capsys, *argv)
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize("text", ["train.stepz: 1", "- a list", "{", "train: {steps: x}"])
+def test_a_mistake_in_a_file_is_one_line_too(text, tmp_path, capsys):
+    (tmp_path / "best.yaml").write_text(text)
+    _mistake(capsys, f"--config={tmp_path / 'best.yaml'}")
+
+
+def _help(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    with pytest.raises(SystemExit) as end:
+        _parse(*argv, "--help")
+    assert end.value.code == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_help_shows_every_setting_with_its_docstring(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    text = _help(capsys)
+    names = [name for name in leaf_types(Config) if "." in name]
+    assert [name for name in names if f"--{name} " not in text] == []
+    documented = docstrings(Config)
+    assert documented["sim.image_size"] == "Height and width of the camera picture, in pixels."
+    assert [name for name, said in documented.items() if said not in text] == []
+    assert "{own,shared}" in text
+
+
+def test_help_shows_the_chosen_presets_defaults(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    assert f"(default: {preset('debug').train.steps})" in _help(capsys, "debug").partition("--train.steps")[2][:120]
+    assert f"(default: {preset('mt10').train.steps})" in _help(capsys, "mt10").partition("--train.steps")[2][:120]
+
+
+def test_fresh_keeps_the_earlier_run(tmp_path):
+    for number in (1, 2):
+        arguments = _parse("debug", "--runs", str(tmp_path), "--fresh")
+        folder = arguments.prepare()
+        assert list(folder.iterdir()) == []
+        (folder / "report.json").write_text(str(number))
+    assert (tmp_path / "debug.old-1" / "report.json").read_text() == "1"
+    assert (tmp_path / "debug" / "report.json").read_text() == "2"
+
+
+def test_fresh_may_be_about_one_product_only(tmp_path):
+    arguments = _parse("debug", "--runs", str(tmp_path), "--fresh")
+    (arguments.run_dir / "dataset").mkdir(parents=True)
+    (arguments.run_dir / "checkpoints").mkdir()
+    arguments.prepare("checkpoints")
+    assert sorted(path.name for path in arguments.run_dir.iterdir()) == ["checkpoints.old-1", "dataset"]
+
+
+def test_without_fresh_nothing_moves(tmp_path):
+    arguments = _parse("debug", "--runs", str(tmp_path))
+    (arguments.prepare() / "report.json").write_text("kept")
+    assert (arguments.prepare() / "report.json").read_text() == "kept"
+    assert set_aside(tmp_path / "nothing") is None
+
+
+def test_a_job_can_refuse_like_the_command_line(capsys):
+    with pytest.raises(SystemExit) as end:
+        _parse("debug").refuse(ValueError("other settings"))
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "train.py: error: other settings\n"
+
+
+def test_help_loads_no_engine():
+    program = (
+        "import sys; from arguments import parse\n"
+        "try: parse(['--help'], 'x', stage='train')\n"
+        "except SystemExit: print([m for m in ('ray', 'torch', 'numpy', 'mlflow', 'lerobot') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=JOBS, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+SCRIPTS = sorted(path.name for path in JOBS.glob("*.py") if path.name not in ("arguments.py", "drive.py"))
+"""Those with a run's settings; the fleet's own command line is tested in test_drive.py."""
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_job_reads_its_command_line_before_anything_else(script, tmp_path):
+    """From any working folder, as `uv run` and `ray job submit` start it."""
+    command = [sys.executable, str(JOBS / script), "--train.stepz=1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "train.steps" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

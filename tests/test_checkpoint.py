@@ -1,0 +1,215 @@
+"""A checkpoint is one folder: whole or absent, refused when changed, and enough to run a policy without Ray."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from libra_ray import checkpoint
+from libra_ray import config as configuration
+from libra_ray.model.libra import RobotShape
+from libra_ray.policy import LibraPolicy
+from tests.model.builders import INSTRUCTIONS, SHAPE, make_observation, make_stats, save_checkpoint, tiny_config, tiny_model
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    save_checkpoint(tmp_path / "checkpoint", tiny_model(), step=3, trainer={"step": 3, "weights": torch.ones(2)})
+    return tmp_path / "checkpoint"
+
+
+def spoken(folder: Path) -> list[np.ndarray]:
+    """What the policy in `folder` plans and does for three robots."""
+    policy, seen = LibraPolicy(checkpoint.load(folder)), [make_observation(robot) for robot in range(3)]
+    plans = policy.plan(seen)
+    return [plan.tokens for plan in plans] + [chunk.actions for chunk in policy.refine(seen, plans)]
+
+
+def seal(folder: Path) -> None:
+    """Make the manifest's digest fit changed files."""
+    change_manifest(folder, digest=checkpoint.digest(folder))
+
+
+def change_manifest(folder: Path, **changes: object) -> None:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_what_is_loaded_is_what_was_saved(folder):
+    loaded, model = checkpoint.load(folder), tiny_model()
+    assert loaded.model.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.model.state_dict().items())
+    assert loaded.config == tiny_config()
+    assert loaded.stats.to_json() == make_stats().to_json()
+    assert (loaded.manifest.step, loaded.manifest.shape, loaded.manifest.instructions) == (3, SHAPE, INSTRUCTIONS)
+    assert not loaded.model.training
+
+
+def test_saving_again_changes_no_answer(folder, tmp_path):
+    loaded = checkpoint.load(folder)
+    again = save_checkpoint(tmp_path / "again", loaded.model, step=3)
+    assert again.digest == loaded.manifest.digest
+    for before, after in zip(spoken(folder), spoken(tmp_path / "again"), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_the_weights_given_are_those_that_run(folder, tmp_path):
+    """Training gives the moving average, which is not what the model holds."""
+    model = tiny_model()
+    average = {name: value + 1 for name, value in model.state_dict().items()}
+    loaded = checkpoint.load(folder)
+    facts = checkpoint.Facts(shape=SHAPE, image_keys=loaded.manifest.image_keys, control_hz=10, instructions=INSTRUCTIONS)
+    checkpoint.save(tmp_path / "average", model, average, loaded.stats, facts, 1)
+    found = checkpoint.load(tmp_path / "average").model.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in average.items())
+
+
+def test_finished_means_the_last_step(tmp_path):
+    model = tiny_model({"train.steps": 4})
+    assert [save_checkpoint(tmp_path / str(step), model, step).finished for step in (3, 4)] == [False, True]
+
+
+@pytest.mark.parametrize("breaks", ["libra_ray.checkpoint.save_file", "torch.save", "libra_ray.checkpoint.digest"])
+def test_a_save_that_fails_leaves_the_old_one_whole(folder, breaks, monkeypatch):
+    before = spoken(folder)
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(breaks, fail)
+    model = tiny_model({"action.bins": 7})
+    with pytest.raises(OSError, match="no space"):
+        save_checkpoint(folder, model, 4, trainer={"step": 4})
+    with pytest.raises(OSError, match="no space"):
+        save_checkpoint(folder.with_name("new"), model, 4, trainer={"step": 4})
+    monkeypatch.undo()
+    assert [path.name for path in folder.parent.iterdir()] == ["checkpoint"]
+    for old, new in zip(before, spoken(folder), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_a_new_save_replaces_the_old_one_entirely(folder):
+    (folder / "left-over").touch()
+    save_checkpoint(folder, tiny_model({"action.bins": 7}), step=4)
+    assert checkpoint.load(folder).config.action.bins == 7
+    assert [path.name for path in folder.parent.iterdir()] == ["checkpoint"]
+    assert not (folder / "left-over").exists()
+    assert not (folder / "trainer").exists()
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "config.json", "stats.json"])
+def test_changed_files_are_refused(folder, name):
+    path = folder / name
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(ValueError, match="changed after it was written"):
+        checkpoint.load(folder)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "config.json", "stats.json", "manifest.json"])
+def test_missing_files_are_named(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(ValueError, match=f"not a checkpoint: {name} missing"):
+        checkpoint.load(folder)
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="not a checkpoint"):
+        checkpoint.load(tmp_path / "nowhere")
+
+
+def test_another_format_is_refused(folder):
+    change_manifest(folder, format=99)
+    with pytest.raises(ValueError, match="format 99, this version reads format 1"):
+        checkpoint.load(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format": 1}'])
+def test_a_damaged_manifest_is_refused(folder, text):
+    (folder / "manifest.json").write_text(text)
+    with pytest.raises(ValueError, match=r"damaged manifest\.json"):
+        checkpoint.load(folder)
+
+
+def test_unknown_settings_are_refused(folder):
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace('"bins"', '"bans"'))
+    seal(folder)
+    with pytest.raises(ValueError, match=r"unknown configuration key 'action\.bans'"):
+        checkpoint.load(folder)
+
+
+def test_statistics_of_another_robot_are_refused(folder):
+    (folder / "stats.json").write_text(make_stats(RobotShape(action_dim=7, state_dim=5, cameras=1)).to_json())
+    seal(folder)
+    with pytest.raises(ValueError, match="7 action dimensions"):
+        checkpoint.load(folder)
+
+
+def test_weights_of_another_model_are_refused(folder):
+    config = configuration.override(tiny_config(), {"planner.width": 64})
+    (folder / "config.json").write_text(configuration.to_json(config))
+    seal(folder)
+    with pytest.raises(ValueError, match="weights do not fit"):
+        checkpoint.load(folder)
+
+
+def test_the_trainers_state_comes_back_and_is_no_part_of_the_digest(folder):
+    state = checkpoint.load_trainer_state(folder)
+    assert (state["step"], state["weights"].tolist()) == (3, [1, 1])
+    before = checkpoint.digest(folder)
+    shutil.rmtree(folder / "trainer")
+    assert checkpoint.digest(folder) == before
+
+
+def test_nothing_is_unpickled(folder):
+    torch.save({"step": hashlib.sha256}, folder / "trainer" / "state.pt")
+    with pytest.raises(Exception, match="Weights only load failed"):
+        checkpoint.load_trainer_state(folder)
+
+
+def test_export_leaves_the_trainers_state_out(folder, tmp_path):
+    exported = checkpoint.export(folder, tmp_path / "exported")
+    assert exported == checkpoint.read_manifest(folder)
+    assert not (tmp_path / "exported" / "trainer").exists()
+    for before, after in zip(spoken(folder), spoken(tmp_path / "exported"), strict=True):
+        np.testing.assert_array_equal(before, after)
+    with pytest.raises(ValueError, match="no trainer state"):
+        checkpoint.load_trainer_state(tmp_path / "exported")
+
+
+def test_an_export_that_fails_leaves_nothing_behind(folder, tmp_path, monkeypatch):
+    def fail(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(checkpoint, "replace_folder", fail)
+    with pytest.raises(OSError, match="no space"):
+        checkpoint.export(folder, tmp_path / "exported")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+PROGRAM = """
+import sys
+import numpy as np
+from libra_ray.policy import load_policy
+from libra_ray.types import Observation
+policy = load_policy(sys.argv[1])
+images = {"observation.image": np.zeros((32, 32, 3), np.uint8)}
+seen = [Observation(images=images, state=np.zeros(5, np.float32), instruction="go")]
+chunk = policy.refine(seen, policy.plan(seen))[0]
+print(np.isfinite(chunk.actions).all(), "ray" in sys.modules, "torch" in sys.modules)
+"""
+
+
+def test_a_policy_runs_without_ray(folder):
+    done = subprocess.run([sys.executable, "-c", PROGRAM, str(folder)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["True", "False", "True"], done.stderr

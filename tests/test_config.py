@@ -1,0 +1,129 @@
+"""The configuration: one tree, one way to change it, and messages that help."""
+
+import dataclasses
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from libra_ray.config import PRESETS, Config, from_json, override, preset, to_json
+from libra_ray.overriding import flatten, flatten_mapping, leaf_types
+
+LEAVES = leaf_types(Config)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_survives_json(name):
+    assert from_json(to_json(preset(name))) == preset(name)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_says_its_own_name(name):
+    assert preset(name).preset == name
+
+
+def test_an_unknown_preset_lists_the_valid_ones():
+    with pytest.raises(ValueError, match=r"nope.*debug.*mt10.*quickstart"):
+        preset("nope")
+
+
+def test_leaves_and_flat_values_have_the_same_names():
+    assert set(LEAVES) == set(flatten(Config()))
+    assert flatten_mapping(dataclasses.asdict(Config())) == flatten(Config())
+
+
+def test_everything_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().train.steps = 3
+
+
+def test_overriding_nothing_changes_nothing():
+    assert override(Config(), {}) == Config()
+    assert override(Config(), flatten(Config())) == Config()
+
+
+@given(
+    steps=st.integers(1, 10**9),
+    lr=st.floats(1e-9, 1, allow_nan=False),
+    see=st.booleans(),
+    tasks=st.lists(st.from_regex(r"[a-z-]{1,9}", fullmatch=True), min_size=1, unique=True),
+)
+def test_text_and_value_mean_the_same(steps, lr, see, tasks):
+    """What a command line writes is what Python would have said."""
+    values = {"train.steps": steps, "train.lr": lr, "planner.see_state": see, "sim.tasks": tuple(tasks)}
+    texts = {"train.steps": str(steps), "train.lr": repr(lr), "planner.see_state": str(see), "sim.tasks": ",".join(tasks)}
+    assert override(Config(), texts) == override(Config(), values)
+
+
+@given(steps=st.integers(1, 10**6), width=st.sampled_from([16, 32, 64]))
+def test_overrides_of_different_names_commute_and_touch_nothing_else(steps, width):
+    a, b = {"train.steps": steps}, {"refiner.width": width}
+    changed = override(override(Config(), a), b)
+    assert changed == override(override(Config(), b), a) == override(Config(), a | b)
+    assert flatten(changed) == flatten(Config()) | a | b
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train.stepz": 1}, "train.stepz.*train.steps"),
+        ({"steps": 1}, "train.steps"),
+        ({"train": 1}, "unknown"),
+        ({"train.steps.more": 1}, "unknown"),
+        ({"train.steps": "many"}, "train.steps.*int"),
+        ({"train.steps": 1.5}, "train.steps.*int"),
+        ({"train.steps": True}, "train.steps.*int"),
+        ({"train.steps": 0}, "train.steps.*at least 1"),
+        ({"planner.see_state": "perhaps"}, "true or false"),
+        ({"refiner.vision": "eyes"}, "own, shared"),
+        ({"evaluate.controllers": "expert,magic"}, "magic.*expert, policy"),
+        ({"data.holdout_share": 1.5}, r"data.holdout_share.*\[0, 1\]"),
+        ({"control.execute_steps": 6}, "exceeds action.horizon"),
+        ({"planner.width": 130}, "planner.heads"),
+        ({"sim.tasks": ""}, "at least one task"),
+        ({"train.balance": "magic"}, "fixed, gradient, uncertainty"),
+        ({"refiner.condition": "none"}, "tokens, features"),
+    ],
+)
+def test_a_mistake_is_refused_in_words(changes, message):
+    with pytest.raises(ValueError, match=message):
+        override(Config(), changes)
+
+
+def test_a_key_of_another_version_is_refused():
+    with pytest.raises(ValueError, match=r"train\.oracle"):
+        from_json('{"train": {"oracle": 1}}')
+
+
+@pytest.mark.parametrize("name", [name for name, kind in LEAVES.items() if get_origin(kind) is Literal])
+def test_every_choice_is_accepted(name):
+    for choice in get_args(LEAVES[name]):
+        assert flatten(override(Config(), {name: choice}))[name] == choice
+
+
+def test_every_leaf_is_of_a_kind_that_text_can_say():
+    def plain(kind: Any) -> bool:
+        if get_origin(kind) is tuple:
+            return plain(get_args(kind)[0])
+        return kind in (int, float, bool, str) or get_origin(kind) is Literal
+
+    assert [name for name, kind in LEAVES.items() if not plain(kind)] == []
+
+
+def test_recording_and_evaluation_seeds_never_meet():
+    for name in PRESETS:
+        config = preset(name)
+        attempts = config.record.episodes_per_task * config.record.max_attempts * len(config.sim.tasks)
+        assert config.record.seed + attempts <= config.evaluate.seed
+
+
+@pytest.mark.parametrize("seed", [0, 50, 199])
+def test_evaluation_on_recorded_placements_is_refused(seed):
+    with pytest.raises(ValueError, match=r"evaluate\.seed.*at least 200"):
+        override(Config(), {"evaluate.seed": seed, "record.episodes_per_task": 50, "record.max_attempts": 3})
+
+
+def test_a_task_named_twice_is_refused():
+    with pytest.raises(ValueError, match="only once"):
+        override(Config(), {"sim.tasks": "reach-v3,reach-v3"})

@@ -1,0 +1,281 @@
+"""The asynchronous controller: who is asked when, whose tokens are executed at which step, how old they are."""
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+
+from libra_ray.config import ActionConfig, ControlConfig
+from libra_ray.control import Latencies, PolicyController, RobotControl, drive
+from libra_ray.types import ActionChunk, Controller, Observation, Plan
+
+ACTION = ActionConfig(horizon=5, chunks=2)
+L, H = ACTION.plan_steps, ACTION.horizon
+
+
+@dataclass
+class StubPolicy:
+    """Writes into every action who it is for and where it comes from: (robot, step, plan's first step, chunk's first step).
+
+    A plan's tokens carry the robot and the absolute step they speak of; a chunk repeats them, -1 past the plan's end. The
+    robot is read from the observation's state. Slow planners are the controller's `planner_delay_steps`.
+    """
+
+    planned: list[list[tuple[int, int]]] = field(default_factory=list)
+    refined: list[list[tuple[int, int]]] = field(default_factory=list)
+
+    def plan(self, observations):
+        self.planned.append([(int(o.state[0]), o.step) for o in observations])
+        return [
+            Plan(tokens=np.array([(int(o.state[0]), o.step + i, o.step) for i in range(L)]), first_step=o.step)
+            for o in observations
+        ]
+
+    def refine(self, observations, plans):
+        self.refined.append([(int(o.state[0]), o.step) for o in observations])
+        chunks = []
+        for o, plan in zip(observations, plans, strict=True):
+            start = o.step - plan.first_step
+            assert 0 <= start < L, "the refiner was handed a plan that does not cover its step"
+            tail = np.full((H, 3), -1)
+            tail[: L - start] = plan.tokens[start : start + H]
+            actions = np.concatenate([tail, np.full((H, 1), o.step)], axis=1).astype(np.float32)
+            chunks.append(ActionChunk(actions=actions, first_step=o.step, plan_first_step=plan.first_step))
+        return chunks
+
+
+def observe(robot: int, step: int) -> Observation:
+    return Observation(images={}, state=np.array([robot], np.float32), instruction="go", step=step)
+
+
+def run(policy, steps, robots=1, **control):
+    """Drive robots that never rest, each until `steps`; returns their actions by robot."""
+    config = ControlConfig(**control)
+    controls = {i: RobotControl(config, ACTION) for i in range(robots)}
+    done, latencies = {i: [] for i in range(robots)}, Latencies()
+    while waiting := {i: observe(i, len(actions)) for i, actions in done.items() if len(actions) < steps}:
+        for i, actions in drive(controls, waiting, policy, latencies).items():
+            assert actions
+            done[i] += actions
+    return {i: actions[:steps] for i, actions in done.items()}
+
+
+def asked(calls) -> list[int]:
+    """Steps at which the only robot was seen."""
+    return [step for call in calls for _, step in call]
+
+
+def fresh(actions):
+    """Step and value of every action that was not held."""
+    return [(step, action.value) for step, action in enumerate(actions) if not action.held]
+
+
+DELAYS = pytest.mark.parametrize("delay", [0, 1, 3, 5, 7, 9])
+RULES = pytest.mark.parametrize("rule", ["fifo", "overlap", "event"])
+
+
+def test_fifo_plans_every_L_steps_and_refines_every_H():
+    policy = StubPolicy()
+    actions = run(policy, 6 * L)[0]
+    assert asked(policy.planned) == list(range(0, 6 * L, L))
+    assert asked(policy.refined) == list(range(0, 6 * L, H))
+    assert not any(action.held for action in actions)
+
+
+@pytest.mark.parametrize("execute", [0, 1, 2, 3, 4, 5])
+def test_fifo_intent_is_never_older_than_its_plan(execute):
+    """Also where the executed part of a chunk does not divide the plan."""
+    actions = run(StubPolicy(), 5 * L, execute_steps=execute)[0]
+    assert [action.intent_age_steps for action in actions] == list(range(L)) * 5
+
+
+@RULES
+@pytest.mark.parametrize("execute", [0, 1, 2, 3, 4, 5])
+def test_execute_steps_is_how_long_a_chunk_lasts(rule, execute):
+    policy = StubPolicy()
+    actions = run(policy, 40, rule=rule, execute_steps=execute)[0]
+    assert max(np.diff(asked(policy.refined))) == (execute or H)
+    for step, value in fresh(actions):
+        assert step - value[3] < (execute or H)
+
+
+@RULES
+@DELAYS
+def test_every_action_is_the_one_planned_for_its_step(rule, delay):
+    """Absolute steps: whatever replaced whatever, the token executed at a step speaks of that step.
+
+    Only a chunk that outlives its plan, because the next one is late, ends without a token.
+    """
+    actions = run(StubPolicy(), 100, rule=rule, planner_delay_steps=delay)[0]
+    for step, value in fresh(actions):
+        assert value[1] == (step if actions[step].intent_age_steps < L else -1)
+    if delay == 0:
+        assert all(value[1] == step for step, value in fresh(actions))
+
+
+@RULES
+@DELAYS
+def test_the_age_counts_from_the_picture_behind_the_plan(rule, delay):
+    for step, action in enumerate(run(StubPolicy(), 100, rule=rule, planner_delay_steps=delay)[0]):
+        if not action.held and action.value[2] >= 0:
+            assert action.intent_age_steps == step - action.value[2]
+        assert action.intent_age_steps >= 0
+
+
+@DELAYS
+def test_a_plan_is_never_used_before_it_could_have_arrived(delay):
+    for rule in ("fifo", "overlap"):
+        for step, value in fresh(run(StubPolicy(), 100, rule=rule, planner_delay_steps=delay)[0]):
+            if value[2] > 0:
+                assert step >= value[2] + delay
+
+
+def test_overlap_without_delay_plans_at_every_chunk():
+    policy = StubPolicy()
+    actions = run(policy, 40, rule="overlap")[0]
+    assert asked(policy.planned) == asked(policy.refined) == list(range(0, 40, H))
+    assert max(action.intent_age_steps for action in actions) == H - 1
+
+
+@pytest.mark.parametrize("delay", [1, 2, 3, 4, 5])
+def test_overlap_replaces_the_rest_of_the_old_plan_at_the_right_step(delay):
+    """Asked at a boundary, the new plan waits for the next one, and takes over there although the old one had steps left."""
+    policy = StubPolicy()
+    actions = run(policy, 50, rule="overlap", planner_delay_steps=delay)[0]
+    plans = [int(action.value[2]) for action in actions]
+    assert plans[:15] == [0] * 10 + [5] * 5
+    assert plans[15:] == [step // H * H - H for step in range(15, 50)]
+    assert [int(action.value[1]) for action in actions] == list(range(50))
+    assert not any(action.held for action in actions)
+
+
+@RULES
+@DELAYS
+def test_the_planner_is_never_asked_twice_at_a_time(rule, delay):
+    policy = StubPolicy()
+    run(policy, 100, rule=rule, planner_delay_steps=delay)
+    # The first plan is waited for, so that the second question may come at any time.
+    assert (np.diff(asked(policy.planned))[1:] >= delay).all()
+
+
+@DELAYS
+def test_fifo_holds_while_the_planner_thinks_and_counts_it(delay):
+    """The plan runs out, `delay` steps are held, and the rest of the new plan is executed."""
+    actions = run(StubPolicy(), 10 * L, planner_delay_steps=delay)[0]
+    assert not any(action.held for action in actions[:L])
+    held = [step for step, action in enumerate(actions) if action.held]
+    assert held[:delay] == list(range(L, L + delay))
+    for step in held:
+        np.testing.assert_array_equal(actions[step].value, actions[step - 1].value)
+    assert bool(held) == (delay > 0)
+
+
+@RULES
+@DELAYS
+def test_the_refiner_never_waits_for_the_planner(rule, delay):
+    """Wherever a plan covers a step at which the chunk is used up, there is a new chunk, from that very step's picture."""
+    policy = StubPolicy()
+    actions = run(policy, 100, rule=rule, planner_delay_steps=delay)[0]
+    arrivals = [(first, first if first == 0 else first + delay) for first in asked(policy.planned)]
+    chunks = set(asked(policy.refined))
+    for step, action in enumerate(actions):
+        current = max((first for first, usable in arrivals if usable <= step), default=None)
+        if action.held:
+            assert not current <= step < current + L
+            assert step not in chunks
+
+
+def test_the_first_plan_is_waited_for():
+    """However slow the planner, the first step of an episode has an action of its own."""
+    actions = run(StubPolicy(), 3, planner_delay_steps=30)[0]
+    assert [action.held for action in actions] == [False] * 3
+    assert [action.value[1] for action in actions] == [0, 1, 2]
+
+
+@RULES
+def test_a_planner_slower_than_its_plans_is_asked_again(rule):
+    """Its plans are over when they arrive: everything is held, but nobody stops asking."""
+    policy = StubPolicy()
+    actions = run(policy, 100, rule=rule, planner_delay_steps=12)[0]
+    assert len(asked(policy.planned)) > 4
+    assert all(action.held for action in actions[20:])
+
+
+def test_nothing_to_hold_is_an_error():
+    with pytest.raises(ValueError, match="first plan of an episode must be waited for"):
+        RobotControl(ControlConfig(), ACTION).next_action(0)
+
+
+def test_a_new_episode_knows_nothing_of_the_last():
+    control = RobotControl(ControlConfig(), ACTION)
+    drive({0: control}, {0: observe(0, 0)}, StubPolicy(), Latencies())
+    control.reset()
+    assert control == RobotControl(ControlConfig(), ACTION)
+
+
+@RULES
+@pytest.mark.parametrize("delay", [0, 3])
+def test_robots_are_never_mixed(rule, delay):
+    policy = StubPolicy()
+    everyone = run(policy, 45, robots=7, rule=rule, planner_delay_steps=delay)
+    for robot, actions in everyone.items():
+        assert {int(action.value[0]) for action in actions if action.value[0] >= 0} == {robot}
+        alone = run(StubPolicy(), 45, rule=rule, planner_delay_steps=delay)[0]
+        assert [a.value[1:].tolist() for a in actions] == [a.value[1:].tolist() for a in alone]
+
+
+def test_robots_are_never_mixed_when_they_are_at_different_steps():
+    """Each tick takes another subset in another order, as an evaluation's fleet does."""
+    rng, policy, latencies = np.random.default_rng(0), StubPolicy(), Latencies()
+    controls = {i: RobotControl(ControlConfig(rule="overlap", planner_delay_steps=2), ACTION) for i in range(6)}
+    done = {i: [] for i in controls}
+    for _ in range(60):
+        present = rng.permutation(6)[: rng.integers(1, 7)].tolist()
+        answers = drive(controls, {i: observe(i, len(done[i])) for i in present}, policy, latencies)
+        assert list(answers) == present
+        for i, actions in answers.items():
+            done[i] += actions
+    for robot, actions in done.items():
+        for step, value in fresh(actions):
+            assert value[0] in (robot, -1)
+            assert value[1] in (step, -1)
+
+
+def test_whoever_asks_at_one_time_is_answered_in_one_call():
+    policy, latencies = StubPolicy(), Latencies()
+    controls = {i: RobotControl(ControlConfig(), ACTION) for i in range(5)}
+    drive(controls, {i: observe(i, 0) for i in range(5)}, policy, latencies)
+    assert [len(call) for call in policy.planned] == [len(call) for call in policy.refined] == [5]
+    assert (latencies.planner_batch, latencies.refiner_batch) == ([5], [5])
+    # Now two robots need a chunk, and the one that is back at its plan's end needs both.
+    controls[4].plan = replace(controls[4].plan, first_step=-5)
+    drive(controls, {i: observe(i, 5) for i in (1, 4)}, policy, latencies)
+    assert [len(call) for call in policy.planned] == [5, 1]
+    assert [len(call) for call in policy.refined] == [5, 2]
+    assert latencies.planner_batch == [5, 1]
+    assert len(latencies.planner_ms) == len(latencies.refiner_ms) == 2
+    assert all(ms >= 0 for ms in latencies.planner_ms + latencies.refiner_ms)
+
+
+def test_a_tick_without_questions_asks_nobody():
+    policy, latencies = StubPolicy(), Latencies()
+    controls = {0: RobotControl(ControlConfig(), ACTION)}
+    drive(controls, {0: observe(0, 0)}, policy, latencies)
+    answer = drive(controls, {0: observe(0, 2)}, policy, latencies)
+    assert [int(action.value[1]) for action in answer[0]] == [2, 3, 4]
+    assert (len(policy.planned), len(policy.refined)) == (1, 1)
+
+
+@RULES
+@pytest.mark.parametrize("delay", [0, 3])
+def test_one_robots_controller_does_what_drive_does(rule, delay):
+    control = ControlConfig(rule=rule, planner_delay_steps=delay)
+    controller = PolicyController(policy=StubPolicy(), control=control, action=ACTION)
+    assert isinstance(controller, Controller)
+    expected = run(StubPolicy(), 40, rule=rule, planner_delay_steps=delay)[0]
+    for _ in range(2):
+        controller.reset(None, 0)
+        for step in range(40):
+            action = controller.act(observe(0, step))
+            np.testing.assert_array_equal(action.value, expected[step].value)
+            assert (action.held, action.intent_age_steps) == (expected[step].held, expected[step].intent_age_steps)

@@ -1,0 +1,152 @@
+"""Event-triggered planning and the limits of an old intent: surprises are seen, calm is calm, and holding is safe."""
+
+import numpy as np
+import pytest
+from hypothesis import given, strategies
+
+from libra_ray.config import ActionConfig, ControlConfig
+from libra_ray.control import Latencies, Limits, RobotControl, drive
+from libra_ray.drift import Drift, Usual
+from libra_ray.types import IMAGE_KEY, ActionChunk, Observation, Plan
+
+ACTION = ActionConfig(horizon=5, chunks=4)
+L, H = ACTION.plan_steps, ACTION.horizon
+GAIN = 0.01
+
+
+def observe(state, step=0, picture=None):
+    images = {} if picture is None else {IMAGE_KEY: picture}
+    return Observation(images=images, state=np.asarray(state, np.float32), instruction="go", step=step)
+
+
+class Arm:
+    """A simulated arm whose position follows position deltas, with noise; `push` moves it by other means."""
+
+    def __init__(self, seed=0):
+        self.dice = np.random.default_rng(seed)
+        self.place = np.zeros(3)
+
+    def act(self, action):
+        self.place = self.place + GAIN * action[:3] + self.dice.normal(0, 1e-4, 3)
+
+    def push(self):
+        self.place = self.place + 0.2
+
+
+class Wandering:
+    """A policy of random chunks that counts how often it was asked to plan."""
+
+    def __init__(self, seed=0):
+        self.dice, self.planned = np.random.default_rng(seed), []
+
+    def plan(self, observations):
+        self.planned += [o.step for o in observations]
+        return [Plan(tokens=np.zeros((L, 4), np.int64), first_step=o.step) for o in observations]
+
+    def refine(self, observations, plans):
+        return [
+            ActionChunk(
+                actions=self.dice.uniform(-1, 1, (H, 4)).astype(np.float32), first_step=o.step, plan_first_step=p.first_step
+            )
+            for o, p in zip(observations, plans, strict=True)
+        ]
+
+
+def play(rule, steps, pushed_at=()):
+    arm, policy, done = Arm(), Wandering(), 0
+    control = RobotControl(ControlConfig(rule=rule), ACTION)
+    while done < steps:
+        for action in drive({0: control}, {0: observe(arm.place, done)}, policy, Latencies())[0]:
+            arm.act(action.value)
+            done += 1
+            if done in pushed_at:
+                arm.push()
+    return policy.planned
+
+
+def test_event_saves_plans_where_nothing_happens():
+    """Each rule covers every step; `event` asks one chunk before its plan ends, `overlap` at every chunk."""
+    calm = play("event", 400)
+    assert len(play("fifo", 400)) <= len(calm) < 0.5 * len(play("overlap", 400))
+
+
+def test_a_push_is_answered_by_a_plan_at_the_next_look():
+    """The second chunk of a plan of four, where a calm robot would not be planned for."""
+    calm = play("event", 400)
+    late = next(step for step in calm if step > 200)
+    pushed = late + H - 1
+    assert late + H not in calm
+    assert late + H in play("event", 400, pushed_at=(pushed,))
+
+
+def test_a_picture_that_changes_unusually_is_a_surprise():
+    dice, drift = np.random.default_rng(0), Drift()
+    scene = dice.integers(0, 255, (64, 64, 3)).astype(np.uint8)
+    for step in range(20):
+        noisy = np.clip(scene.astype(int) + dice.integers(-5, 6, scene.shape), 0, 255).astype(np.uint8)
+        assert not drift.surprised(observe([0], step, noisy), None)
+    assert drift.surprised(observe([0], 20, 255 - scene), None)
+
+
+def test_what_is_learned_stays_over_episodes_but_nothing_is_compared_across_them():
+    drift, dice = Drift(), np.random.default_rng(0)
+    place = np.zeros(3)
+    for _ in range(30):
+        action = dice.uniform(-1, 1, 3).astype(np.float32)
+        place = place + GAIN * action
+        drift.surprised(observe(place), action)
+    drift.reset()
+    assert not drift.surprised(observe(place + 5), np.ones(3, np.float32))
+    assert not drift.surprised(observe(place + 5 + GAIN), np.ones(3, np.float32))
+    assert drift.surprised(observe(place + 6), np.ones(3, np.float32))
+
+
+@given(strategies.lists(strategies.floats(0, 1e3), min_size=20, max_size=60))
+def test_nothing_is_unusual_during_warm_up_or_below_the_usual(values):
+    usual = Usual(warm_up=10)
+    assert not any(usual.exceeded(value, 3) for value in values[:10])
+    assert not usual.exceeded(0.0, 3)
+
+
+def loaded(limits, rule="overlap"):
+    control = RobotControl(ControlConfig(rule=rule), ACTION, limits)
+    control.accept_plan(Plan(tokens=np.zeros((L, 4), np.int64), first_step=0), 0)
+    actions = np.arange(1, 4 * H + 1, dtype=np.float32).reshape(H, 4)
+    control.wants_chunk(0)
+    control.accept_chunk(ActionChunk(actions=actions, first_step=0, plan_first_step=0))
+    return control, actions
+
+
+def test_holding_still_moves_nothing_and_keeps_the_gripper():
+    control, actions = loaded(Limits(hold="still"))
+    for step in range(H):
+        control.next_action(step)
+    held = control.next_action(H)
+    np.testing.assert_array_equal(held.value, [0, 0, 0, actions[-1, -1]])
+    assert held.held
+    np.testing.assert_array_equal(control.held_actions(H), np.tile(held.value, (H, 1)))
+
+
+@pytest.mark.parametrize(("step", "row"), [(1, 0), (3, 2), (5, 4), (50, 4)])
+def test_held_chunks_follow_the_last_action_that_was_executed(step, row):
+    control, actions = loaded(Limits(hold="repeat"))
+    np.testing.assert_array_equal(control.held_actions(step), np.tile(actions[row], (H, 1)))
+
+
+def test_an_intent_past_its_limit_is_not_used_and_asked_for_anew():
+    control, _ = loaded(Limits(max_age_steps=7))
+    assert control.covering(7) is not None
+    assert control.covering(8) is None
+    assert not control.wants_chunk(8)
+    assert control.wants_plan(8)
+    free, _ = loaded(Limits())
+    assert free.covering(L - 1) is not None
+    assert free.covering(L) is None
+
+
+def test_a_planner_that_fails_may_be_asked_again():
+    control, _ = loaded(Limits())
+    control.asked()
+    assert not control.wants_plan(L)
+    control.unanswered()
+    assert control.wants_plan(L)

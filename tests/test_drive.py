@@ -1,0 +1,381 @@
+"""The fleet against a server of the test's own: every count is what the server did, and bad orders are refused at once."""
+
+import asyncio
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+import pytest
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+
+from libra_ray.drive_fleet import SYNTHETIC, WRIST, Order, run, simulation, table
+from libra_ray.drive_log import DriveLog, Trial
+from libra_ray.drive_stubs import recorded, synthetic
+from libra_ray.driving import BodyRobot, Moved, drive
+from libra_ray.intervals import wilson
+from libra_ray.types import IMAGE_KEY, STATE_KEY, Json, Observation
+from libra_ray.wire import GOING_AWAY, Handshake, Reply, pack, unpack
+from tests.data.builders import make_recorded
+
+H, D, S = 5, 4, 4
+HANDSHAKE = Handshake(
+    observation={IMAGE_KEY: {"dtype": "uint8", "shape": [16, 16, 3]}, STATE_KEY: {"dtype": "float32", "shape": [S]}},
+    action={"dtype": "float32", "shape": [H, D]},
+    control_hz=10, horizon=H, chunks=2, bins=10, execute_steps=H, history=1, rule="overlap",
+    checkpoint_digest="none", normalisation_digest="none", max_message_bytes=2**20, instructions=("a", "b"),
+)  # fmt: skip
+
+
+def echo(message: Json) -> Json:
+    """The right answer of a server that sends identities back."""
+    actions = np.zeros((H, D), np.float32)
+    actions[:, 0] = message[STATE_KEY][0]
+    return {
+        "actions": actions,
+        "first_step": int(message["step"]),
+        "robot": message["robot"],
+        "seq": message["seq"],
+        "intent_age_steps": 3,
+        "intent_age_ms": 30.0,
+        "held": False,
+        "server_timing": {"batch": 2.0},
+    }
+
+
+class StubServer:
+    """A server in a thread, whose answers a function makes; it counts, hangs up and closes as it is told."""
+
+    def __init__(self, answer: Callable[[Json], Json | str], *, delay_s: float = 0.0, hang_up_every: int = 0) -> None:
+        self.answer, self.delay_s, self.hang_up_every = answer, delay_s, hang_up_every
+        self.requests: list[Json] = []
+        self.connections = 0
+        self._ready, self._loop = threading.Event(), asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),), daemon=True)
+        self._thread.start()
+        assert self._ready.wait(10)
+
+    @property
+    def address(self) -> str:
+        return f"ws://127.0.0.1:{self.port}"
+
+    def close(self) -> None:
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stop.set)
+            self._thread.join(10)
+
+    async def _serve(self) -> None:
+        self._stop = asyncio.Event()
+        async with serve(self._handle, "127.0.0.1", 0, compression=None) as server:
+            self.port = server.sockets[0].getsockname()[1]
+            self._ready.set()
+            await self._stop.wait()
+
+    async def _handle(self, socket: ServerConnection) -> None:
+        self.connections += 1
+        try:
+            await socket.send(pack(HANDSHAKE.message()))
+            async for data in socket:
+                message = unpack(data)
+                self.requests.append(message)
+                if self.hang_up_every and len(self.requests) % self.hang_up_every == 0:
+                    await socket.close(GOING_AWAY)
+                    return
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._stop.wait(), self.delay_s)
+                answer = self.answer(message)
+                await socket.send(answer if isinstance(answer, str) else pack(answer))
+        except ConnectionClosed:
+            pass
+
+
+@contextmanager
+def serving(answer: Callable[[Json], Json | str] = echo, **options: float) -> Iterator[StubServer]:
+    server = StubServer(answer, **options)  # type: ignore[arg-type]
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def stubs(server: StubServer, **changes: object) -> Order:
+    return Order(**{"endpoint": server.address, "robots": 4, "hz": 20.0, "seconds": 1.0, "stub": SYNTHETIC, **changes})
+
+
+def test_simulated_robots_see_as_the_demonstrations_robots_saw():
+    order = Order(endpoint="ws://127.0.0.1:1", robots=1, hz=10, seconds=1, family="tabletop", tasks=("touch",))
+    cameras = {IMAGE_KEY: HANDSHAKE.observation[IMAGE_KEY], WRIST: HANDSHAKE.observation[IMAGE_KEY]}
+    sim = simulation(order, replace(HANDSHAKE, observation=cameras, supersample=2))
+    assert (sim.family, sim.tasks, sim.image_size, sim.supersample, sim.wrist_camera) == ("tabletop", ("touch",), 16, 2, True)
+
+
+def test_all_is_well_where_the_server_answers_at_once():
+    with serving() as server:
+        result = asyncio.run(run(stubs(server, echo=True)))
+    deadlines = result["deadlines"]
+    assert result["wrong_robot"] == 0
+    assert result["errors"] == {}
+    assert result["reconnects"] == 0
+    assert deadlines["due"] >= 20
+    assert deadlines["share"] < 0.5  # a loaded machine may be late
+    answered = round(result["chunk_requests_per_s"] * result["seconds"])
+    assert 0 <= len(server.requests) - answered <= 8  # those under way at the end
+    assert result["actions_per_s"] == pytest.approx(H * result["chunk_requests_per_s"], rel=0.1)
+    assert result["intent_age_steps"]["p50"] == 3
+    assert result["mean_batch"] == 2
+    assert result["server"]["horizon"] == H
+    assert result["driver_lateness_ms"]["p99"] is not None
+    assert {m["robot"] for m in server.requests} == {f"robot-{i:04d}" for i in range(4)}
+    assert json.loads(json.dumps(result))["rates"]["chunk_requests_hz_per_robot"] == 20
+    assert "wrong-robot replies" in table(result)
+
+
+def test_robots_ask_at_the_given_rate_and_no_faster():
+    with serving() as server:
+        result = asyncio.run(run(stubs(server, robots=2, hz=10.0)))
+        by_rate = len(server.requests)
+        asyncio.run(run(stubs(server, robots=2, hz=0.0, seconds=0.5)))
+    assert by_rate <= 2 * 11
+    assert result["deadlines"]["due"] <= 2 * 11
+    assert len(server.requests) - by_rate > 4 * by_rate
+
+
+def test_an_answer_for_another_robot_counts_as_wrong_whatever_it_says():
+    def swapped_name(message: Json) -> Json:
+        return echo(message) | {"robot": "robot-9999"}
+
+    def swapped_content(message: Json) -> Json:
+        return echo({**message, STATE_KEY: -message[STATE_KEY]}) | {"robot": message["robot"]}
+
+    for swap in (swapped_name, swapped_content):
+        with serving(swap) as server:
+            result = asyncio.run(run(stubs(server, echo=True, robots=2, seconds=0.6)))
+        assert result["wrong_robot"] > 0
+        assert result["actions_per_s"] == 0  # nothing of it is executed
+        assert result["deadlines"]["missed"] > 0
+
+
+def test_a_server_that_sleeps_misses_every_deadline_that_goes_by():
+    with serving(delay_s=0.26) as server:
+        result = asyncio.run(run(stubs(server, robots=2, hz=10.0, seconds=1.2)))
+    deadlines = result["deadlines"]
+    assert deadlines["missed"] == deadlines["due"]
+    # 0.26 s are two whole periods beyond the deadline of 0.1 s: waiting robots do not hide them.
+    assert deadlines["missed"] >= 2 * len(server.requests) - 4
+    assert result["latency_ms"]["p50"] >= 260
+
+
+def test_a_server_that_hangs_is_not_one_that_was_not_asked():
+    with serving(delay_s=60) as server:
+        result = asyncio.run(run(stubs(server, robots=2, hz=10.0, seconds=1.0)))
+    assert result["chunk_requests_per_s"] == 0
+    assert result["deadlines"]["missed"] >= 10
+
+
+def test_robots_come_back_when_the_gateway_goes():
+    with serving(hang_up_every=15) as server:
+        result = asyncio.run(run(stubs(server)))
+    assert result["reconnects"] >= 3
+    assert result["errors"] == {}
+    assert result["deadlines"]["due"] - result["deadlines"]["missed"] > 10
+
+
+def test_refusals_are_counted_with_the_servers_words():
+    with serving(lambda _: "observation.state must be 9 numbers") as server:
+        result = asyncio.run(run(stubs(server, robots=1, seconds=0.5)))
+    assert result["errors"]["refused"] >= 1
+    assert result["error_examples"]["refused"] == "observation.state must be 9 numbers"
+    assert "must be 9 numbers" in table(result)
+
+
+def test_a_missing_and_a_vanished_server_are_one_clear_error():
+    with serving() as server:
+        order = stubs(server, patience_s=0.3, seconds=20.0)
+        threading.Timer(0.7, server.close).start()
+        began = time.monotonic()
+        with pytest.raises(ConnectionError, match=r"no server at ws://127\.0\.0\.1"):
+            asyncio.run(run(order))
+        assert time.monotonic() - began < 20
+    with pytest.raises(ConnectionError, match="no server at"):
+        asyncio.run(run(order))
+
+
+class FallingBody:
+    """A robot that counts its control steps and ends after a few; what it was told to do is kept."""
+
+    task = "fall"
+
+    def __init__(self, steps: int) -> None:
+        self.steps, self.actions = steps, []
+
+    async def begin(self) -> Moved:
+        self.at = 0
+        return self._moved(0)
+
+    async def execute(self, actions: np.ndarray) -> Moved:
+        executed = min(len(actions), self.steps - self.at)
+        self.actions += list(actions[:executed])
+        self.at += executed
+        return self._moved(executed)
+
+    def _moved(self, executed: int) -> Moved:
+        observation = Observation(images={}, state=np.zeros(S, np.float32), instruction="", step=self.at)
+        return Moved(observation=observation, executed=executed, success=True if self.at >= self.steps else None)
+
+
+class SlowEndpoint:
+    """Answers after a while with actions that name their own step."""
+
+    reconnects = 0
+
+    def __init__(self, delay_s: float) -> None:
+        self.delay_s, self.extras = delay_s, []
+
+    async def connect(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+    async def act(self, observation: Observation, **extra: object) -> Reply:
+        self.extras.append(extra)
+        await asyncio.sleep(self.delay_s)
+        numbers = np.arange(observation.step, observation.step + H, dtype=np.float32)
+        return Reply(actions=np.stack([numbers] * D, axis=1), first_step=observation.step, robot="r")
+
+
+def test_a_simulated_robot_holds_still_until_its_late_chunk_and_goes_on_at_the_right_step():
+    body, endpoint, log = FallingBody(steps=40), SlowEndpoint(0.25), DriveLog()
+    robot = BodyRobot(name="r", client=endpoint, log=log, body=body, period_s=0.1, execute_steps=H, action_dim=D)
+    asyncio.run(drive([robot], 1.6))
+    executed = np.stack(body.actions)
+    still = executed[:, 0] == 0
+    still[0] = True
+    # What is not held is the action of that very step of the episode.
+    steps = np.arange(len(executed)) % 40
+    np.testing.assert_array_equal(executed[~still, 0], steps[~still])
+    assert len(log.missed) >= 2 * 2
+    assert not log.met
+    assert sum(n for _, n in log.held) == still.sum()
+    # The gripper stays as the last fresh action had it.
+    held_later = np.flatnonzero(still & (np.arange(len(executed)) > H))
+    assert (executed[held_later, -1] > 0).all()
+
+
+def test_episodes_begin_with_a_reset_and_tell_how_the_last_one_went():
+    body, endpoint, log = FallingBody(steps=7), SlowEndpoint(0.0), DriveLog()
+    robot = BodyRobot(name="r", client=endpoint, log=log, body=body, period_s=0.02, execute_steps=H, action_dim=D)
+    asyncio.run(drive([robot], 0.6))
+    beginnings = [extra for extra in endpoint.extras if extra.get("reset")]
+    assert beginnings[0] == {"reset": True}
+    assert len(beginnings) >= 2
+    assert all(extra == {"reset": True, "success": True} for extra in beginnings[1:])
+    assert endpoint.extras[1] == {}
+    assert len(log.trials) in (len(beginnings), len(beginnings) - 1)
+
+
+def test_success_has_the_interval_of_wilson():
+    log = DriveLog()
+    log.trials = [Trial(task=task, success=ok, at_s=0.0) for task, ok in (("a", True), ("a", False), ("b", True))]
+    found, interval = log.summary()["success"], wilson(2, 3)
+    assert found["interval"] == [interval.low, interval.high]
+    assert found["tasks"]["a"]["rate"] == 0.5
+
+
+def test_the_timeline_holds_what_the_summary_counts():
+    with serving() as server:
+        result = asyncio.run(run(stubs(server, warmup_s=0.0)))
+    rows = result["timeline"]
+    in_span = round(result["chunk_requests_per_s"] * result["seconds"])
+    assert in_span <= sum(row["chunk_requests_per_s"] for row in rows) <= len(server.requests)
+    assert sum(row["missed"] for row in rows) >= result["deadlines"]["missed"]
+
+
+def test_no_two_stub_robots_look_alike():
+    shown = [next(synthetic(HANDSHAKE, robot)).observation for robot in range(64)]
+    assert len({o.state.tobytes() for o in shown}) == 64
+    assert len({o.images[IMAGE_KEY].tobytes() for o in shown}) == 64
+
+
+def test_a_data_set_is_replayed_in_the_order_it_was_recorded(tmp_path, monkeypatch):
+    data = make_recorded([12, 9, 15], ["open it", "push it", "open it"])
+    pictures = np.arange(len(data), dtype=np.uint8)[None, :, None, None, None] * np.ones((1, 1, 16, 16, 3), np.uint8)
+    monkeypatch.setattr("libra_ray.drive_stubs.open_dataset", lambda root, state_dim: data)
+    monkeypatch.setattr("libra_ray.drive_stubs.frame_cache", lambda *_: pictures)
+    seen = list(islice(recorded(HANDSHAKE, tmp_path).robot(1, 2), 5))
+    assert [s.observation.step for s in seen] == [0, 5, 0, 5, 10]  # episode 1 of 9 frames, then episode 3, which is 0 again
+    assert [s.begins for s in seen] == [True, False, True, False, False]
+    np.testing.assert_array_equal(seen[1].observation.state, data.state[12 + 5])
+    assert (seen[1].observation.images[IMAGE_KEY] == 12 + 5).all()
+    assert seen[0].observation.instruction == "push it"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"robots": 0}, "robots=0 is out of range"),
+        ({"hz": -1.0}, "hz=-1"),
+        ({"seconds": 0.0}, "seconds=0"),
+        ({"stub": "/no/such/folder"}, "is no folder"),
+        ({"stub": "", "family": "tabletop", "tasks": ("juggle",)}, "unknown tabletop task 'juggle'"),
+        ({"tasks": ("drawer-open-v3",)}, "no tasks"),
+        ({"stub": "", "echo": True}, "--stub synthetic"),
+        ({"jpeg_quality": 200}, "jpeg_quality=200"),
+        ({"endpoint": "http://127.0.0.1:1"}, "write ws://host:port"),
+    ],
+)
+def test_orders_that_cannot_be_driven_are_refused(changes, words):
+    with pytest.raises(ValueError, match=words):
+        Order(**{"endpoint": "ws://127.0.0.1:1", "stub": SYNTHETIC, **changes})
+
+
+@pytest.fixture
+def job(monkeypatch):
+    """`jobs/drive.py` with these arguments, in this process."""
+    import drive as module
+
+    def call(*options: object) -> None:
+        monkeypatch.setattr(sys, "argv", ["drive.py", *map(str, options)])
+        module.main()
+
+    return call
+
+
+def test_the_job_drives_simulated_robots_in_their_own_processes(job, tmp_path, capsys):
+    out = tmp_path / "drive.json"
+    robots = ["--robots", 2, "--hz", 20, "--seconds", 1.5, "--family", "tabletop", "--tasks", "touch", "--max-steps", 15]
+    with serving() as server:
+        job(server.address, *robots, "--out", out)
+    result = json.loads(out.read_text())
+    assert result["success"]["tasks"]["touch"]["episodes"] >= 1  # cut off after 15 steps
+    assert result["rates"] == {"control_hz": 20, "chunk_requests_hz_per_robot": 4}
+    assert result["physics_cpu_share"] > 0
+    picture = server.requests[0][IMAGE_KEY]
+    assert picture.shape == (16, 16, 3)
+    assert picture.std() > 5
+    assert [m["step"] for m in server.requests if m["robot"] == "robot-0000"][:3] == [0, 5, 10]
+    assert "success" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "no server at ws://127.0.0.1:1"),
+        (["--robots", 0], "robots=0 is out of range"),
+        (["--out", "/no/such/folder/a.json"], "folder does not exist"),
+        (["--robot", 3], "unrecognized arguments: --robot"),
+    ],
+)
+def test_the_job_refuses_in_one_line(job, capsys, options, words):
+    with pytest.raises(SystemExit) as ended:
+        job("127.0.0.1:1", "--stub", SYNTHETIC, "--patience", 0.2, *options)
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert ended.value.code == 2
+    assert said.startswith("drive.py: error: ")
+    assert words in said

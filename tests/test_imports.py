@@ -1,0 +1,53 @@
+"""What a fresh process has loaded after an import. Simulators load no torch, the model no Ray, the words nearly nothing."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HEAVY = frozenset({"torch", "ray", "lerobot", "transformers", "mlflow", "mujoco", "metaworld", "gymnasium", "datasets", "av"})
+
+
+def loaded_after(*statements: str, cwd: Path = ROOT) -> set[str]:
+    """The top-level packages a new interpreter has loaded after the statements."""
+    program = "\n".join([*statements, "import json, sys", "print(json.dumps(sorted({m.split('.')[0] for m in sys.modules})))"])
+    done = subprocess.run([sys.executable, "-c", program], cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+LAWS = [
+    ("import libra_ray.config", HEAVY | {"numpy"}),
+    ("import libra_ray.types", HEAVY),
+    ("import libra_ray.control, libra_ray.rollout", HEAVY),
+    ("import libra_ray.sim, libra_ray.sim.metaworld, libra_ray.rollout", {"torch", "ray", "lerobot", "transformers", "mlflow"}),
+    ("import libra_ray.data.spool", {"torch", "ray", "mlflow", "transformers"}),
+    ("import libra_ray.report", {"torch", "ray", "lerobot", "mlflow", "transformers", "matplotlib", "scipy", "av"}),
+    ("import libra_ray.on_ray.serving.board", {"torch", "lerobot", "transformers", "mlflow", "matplotlib", "scipy"}),
+    ("import libra_ray.checkpoint, libra_ray.policy, libra_ray.training", {"ray", "mlflow", "mujoco", "metaworld"}),
+    ("import libra_ray.drive_fleet, libra_ray.drive_bodies", {"torch", "ray", "lerobot", "transformers", "mlflow"}),
+    ("import libra_ray.on_ray.fleet", {"torch", "lerobot", "transformers", "mlflow"}),
+]
+
+
+@pytest.mark.parametrize(("statement", "banned"), LAWS, ids=[law[0].removeprefix("import ") for law in LAWS])
+def test_is_not_loaded(statement, banned):
+    assert loaded_after(statement) & banned == set()
+
+
+@pytest.mark.parametrize("package", sorted({package for _, banned in LAWS for package in banned}))
+def test_the_check_can_fail(package, tmp_path):
+    """A module that imports the package, even deep inside, is seen; a stand-in keeps this quick."""
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").touch()
+    (tmp_path / package / "deep.py").touch()
+    (tmp_path / "guilty.py").write_text(f"def load():\n    import {package}.deep\nload()\n")
+    assert package in loaded_after("import guilty", cwd=tmp_path)
+    assert package not in loaded_after("import json", cwd=tmp_path)
+
+
+def test_a_real_heavy_import_is_seen():
+    assert {"torch", "numpy"} <= loaded_after("import libra_ray.batch")

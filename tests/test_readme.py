@@ -1,0 +1,47 @@
+"""The README stays true: its commands exist, its tables are the committed results, its links lead somewhere."""
+
+import importlib
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+from arguments import parse
+
+from benchmarks import results_table
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+CODE_LINES = [line.strip() for line in README.splitlines() if line.startswith("    ")]
+
+
+def test_the_tables_are_the_committed_results() -> None:
+    _, _, rest = README.partition(results_table.BEGIN)
+    shown, _, _ = rest.partition(results_table.END)
+    assert shown.strip() == results_table.document()
+    assert "button-press-topdown-v3" in shown
+
+
+def test_every_make_target_exists() -> None:
+    targets = {match for line in CODE_LINES + re.findall(r"`([^`]+)`", README) for match in re.findall(r"^make (\S+)", line)}
+    assert {"quickstart", "test"} <= targets
+    for target in targets:
+        subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("line", [line for line in CODE_LINES if line.startswith("uv run jobs/")])
+def test_every_job_line_is_accepted(line: str) -> None:
+    _, _, script, *argv = shlex.split(line, comments=True)
+    assert (ROOT / script).is_file()
+    job = importlib.import_module(Path(script).stem)
+    assert parse(argv, "", stage=Path(script).stem, more=getattr(job, "OPTIONS", {})).config
+
+
+def test_every_link_and_picture_is_there() -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_nothing_of_the_machine_is_shown() -> None:
+    assert not re.search(r"/work/|/tmp/|/root/|pythonhosted", README)

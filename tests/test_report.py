@@ -1,0 +1,245 @@
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from libra_ray.config import override, preset
+from libra_ray.intervals import percentiles, wilson
+from libra_ray.provenance import describe_hardware, git_revision, public_config
+from libra_ray.report import build_report, write_report
+from libra_ray.report_table import summary_table
+from libra_ray.results import Evaluation, TrainingLog, plain
+from libra_ray.types import EpisodeResult
+from tests import report_builders as builders
+
+
+def result(*, seed=0, controller="policy", task="reach-v3", **changes):
+    fields = {"success": True, "steps": 10} | changes
+    return EpisodeResult(task=task, instruction="reach", controller=controller, seed=seed, **fields)
+
+
+def report_of(*results, log=None, **measured):
+    return builders.report(builders.small_config(), Evaluation(results=results, **measured), log or TrainingLog())
+
+
+# intervals
+
+
+def test_wilson_solves_its_own_equation():
+    """Each bound is the success rate at which the observed share lies exactly 1.96 standard errors away."""
+    share, episodes = 18 / 25, 25
+    interval = wilson(18, episodes)
+    for bound in (interval.low, interval.high):
+        assert abs(share - bound) / math.sqrt(bound * (1 - bound) / episodes) == pytest.approx(1.959964, abs=1e-4)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_holds_the_share_and_mirrors(counts):
+    successes, episodes = counts
+    interval, mirrored = wilson(successes, episodes), wilson(episodes - successes, episodes)
+    assert -1e-12 <= interval.low <= successes / episodes + 1e-12
+    assert successes / episodes - 1e-12 <= interval.high <= 1 + 1e-12
+    assert interval.low == pytest.approx(1 - mirrored.high, abs=1e-9)
+
+
+def test_wilson_without_episodes_is_unknown_and_impossible_counts_are_refused():
+    assert wilson(0, 0) is None
+    with pytest.raises(ValueError, match="must lie in"):
+        wilson(3, 2)
+
+
+def test_percentiles_of_nothing_are_unknown():
+    assert set(percentiles([]).values()) == {None}
+    assert percentiles([1.0, 2.0, 3.0])["p50"] == 2.0
+
+
+# results
+
+
+def test_evaluation_survives_its_json():
+    evaluation = builders.evaluation(builders.small_config())
+    again = Evaluation.from_json(evaluation.to_json())
+    assert again.to_json() == evaluation.to_json()
+    assert again.results[0].task == evaluation.results[0].task
+    with pytest.raises(ValueError, match="not an evaluation"):
+        Evaluation.from_json("{}")
+
+
+def test_evaluation_refuses_an_episode_counted_twice():
+    Evaluation(results=[result(seed=1), result(seed=1, controller="expert")])
+    with pytest.raises(ValueError, match="more than once"):
+        Evaluation(results=[result(seed=1), result(seed=1)])
+
+
+def test_evaluation_refuses_latencies_without_batch_sizes():
+    with pytest.raises(ValueError, match="refiner_batch_sizes"):
+        Evaluation(results=[], refiner_latency_ms=[1.0])
+
+
+def test_training_log_after_a_resume_keeps_the_last_row_of_a_step(tmp_path):
+    path = tmp_path / "train_log.jsonl"
+    rows = [{"step": 20, "loss": 3.0}, {"step": 40, "loss": 2.0}, {"step": 40, "loss": 1.5}, {"step": 60, "loss": 1.0}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 80, "lo')
+    assert TrainingLog.read(path).series("loss") == ([20, 40, 60], [3.0, 1.5, 1.0])
+    assert TrainingLog.read(tmp_path / "missing.jsonl").rows == []
+
+
+def test_training_log_reads_on_behind_a_row_cut_short(tmp_path):
+    path = tmp_path / "train_log.jsonl"
+    path.write_text('{"step": 20, "loss": 3.0}\n{"step": 40, "lo{"step": 40, "loss": 2.0}\n{"step": 60, "loss": 1.0}\n')
+    assert TrainingLog.read(path).series("loss") == ([20, 40, 60], [3.0, 2.0, 1.0])
+
+
+def test_training_log_names_the_broken_line(tmp_path):
+    path = tmp_path / "train_log.jsonl"
+    path.write_text('{"step": 1}\nrubbish\n{"step": 2}\n')
+    with pytest.raises(ValueError, match=r"train_log.jsonl, line 2"):
+        TrainingLog.read(path)
+
+
+def test_training_log_finds_the_end_of_teacher_forcing():
+    assert builders.training_log(steps=400, every=20, switch=200).teacher_forcing_until == 200
+    assert builders.training_log(steps=400, every=20, switch=9999).teacher_forcing_until is None
+
+
+def test_what_is_not_finite_becomes_null():
+    assert plain({"a": (np.float32(1.5), math.nan, -math.inf), "b": np.arange(2)}) == {"a": [1.5, None, None], "b": [0, 1]}
+    with pytest.raises(TypeError):
+        plain({"a": object()})
+
+
+# report
+
+
+def test_every_episode_counts_and_errors_are_failures():
+    report = report_of(result(seed=0), result(seed=1, success=False), result(seed=2, error="RuntimeError: boom", success=True))
+    row = report["tasks"][0]
+    assert (row["episodes"], row["successes"], row["errors"]) == (3, 1, 1)
+    assert row["success"] == pytest.approx(1 / 3)
+    assert row["error_messages"] == ["RuntimeError: boom"]
+    listed = {"task": "reach-v3", "controller": "policy", "seed": 2, "error": "RuntimeError: boom"}
+    assert report["errors"] == {"count": 1, "first": [listed]}
+
+
+def test_success_mean_is_over_tasks_and_only_of_evaluated_controllers():
+    one = [result(seed=seed, success=seed < 1) for seed in range(4)]
+    two = [result(seed=seed, task="drawer-open-v3") for seed in range(2)]
+    report = report_of(*one, *two)
+    assert report["success_mean"] == {"policy": pytest.approx((0.25 + 1) / 2)}
+    pooled = wilson(3, 6)
+    assert report["success_interval"] == {"policy": [pooled.low, pooled.high]}
+
+
+def test_rows_follow_the_configuration():
+    report = builders.report(builders.small_config())
+    rows = [(row["task"], row["controller"]) for row in report["tasks"]]
+    controllers = ["expert", "policy", "coarse_only", "zero_action"]
+    assert rows == [(task, controller) for task in ("reach-v3", "drawer-open-v3") for controller in controllers]
+    assert list(report["success_mean"]) == controllers
+
+
+def test_report_has_what_was_promised_and_is_strict_json():
+    rows = [{"step": 1, "loss": math.nan, "samples_per_s": 100.0}, {"step": 2, "loss": 1.0, "samples_per_s": 300.0}]
+    log = TrainingLog(rows=rows)
+    report = builders.report(log=log)
+    promised = {"preset", "wall_s", "tasks", "success_mean", "success_interval", "latency_ms", "intent_age_steps"}
+    promised |= {"held_actions", "throughput", "dataset", "checkpoint", "mlflow_run_id", "hardware", "git_revision"}
+    promised |= {"config", "created_at"}
+    assert promised <= set(report)
+    assert set(report["wall_s"]) == {"record", "train", "evaluate", "total"}
+    assert report["throughput"]["train_samples_per_s"] == 200.0
+    assert report["throughput"]["env_steps_per_s"] > 0
+    assert report["training"]["last"]["loss"] == 1.0
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+
+
+def test_difficulty_is_what_was_measured_last():
+    gradients = [{"step": step, "grad_norm_loss_plan": float(step)} for step in range(1, 21)]
+    held_out = [{"step": 21, "val_token_entropy": 2.0}, {"step": 22, "val_token_entropy": 1.5, "val_residual_share": 0.1}]
+    report = builders.report(log=TrainingLog(rows=gradients + held_out))
+    assert report["difficulty"] == {"token_entropy": 1.5, "residual_share": 0.1, "grad_norm_loss_plan": 19.5}
+    assert builders.report(log=TrainingLog(rows=[{"step": 1, "loss": 1.0}]))["difficulty"] == {}
+
+
+def test_report_of_nothing_is_null_not_a_crash(tmp_path):
+    report = report_of()
+    assert report["tasks"] == []
+    assert report["latency_ms"]["planner"]["p99"] is None
+    assert report["intent_age_steps"]["p50"] is None
+    assert report["throughput"] == {"train_samples_per_s": None, "env_steps_per_s": None, "data_wait_share": None}
+    write_report(tmp_path, report, [], TrainingLog())
+    assert "wall time" in summary_table(report)
+
+
+def test_latency_histogram_counts_every_call():
+    latency = builders.report()["latency_ms"]["planner"]
+    assert sum(latency["histogram"]["counts"]) == latency["count"] == 400
+    assert latency["p50"] <= latency["p95"] <= latency["p99"] <= latency["max"]
+
+
+def test_intent_age_speaks_of_the_policy():
+    policy = result(intent_age_steps=[0, 1, 2, 2], held_actions=2, steps=8)
+    coarse = result(controller="coarse_only", intent_age_steps=[9] * 50, held_actions=7)
+    report = report_of(policy, coarse)
+    assert report["intent_age_steps"]["histogram"] == {"ages": [0, 1, 2], "counts": [1, 1, 2]}
+    assert report["held_actions"] == {"count": 2, "share": 0.25}
+    assert report_of(coarse)["intent_age_steps"]["max"] == 9
+
+
+def test_missing_stage_is_named():
+    with pytest.raises(ValueError, match="evaluate, total"):
+        build_report(
+            config=preset("debug"),
+            evaluation=Evaluation(results=[]),
+            training_log=TrainingLog(),
+            wall_s={"record": 1, "train": 1},
+            dataset={},
+            checkpoint={},
+            mlflow_run_id=None,
+            hardware={},
+        )
+
+
+def test_files_are_written_whole(tmp_path):
+    report = builders.report(builders.small_config())
+    page = write_report(tmp_path, report, [], builders.training_log())
+    assert json.loads((tmp_path / "report.json").read_text()) == report
+    assert page.read_text().rstrip().endswith("</html>")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json"]
+
+
+def test_table_shows_every_task_controller_and_interval():
+    report = builders.report()
+    table = summary_table(report)
+    for row in report["tasks"]:
+        low, high = row["interval"]
+        line = next(line for line in table.splitlines() if row["task"] in line)
+        assert f"{row['success']:.2f} ({low:.2f}, {high:.2f})" in line
+    assert "mean" in table
+    assert "p50/p95/p99" in table
+
+
+# provenance
+
+
+def test_hardware_of_this_machine():
+    hardware = describe_hardware()
+    assert hardware["cores"] >= 1
+    assert hardware["memory_gb"] > 0
+    assert hardware["libraries"]["numpy"] == np.__version__
+    json.dumps(hardware, allow_nan=False)
+
+
+def test_git_revision_of_something_else_is_unknown(tmp_path):
+    assert git_revision(tmp_path) is None
+
+
+def test_credentials_never_reach_a_report():
+    config = override(preset("debug"), {"tracking.uri": "postgresql://me:secret@host/db"})
+    shown = public_config(config)
+    assert shown["tracking.uri"] == "postgresql://***@host/db"
+    assert shown["train.steps"] == config.train.steps

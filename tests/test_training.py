@@ -1,0 +1,248 @@
+"""The laws of training: it can be interrupted anywhere, and each system's measures are its own."""
+
+import copy
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from libra_ray import checkpoint
+from libra_ray.config import override
+from libra_ray.model.libra import Losses
+from libra_ray.training import Fit, learning_rate, uses_bf16
+from tests.model.builders import make_batch, save_checkpoint, tiny_config, tiny_model
+
+CPU = torch.device("cpu")
+EVERYTHING_RANDOM = {"train.augment_pixels": 2, "refiner.condition_dropout": 0.5, "train.curriculum": "planner"}
+
+
+def batches(model, steps):
+    return [make_batch(model, 4, seed=step, masked=2) for step in range(steps)]
+
+
+def trained(fit, steps) -> list[dict[str, float]]:
+    """Metrics of every step up to `steps`."""
+    return [progress.metrics for progress in fit.run(batches(fit.model, steps)[fit.step :])]
+
+
+def resumed_in_memory(fit, _):
+    return Fit(tiny_model(EVERYTHING_RANDOM), device=CPU, state=copy.deepcopy(fit.state()))
+
+
+def resumed_from_disk(fit, tmp_path):
+    save_checkpoint(tmp_path / "checkpoint", fit.model, fit.step, fit.state())
+    return Fit(tiny_model(EVERYTHING_RANDOM), device=CPU, state=checkpoint.load_trainer_state(tmp_path / "checkpoint"))
+
+
+def same(one, other) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("resume", [resumed_in_memory, resumed_from_disk])
+def test_two_and_two_resumed_steps_are_four(resume, tmp_path):
+    whole = Fit(tiny_model(EVERYTHING_RANDOM), device=CPU)
+    rows = trained(whole, 4)
+    first = Fit(tiny_model(EVERYTHING_RANDOM), device=CPU)
+    early = trained(first, 2)
+    torch.manual_seed(12345)
+    second = resume(first, tmp_path)
+    assert second.step == 2
+    late = trained(second, 4)
+    assert second.step == whole.step == 4
+    assert same(second.model.state_dict(), whole.model.state_dict())
+    assert same(second.weights(), whole.weights())
+    assert second.accuracy == whole.accuracy
+    losses = [[row[name] for row in found] for found in (rows, early + late) for name in ("loss_plan", "loss_diff", "lr")]
+    assert losses[:3] == losses[3:]
+
+
+def test_a_step_not_resumed_rightly_would_be_seen():
+    """The same two steps without optimiser state, or at other step numbers, end elsewhere."""
+    whole, first = (Fit(tiny_model(EVERYTHING_RANDOM), device=CPU) for _ in range(2))
+    trained(whole, 4)
+    trained(first, 2)
+    for forgotten in ("optimiser", "step"):
+        state = copy.deepcopy(first.state()) | {forgotten: Fit(tiny_model(EVERYTHING_RANDOM), device=CPU).state()[forgotten]}
+        other = Fit(tiny_model(EVERYTHING_RANDOM), device=CPU, state=state)
+        list(other.run(batches(other.model, 4)[2:]))
+        assert not same(other.model.state_dict(), whole.model.state_dict())
+
+
+def test_training_stops_at_its_last_step_and_saves_there():
+    fit = Fit(tiny_model({"train.steps": 3, "train.checkpoint_every": 2, "train.log_every": 100}), device=CPU)
+    found = list(fit.run(batches(fit.model, 10)))
+    assert [(progress.step, progress.checkpoint_due) for progress in found] == [(2, True), (3, True)]
+    assert list(fit.run(batches(fit.model, 10))) == []
+
+
+def test_every_row_speaks_of_both_systems():
+    rows = trained(Fit(tiny_model(), device=CPU), 4)
+    names = {"loss", "lr", "teacher_forcing", "plan_accuracy", "samples_per_s", "data_wait_share"}
+    names |= {f"{measure}_{part}" for measure, part in (("loss", "plan"), ("loss", "diff"))}
+    names |= {f"grad_norm_{part}" for part in ("planner", "refiner")}
+    for row in rows:
+        assert names <= row.keys()
+        assert all(math.isfinite(value) for value in row.values())
+        assert row["grad_norm_planner"] > 0
+        assert row["grad_norm_refiner"] > 0
+        assert 0 <= row["data_wait_share"] <= 1
+
+
+@pytest.mark.parametrize(("zero", "still", "moving"), [("plan", "planner", "refiner"), ("diff", "refiner", "planner")])
+def test_the_weights_of_the_losses_scale_the_gradients_of_their_systems(zero, still, moving):
+    row = trained(Fit(tiny_model({f"train.lambda_{zero}": 0.0}), device=CPU), 1)[0]
+    assert row[f"grad_norm_{still}"] == 0
+    assert row[f"grad_norm_{moving}"] > 0
+    assert row["loss"] == pytest.approx(row["loss_diff"] if zero == "plan" else row["loss_plan"])
+    double = trained(Fit(tiny_model({f"train.lambda_{zero}": 2.0}), device=CPU), 1)[0]
+    single = trained(Fit(tiny_model(), device=CPU), 1)[0]
+    assert double[f"grad_norm_{still}"] == pytest.approx(2 * single[f"grad_norm_{still}"], rel=1e-4)
+
+
+@pytest.mark.parametrize("bound", [1e-3, 1e3])
+def test_gradients_are_clipped_to_the_bound_and_reported_unclipped(bound):
+    fit = Fit(tiny_model({"train.grad_clip": bound}), device=CPU)
+    row = trained(fit, 1)[0]
+    reported = math.hypot(row["grad_norm_planner"], row["grad_norm_refiner"])
+    used = torch.cat([p.grad.flatten() for p in fit.model.parameters() if p.grad is not None]).norm().item()
+    assert reported > 1e-2
+    assert used == pytest.approx(min(bound, reported), rel=1e-3)
+
+
+def test_the_average_lags_behind_the_weights():
+    fit = Fit(tiny_model({"train.ema_decay": 1.0, "train.lr": 1e-2}), device=CPU)
+    start = {name: value.clone() for name, value in fit.model.state_dict().items()}
+    trained(fit, 1)
+    # A young average forgets its random start fast: its first decay is 1 / 10 whatever ema_decay says.
+    for name, now in fit.model.named_parameters():
+        torch.testing.assert_close(fit.weights()[name], torch.lerp(start[name], now.detach(), 0.9))
+
+
+def test_without_memory_the_average_is_the_weights():
+    fit = Fit(tiny_model({"train.ema_decay": 0.0}), device=CPU)
+    trained(fit, 2)
+    for name, value in fit.model.state_dict().items():
+        torch.testing.assert_close(fit.weights()[name], value)
+
+
+def test_validation_measures_the_average_and_joins_the_row():
+    fit = Fit(tiny_model({"train.validate_every": 2, "train.steps": 3}), device=CPU)
+    seen = []
+
+    def validate(model):
+        seen.append(model)
+        return {"val_measure": 7.0}
+
+    rows = [progress.metrics for progress in fit.run(batches(fit.model, 3), validate)]
+    assert seen == [fit.average, fit.average]
+    assert [row.get("val_measure") for row in rows] == [None, 7.0, 7.0]
+
+
+def test_a_loss_that_is_no_number_ends_training_with_advice():
+    fit = Fit(tiny_model(), device=CPU)
+    batch = make_batch(fit.model, 4)
+    spoilt = replace(batch, state=torch.full_like(batch.state, torch.nan))
+    run = fit.run([batch, spoilt, batch, batch])
+    assert next(run).step == 1
+    with pytest.raises(FloatingPointError, match=r"loss became nan at step 2; lower train\.lr or look at the data"):
+        next(run)
+
+
+def config(**changes):
+    settings = {"steps": 100, "warmup_steps": 10, "lr": 0.5, "lr_final_share": 0.1} | changes
+    return override(tiny_config(), {f"train.{name}": value for name, value in settings.items()}).train
+
+
+def test_the_learning_rate_rises_then_falls():
+    rates = [learning_rate(config(), step) for step in range(101)]
+    assert rates[:11] == sorted(rates[:11])
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[0] == pytest.approx(0.05)
+    assert max(rates) == rates[10] == pytest.approx(0.5)
+    assert rates[55] == pytest.approx(0.5 * 0.55)
+    assert rates[100] == pytest.approx(0.05)
+    assert all(rate > 0 for rate in rates)
+
+
+def test_the_learning_rate_needs_no_warm_up_and_keeps_its_end():
+    assert learning_rate(config(warmup_steps=0), 0) == pytest.approx(0.5)
+    assert learning_rate(config(), 500) == pytest.approx(0.05)
+    assert learning_rate(config(lr_final_share=1.0), 73) == pytest.approx(0.5)
+    assert math.isfinite(learning_rate(config(steps=5, warmup_steps=10), 5))
+
+
+def test_the_rows_learning_rate_is_the_optimisers():
+    fit = Fit(tiny_model({"train.warmup_steps": 3}), device=CPU)
+    for step, progress in enumerate(fit.run(batches(fit.model, 4))):
+        assert progress.metrics["lr"] == learning_rate(fit.config, step)
+        assert {group["lr"] for group in fit.optimiser.param_groups} == {progress.metrics["lr"]}
+
+
+class ScriptedModel(nn.Module):
+    """Stands in for Libra: its planner's accuracy follows a script, and it remembers whose tokens it was fed."""
+
+    def __init__(self, accuracies, **changes):
+        super().__init__()
+        self.config = SimpleNamespace(train=config(steps=len(accuracies), **changes))
+        self.planner, self.refiner = nn.Linear(1, 1), nn.Linear(1, 1)
+        self.accuracies, self.feeds = list(accuracies), []
+
+    def shared_parameters(self):
+        return []
+
+    def forward(self, batch, feed):
+        accuracy = torch.tensor(self.accuracies[len(self.feeds)])
+        self.feeds.append(feed)
+        one = torch.ones(1)
+        return Losses(plan=self.planner(one).square().sum(), diff=self.refiner(one).square().sum(), accuracy=accuracy)
+
+
+def feeds(accuracies, **changes):
+    model, batch = ScriptedModel(accuracies, **changes), make_batch(tiny_model(), 2)
+    list(Fit(model, device=CPU).run([batch] * len(accuracies)))
+    return model.feeds
+
+
+def test_the_curriculum_switches_once_and_stays():
+    """Good after step 10, hopeless again from step 20 on: the ground truth does not come back."""
+    found = feeds([0.0] * 10 + [1.0] * 10 + [0.0] * 40, curriculum="threshold", tau=0.3, warmup_steps=0)
+    switch = found.index("planner")
+    assert 10 < switch <= 20
+    assert found == ["truth"] * switch + ["planner"] * (60 - switch)
+
+
+def test_the_curriculum_waits_for_the_warm_up_and_for_the_accuracy():
+    assert feeds([1.0] * 20, tau=0.5, warmup_steps=10).index("planner") == 10
+    assert set(feeds([0.49] * 50, tau=0.5, warmup_steps=0)) == {"truth"}
+    assert feeds([0.51] * 50, tau=0.5, warmup_steps=0).index("planner") == 1
+
+
+@pytest.mark.parametrize(("curriculum", "feed"), [("teacher", "truth"), ("planner", "planner")])
+def test_the_other_curricula_never_switch(curriculum, feed):
+    assert set(feeds([0.0] * 5 + [1.0] * 15, curriculum=curriculum, tau=0.1, warmup_steps=0)) == {feed}
+
+
+def test_a_resumed_run_does_not_go_back_to_the_truth():
+    changes = {"train.curriculum": "threshold", "train.tau": 0.0}
+    fit = Fit(tiny_model(changes), device=CPU)
+    rows = trained(fit, 2)
+    assert [row["teacher_forcing"] for row in rows] == [1, 0]
+    again = Fit(tiny_model(changes), device=CPU, state=fit.state())
+    assert again.feed == "planner"
+    assert again.switched_at == fit.switched_at == 1
+
+
+def test_precision_is_as_asked_for():
+    assert uses_bf16("bf16", CPU)
+    assert not uses_bf16("fp32", CPU)
+    assert isinstance(uses_bf16("auto", CPU), bool)
+
+
+def test_both_systems_train_in_bf16_with_weights_in_full_precision():
+    fit = Fit(tiny_model({"train.precision": "bf16"}), device=CPU)
+    rows = trained(fit, 2)
+    assert all(math.isfinite(row["loss"]) for row in rows)
+    assert {value.dtype for value in fit.weights().values()} == {torch.float32}

@@ -1,0 +1,95 @@
+"""Search spaces: what is shipped is valid everywhere, what is not is refused at the border by name."""
+
+import itertools
+
+import pytest
+
+from libra_ray.config import PRESETS, override, preset
+from libra_ray.on_ray.sweep.space import SHIPPED, load_space
+
+FILE = "from ray import tune\nSPACE = {{{space}}}\n{more}"
+
+
+@pytest.fixture
+def file(tmp_path):
+    def write(space, more=""):
+        path = tmp_path / "mine.py"
+        path.write_text(FILE.format(space=space, more=more))
+        return str(path)
+
+    return write
+
+
+@pytest.mark.parametrize(("name", "start"), itertools.product(SHIPPED, PRESETS))
+def test_every_point_of_a_shipped_space_is_a_configuration(name, start):
+    config = preset(start)
+    space = load_space(name, config)
+    found = [override(config, point) for point in space.draws(50, seed=1)]
+    assert all(a != b for a, b in itertools.pairwise(found))
+    assert space.draws(5, seed=3) == space.draws(5, seed=3)
+
+
+def test_the_grid_is_whole_and_varies_the_first_name_fastest():
+    grid = load_space("granularity", preset("debug")).grid()
+    assert len(grid) == len({tuple(point.values()) for point in grid}) == 8 * 3 * 3
+    assert {point["action.bins"] for point in grid[:8]} == {2, 4, 6, 10, 16, 32, 64, 100}
+    assert {(point["action.horizon"], point["action.chunks"]) for point in grid[:8]} == {(5, 2)}, "the published ones first"
+
+
+def test_joint_is_both_and_seeks_both():
+    config = preset("debug")
+    joint, parts = load_space("joint", config), [load_space(name, config) for name in ("granularity", "balance")]
+    assert set(joint.domains) == {name for part in parts for name in part.domains}
+    assert joint.objectives == ("success", "latency_ms")
+
+
+def test_a_space_of_ones_own(file):
+    space = load_space(
+        file('"train.lr": tune.loguniform(1e-4, 1e-2), "refiner.depth": tune.grid_search([1, 2])'), preset("debug")
+    )
+    assert (space.name, space.search, space.objectives) == ("mine", "random", ("success",))
+    assert {point["refiner.depth"] for point in space.draws(20, seed=0)} == {1, 2}
+    assert len(space.draws(20, seed=0)) == 20
+
+
+@pytest.mark.parametrize(
+    ("space", "more", "said"),
+    [
+        ('"action.bin": tune.choice([2, 4])', "", "action.bins"),
+        ('"action.bins": tune.choice([2, 1])', "", "at least 2"),
+        ('"train.balance": tune.choice(["fixed", "equal"])', "", "gradient"),
+        ('"train.tau": tune.uniform(0.5, 3.0)', "", r"\[0, 1\]"),
+        ('"planner.heads": tune.choice([4, 5])', "", "not a multiple"),
+        ('"action.bins": [2, 4]', "", "tune.choice"),
+        ('"train.seed": tune.choice([1, 2])', "", "decides"),
+        ("", "", "must define SPACE"),
+        ('"action.bins": tune.choice([2, 4])', 'OBJECTIVES = ("speed",)', "begin with success"),
+        ('"action.bins": tune.choice([2, 4])', 'SEARCH = "gird"', "grid, random, optuna"),
+        ('"action.bins": tune.choise([2, 4])', "", "choise"),
+    ],
+)
+def test_what_does_not_exist_is_refused(space, more, said, file):
+    with pytest.raises(ValueError, match=said):
+        load_space(file(space, more), preset("debug"))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("granularty", "granularity, encoder, balance, joint"), ("nowhere/mine.py", "no such file")]
+)
+def test_a_space_that_is_not_there(name, said):
+    with pytest.raises(ValueError, match=said):
+        load_space(name, preset("debug"))
+
+
+def test_a_grid_of_what_is_continuous_is_refused():
+    with pytest.raises(ValueError, match="lambda_plan"):
+        load_space("balance", preset("debug")).grid()
+
+
+def test_recordings_are_shared_unless_the_space_changes_them(file):
+    config = preset("debug")
+    assert load_space("joint", config).recordings(config) == [config]
+    wrist = load_space(file('"sim.image_size": tune.choice([32, 48]), "action.bins": tune.choice([2, 4])'), config)
+    assert [c.sim.image_size for c in wrist.recordings(config)] == [32, 48]
+    with pytest.raises(ValueError, match="noise_std"):
+        load_space(file('"record.noise_std": tune.uniform(0.0, 1.0)'), config).recordings(config)

@@ -1,0 +1,180 @@
+"""The wire: what is packed comes back, nothing is unpickled, garbage is a clear error, openpi's codec reads the same bytes."""
+
+import dataclasses
+import pickle
+import subprocess
+import sys
+import zlib
+
+import msgpack
+import numpy as np
+import pytest
+from hypothesis import given, strategies
+from hypothesis.extra import numpy as arrays
+from openpi_client import msgpack_numpy
+
+from libra_ray.types import IMAGE_KEY, STATE_KEY, Observation
+from libra_ray.wire import Handshake, Reply, jpeg, pack, request, unpack
+
+NUMERIC = strategies.one_of(
+    arrays.boolean_dtypes(),
+    arrays.integer_dtypes(endianness="="),
+    arrays.unsigned_integer_dtypes(endianness="="),
+    arrays.floating_dtypes(endianness="=", sizes=(16, 32, 64)),
+)
+ARRAYS = arrays.arrays(NUMERIC, arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4))
+PLAIN = strategies.one_of(
+    strategies.none(), strategies.booleans(), strategies.integers(-(2**63), 2**64 - 1), strategies.text(), strategies.binary()
+)
+MESSAGES = strategies.dictionaries(strategies.text(), strategies.one_of(PLAIN, ARRAYS, strategies.lists(PLAIN)), max_size=5)
+
+
+def same(one, other):
+    if isinstance(one, np.ndarray):
+        return (
+            one.dtype == other.dtype
+            and np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
+            and one.shape == other.shape
+        )
+    return one == other
+
+
+@given(MESSAGES)
+def test_what_is_packed_comes_back(message):
+    back = unpack(pack(message))
+    assert back.keys() == message.keys()
+    assert all(same(message[key], back[key]) for key in message)
+
+
+@given(MESSAGES)
+def test_openpis_codec_and_ours_write_the_same_bytes(message):
+    assert pack(message) == msgpack_numpy.packb(message)
+    theirs = msgpack_numpy.unpackb(pack(message), strict_map_key=False)
+    assert all(same(message[key], theirs[key]) for key in message)
+
+
+@given(strategies.binary(max_size=200))
+def test_garbage_is_a_clear_error_or_a_map(data):
+    try:
+        assert isinstance(unpack(data), dict)
+    except ValueError as error:
+        assert str(error)  # noqa: PT017
+
+
+@given(MESSAGES, strategies.integers(0, 10_000), strategies.integers(0, 255))
+def test_a_changed_byte_is_a_clear_error_or_a_map(message, place, value):
+    data = bytearray(pack(message))
+    data[place % len(data)] = value
+    try:
+        assert isinstance(unpack(data), dict)
+    except ValueError as error:
+        assert str(error)  # noqa: PT017
+
+
+def array(data=b"\0" * 8, dtype="<f4", shape=(2,)):
+    return msgpack.packb({"x": {b"__ndarray__": True, b"data": data, b"dtype": dtype, b"shape": shape}})
+
+
+class Trap:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('unpickled')",)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (array(pickle.dumps(Trap()), "|O", (1,)), "booleans, integers or floats"),
+        (array(dtype="V8", shape=(1,)), "booleans, integers or floats"),
+        (array(dtype="M8[s]", shape=(1,)), "booleans, integers or floats"),
+        (array(dtype="c8", shape=(1,)), "booleans, integers or floats"),
+        (array(dtype="(2,)f4", shape=(1,)), "booleans, integers or floats"),
+        (array(dtype="f4,f4", shape=(1,)), "booleans, integers or floats"),
+        (array(dtype="no such thing"), "booleans, integers or floats"),
+        (array(dtype=7), "booleans, integers or floats"),
+        (array(shape=(3,)), "has 12 bytes; got 8"),
+        (array(shape=(2**40, 2**40)), "bytes; got 8"),
+        (array(shape=(-2,)), "sizes from 0"),
+        (array(shape=(1,) * 9), "at most 8"),
+        (array(shape="2"), "sizes from 0"),
+        (array(data="text"), "got str"),
+        (msgpack.packb({"x": {b"__npgeneric__": True, b"data": b"12345678", b"dtype": "<f8"}}), "must be a number"),
+        (msgpack.packb({"x": {b"__npgeneric__": True, b"data": 300, b"dtype": "|u1"}}), "does not fit"),
+        (msgpack.packb([1, 2]), "a map with text keys; got list"),
+        (msgpack.packb({1: 2}), "a map with text keys|msgpack"),
+        (b"", "not a message in msgpack"),
+        (b"\x93" * 5000, "not a message in msgpack"),
+        (pickle.dumps({"a": 1}), "msgpack|map"),
+        (zlib.compress(pack({"a": 1})), "msgpack|map"),
+    ],
+)
+def test_what_cannot_be_a_message_says_why(data, words):
+    with pytest.raises(ValueError, match=words):
+        unpack(data)
+
+
+@pytest.mark.parametrize("value", [np.array([object()]), np.array(["text"]), object(), np.array([1j]), 2**70])
+def test_what_does_not_travel_is_refused_before_it_is_sent(value):
+    with pytest.raises(ValueError, match="a message holds"):
+        pack({"x": value})
+
+
+SHAKE = Handshake(
+    observation={IMAGE_KEY: {"dtype": "uint8", "shape": [8, 8, 3]}, STATE_KEY: {"dtype": "float32", "shape": [4]}},
+    action={"dtype": "float32", "shape": [5, 4]},
+    control_hz=80.0,
+    horizon=5,
+    chunks=2,
+    bins=10,
+    execute_steps=5,
+    history=1,
+    rule="overlap",
+    checkpoint_digest="c",
+    normalisation_digest="n",
+    max_message_bytes=1000,
+    instructions=("open", "close"),
+)
+
+
+def test_the_handshake_travels_whole_and_forwards_compatibly():
+    message = unpack(pack(SHAKE.message()))
+    assert Handshake.read(message) == SHAKE
+    assert Handshake.read(message | {"of a later server": 1}) == SHAKE
+    assert SHAKE.cameras == (IMAGE_KEY,)
+
+
+@pytest.mark.parametrize("change", [{"version": 2}, {"protocol": "other"}, {"version": None}])
+def test_another_version_is_refused(change):
+    with pytest.raises(ValueError, match="this client speaks 'libra_ray' version 1"):
+        Handshake.read(SHAKE.message() | change)
+
+
+def test_requests_carry_the_history_and_jpeg_where_asked():
+    pictures = [np.full((8, 8, 3), value, np.uint8) for value in (10, 20, 30)]
+    seen = Observation(
+        images={IMAGE_KEY: pictures[-1]},
+        past=[{IMAGE_KEY: picture} for picture in pictures[:-1]],
+        state=np.zeros(4, np.float32),
+        instruction="open",
+        step=7,
+    )
+    np.testing.assert_array_equal(request(seen)[IMAGE_KEY], np.stack(pictures))
+    alone = dataclasses.replace(seen, past=())
+    np.testing.assert_array_equal(request(alone)[IMAGE_KEY], pictures[-1])
+    assert request(alone, jpeg_quality=90)[IMAGE_KEY] == jpeg(pictures[-1], 90)
+    assert request(alone, seq=3)["seq"] == 3
+
+
+def test_a_reply_needs_actions_and_passes_over_what_it_does_not_know():
+    message = {"actions": np.ones((5, 4), np.float32), "first_step": 3, "robot": "a", "seq": 1, "of a later server": 1}
+    assert Reply.read(unpack(pack(message))).first_step == 3
+    with pytest.raises(ValueError, match="without actions"):
+        Reply.read({"robot": "a"})
+
+
+def test_the_client_loads_neither_torch_nor_ray():
+    code = (
+        "import sys, libra_ray.robot_client, libra_ray.wire;"
+        "loaded = {'torch', 'ray', 'scipy', 'starlette', 'PIL'} & set(sys.modules);"
+        "assert not loaded, loaded"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
