@@ -37,7 +37,7 @@ class GatewayBase:
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, settings: Settings, planner: DeploymentHandle[Any], refiner: DeploymentHandle[Any]
     ) -> None:
-        self._core = GatewayCore(settings, planner, refiner)
+        self._core = GatewayCore(settings, _direct(planner), _direct(refiner))
         self._web = Web(self._core)
         self._core.space_changed_hooks.append(self._web.send_away)
         self._port: OwnPort | None = None
@@ -45,8 +45,13 @@ class GatewayBase:
             self._port = OwnPort(
                 self._web, host=settings.host, port=settings.port, max_message_bytes=settings.max_message_bytes
             )
-            self._port.open()
+            self._opening = asyncio.get_running_loop().create_task(self._open(self._port))
         self._beat = asyncio.get_running_loop().create_task(self._core.beat())
+
+    async def _open(self, port: OwnPort) -> None:
+        """Share the port only now: a robot sent here earlier would be refused, and wait, while other gateways are free."""
+        await self._core.following.loaded.wait()
+        port.open()
 
     def __serve_build_asgi_app__(self) -> Web:
         """For Serve's proxy."""
@@ -79,11 +84,21 @@ class GatewayBase:
         self._core.draining = True
         self._beat.cancel()
         if self._port is not None:
+            self._opening.cancel()
             self._port.refuse_new()
         self._web.send_away()
         await self._web.gone(LEAVE_S)
         if self._port is not None:
             await self._port.close()
+
+
+def _direct(system: DeploymentHandle[Any]) -> DeploymentHandle[Any]:
+    """Calls over gRPC from process to process, instead of actor calls that stream their answers.
+
+    A replica reports those in one thread, where the answer to a caller that was killed holds up everybody else's for two
+    seconds (Ray 2.60; measured in docs/serving.md).
+    """
+    return system.options(_by_reference=False)
 
 
 Gateway = serve.ingress()(GatewayBase)

@@ -56,6 +56,7 @@ class Following:
     Attributes:
         weights: in use; empty before the first are loaded.
         handshake: what robots are told; None before.
+        loaded: set as soon as there is one.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Following:
         self.planners = Running(planner, settings.planner.replicas)
         self.refiners = Running(refiner, settings.refiner.replicas)
         self.handshake: Handshake | None = None
+        self.loaded = asyncio.Event()
         self.weights = self._wanted = ""
         self._task: asyncio.Task[None] | None = None
 
@@ -123,6 +125,7 @@ class Following:
             }
         )
         before, self.handshake, self.weights = self.handshake, handshake, weights
+        self.loaded.set()
         if before is not None and _space(before) != _space(handshake):
             self._space_changed()
 
