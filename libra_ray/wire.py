@@ -32,7 +32,8 @@ An answer:
     intent_age_ms       time since that observation reached the server
     held                true: no plan covered this step, and the actions are the safe ones, not fresh ones
     robot, seq          whose answer it is
-    server_timing       total_ms in the gateway, queue_ms before the refiner was called, refiner_ms of the call, batch robots
+    server_timing       total_ms in the gateway, queue_ms before the refiner was called, refiner_ms of the call and
+                        refiner_compute_ms of the computing in it, batch robots
 
 A server that is about to end closes with `GOING_AWAY`: reconnect and go on, with `step` in the next request. `TOO_BIG` and
 `UNAUTHORISED` are for good.
@@ -129,7 +130,7 @@ class Reply:
 
     Attributes:
         actions: `(H, D)` float32, in the robot's own units.
-        server_timing: `total_ms`, `queue_ms`, `refiner_ms` and `batch`.
+        server_timing: `total_ms`, `queue_ms`, `refiner_ms`, `refiner_compute_ms` and `batch`.
         robot: whose answer it is.
         plan_first_step: None, like the ages, where nothing was planned yet.
     """

@@ -33,9 +33,10 @@ def tiny_config(changes: Mapping[str, Any] | None = None) -> Config:
 
 
 def tiny_model(changes: Mapping[str, Any] | None = None, shape: RobotShape = SHAPE) -> Libra:
-    """An untrained model, the same at every call, whose zero-initialised gates are opened so that every input matters."""
-    torch.manual_seed(0)
-    return open_gates(Libra(tiny_config(changes), shape)).eval()
+    """An untrained model, drawn by `train.seed`, whose zero-initialised gates are opened so that every input matters."""
+    config = tiny_config(changes)
+    torch.manual_seed(config.train.seed)
+    return open_gates(Libra(config, shape)).eval()
 
 
 def open_gates(model: Libra) -> Libra:

@@ -28,6 +28,7 @@ class Answer:
         values: plan tokens `(L, D)` or actions `(H, D)`.
         queue_s: from the question to the call.
         call_s: of the call, seen from here.
+        compute_s: that the replica computed of it.
         batch: robots in the call.
         queued: questions still waiting when it was sent.
     """
@@ -35,6 +36,7 @@ class Answer:
     values: NDArray[np.int64] | NDArray[np.float32]
     queue_s: float
     call_s: float
+    compute_s: float
     batch: int
     queued: int
 
@@ -150,5 +152,8 @@ class Batcher:
         self._call_s += 0.2 * (call_s - self._call_s)
         for w, values in zip(batch, answers.values, strict=True):
             if not w.future.done():
-                answer = Answer(values=values, queue_s=began - w.since, call_s=call_s, batch=len(batch), queued=queued)
+                answer = Answer(
+                    values=values, queue_s=began - w.since, call_s=call_s, compute_s=answers.seconds, batch=len(batch),
+                    queued=queued,
+                )  # fmt: skip
                 w.future.set_result(answer)

@@ -204,6 +204,7 @@ class GatewayCore:
         timing = {"total_ms": 1000 * took_s}
         if refined is not None:
             timing |= {"queue_ms": 1000 * refined.queue_s, "refiner_ms": 1000 * refined.call_s, "batch": refined.batch}
+            timing["refiner_compute_ms"] = 1000 * refined.compute_s
         return {
             "actions": actions,
             "first_step": step,
