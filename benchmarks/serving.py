@@ -35,13 +35,17 @@ ROBOTS = (1, 2, 4, 8, 16, 24, 32, 48, 64)
 SYSTEMS = ("bare", "plain", "vla", "lerobot_server", "libra_ray")
 CLIENTS = {"plain": "PlainClient", "vla": "VlaClient", "lerobot_server": "LerobotClient"}
 MODES = ("closed", "open")
+RULES = {"closed": "fifo", "open": "overlap"}
+"""Ours by load: robots in real time get the default. Without a clock they would leave any free-running planner behind, and be
+told to hold for nothing, so at saturation every plan is waited for, as by the others."""
 
 
-def server(system: str, given: argparse.Namespace, execute_steps: int) -> Server:
-    """A system's server, not yet started."""
+def server(system: str, mode: str, given: argparse.Namespace, execute_steps: int) -> Server:
+    """A system's server for a kind of load, not yet started."""
     if system == "libra_ray":
         # Its own idea of a deadline is that of the robots: one request period.
-        return ours(given.checkpoint, given.threads, {"control_hz": given.hz * execute_steps, **dict(given.set)})
+        settings = {"control_hz": given.hz * execute_steps, "rule": RULES[mode], **dict(given.set)}
+        return ours(given.checkpoint, given.threads, settings)
     # Only what is asked for: LeRobot's imports take long.
     client = getattr(importlib.import_module(f"benchmarks.peers.{system}"), CLIENTS[system])
     return peer(system, given.checkpoint, given.threads, client)
@@ -53,15 +57,15 @@ def compare(given: argparse.Namespace, bench: "Bench") -> None:
     missing = [cell for cell in cells if "|".join(map(str, cell)) not in bench.result["cells"]]
     with Progress("serving", len(cells), "cells") as bar:
         bar.to(len(cells) - len(missing))
-        for system in dict.fromkeys(s for s, _, _ in missing):
-            mine = [(m, n) for s, m, n in missing if s == system]
+        for system, mode in dict.fromkeys((s, m) for s, m, _ in missing):
+            fleets = [n for s, m, n in missing if (s, m) == (system, mode)]
             if system == "bare":
-                for mode, robots in mine:
+                for robots in fleets:
                     bench.keep(f"bare|{mode}|{robots}", _bare(given, robots))
                     bar.to(bar.count + 1)
                 continue
-            with server(system, given, bench.execute_steps) as running:
-                for mode, robots in mine:
+            with server(system, mode, given, bench.execute_steps) as running:
+                for robots in fleets:
                     load = bench.load(running, given.hz if mode == "open" else 0.0)
                     timing = {"seconds": given.seconds, "warmup_s": given.warmup}
                     # The judge's and earlier cells' garbage is not the server's latency.

@@ -83,7 +83,8 @@ class Arguments:
                 raise
             self.refuse(mistake)
         except KeyboardInterrupt:
-            print(f"{self.stage}.py: interrupted; run the same command again to continue", file=sys.stderr, flush=True)
+            again = "with --resume " if self.more.get("resume") is False else ""
+            print(f"{self.stage}.py: interrupted; run the same command again {again}to continue", file=sys.stderr, flush=True)
             sys.exit(130)
         finally:
             signal.signal(signal.SIGINT, before)

@@ -160,11 +160,13 @@ def test_a_server_that_ends_says_why():
     assert not [p for p in psutil.Process().children() if "no weights" in " ".join(p.cmdline())]
 
 
-def cell(rate: float, share: float | None = None, p50: float = 10.0, wrong: int = 0) -> dict:
+def cell(rate: float, missed: int | None = None, p50: float = 10.0, wrong: int = 0, held: int = 0) -> dict:
+    """Of a thousand deadlines, where there are any."""
     return {
         "chunk_requests_per_s": rate,
         "latency_ms": {"p50": p50, "p95": 2 * p50, "p99": 3 * p50},
-        "deadlines": {"share": share},
+        "deadlines": {"due": 0 if missed is None else 1000, "missed": missed or 0},
+        "held_replies": held,
         "wrong_robot": wrong,
         "checked_replies": 100,
         "errors": {},
@@ -175,12 +177,12 @@ def cell(rate: float, share: float | None = None, p50: float = 10.0, wrong: int 
 CELLS = {
     "libra_ray|closed|1": cell(50, p50=20.0),
     "libra_ray|closed|8": cell(300),
-    "libra_ray|open|1": cell(10, 0.0),
-    "libra_ray|open|8": cell(80, 0.009),
-    "libra_ray|open|16": cell(120, 0.2),
-    "libra_ray|open|32": cell(120, 0.0),
+    "libra_ray|open|1": cell(10, 0, p50=30.0),
+    "libra_ray|open|8": cell(80, 9),
+    "libra_ray|open|16": cell(120, 5, held=5),
+    "libra_ray|open|32": cell(120, 0),
     "plain|closed|1": cell(60, wrong=2),
-    "plain|open|1": cell(10, 0.01),
+    "plain|open|1": cell(10, 10),
     "vla|open|1": {"failed": "no server"},
 }
 
@@ -193,7 +195,8 @@ def result() -> dict:
 
 def test_robots_are_held_up_to_the_first_number_that_is_not():
     found = summary(CELLS)
-    assert found["libra_ray"] == {"held": 8, "saturation": 300, "one_robot_p50_ms": 20.0, "wrong_robot": 0}
+    one = {"open": 30.0, "closed": 20.0}
+    assert found["libra_ray"] == {"held": 8, "saturation": 300, "one_robot_p50_ms": one, "wrong_robot": 0}
     assert found["plain"]["held"] == 0
     assert found["plain"]["wrong_robot"] == 2
     assert "vla" not in found

@@ -96,8 +96,9 @@ def _direct(system: DeploymentHandle[Any]) -> DeploymentHandle[Any]:
     """Calls over gRPC from process to process, instead of actor calls that stream their answers.
 
     A replica reports those in one thread, where the answer to a caller that was killed holds up everybody else's for two
-    seconds (Ray 2.60; measured in docs/serving.md).
+    seconds (Ray 2.60). The router works in the gateway's own event loop: every hop between threads waits for the others.
     """
+    system._init(_run_router_in_separate_loop=False)  # noqa: SLF001
     return system.options(_by_reference=False, request_serialization="pickle", response_serialization="pickle")
 
 
@@ -162,12 +163,10 @@ def _deployment(settings: Settings, cls: Any, name: str, of: Replicas, policy: s
 
 def _actor_options(of: Replicas) -> dict[str, Any]:
     options: dict[str, Any] = {"num_cpus": of.num_cpus, "num_gpus": of.num_gpus}
-    # Everything of a replica in one event loop: a call costs fewer hops between threads, each of which waits for the others.
-    variables = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0", "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0"}
     if of.max_replicas > of.replicas:
         # Serve's own interval is ten seconds, in which a fleet can grow from nothing.
-        variables["RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S"] = str(METRICS_S)
-    return options | {"runtime_env": {"env_vars": variables}}
+        options["runtime_env"] = {"env_vars": {"RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": str(METRICS_S)}}
+    return options
 
 
 def _version(settings: Settings) -> str:
