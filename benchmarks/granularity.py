@@ -3,10 +3,12 @@
 N in {2, 4, 6, 10, 16, 32, 64, 100} x {own encoder, shared features} x seeds, on tasks at the table where only the words tell
 what to do and where precision matters. Every cell is a trial of the sweep engine: trained on one shared recording, evaluated in
 closed loop on unseen seeds, with and without its refiner. Seed by seed, N interleaved: a part of the study is a whole one with
-fewer seeds. Run again, the same command continues; every finished cell is in `runs/study-granularity/trials/`.
+fewer seeds. Run again, the same command continues, on another machine too: every finished cell is kept in
+`benchmarks/results/granularity/`.
 """
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +20,7 @@ from granularity_pages import curve_table, difficulty_table, reading
 from libra_ray.config import Config, override, preset
 from libra_ray.on_ray.session import connected
 from libra_ray.on_ray.sweep import engine, outcome
-from libra_ray.on_ray.sweep.plan import Settings, SweepFolder
+from libra_ray.on_ray.sweep.plan import Order, Settings, SweepFolder, TrialFolder
 from libra_ray.on_ray.sweep.space import Space, load_space
 from libra_ray.provenance import describe_hardware, git_revision, public_config
 from libra_ray.publish import tracked
@@ -113,6 +115,40 @@ def markdown(found: Json) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+class Cells:
+    """Finished cells beside the other results, committed with them, so that another machine goes on where this one stopped."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def restore(self, sweep: SweepFolder) -> None:
+        """Take the cells that another machine has finished into the sweep's folder.
+
+        Raises:
+            ValueError: they were measured under other settings.
+        """
+        identity = json.loads(json.dumps(sweep.identity()))
+        known = self.folder / "plan.json"
+        if known.exists() and (kept := json.loads(known.read_text())) != identity:
+            changed = sorted(name for name in kept | identity if kept.get(name) != identity.get(name))
+            raise ValueError(
+                f"{self.folder} holds cells of a study with another {', '.join(changed)}; "
+                "give the same settings, or another --results"
+            )
+        for path in sorted(self.folder.glob("*-seed*.json")):
+            ended = TrialResult.from_json(json.loads(path.read_text()))
+            trial = sweep.write(Order(number=ended.number, seed=ended.seed, values=ended.values))
+            if trial.result() is None:
+                trial.end(ended)
+
+    def keep(self, sweep: SweepFolder, trial: TrialFolder, ended: TrialResult) -> None:
+        """Write a cell that has finished; one that failed is to be run again elsewhere."""
+        if ended.status == "finished":
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_text(self.folder / "plan.json", dump(sweep.identity()))
+            write_text(self.folder / f"{trial.root.name}.json", dump(asdict(ended)))
+
+
 def publish(sweep: SweepFolder, results: Path, pages: Path, name: str) -> None:
     """Write JSON, plot and fragments of what is finished."""
     trials = sweep.results()
@@ -147,9 +183,16 @@ def main() -> None:
     with locked(root):
         resume = (root / "plan.json").exists()
         sweep = SweepFolder.open(root.resolve(), config, space, settings, resume=resume)
+        cells = Cells(given.results / name)
+        cells.restore(sweep)
         if not given.only_publish:
             with tracked(sweep.run) as tracker, connected():
-                engine.run(sweep, lambda trial, ended: outcome.publish_trial(sweep, tracker, trial, ended))
+
+                def ended(trial: TrialFolder, result: TrialResult) -> None:
+                    cells.keep(sweep, trial, result)
+                    outcome.publish_trial(sweep, tracker, trial, result)
+
+                engine.run(sweep, ended)
         given.results.mkdir(parents=True, exist_ok=True)
         given.pages.mkdir(parents=True, exist_ok=True)
         publish(sweep, given.results, given.pages, name)

@@ -127,6 +127,10 @@ class RefinerConfig:
     """Open the refiner's eyes to the instruction (ablation); published: no, the tokens are its only task channel."""
     objective: Literal["ddpm", "flow"] = "flow"
     """`ddpm`: epsilon prediction, as published; `flow`: velocity regression on the straight path."""
+    predicts: Literal["target", "action"] = "action"
+    """What the network says. `target`: the objective's own target, as published. `action`: how far each action lies from its
+    coarse token's centre (of the monolithic baseline: from 0), from which the target follows; before any training the
+    refiner then answers with the coarse action."""
     train_timesteps: int = 100
     """Noise levels of the DDPM schedule. Open in the paper."""
     denoising_steps: int = 6

@@ -56,6 +56,10 @@ class Fit:
         self.rank = distributed.get_rank() if distributed.is_initialized() else 0
         self.world = distributed.get_world_size() if distributed.is_initialized() else 1
         self.average = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
+        # Walking through the modules at every step would cost a small model a twentieth of its time.
+        self._weights: list[Tensor] = list(model.parameters())
+        self._averages: list[Tensor] = list(self.average.parameters())
+        self._parts = {"planner": list(model.planner.parameters()), "refiner": list(model.refiner.parameters())}
         self.optimiser = _optimiser(model, self.config)
         self.balance, self.shared = make_balance(self.config), model.shared_parameters()
         self.gradients: Gradients | None = None
@@ -130,15 +134,16 @@ class Fit:
         rate = learning_rate(config, self.step)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        self.wrapped.train()
+        if not self.wrapped.training:
+            self.wrapped.train()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=uses_bf16(config.precision, self.device)):
             losses: Losses = self.wrapped(batch, feed)
             loss = weights.diff * losses.diff + (0.0 if losses.plan is None else weights.plan * losses.plan)
         self.optimiser.zero_grad(set_to_none=True)
         self._backward(loss, losses)
-        norms = {name: _grad_norm(part) for name, part in (("planner", self.model.planner), ("refiner", self.model.refiner))}
+        norms = {name: _grad_norm(part) for name, part in self._parts.items()}
         total = torch.hypot(norms["planner"], norms["refiner"])
-        nn.utils.clip_grads_with_norm_(self.model.parameters(), config.grad_clip, total)
+        nn.utils.clip_grads_with_norm_(self._weights, config.grad_clip, total)
         self.optimiser.step()
         row: dict[str, float | Tensor] = {
             "loss": loss.detach(),
@@ -175,9 +180,7 @@ class Fit:
         # A young average would be mostly the random start: its memory grows with the run.
         decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            mine: list[Tensor] = list(self.average.parameters())
-            theirs: list[Tensor] = list(self.model.parameters())
-            torch._foreach_lerp_(mine, theirs, 1 - decay)
+            torch._foreach_lerp_(self._averages, self._weights, 1 - decay)
         self.step += 1
         if losses.plan is None or losses.accuracy is None:
             return
@@ -220,8 +223,8 @@ def _optimiser(model: Libra, config: TrainConfig) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), fused=True)
 
 
-def _grad_norm(part: nn.Module) -> Tensor:
-    grads = [p.grad for p in part.parameters() if p.grad is not None]
+def _grad_norm(weights: list[nn.Parameter]) -> Tensor:
+    grads = [p.grad for p in weights if p.grad is not None]
     return nn.utils.get_total_norm(grads) if grads else torch.zeros(())
 
 

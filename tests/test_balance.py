@@ -46,8 +46,8 @@ def test_calibration_gives_the_gradients_the_ratio_of_the_lambdas(lambdas):
 
 def test_calibration_keeps_up_with_a_problem_that_moves():
     changes = {"train.balance": "gradient", "train.balance_every": 1, "train.balance_memory": 0.7, "train.lr": 1e-3}
-    found = ratios(rows_of(changes, 40, lambda model, step: make_batch(model, 8, seed=step)))
-    late = math.exp(sum(map(math.log, found[20:])) / 20)
+    found = ratios(rows_of(changes, 80, lambda model, step: make_batch(model, 8, seed=step)))
+    late = math.exp(sum(map(math.log, found[40:])) / 40)
     assert late == pytest.approx(1, rel=0.1)
 
 

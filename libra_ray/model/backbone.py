@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from libra_ray.config import PlannerConfig
-from libra_ray.model.vision import VISION_TOKENS, ConvEncoder, cannot_load
+from libra_ray.model.vision import VISION_TOKENS, ConvEncoder, Gaze, cannot_load
 
 PROCESSOR_FOLDER = "processor"
 
@@ -29,13 +29,15 @@ class Features:
     """A backbone's output.
 
     Attributes:
-        tokens: `(B, S, width)` hidden states, all that the planner's head reads; `mask` `(B, S)` is False on padding.
+        tokens: `(B, S, width)` hidden states, which the planner's head attends to; `mask` `(B, S)` is False on padding.
+        summary: `(B, summary_width)` the same in one vector, which steers the head.
         pictures: `(B, K, width)` what was seen, `K` = `VISION_TOKENS` per picture, for a refiner that shares these eyes.
         sentence: `(B, width)` what was said (and, in a causal model, seen before it), for a refiner that may read it.
     """
 
     tokens: Float[Tensor, "B S width"]
     mask: Bool[Tensor, "B S"]
+    summary: Float[Tensor, "B summary_width"]
     pictures: Float[Tensor, "B K width"]
     sentence: Float[Tensor, "B width"]
 
@@ -45,6 +47,7 @@ class Backbone(Protocol):
     """What the planner asks of a vision-language model."""
 
     width: int
+    summary_width: int
 
     def tokenise(self, instructions: list[str]) -> Text:
         """Instructions as token ids of one common length, so that batches of any mixture can be stacked."""
@@ -61,11 +64,13 @@ class TinyBackbone(nn.Module):
 
     PAD = 0
 
-    def __init__(self, image_size: int, width: int, max_text_tokens: int) -> None:
+    def __init__(self, image_size: int, pictures: int, width: int, max_text_tokens: int) -> None:
         super().__init__()
         self.width = width
+        self.summary_width = width * (pictures * (VISION_TOKENS + Gaze.QUERIES) + 1)
         self.max_text_tokens = max_text_tokens
         self.eyes = ConvEncoder(image_size, width)
+        self.gaze = Gaze(ConvEncoder.CHANNELS[0], width)
         self.bytes = nn.Embedding(257, width)
         self.position = nn.Parameter(torch.randn(max_text_tokens, width) * 0.02)
         self.words = nn.Conv1d(width, width, kernel_size=8, stride=4, padding=2)
@@ -80,16 +85,16 @@ class TinyBackbone(nn.Module):
         return Text(ids=ids, mask=ids != self.PAD)
 
     def forward(self, images: UInt8[Tensor, "B T C height width"], text: Text) -> Features:
-        """Picture tokens followed by one sentence token."""
-        seen = self.eyes(images)
+        """Picture tokens, tokens of what the instruction names in the pictures, and one of the instruction itself."""
+        seen = self.eyes.see(images)
         # A batch holds few different instructions: each is read once.
         unique, rows = torch.unique(text.ids, dim=0, return_inverse=True)
         embedded = (self.bytes(unique) + self.position) * (unique != self.PAD)[..., None]
         words = functional.silu(self.words(embedded.transpose(1, 2)))
         sentence = self.sentence(words.mean(dim=-1))[rows]
-        tokens = torch.cat([seen, sentence[:, None]], dim=1)
+        tokens = torch.cat([seen.tokens, self.gaze(seen.fine, sentence), sentence[:, None]], dim=1)
         mask = tokens.new_ones(tokens.shape[:2], dtype=torch.bool)
-        return Features(tokens=tokens, mask=mask, pictures=seen, sentence=sentence)
+        return Features(tokens=tokens, mask=mask, summary=tokens.flatten(1), pictures=seen.tokens, sentence=sentence)
 
     def save_processor(self, folder: Path) -> None:
         """Nothing to write: bytes need no vocabulary."""
@@ -118,6 +123,7 @@ class PretrainedBackbone(nn.Module):
             self.hf_config, self.model = full.config, full.model
             self.picture_token = getattr(full.config, "image_token_id", None) or full.config.image_token_index
         self.width = full.config.get_text_config().hidden_size
+        self.summary_width = self.width * (VISION_TOKENS * pictures + 1)
         self.image_size, self.pictures, self.max_text_tokens = image_size, pictures, max_text_tokens
         self.takes = set(inspect.signature(self.model.forward).parameters)
 
@@ -155,12 +161,10 @@ class PretrainedBackbone(nn.Module):
         hidden = self.model(**inputs).last_hidden_state
         batch = len(hidden)
         seen = hidden[shown].view(batch, -1, self.width).transpose(1, 2)
-        return Features(
-            tokens=hidden,
-            mask=text.mask,
-            pictures=functional.adaptive_avg_pool1d(seen, VISION_TOKENS * self.pictures).transpose(1, 2),
-            sentence=hidden[torch.arange(batch), text.mask.sum(dim=1) - 1],
-        )
+        pictures = functional.adaptive_avg_pool1d(seen, VISION_TOKENS * self.pictures).transpose(1, 2)
+        sentence = hidden[torch.arange(batch), text.mask.sum(dim=1) - 1]
+        summary = torch.cat([pictures.flatten(1), sentence], dim=1)
+        return Features(tokens=hidden, mask=text.mask, summary=summary, pictures=pictures, sentence=sentence)
 
     def save_processor(self, folder: Path) -> None:
         """The processor and the architecture's configuration: enough to rebuild the module without any hub."""
@@ -182,6 +186,6 @@ class PretrainedBackbone(nn.Module):
 def make_backbone(config: PlannerConfig, image_size: int, pictures: int, folder: Path | None = None) -> Backbone:
     """The configured backbone; with `folder` (a checkpoint) it is built from the files there, without weights of its own."""
     if config.backbone == "tiny":
-        return TinyBackbone(image_size, config.width, config.max_text_tokens)
+        return TinyBackbone(image_size, pictures, config.width, config.max_text_tokens)
     source = str(folder / PROCESSOR_FOLDER) if folder else config.backbone
     return PretrainedBackbone(source, image_size, pictures, config.max_text_tokens, pretrained=folder is None)

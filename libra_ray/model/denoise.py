@@ -41,6 +41,19 @@ class Objective(Protocol):
     def sample(self, predict: Predict, noise: Float[Tensor, "B *shape"], steps: int) -> Float[Tensor, "B *shape"]:
         """Turn `noise` into data with `steps` evaluations of `predict`."""
 
+    def target_of(
+        self, data: Float[Tensor, "B *shape"], x: Float[Tensor, "B *shape"], t: Float[Tensor, " B"]
+    ) -> Float[Tensor, "B *shape"]:
+        """The regression target that an estimate of the data means at `x`; `t` below 1."""
+
+    def data_weight(self, t: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+        """What a squared error of the data is worth as one of the target, bounded where hardly any noise is left."""
+
+
+LEAST_NOISE = 0.2
+"""Share of noise below which an error of the data is not weighed more: a solver of a few steps seldom asks there, and the
+unbounded weight, 1 / noise squared, would be nearly all of the loss."""
+
 
 def _rows(v: Tensor, like: Tensor) -> Tensor:
     return v.view(-1, *[1] * (like.ndim - 1))
@@ -62,6 +75,16 @@ class FlowMatching:
             t = torch.full((len(x),), k / steps, device=x.device, dtype=x.dtype)
             x = x + predict(x, t) / steps
         return x
+
+    def target_of(
+        self, data: Float[Tensor, "B *shape"], x: Float[Tensor, "B *shape"], t: Float[Tensor, " B"]
+    ) -> Float[Tensor, "B *shape"]:
+        """The velocity from `x` to the data in the time that is left."""
+        return (data - x) / _rows(1 - t, x)
+
+    def data_weight(self, t: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+        """1 / (1 - t)^2, bounded."""
+        return 1 / (1 - t).clamp(min=LEAST_NOISE).square()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +124,18 @@ class DDPM:
             b = _rows(self.alpha_bar(later.expand(len(x))), x)
             x = data if later >= 1 else b.sqrt() * data + (1 - b).sqrt() * epsilon
         return x
+
+    def target_of(
+        self, data: Float[Tensor, "B *shape"], x: Float[Tensor, "B *shape"], t: Float[Tensor, " B"]
+    ) -> Float[Tensor, "B *shape"]:
+        """The noise that is left when the data's share is taken off."""
+        a = _rows(self.alpha_bar(t), x)
+        return (x - a.sqrt() * data) / (1 - a).sqrt()
+
+    def data_weight(self, t: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+        """The ratio of signal to noise, bounded (Hang et al., Min-SNR)."""
+        a = self.alpha_bar(t)
+        return a / (1 - a).clamp(min=LEAST_NOISE**2)
 
 
 def make_objective(name: str, levels: int) -> Objective:

@@ -33,22 +33,6 @@ class MLP(nn.Sequential):
         super().__init__(nn.Linear(width, ratio * width), nn.GELU(approximate="tanh"), nn.Linear(ratio * width, width))
 
 
-class Block(nn.Module):
-    """A pre-norm transformer block."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.norm_attention = nn.LayerNorm(width)
-        self.attention = Attention(width, heads)
-        self.norm_mlp = nn.LayerNorm(width)
-        self.mlp = MLP(width)
-
-    def forward(self, x: Float[Tensor, "B S d"], mask: Bool[Tensor, "B S"] | None = None) -> Float[Tensor, "B S d"]:
-        """One step of the residual stream."""
-        x = x + self.attention(self.norm_attention(x), mask)
-        return x + self.mlp(self.norm_mlp(x))
-
-
 class ModulatedBlock(nn.Module):
     """A transformer block steered by a condition vector: adaLN-Zero (Peebles & Xie, Diffusion Models with Transformers)."""
 
@@ -62,10 +46,12 @@ class ModulatedBlock(nn.Module):
         nn.init.zeros_(self.to_modulation.weight)
         nn.init.zeros_(self.to_modulation.bias)
 
-    def forward(self, x: Float[Tensor, "B S d"], condition: Float[Tensor, "B d"]) -> Float[Tensor, "B S d"]:
-        """One step of the residual stream; an untrained block leaves `x` as it is."""
+    def forward(
+        self, x: Float[Tensor, "B S d"], condition: Float[Tensor, "B d"], mask: Bool[Tensor, "B S"] | None = None
+    ) -> Float[Tensor, "B S d"]:
+        """One step of the residual stream; an untrained block leaves `x` as it is. `mask` as in `Attention`."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.to_modulation(condition)[:, None].chunk(6, dim=-1)
-        x = x + gate_a * self.attention(self.norm_attention(x) * (1 + scale_a) + shift_a)
+        x = x + gate_a * self.attention(self.norm_attention(x) * (1 + scale_a) + shift_a, mask)
         return x + gate_m * self.mlp(self.norm_mlp(x) * (1 + scale_m) + shift_m)
 
 

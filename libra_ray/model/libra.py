@@ -68,6 +68,7 @@ class Libra(nn.Module):
         self.objective: Objective = make_objective(config.refiner.objective, config.refiner.train_timesteps)
         backbone: Backbone = make_backbone(config.planner, config.sim.image_size, pictures, folder)
         self.monolithic = config.refiner.condition == "features"
+        self.says_target = config.refiner.predicts == "target"
         common = {"dims": shape.action_dim, "state": shape.state_dim}
         self.planner = Planner(
             config.planner,
@@ -132,7 +133,12 @@ class Libra(nn.Module):
         """
         sight, steps = self._look(images, state, text), self.config.refiner.denoising_steps
         intent = tokens if sight.intent is None else sight.intent
-        return self.objective.sample(lambda x, t: self.refiner(x, t, intent, sight.context), noise, steps).clamp(-1, 1)
+
+        def predict(x: Tensor, t: Tensor) -> Tensor:
+            said = self.refiner(x, t, intent, sight.context)
+            return said if self.says_target else self.objective.target_of(self._anchor(intent, said) + said, x, t)
+
+        return self.objective.sample(predict, noise, steps).clamp(-1, 1)
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """Trained parameters that both losses reach: the backbone's, where the refiner looks through it."""
@@ -182,8 +188,15 @@ class Libra(nn.Module):
         noise = torch.randn(data.shape, generator=generator).to(data)
         level = torch.rand(len(data), generator=generator).to(data)
         corrupted = self.objective.corrupt(data, noise, level)
-        predicted = self.refiner(corrupted.x, corrupted.t, intent, context)
-        return masked_mean((predicted.float() - corrupted.target).square().mean(-1), mask)
+        said = self.refiner(corrupted.x, corrupted.t, intent, context).float()
+        if self.says_target:
+            return masked_mean((said - corrupted.target).square().mean(-1), mask)
+        errors = (self._anchor(intent, said) + said - data).square().mean(-1)
+        return masked_mean(self.objective.data_weight(corrupted.t)[:, None] * errors, mask)
+
+    def _anchor(self, intent: Tensor, said: Tensor) -> Float[Tensor, "B H D"]:
+        """Where the refiner's answer is counted from: the coarse action, or 0 where there is none."""
+        return torch.zeros_like(said) if self.monolithic else self.bins.decode(intent).to(said)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from libra_ray.config import PlannerConfig
 from libra_ray.model.backbone import Backbone, Features, Text
-from libra_ray.model.layers import Block
+from libra_ray.model.layers import ModulatedBlock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,9 @@ class Reading:
 class Planner(nn.Module):
     """A vision-language backbone joined by L learned queries in a bidirectional head (method.md, Libra-VLA).
 
-    One parallel pass; no autoregression and no reuse of the text vocabulary.
+    One parallel pass; no autoregression and no reuse of the text vocabulary. The head attends to the backbone's tokens and is
+    steered by their summary and by proprioception (adaLN-Zero, as in the refiner): how far the hand is from what was named is a
+    function of both at once, which a shallow head learns much sooner so than by attention alone.
     """
 
     def __init__(self, config: PlannerConfig, backbone: Backbone, *, plan_steps: int, dims: int, bins: int, state: int) -> None:
@@ -48,7 +50,10 @@ class Planner(nn.Module):
         self.from_backbone = nn.Linear(backbone.width, width)
         self.from_state = nn.Linear(state, width) if config.see_state else None
         self.queries = nn.Parameter(torch.randn(plan_steps, width) * 0.02)
-        self.blocks = nn.ModuleList(Block(width, config.heads) for _ in range(config.depth))
+        self.from_summary = nn.Linear(backbone.summary_width, 2 * width)
+        self.steer_by_state = nn.Linear(state, 2 * width) if config.see_state else None
+        self.mix = nn.Sequential(nn.GELU(), nn.Linear(2 * width, width), nn.SiLU())
+        self.blocks = nn.ModuleList(ModulatedBlock(width, config.heads) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width)
         self.to_logits = nn.Linear(width, dims * bins) if bins else None
 
@@ -67,9 +72,14 @@ class Planner(nn.Module):
         x = torch.cat([*parts, self.queries.expand(len(context), -1, -1)], dim=1)
         everywhere = bool(mask.all())
         allowed = None if everywhere else functional.pad(mask, (0, x.shape[1] - mask.shape[1]), value=True)
+        condition = self._condition(features, state)
         for block in self.blocks:
-            x = block(x, allowed)
+            x = block(x, condition, allowed)
         return Reading(hidden=self.norm(x[:, -self.plan_steps :]), features=features)
+
+    def _condition(self, features: Features, state: Float[Tensor, "B S"]) -> Float[Tensor, "B width"]:
+        summary = self.from_summary(features.summary)
+        return self.mix(summary if self.steer_by_state is None else summary + self.steer_by_state(state))
 
     def look(self, images: UInt8[Tensor, "B T C height width"], text: Text) -> Features:
         """The backbone's features alone."""

@@ -60,6 +60,9 @@ class Refiner(nn.Module):
         self.blocks = nn.ModuleList(ModulatedBlock(width, config.heads) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width)
         self.to_action = nn.Linear(width, dims)
+        if config.predicts == "action":
+            nn.init.zeros_(self.to_action.weight)
+            nn.init.zeros_(self.to_action.bias)
         self.width = width
 
     def look(
@@ -84,7 +87,7 @@ class Refiner(nn.Module):
         intent: Int[Tensor, "B H D"] | Float[Tensor, "B H read"],
         context: Float[Tensor, "B width"],
     ) -> Float[Tensor, "B H D"]:
-        """The objective's prediction for a noisy chunk at noise level `level` in [0, 1].
+        """What is said of a noisy chunk at noise level `level` in [0, 1]: as configured, the target or the action's residual.
 
         `intent` is one coarse token per step and dimension, or, in the monolithic baseline, one hidden state per step.
         """

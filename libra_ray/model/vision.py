@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,6 +14,14 @@ from torch.nn import functional
 ENCODER_FOLDER = "encoder"
 VISION_TOKENS = 4
 """Tokens that one picture becomes; each is a position-sensitive linear read-out of the whole feature map."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """`tokens` `(B, S, width)` of the pictures, and their `fine` maps `(B, T, rows, columns, channels)`."""
+
+    tokens: Float[Tensor, "B S width"]
+    fine: Float[Tensor, "B T rows columns channels"]
 
 
 class ConvEncoder(nn.Module):
@@ -27,27 +36,67 @@ class ConvEncoder(nn.Module):
     def __init__(self, image_size: int, width: int) -> None:
         super().__init__()
         stem, middle, last = self.CHANNELS
-        self.convolutions = nn.Sequential(
-            nn.Conv2d(3, stem, kernel_size=6, stride=4, padding=1),
-            nn.ReLU(),
+        self.stem = nn.Sequential(nn.Conv2d(3, stem, kernel_size=6, stride=4, padding=1), nn.ReLU())
+        self.deeper = nn.Sequential(
             nn.Conv2d(stem, middle, kernel_size=3, stride=2, padding=1),
             nn.ReLU(),
             nn.Conv2d(middle, last, kernel_size=3, stride=2, padding=1),
             nn.ReLU(),
         )
         with torch.no_grad():
-            flat = self.convolutions(torch.zeros(1, 3, image_size, image_size)).numel()
+            flat = self.deeper(self.stem(torch.zeros(1, 3, image_size, image_size))).numel()
         self.to_tokens = nn.Linear(flat, VISION_TOKENS * width)
         self.norm = nn.LayerNorm(width)
         self.width = width
 
     def forward(self, images: UInt8[Tensor, "B T C height width"]) -> Float[Tensor, "B S d"]:
         """Pictures to `S = T * 4` tokens."""
+        return self.see(images).tokens
+
+    def see(self, images: UInt8[Tensor, "B T C height width"]) -> Seen:
+        """The tokens, and the fine map that they were made from."""
         batch = len(images)
         pixels = rearrange(images, "b t c h w -> (b t) c h w").to(self.norm.weight.dtype) / 127.5 - 1
-        maps = self.convolutions(pixels.contiguous(memory_format=torch.channels_last))
-        tokens = self.to_tokens(maps.flatten(1)).view(batch, -1, self.width)
-        return self.norm(tokens)
+        fine = self.stem(pixels.contiguous(memory_format=torch.channels_last))
+        tokens = self.to_tokens(self.deeper(fine).flatten(1)).view(batch, -1, self.width)
+        return Seen(tokens=self.norm(tokens), fine=rearrange(fine, "(b t) c h w -> b t h w c", b=batch))
+
+
+class Gaze(nn.Module):
+    """Where in the pictures the things are that a sentence names: attention of its queries over all cells of a fine map.
+
+    An answer is the mean of what the cells show and of where they are, weighted by attention: a position finer than a cell.
+    Queries and keys are directions and the scale is high: attention that began evenly spread would hardly ever leave that.
+    """
+
+    QUERIES = 4
+    KEY = 32
+    SCALE = 10.0
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.to_queries = nn.Linear(width, self.QUERIES * self.KEY)
+        self.to_keys = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, self.KEY))
+        self.scale = nn.Parameter(torch.tensor(self.SCALE))
+        self.to_token = nn.Sequential(nn.Linear(channels + 2, width), nn.LayerNorm(width))
+
+    def forward(
+        self, fine: Float[Tensor, "B T rows columns channels"], sentence: Float[Tensor, "B width"]
+    ) -> Float[Tensor, "B Q width"]:
+        """`Q = T * 4` tokens: what each query found in each picture, and where."""
+        return self.to_token(self.find(fine, sentence)).flatten(1, 2)
+
+    def find(
+        self, fine: Float[Tensor, "B T rows columns channels"], sentence: Float[Tensor, "B width"]
+    ) -> Float[Tensor, "B T 4 channels+2"]:
+        """What each query found, and its row and column in [-1, 1]."""
+        queries = functional.normalize(self.to_queries(sentence).view(len(fine), 1, self.QUERIES, self.KEY), dim=-1)
+        rows, columns = (torch.linspace(-1, 1, n, device=fine.device, dtype=fine.dtype) for n in fine.shape[2:4])
+        places = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flatten(0, 1)
+        cells = fine.flatten(2, 3)
+        keys = functional.normalize(self.to_keys(cells), dim=-1)
+        attention = (self.scale * queries @ keys.transpose(-1, -2)).softmax(dim=-1)
+        return torch.cat([attention @ cells, attention @ places], dim=-1)
 
 
 class PretrainedEncoder(nn.Module):

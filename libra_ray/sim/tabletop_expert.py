@@ -16,8 +16,10 @@ _TRAVEL_M = 0.05
 """Height above the tallest things that stand on the table, for whatever hangs lowest."""
 _CLEAR_M = 0.05
 """Height of the hand from which its fingers are above everything that stands alone."""
-_CONE = 5.0
+_CONE = 3.0
 """Steepness of the cone above a goal: the way down opens as the way across closes."""
+_GRASP_M = 0.004
+"""How far off its middle a thing may be grasped: the open fingers leave twice that, and what is carried is watched itself."""
 _PEG_GRASP_M = 0.010
 """Where the peg is grasped, above its centre."""
 _DROP_M = 0.032
@@ -29,7 +31,7 @@ def expert_action(world: World, progress: Progress, tolerance_mm: float) -> NDAr
     part = progress.current
     if part.kind == "touch":
         above = world.position(part.item) + np.array((0, 0, BLOCK_HALF_M + _FINGERTIP_M - 0.004))
-        return _action(_approach(world.hand, above, _TRAVEL_M + _FINGERTIP_M, 0.004), _grip_underway(world, above, CLOSE))
+        return _action(_approach(world.hand, above, _TRAVEL_M + _FINGERTIP_M, 0.008), _grip_underway(world, above, CLOSE))
     if part.kind == "push":
         return _push(world, part)
     return _carry(world, part, tolerance_mm / 1000) if world.holds(part.item) else _grasp(world, part)
@@ -41,19 +43,19 @@ def _push(world: World, part: Part) -> NDArray[np.float32]:
     gap = BLOCK_HALF_M + 0.0075
     along = float((hand - block) @ way)
     aside = (hand - block - along * way) * (1, 1, 0)
-    if hand[2] < 0.02 and np.linalg.norm(aside) < 0.004 and along < 0.004 - gap:
+    if hand[2] < 0.02 and np.linalg.norm(aside) < 0.006 and along < 0.004 - gap:
         return _action(_GAIN * (0.015 * way - aside + (0, 0, BLOCK_HALF_M - hand[2])), CLOSE)
     behind = block * (1, 1, 0) - way * (gap + 0.008) + (0, 0, BLOCK_HALF_M)
-    return _action(_approach(hand, behind, _TRAVEL_M + _FINGERTIP_M, 0.003), _grip_underway(world, behind, CLOSE))
+    return _action(_approach(hand, behind, _TRAVEL_M + _FINGERTIP_M, 0.005), _grip_underway(world, behind, CLOSE))
 
 
 def _grasp(world: World, part: Part) -> NDArray[np.float32]:
     offset = _PEG_GRASP_M if part.item == PEG else 0.0
     goal = world.position(part.item) + np.array((0, 0, offset))
     off = np.abs(goal - world.hand)
-    if off[:2].max() < 0.002 and off[2] < 0.003:
+    if off[:2].max() < _GRASP_M + 0.001 and off[2] < 0.003:
         return _action(np.zeros(3), CLOSE)
-    return _action(_approach(world.hand, goal, _TRAVEL_M + _FINGERTIP_M, 0.001), _grip_underway(world, goal, OPEN))
+    return _action(_approach(world.hand, goal, _TRAVEL_M + _FINGERTIP_M, _GRASP_M), _grip_underway(world, goal, OPEN))
 
 
 def _carry(world: World, part: Part, tolerance_m: float) -> NDArray[np.float32]:
@@ -67,7 +69,7 @@ def _carry(world: World, part: Part, tolerance_m: float) -> NDArray[np.float32]:
             fine, loose = 0.001, 0.004
             goal[2] += 2 * BLOCK_HALF_M
         case _:
-            fine, goal[2] = float(np.clip(fine, 0.00015, 0.001)), half
+            fine, goal[2] = float(np.clip(fine, 0.00015, 0.006)), half
     off = float(np.linalg.norm((goal - item)[:2]))
     landed = item[2] - goal[2] < 0.001
     if landed and off <= (loose if world.told_to_open else fine):

@@ -95,3 +95,26 @@ def test_the_plot_for_a_file_has_no_variables_left(study):
     svg = study.standalone(study.plot(_trials()))
     assert "var(--" not in svg
     assert 'fill="white"' in svg
+
+
+def test_another_machine_goes_on_with_the_finished_cells(study, tmp_path):
+    config = override(preset("tabletop"), study.STUDY)
+    space = load_space(study.SPACE, config)
+    settings = study.study(space, quick=False, seeds=3, hours=0, concurrent=0)
+    kept = study.Cells(tmp_path / "results")
+    here = study.SweepFolder.open(tmp_path / "here", config, space, settings, resume=False)
+    finished, failed = [
+        TrialResult(number=0, seed=seed, values=space.grid()[0], status=s) for seed, s in enumerate(("finished", "failed"))
+    ]
+    for result in (finished, failed):
+        trial = here.write(study.Order(number=result.number, seed=result.seed, values=result.values))
+        trial.end(result)
+        kept.keep(here, trial, result)
+
+    there = study.SweepFolder.open(tmp_path / "there", config, space, settings, resume=False)
+    kept.restore(there)
+    assert there.results() == [finished], "a failed cell is tried again"
+
+    other = study.SweepFolder.open(tmp_path / "other", override(config, {"train.steps": 7}), space, settings, resume=False)
+    with pytest.raises(ValueError, match=r"another train\.steps"):
+        kept.restore(other)

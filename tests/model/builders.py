@@ -33,17 +33,18 @@ def tiny_config(changes: Mapping[str, Any] | None = None) -> Config:
 
 
 def tiny_model(changes: Mapping[str, Any] | None = None, shape: RobotShape = SHAPE) -> Libra:
-    """An untrained model, drawn by `train.seed`, whose zero-initialised gates are opened so that every input matters."""
+    """An untrained model, drawn by `train.seed`, its zero-initialised gates and answer opened so that every input matters."""
     config = tiny_config(changes)
     torch.manual_seed(config.train.seed)
     return open_gates(Libra(config, shape)).eval()
 
 
 def open_gates(model: Libra) -> Libra:
-    """Give adaLN-Zero's zeros small values, as a few steps of training would."""
+    """Give the zeros small values, as a few steps of training would."""
     generator = torch.Generator().manual_seed(1)
-    for block in model.refiner.blocks:
-        block.to_modulation.weight.data.normal_(0, 0.1, generator=generator)
+    blocks = [*model.planner.blocks, *model.refiner.blocks]
+    for layer in [*(block.to_modulation for block in blocks), model.refiner.to_action]:
+        layer.weight.data.normal_(0, 0.1, generator=generator)
     return model
 
 

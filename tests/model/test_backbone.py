@@ -11,6 +11,7 @@ import torch
 from libra_ray import checkpoint
 from libra_ray.model.backbone import Backbone, PretrainedBackbone, make_backbone
 from libra_ray.model.libra import Libra
+from libra_ray.model.vision import PretrainedEncoder
 from libra_ray.policy import LibraPolicy
 from libra_ray.training import Fit
 from tests.model import hugging_face
@@ -180,12 +181,15 @@ def test_the_refiner_sees_through_a_pretrained_encoder(eyes):
 
 @pytest.mark.parametrize(("token", "top", "left"), [(0, 0, 0), (1, 0, 16), (2, 16, 0), (3, 16, 16)])
 def test_quadrants_keep_where_things_are(eyes, token, top, left):
-    """A change in one corner moves that corner's token most."""
-    encoder = tiny_model({"refiner.encoder": str(eyes)}).refiner.eyes
+    """A change in one corner moves that corner's token most, on the average of the random projections."""
     plain = torch.full((1, 1, 3, 32, 32), 128, dtype=torch.uint8)
     marked = plain.clone()
     marked[..., top : top + 16, left : left + 16] = 255
-    moved = (encoder(marked) - encoder(plain)).norm(dim=-1)[0]
+    moved = torch.zeros(4)
+    for seed in range(8):
+        torch.manual_seed(seed)
+        encoder = PretrainedEncoder(str(eyes), 32)
+        moved += (encoder(marked) - encoder(plain)).norm(dim=-1)[0].detach()
     assert moved.argmax() == token
 
 

@@ -6,13 +6,15 @@ import pytest
 import torch
 
 from libra_ray.model.backbone import Text
-from libra_ray.model.libra import RobotShape, sample_tokens
+from libra_ray.model.libra import Libra, RobotShape, sample_tokens
 from libra_ray.training import Fit
 from tests.model.builders import SHAPE, make_batch, tiny_config, tiny_model
 
 ABLATIONS = {
     "published": {},
     "ddpm": {"refiner.objective": "ddpm"},
+    "target": {"refiner.predicts": "target"},
+    "ddpm_target": {"refiner.objective": "ddpm", "refiner.predicts": "target"},
     "language": {"refiner.see_language": True},
     "shared_eyes": {"refiner.vision": "shared"},
     "both": {"refiner.vision": "shared", "refiner.see_language": True},
@@ -282,7 +284,22 @@ def test_histories_and_cameras_are_all_seen(history, cameras, vision):
         assert not torch.allclose(answers(model, replace(batch, images=images))[1], chunk)
 
 
-@pytest.mark.parametrize("changes", [{}, {"refiner.objective": "ddpm"}], ids=["flow", "ddpm"])
+PREDICTIONS = ("published", "ddpm", "target", "ddpm_target")
+every_prediction = pytest.mark.parametrize("changes", [ABLATIONS[name] for name in PREDICTIONS], ids=PREDICTIONS)
+
+
+@pytest.mark.parametrize("objective", ["flow", "ddpm"])
+@pytest.mark.parametrize("steps", [1, 6])
+def test_a_refiner_that_has_learned_nothing_answers_with_the_coarse_action(objective, steps):
+    torch.manual_seed(0)
+    model = Libra(tiny_config({"refiner.objective": objective, "refiner.denoising_steps": steps}), SHAPE).eval()
+    batch = make_batch(model)
+    tokens = model.bins.encode(batch.actions)[:, : model.config.action.horizon]
+    for noise in (torch.zeros(tokens.shape), torch.randn(tokens.shape)):
+        torch.testing.assert_close(answers(model, batch, tokens, noise)[1], model.bins.decode(tokens), atol=1e-4, rtol=0)
+
+
+@every_prediction
 def test_a_few_steps_overfit_a_tiny_batch(changes):
     steps = {"train.steps": 60, "train.log_every": 1, "train.lr": 5e-3, "train.warmup_steps": 5}
     model = tiny_model({**steps, "train.curriculum": "teacher", **changes})
