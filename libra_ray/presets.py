@@ -20,7 +20,7 @@ TABLETOP_TASKS = ("touch", "push", "bin", "place-5mm")
 
 PRESETS: dict[str, dict[str, Any]] = {
     # Whoever has not succeeded after 250 steps (the experts need 120) never does; only the floor would go on to 500.
-    "quickstart": {"sim.max_steps": 250},
+    "quickstart": {"sim.max_steps": 250, "train.steps": 1200},
     "mt10": {
         "sim.tasks": MT10,
         "sim.supersample": 2,
@@ -59,6 +59,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "record.episodes_per_task": 250,
         "record.noise_std": 0.25,
         "planner.max_text_tokens": 128,
+        # Which of several things is meant is found out of a sudden, and at a higher rate sooner.
+        "train.lr": 0.002,
         "train.steps": 4000,
         "train.augment_pixels": 1,
         "train.checkpoint_every": 1000,
