@@ -59,7 +59,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "record.episodes_per_task": 250,
         "record.noise_std": 0.25,
         "planner.max_text_tokens": 128,
-        # Which of several things is meant is found out of a sudden, and at a higher rate sooner.
         "train.lr": 0.002,
         "train.steps": 4000,
         "train.augment_pixels": 1,

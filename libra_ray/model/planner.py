@@ -35,7 +35,7 @@ class Planner(nn.Module):
 
     One parallel pass; no autoregression and no reuse of the text vocabulary. The head attends to the backbone's tokens and is
     steered by their summary and by proprioception (adaLN-Zero, as in the refiner): how far the hand is from what was named is a
-    function of both at once, which a shallow head learns much sooner so than by attention alone.
+    function of both at once.
     """
 
     def __init__(self, config: PlannerConfig, backbone: Backbone, *, plan_steps: int, dims: int, bins: int, state: int) -> None:
