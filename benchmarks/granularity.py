@@ -2,7 +2,8 @@
 
 N in {2, 4, 6, 10, 16, 32, 64, 100} x {own encoder, shared features} x seeds, on tasks at the table where only the words tell
 what to do and where precision matters. Every cell is a trial of the sweep engine: trained on one shared recording, evaluated in
-closed loop on unseen seeds, with and without its refiner. Seed by seed, N interleaved: a part of the study is a whole one with
+closed loop on unseen seeds, with and without its refiner. All begin with one backbone, trained on the same demonstrations by
+plain cloning. Seed by seed, N interleaved: a part of the study is a whole one with
 fewer seeds. Run again, the same command continues, on another machine too: every finished cell is kept in
 `benchmarks/results/granularity/`.
 """
@@ -18,14 +19,16 @@ import numpy as np
 from granularity_pages import curve_table, difficulty_table, reading
 
 from libra_ray.config import Config, override, preset
+from libra_ray.on_ray import stages
 from libra_ray.on_ray.session import connected
 from libra_ray.on_ray.sweep import engine, outcome
 from libra_ray.on_ray.sweep.plan import Order, Settings, SweepFolder, TrialFolder
 from libra_ray.on_ray.sweep.space import Space, load_space
+from libra_ray.on_ray.train import train
 from libra_ray.provenance import describe_hardware, git_revision, public_config
 from libra_ray.publish import tracked
 from libra_ray.results import dump
-from libra_ray.run_folder import locked, write_text
+from libra_ray.run_folder import RunFolder, locked, write_text
 from libra_ray.sweep_plots import Curve, granularity_plot, standalone
 from libra_ray.sweep_report import configuration_row, curve_row, curves
 from libra_ray.sweep_results import TrialResult, configurations
@@ -36,15 +39,28 @@ SPACE = "encoder"
 STUDY: Mapping[str, Any] = {
     "sim.tasks": "touch,push,place-20mm",
     "sim.max_steps": 100,
-    "record.episodes_per_task": 200,
-    "train.steps": 1200,
-    "train.checkpoint_every": 400,
-    "train.validate_every": 400,
+    "record.episodes_per_task": 1000,
+    "record.noise_std": 0.5,
+    "train.start_parts": "planner.backbone",
+    "train.steps": 600,
+    "train.checkpoint_every": 300,
+    "train.validate_every": 300,
     "train.log_every": 40,
     "evaluate.episodes_per_task": 40,
     "evaluate.robots": 32,
 }
 """Changes of the preset `tabletop`: 120 evaluation episodes a cell, and as much training as two cores have time for."""
+PRETRAINING: Mapping[str, Any] = {
+    "train.start_from": "",
+    "train.start_parts": "planner,refiner",
+    "train.steps": 3000,
+    "train.checkpoint_every": 500,
+    "train.validate_every": 500,
+    "refiner.condition": "features",
+    "refiner.vision": "shared",
+}
+"""The training of the backbone that all cells begin with: plain cloning of the same demonstrations, in which no N occurs."""
+PRETRAINING_QUICK: Mapping[str, Any] = {"train.steps": 40, "train.checkpoint_every": 20, "train.validate_every": 20}
 QUICK: Mapping[str, Any] = {
     "sim.image_size": 32,
     "sim.max_steps": 40,
@@ -58,6 +74,8 @@ QUICK: Mapping[str, Any] = {
 ENCODERS = {"own": "own encoder", "shared": "shared features"}
 
 
+PLACE = "train.start_from"
+"""Where on this machine the pretrained backbone lies."""
 CONTROLLERS = ("policy", "coarse_only")
 
 
@@ -89,7 +107,8 @@ def result(config: Config, settings: Settings, trials: Sequence[TrialResult]) ->
     return {
         "git_revision": git_revision(),
         "hardware": describe_hardware(),
-        "config": public_config(config),
+        "config": {name: value for name, value in public_config(config).items() if name != PLACE},
+        "pretraining": dict(PRETRAINING),
         "settings": asdict(settings),
         "cells": {word: sum(t.status == word for t in trials) for word in ("finished", "failed")},
         "cell_s": {"mean": float(np.mean([t.wall_s for t in trials])) if trials else None},
@@ -127,7 +146,7 @@ class Cells:
         Raises:
             ValueError: they were measured under other settings.
         """
-        identity = json.loads(json.dumps(sweep.identity()))
+        identity = self.identity(sweep)
         known = self.folder / "plan.json"
         if known.exists() and (kept := json.loads(known.read_text())) != identity:
             changed = sorted(name for name in kept | identity if kept.get(name) != identity.get(name))
@@ -141,12 +160,34 @@ class Cells:
             if trial.result() is None:
                 trial.end(ended)
 
+    def identity(self, sweep: SweepFolder) -> Json:
+        """What cells of one study agree on, wherever they were run."""
+        found: Json = json.loads(json.dumps(sweep.identity()))
+        return {name: value for name, value in found.items() if name != PLACE}
+
     def keep(self, sweep: SweepFolder, trial: TrialFolder, ended: TrialResult) -> None:
         """Write a cell that has finished; one that failed is to be run again elsewhere."""
         if ended.status == "finished":
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_text(self.folder / "plan.json", dump(sweep.identity()))
+            write_text(self.folder / "plan.json", dump(self.identity(sweep)))
             write_text(self.folder / f"{trial.root.name}.json", dump(asdict(ended)))
+
+
+def pretrain(sweep: SweepFolder, *, quick: bool) -> None:
+    """Train the backbone that every cell begins with, or go on with it.
+
+    A random one takes most of a cell's time to learn which words mean which block, at a moment that depends on the seed: what
+    would be compared is luck. A published planner begins with a pretrained backbone, too.
+    """
+    config, goal = sweep.run.config, Path(sweep.run.start_from)
+    data = sweep.data(config)
+    folder = RunFolder.open(data.root, data.config)
+    stages.record(folder)
+    changes = {**PRETRAINING, **(PRETRAINING_QUICK if quick else {}), "data.root": str(folder.dataset)}
+    run = RunFolder.open(goal.parent, override(config, changes))
+    if not run.done("train"):
+        with run.stage("train") as clock:
+            train(run, clock)
 
 
 def publish(sweep: SweepFolder, results: Path, pages: Path, name: str) -> None:
@@ -174,15 +215,20 @@ def main() -> None:
     parser.add_argument("--pages", type=Path, default=ROOT / "docs" / "images", help="for the plot")
     parser.add_argument("--only-publish", action="store_true", help="write what is finished, run nothing")
     given = parser.parse_args()
-    changes = {**STUDY, **(QUICK if given.quick else {}), "ray.use_gpu": given.gpu}
-    config = override(preset("tabletop"), changes | ({"train.steps": given.steps} if given.steps else {}))
     name = "granularity-quick" if given.quick else "granularity"
+    root = (given.runs / f"study-{name}").resolve()
+    changes = {
+        **STUDY,
+        **(QUICK if given.quick else {}),
+        "ray.use_gpu": given.gpu,
+        PLACE: str(root / "pretrained" / "checkpoint"),
+    }
+    config = override(preset("tabletop"), changes | ({"train.steps": given.steps} if given.steps else {}))
     space = load_space(SPACE, config)
     settings = study(space, quick=given.quick, seeds=given.seeds, hours=given.hours, concurrent=given.concurrent)
-    root = given.runs / f"study-{name}"
     with locked(root):
         resume = (root / "plan.json").exists()
-        sweep = SweepFolder.open(root.resolve(), config, space, settings, resume=resume)
+        sweep = SweepFolder.open(root, config, space, settings, resume=resume)
         cells = Cells(given.results / name)
         cells.restore(sweep)
         if not given.only_publish:
@@ -192,6 +238,7 @@ def main() -> None:
                     cells.keep(sweep, trial, result)
                     outcome.publish_trial(sweep, tracker, trial, result)
 
+                pretrain(sweep, quick=given.quick)
                 engine.run(sweep, ended)
         given.results.mkdir(parents=True, exist_ok=True)
         given.pages.mkdir(parents=True, exist_ok=True)

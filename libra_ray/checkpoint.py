@@ -15,6 +15,7 @@ import hashlib
 import json
 import shutil
 import uuid
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,35 @@ def load(folder: Path | str, device: torch.device | str = "cpu") -> Checkpoint:
     except RuntimeError as error:
         raise ValueError(f"checkpoint {folder}: its weights do not fit its configuration ({error}); train again") from error
     return Checkpoint(model=model.to(device).eval(), config=config, stats=stats, manifest=manifest)
+
+
+def start_from(model: Libra, folder: Path, parts: Sequence[str]) -> list[str]:
+    """Give a model the weights of a checkpoint, which may be one of another granularity or of other parts.
+
+    Args:
+        model: whose weights of the same name and shape are replaced.
+        folder: the checkpoint.
+        parts: beginnings of the names to take, e.g. `planner.backbone`.
+
+    Returns:
+        The names of the weights that were taken.
+
+    Raises:
+        ValueError: the folder is not a checkpoint, or one of `parts` has no weight that fits.
+    """
+    read_manifest(folder)
+    own = model.state_dict()
+    known = {n: value for n, value in load_file(folder / "weights.safetensors").items() if n in own}
+    fitting = {n: value for n, value in known.items() if n.startswith(tuple(parts)) and value.shape == own[n].shape}
+    for part in parts:
+        if not any(name.startswith(part) for name in fitting):
+            heads = sorted({".".join(name.split(".")[:2]) for name in own})
+            raise ValueError(
+                f"train.start_parts={part}: checkpoint {folder} has no weights of this name and shape; valid parts of this model "
+                f"are planner, refiner, {', '.join(heads)}"
+            )
+    model.load_state_dict(fitting, strict=False)
+    return sorted(fitting)
 
 
 def read_manifest(folder: Path | str) -> Manifest:

@@ -149,6 +149,10 @@ class RefinerConfig:
 class TrainConfig:
     """Joint training of both systems."""
 
+    start_from: str = ""
+    """A checkpoint folder to fine-tune: its weights are taken where name and shape agree; empty means random ones."""
+    start_parts: tuple[str, ...] = ("planner", "refiner")
+    """Which of its weights are taken, by the beginnings of their names, e.g. `planner.backbone`."""
     steps: int = 1500
     """Optimiser steps."""
     batch_size: int = 64

@@ -91,6 +91,12 @@ class RunFolder:
         """The checkpoint to evaluate: the configured one, or the run's own."""
         return Path(self.config.evaluate.checkpoint).resolve() if self.config.evaluate.checkpoint else self.path("checkpoint")
 
+    @property
+    def start_from(self) -> str:
+        """The checkpoint to fine-tune, as an absolute path; empty where training begins with random weights."""
+        name = self.config.train.start_from
+        return str(Path(name).resolve()) if name else ""
+
     def stages(self) -> Json:
         """The stages' records as last written."""
         path = self.path("stages.json")

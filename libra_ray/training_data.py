@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from libra_ray.checkpoint import Facts
+from libra_ray.checkpoint import Facts, start_from
 from libra_ray.config import Config
 from libra_ray.data.dataset import Recorded, open_dataset
 from libra_ray.data.frames import frame_cache
@@ -68,8 +68,15 @@ class TrainingData:
         )
 
     def make_model(self) -> Libra:
-        """An untrained model of the right shape."""
-        return Libra(self.config, self.facts.shape)
+        """The model as its training begins: with random weights, or with those of `train.start_from`.
+
+        Raises:
+            ValueError: there is no such checkpoint, or nothing in it fits.
+        """
+        model, train = Libra(self.config, self.facts.shape), self.config.train
+        if train.start_from:
+            start_from(model, Path(train.start_from), train.start_parts)
+        return model
 
     def stream(self, model: Libra, *, rank: int, world: int, start_step: int) -> BatchStream:
         """Training batches from `start_step` on: this rank's share of each."""

@@ -105,6 +105,29 @@ def test_a_new_save_replaces_the_old_one_entirely(folder):
     assert not (folder / "trainer").exists()
 
 
+class TestFineTuning:
+    """A new model begins with another checkpoint's weights, where they fit."""
+
+    @pytest.mark.parametrize("parts", [("planner", "refiner"), ("planner.backbone",), ("refiner.blocks", "planner.blocks")])
+    def test_weights_of_the_parts_are_taken_where_they_fit_and_no_others(self, folder, parts):
+        given = checkpoint.load(folder).model.state_dict()
+        model = tiny_model({"action.bins": 7, "train.seed": 5})
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        taken = checkpoint.start_from(model, folder, parts)
+        after = model.state_dict()
+        assert taken == sorted(n for n in after if n.startswith(parts) and given[n].shape == after[n].shape)
+        assert all(torch.equal(after[name], (given if name in taken else before)[name]) for name in after)
+        assert "planner.to_logits.weight" not in taken, "another granularity has other classes"
+
+    def test_a_part_that_fits_nowhere_is_refused(self, folder):
+        with pytest.raises(ValueError, match=r"train.start_parts=planner.eyes.*valid parts.*planner.backbone"):
+            checkpoint.start_from(tiny_model(), folder, ["planner.backbone", "planner.eyes"])
+
+    def test_without_a_checkpoint_it_is_refused(self, tmp_path):
+        with pytest.raises(ValueError, match="not a checkpoint"):
+            checkpoint.start_from(tiny_model(), tmp_path, ["planner"])
+
+
 @pytest.mark.parametrize("name", ["weights.safetensors", "config.json", "stats.json"])
 def test_changed_files_are_refused(folder, name):
     path = folder / name

@@ -6,6 +6,7 @@ import signal
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,10 +22,11 @@ from tests.on_ray.serving.test_gateway import check
 from tests.on_ray.serving.test_web import free_port
 from tests.processes import command, family
 
+PATIENCE_S = 60
 LIGHT = {"planner.num_cpus": 0.1, "refiner.num_cpus": 0.1, "gateway.num_cpus": 0.1}
 
 
-def ready(port, patience_s=60):
+def ready(port, patience_s=PATIENCE_S):
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     end = time.monotonic() + patience_s
     while time.monotonic() < end:
@@ -183,37 +185,45 @@ def replicas(app, deployment="") -> list[int]:
 
 @dataclass
 class Fleet:
-    """Robots that act on their own until told to stop; whatever goes wrong is kept."""
+    """Robots that act on their own until told to stop; whatever goes wrong is raised."""
 
     port: int
     robots: int = 16
-    replies: list[tuple[float, Reply]] = field(default_factory=list)
-    gaps: list[float] = field(default_factory=list)
+    replies: list[tuple[float, int, Reply]] = field(default_factory=list)
     reconnects: int = 0
     going: bool = True
 
     async def robot(self, number):
-        async with AsyncRobotClient(f"127.0.0.1:{self.port}", robot=f"robot {number}", timeout_s=5) as client:
-            step, last = 0, time.monotonic()
+        async with AsyncRobotClient(f"127.0.0.1:{self.port}", robot=f"robot {number}", timeout_s=30) as client:
+            step = 0
             while self.going:
                 reply = await client.act(observe(number, step))
                 check(reply, number, step)
-                now = time.monotonic()
-                self.replies.append((now, reply))
-                self.gaps.append(now - last)
-                last, step = now, step + HORIZON
+                self.replies.append((time.monotonic(), number, reply))
+                step += HORIZON
                 await asyncio.sleep(0.05)
             self.reconnects += client.reconnects
 
-    async def during(self, happening, before_s=0.7, after_s=2.0):
+    def since(self, moment, *, fresh=False) -> list[int]:
+        """How many replies each robot has had since then, only those that were not held if `fresh`."""
+        told = Counter(number for at, number, reply in self.replies if at > moment and not (fresh and reply.held))
+        return [told[number] for number in range(self.robots)]
+
+    async def through(self, happening, recovered):
+        """Act, let it happen, and go on until `recovered(since when)`; how long that takes is measured in benchmarks/."""
         tasks = [asyncio.create_task(self.robot(number)) for number in range(self.robots)]
-        await asyncio.sleep(before_s)
+        await self._until(tasks, lambda: min(self.since(0.0)) >= 3)
+        moment = time.monotonic()
         await asyncio.to_thread(happening)
-        at = time.monotonic()
-        await asyncio.sleep(after_s)
+        await self._until(tasks, lambda: recovered(moment))
         self.going = False
         await asyncio.gather(*tasks)
-        return at
+        return moment
+
+    async def _until(self, tasks, seen):
+        async with asyncio.timeout(PATIENCE_S):
+            while not seen() and not any(task.done() for task in tasks):
+                await asyncio.sleep(0.02)
 
 
 def kill(app, deployment):
@@ -223,13 +233,14 @@ def kill(app, deployment):
 def test_a_planner_that_is_killed_stops_no_refiner(stub):
     """Robots go on with the plans they have, then hold; when Serve has a new planner, intents are fresh again."""
     fleet = Fleet(stub.port)
-    killed = asyncio.run(fleet.during(lambda: kill("stub", "Planner"), after_s=2.0))
-    after = [reply for at, reply in fleet.replies if at > killed]
-    assert any(reply.held for reply in after)
+
+    def all_answered_without_it(killed):
+        return min(fleet.since(killed)) >= 3 and fleet.since(killed) != fleet.since(killed, fresh=True)
+
+    asyncio.run(fleet.through(lambda: kill("stub", "Planner"), all_answered_without_it))
     assert fleet.reconnects == 0
-    assert max(fleet.gaps) < 2.0, "robots were answered throughout"
-    deadline = time.monotonic() + 60
-    with RobotClient(f"127.0.0.1:{stub.port}", robot="robot 1", timeout_s=60) as client:
+    deadline = time.monotonic() + PATIENCE_S
+    with RobotClient(f"127.0.0.1:{stub.port}", robot="robot 1", timeout_s=PATIENCE_S) as client:
         while (reply := _fresh(client)) is None:
             assert time.monotonic() < deadline, "no planner was started again"
             time.sleep(0.1)
@@ -249,16 +260,12 @@ def _fresh(client) -> Reply | None:
 def test_a_refiner_that_is_killed_costs_no_episode(stub):
     """What it had under way is asked of the other one; nobody gets another robot's answer, nobody loses its connection."""
     fleet = Fleet(stub.port)
-    killed = asyncio.run(fleet.during(lambda: kill("stub", "Refiner")))
+    asyncio.run(fleet.through(lambda: kill("stub", "Refiner"), lambda killed: min(fleet.since(killed, fresh=True)) >= 5))
     assert fleet.reconnects == 0
-    assert any(at > killed + 1 and not reply.held for at, reply in fleet.replies)
-    assert max(fleet.gaps) < 3.0
 
 
 def test_a_gateway_that_is_killed_loses_no_robot(stub):
     """Its robots come back to the other one and go on at the step at which they were."""
     fleet = Fleet(stub.port)
-    killed = asyncio.run(fleet.during(lambda: kill("stub", "Gateway")))
+    asyncio.run(fleet.through(lambda: kill("stub", "Gateway"), lambda killed: min(fleet.since(killed, fresh=True)) >= 5))
     assert fleet.reconnects > 0
-    assert any(at > killed + 1 and not reply.held for at, reply in fleet.replies)
-    assert max(fleet.gaps) < 3.0
