@@ -217,12 +217,8 @@ def main() -> None:
     given = parser.parse_args()
     name = "granularity-quick" if given.quick else "granularity"
     root = (given.runs / f"study-{name}").resolve()
-    changes = {
-        **STUDY,
-        **(QUICK if given.quick else {}),
-        "ray.use_gpu": given.gpu,
-        PLACE: str(root / "pretrained" / "checkpoint"),
-    }
+    changes = {**STUDY, **(QUICK if given.quick else {}), "ray.use_gpu": given.gpu}
+    changes[PLACE] = str(root / "pretrained" / "checkpoint")
     config = override(preset("tabletop"), changes | ({"train.steps": given.steps} if given.steps else {}))
     space = load_space(SPACE, config)
     settings = study(space, quick=given.quick, seeds=given.seeds, hours=given.hours, concurrent=given.concurrent)

@@ -173,8 +173,8 @@ def start_from(model: Libra, folder: Path, parts: Sequence[str]) -> list[str]:
         if not any(name.startswith(part) for name in fitting):
             heads = sorted({".".join(name.split(".")[:2]) for name in own})
             raise ValueError(
-                f"train.start_parts={part}: checkpoint {folder} has no weights of this name and shape; valid parts of this model "
-                f"are planner, refiner, {', '.join(heads)}"
+                f"train.start_parts={part}: checkpoint {folder} has no weights of this name and shape; this model's parts are "
+                f"planner, refiner, {', '.join(heads)}"
             )
     model.load_state_dict(fitting, strict=False)
     return sorted(fitting)

@@ -120,7 +120,7 @@ class TestFineTuning:
         assert "planner.to_logits.weight" not in taken, "another granularity has other classes"
 
     def test_a_part_that_fits_nowhere_is_refused(self, folder):
-        with pytest.raises(ValueError, match=r"train.start_parts=planner.eyes.*valid parts.*planner.backbone"):
+        with pytest.raises(ValueError, match=r"train.start_parts=planner.eyes.*parts are.*planner.backbone"):
             checkpoint.start_from(tiny_model(), folder, ["planner.backbone", "planner.eyes"])
 
     def test_without_a_checkpoint_it_is_refused(self, tmp_path):
