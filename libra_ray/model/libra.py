@@ -98,13 +98,13 @@ class Libra(nn.Module):
             seen = shift_pictures(seen, config.train.augment_pixels, generator)
         if self.monolithic:
             return Losses(diff=self._refiner_loss(batch, seen, None, generator))
-        output = self.planner(planned, batch.plan_state, Text(ids=batch.text, mask=batch.text_mask))
+        logits = self.planner(planned, batch.plan_state, Text(ids=batch.text, mask=batch.text_mask))
         truth = self.bins.encode(batch.actions)
-        tokens = truth if feed == "truth" else sample_tokens(output.logits.detach(), generator)
+        tokens = truth if feed == "truth" else sample_tokens(logits.detach(), generator)
         return Losses(
-            plan=plan_loss(output.logits, truth, batch.action_mask),
+            plan=plan_loss(logits, truth, batch.action_mask),
             diff=self._refiner_loss(batch, seen, tokens, generator),
-            accuracy=plan_accuracy(output.logits, truth, batch.action_mask).detach(),
+            accuracy=plan_accuracy(logits, truth, batch.action_mask).detach(),
         )
 
     @torch.no_grad()
@@ -115,7 +115,7 @@ class Libra(nn.Module):
         if self.monolithic:
             steps = (len(images), self.config.action.plan_steps, self.shape.action_dim)
             return torch.full(steps, self.bins.hidden, device=images.device)
-        return self.planner(images, state, text).logits.argmax(-1)
+        return self.planner(images, state, text).argmax(-1)
 
     @torch.no_grad()
     def refine(

@@ -15,14 +15,6 @@ from libra_ray.model.layers import ModulatedBlock
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlannerOutput:
-    """`logits` `(B, L, D, N)` over the bins of every step and dimension, and the backbone's features behind them."""
-
-    logits: Float[Tensor, "B L D N"]
-    features: Features
-
-
-@dataclass(frozen=True, kw_only=True)
 class Reading:
     """`hidden` `(B, L, width)`, the head's states at its L queries, and the backbone's features behind them."""
 
@@ -57,12 +49,13 @@ class Planner(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.to_logits = nn.Linear(width, dims * bins) if bins else None
 
-    def forward(self, images: UInt8[Tensor, "B T C height width"], state: Float[Tensor, "B S"], text: Text) -> PlannerOutput:
-        """Logits for the L steps that follow the pictures."""
+    def forward(
+        self, images: UInt8[Tensor, "B T C height width"], state: Float[Tensor, "B S"], text: Text
+    ) -> Float[Tensor, "B L D N"]:
+        """Logits over the bins of every dimension of the L steps that follow the pictures."""
         assert self.to_logits is not None, "a planner without classes is only read"
-        reading = self.read(images, state, text)
-        logits = self.to_logits(reading.hidden).view(len(images), self.plan_steps, self.dims, self.bins)
-        return PlannerOutput(logits=logits, features=reading.features)
+        hidden = self.read(images, state, text).hidden
+        return cast("Tensor", self.to_logits(hidden)).view(len(images), self.plan_steps, self.dims, self.bins)
 
     def read(self, images: UInt8[Tensor, "B T C height width"], state: Float[Tensor, "B S"], text: Text) -> Reading:
         """The hidden states behind the logits, one per step."""

@@ -48,10 +48,10 @@ def test_the_weights_are_those_of_the_folder(source):
 def test_instruction_and_pictures_are_both_read(source):
     model = pretrained(source)
     batch = make_batch(model, 2)
-    logits = model.planner(batch.plan_images, batch.plan_state, said(batch)).logits
+    logits = model.planner(batch.plan_images, batch.plan_state, said(batch))
     other = replace(batch, text=batch.text.flip(0), text_mask=batch.text_mask.flip(0))
-    assert not torch.allclose(model.planner(batch.plan_images, batch.plan_state, said(other)).logits, logits, atol=1e-4)
-    assert not torch.allclose(model.planner(batch.plan_images.flip(0), batch.plan_state, said(batch)).logits, logits, atol=1e-4)
+    assert not torch.allclose(model.planner(batch.plan_images, batch.plan_state, said(other)), logits, atol=1e-4)
+    assert not torch.allclose(model.planner(batch.plan_images.flip(0), batch.plan_state, said(batch)), logits, atol=1e-4)
 
 
 def test_an_answer_depends_on_nobody_else_in_the_batch(source):
@@ -60,13 +60,13 @@ def test_an_answer_depends_on_nobody_else_in_the_batch(source):
     instructions = ["open", "press the red button down", "close the drawer"]
     together = model.planner.tokenise(instructions)
     batch = make_batch(model, 3)
-    logits = model.planner(batch.plan_images, batch.plan_state, together).logits
+    logits = model.planner(batch.plan_images, batch.plan_state, together)
     for row, instruction in enumerate(instructions):
         alone = model.planner.tokenise([instruction])
         assert torch.equal(alone.ids[0], together.ids[row])
         assert torch.equal(alone.mask[0], together.mask[row])
         only = torch.tensor([row])
-        answer = model.planner(batch.plan_images[only], batch.plan_state[only], alone).logits
+        answer = model.planner(batch.plan_images[only], batch.plan_state[only], alone)
         torch.testing.assert_close(answer, logits[only], atol=1e-4, rtol=1e-4)
 
 
@@ -76,7 +76,7 @@ def test_padding_is_never_read(source):
     unknown = model.planner.backbone.processor.tokenizer.unk_token_id
     junk = replace(batch, text=torch.where(batch.text_mask, batch.text, unknown))
     assert not torch.equal(junk.text, batch.text)
-    logits = [model.planner(b.plan_images, b.plan_state, said(b)).logits for b in (batch, junk)]
+    logits = [model.planner(b.plan_images, b.plan_state, said(b)) for b in (batch, junk)]
     torch.testing.assert_close(*logits, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(answers(model, batch)[1], answers(model, junk)[1], atol=1e-4, rtol=1e-4)
 

@@ -213,8 +213,8 @@ class Fleet:
         """Act, let it happen, and go on until `recovered(since when)`; how long that takes is measured in benchmarks/."""
         tasks = [asyncio.create_task(self.robot(number)) for number in range(self.robots)]
         await self._until(tasks, lambda: min(self.since(0.0)) >= 3)
-        moment = time.monotonic()
         await asyncio.to_thread(happening)
+        moment = time.monotonic()
         await self._until(tasks, lambda: recovered(moment))
         self.going = False
         await asyncio.gather(*tasks)
