@@ -2,8 +2,8 @@
 
 N in {2, 4, 6, 10, 16, 32, 64, 100} x {own encoder, shared features} x seeds, on tasks at the table where only the words tell
 what to do and where precision matters. Every cell is a trial of the sweep engine: trained on one shared recording, evaluated in
-closed loop on unseen seeds, with and without its refiner. All begin with one backbone, trained on the same demonstrations by
-plain cloning. Seed by seed, N interleaved: a part of the study is a whole one with
+closed loop on unseen seeds, with and without its refiner. All begin with one backbone, trained on the same demonstrations in a
+planner of the finest N. Seed by seed, N interleaved: a part of the study is a whole one with
 fewer seeds. Run again, the same command continues, on another machine too: every finished cell is kept in
 `benchmarks/results/granularity/`.
 """
@@ -53,13 +53,16 @@ STUDY: Mapping[str, Any] = {
 PRETRAINING: Mapping[str, Any] = {
     "train.start_from": "",
     "train.start_parts": "planner,refiner",
-    "train.steps": 3000,
-    "train.checkpoint_every": 500,
-    "train.validate_every": 500,
-    "refiner.condition": "features",
+    "train.steps": 2400,
+    "train.checkpoint_every": 400,
+    "train.validate_every": 400,
+    "train.lambda_diff": 0.1,
+    "action.bins": 100,
     "refiner.vision": "shared",
+    "refiner.depth": 1,
+    "refiner.noise_draws": 1,
 }
-"""The training of the backbone that all cells begin with: plain cloning of the same demonstrations, in which no N occurs."""
+"""The training of the backbone that all cells begin with: a planner of the finest N, of whose tokens all coarser ones follow."""
 PRETRAINING_QUICK: Mapping[str, Any] = {"train.steps": 40, "train.checkpoint_every": 20, "train.validate_every": 20}
 QUICK: Mapping[str, Any] = {
     "sim.image_size": 32,
@@ -176,8 +179,8 @@ class Cells:
 def pretrain(sweep: SweepFolder, *, quick: bool) -> None:
     """Train the backbone that every cell begins with, or go on with it.
 
-    A random one takes most of a cell's time to learn which words mean which block, at a moment that depends on the seed: what
-    would be compared is luck. A published planner begins with a pretrained backbone, too.
+    A random one takes most of a cell's time to learn which words mean which block, at a moment that depends on the seed and on N:
+    what would be compared is luck. A published planner begins with a pretrained backbone, too.
     """
     config, goal = sweep.run.config, Path(sweep.run.start_from)
     data = sweep.data(config)

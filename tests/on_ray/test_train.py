@@ -7,6 +7,7 @@ import threading
 from dataclasses import dataclass, field
 
 import pytest
+import torch
 
 from libra_ray import checkpoint
 from libra_ray.on_ray import stages
@@ -126,6 +127,17 @@ def test_resuming_at_the_last_step_ends_on_every_rank(killed_run, demonstrations
         again = training.train(folder, clock)
     assert again == first
     assert read_jsonl(folder.path(training.LOG_NAME)) == rows
+
+
+def test_fine_tuning_begins_with_the_checkpoint(untrained, demonstrations, make_run):
+    """At a learning rate of almost nothing they stay as they were, on a worker that has a folder of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(untrained.parent)
+        few = {"train__steps": 1, "train__lr": 1e-12, "train__seed": 9, "train__validate_every": 0}
+        folder = make_run("tuned", data__root=str(demonstrations), train__start_from=untrained.name, **few)
+        stages.train(folder, StubTracker())
+    begun, ended = (checkpoint.load(path).model.state_dict() for path in (untrained, folder.path("checkpoint")))
+    assert all(torch.allclose(ended[name], value, atol=1e-6) for name, value in begun.items())
 
 
 @pytest.mark.parametrize(
