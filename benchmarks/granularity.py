@@ -62,7 +62,7 @@ PRETRAINING: Mapping[str, Any] = {
     "refiner.depth": 1,
     "refiner.noise_draws": 1,
 }
-"""The training of the backbone that all cells begin with: a planner of the finest N, of whose tokens all coarser ones follow."""
+"""The training of the backbone that all cells begin with: in a planner of the finest N, from whose tokens all others follow."""
 PRETRAINING_QUICK: Mapping[str, Any] = {"train.steps": 40, "train.checkpoint_every": 20, "train.validate_every": 20}
 QUICK: Mapping[str, Any] = {
     "sim.image_size": 32,
@@ -179,7 +179,7 @@ class Cells:
 def pretrain(sweep: SweepFolder, *, quick: bool) -> None:
     """Train the backbone that every cell begins with, or go on with it.
 
-    A random one takes most of a cell's time to learn which words mean which block, at a moment that depends on the seed and on N:
+    A random one takes most of a cell's time to learn which words mean which block, at a moment that depends on seed and N:
     what would be compared is luck. A published planner begins with a pretrained backbone, too.
     """
     config, goal = sweep.run.config, Path(sweep.run.start_from)
