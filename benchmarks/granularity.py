@@ -37,23 +37,23 @@ from libra_ray.types import Json
 ROOT = Path(__file__).parent.parent
 SPACE = "encoder"
 STUDY: Mapping[str, Any] = {
-    "sim.tasks": "touch,push,place-20mm",
-    "sim.max_steps": 100,
-    "record.episodes_per_task": 1000,
+    "sim.tasks": "touch,push",
+    "sim.max_steps": 60,
+    "record.episodes_per_task": 1500,
     "record.noise_std": 0.5,
     "train.start_parts": "planner.backbone",
     "train.steps": 600,
     "train.checkpoint_every": 300,
     "train.validate_every": 300,
     "train.log_every": 40,
-    "evaluate.episodes_per_task": 40,
+    "evaluate.episodes_per_task": 60,
     "evaluate.robots": 32,
 }
 """Changes of the preset `tabletop`: 120 evaluation episodes a cell, and as much training as two cores have time for."""
 PRETRAINING: Mapping[str, Any] = {
     "train.start_from": "",
     "train.start_parts": "planner,refiner",
-    "train.steps": 2400,
+    "train.steps": 2000,
     "train.checkpoint_every": 400,
     "train.validate_every": 400,
     "train.lambda_diff": 0.1,
