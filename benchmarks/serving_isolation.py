@@ -73,8 +73,7 @@ def _paced(call: Callable[[], Any], given: argparse.Namespace) -> list[float]:
 @contextmanager
 def _in_process(given: argparse.Namespace, bench: Any, *, slow: bool) -> Iterator[tuple[Any, int]]:
     # Starting Ray takes seconds that the other sections need not spend here.
-    from serving_probe import served
-
+    from libra_ray.on_ray.serving.probe import served
     from libra_ray.on_ray.serving.settings import Settings
 
     port, proxy_port = free_port(), free_port()
