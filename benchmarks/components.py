@@ -1,12 +1,12 @@
 """What do the parts of Libra-VLA buy? Three tables on our own tasks at the table, where only the words tell what to do.
 
 precision   place-1mm: the planner's bins alone, bins and refiner, and the monolithic policy of the same size and training.
-components  the paper's component table on touch, push, bin and place-5mm: monolithic, + own encoder, + refinement, full.
+components  the paper's component table on touch and push: monolithic, + own encoder, + refinement, full.
 curriculum  on the same tasks: the refiner reads ground truth first, ground truth always, or the planner's tokens always.
 
-Every cell is one policy: trained in this process, then evaluated in closed loop on seeds that no demonstration has. A stopped
-study goes on where it stopped; every finished cell is in the JSON. Intervals: 95 %, bootstrap over training seeds, then over
-episodes.
+Every cell is one policy: it begins with its bench's pretrained backbone (`pretraining.py`), is trained in this process, and
+evaluated in closed loop on seeds that no demonstration has. A stopped study goes on where it stopped; every finished cell is in
+the JSON. Intervals: 95 %, bootstrap over training seeds, then over episodes.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pretraining import PART, PLACE, checkpoint_of, pretrain
 
 from libra_ray import checkpoint
 from libra_ray.config import Config, override, preset
@@ -34,7 +35,6 @@ from libra_ray.results import dump
 from libra_ray.run_folder import RunFolder, locked, write_text
 from libra_ray.study import Line, Sample, markdown, summarise
 from libra_ray.study_plots import Panel, interval_plot
-from libra_ray.training_data import TrainingData
 from libra_ray.types import EpisodeResult, Json
 
 ROOT = Path(__file__).parent.parent
@@ -67,13 +67,22 @@ BENCHES = {
         changes={
             "sim.tasks": "place-1mm",
             "sim.wrist_camera": True,
+            "sim.max_steps": 120,
             "record.episodes_per_task": 1000,
+            "train.steps": 1500,
             "evaluate.episodes_per_task": 100,
         },
         variants={"full": {"evaluate.controllers": f"policy,{COARSE_ONLY}"}, "monolithic": FEATURES},
     ),
     "tasks": Bench(
-        changes={"evaluate.episodes_per_task": 30},
+        changes={
+            "sim.tasks": "touch,push",
+            "sim.max_steps": 60,
+            "record.episodes_per_task": 1500,
+            "record.noise_std": 0.5,
+            "train.steps": 600,
+            "evaluate.episodes_per_task": 60,
+        },
         variants={
             "monolithic": FEATURES | SHARED,
             "own_encoder": FEATURES,
@@ -104,7 +113,7 @@ TABLES = {
 }
 """The first row of each is what the others are compared with."""
 STUDY = {
-    "sim.max_steps": 120,
+    "train.start_parts": PART,
     "evaluate.controllers": "policy",
     "evaluate.videos_per_task": 0,
     "train.checkpoint_every": 500,
@@ -182,20 +191,20 @@ def config_of(bench: Bench, variant: str, seed: int, changes: Mapping[str, Any])
     return override(base, {"train.validate_every": base.train.steps})
 
 
-def prepare(root: Path, name: str, changes: Mapping[str, Any]) -> RunFolder:
-    """The demonstrations of a bench, recorded and decoded once."""
+def prepare(root: Path, name: str, changes: Mapping[str, Any], *, quick: bool) -> RunFolder:
+    """The demonstrations of a bench, recorded and decoded once, and the backbone that all its cells begin with."""
     bench = BENCHES[name]
-    folder = RunFolder.open(root / f"{name}-data", config_of(bench, next(iter(bench.variants)), 0, changes))
-    stages.record(folder)
-    TrainingData.open(folder.config, folder.dataset, folder.path("frames"))
-    return folder
+    data = RunFolder(root / f"{name}-data", config_of(bench, next(iter(bench.variants)), 0, changes))
+    pretrain(root / f"{name}-pretrained", data, quick=quick)
+    return data
 
 
 def run_cell(
     root: Path, name: str, variant: str, seed: int, data: RunFolder, changes: Mapping[str, Any], fleet: Fleet | None = None
 ) -> Cell:
     """Train and evaluate one policy, or go on with it, or read what is finished."""
-    config = config_of(BENCHES[name], variant, seed, {**changes, "data.root": str(data.dataset)})
+    own = {"data.root": str(data.dataset), PLACE: str(checkpoint_of(root / f"{name}-pretrained"))}
+    config = config_of(BENCHES[name], variant, seed, {**changes, **own})
     folder = RunFolder.open(root / f"{name}-{variant}-{seed}", config)
     if not folder.path("frames").exists():
         folder.path("frames").symlink_to(data.path("frames"), target_is_directory=True)
@@ -208,12 +217,12 @@ def run_cell(
     return Cell.read(folder, name, variant)
 
 
-def run(root: Path, benches: Sequence[str], seeds: int, changes: Mapping[str, Any]) -> Iterator[Cell]:
+def run(root: Path, benches: Sequence[str], seeds: int, changes: Mapping[str, Any], *, quick: bool) -> Iterator[Cell]:
     """Every cell, seed by seed, so that a study stopped early has as many of one variant as of another."""
     total = seeds * sum(len(BENCHES[name].variants) for name in benches)
     with connected(), Progress("components", total=total, unit="cells") as bar:
         for seed, name in product(range(seeds), benches):
-            data = prepare(root, name, changes)
+            data = prepare(root, name, changes, quick=quick)
             with Fleet(data.config.sim, available_cpus()) as fleet:
                 for variant in BENCHES[name].variants:
                     yield run_cell(root, name, variant, seed, data, changes, fleet)
@@ -262,7 +271,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--benches", nargs="+", choices=BENCHES, default=list(BENCHES), help="place: precision; tasks: others")
     parser.add_argument("--seeds", type=int, default=3, help="training seeds of every variant (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=1500, help="optimiser steps of every policy (default: %(default)s)")
+    parser.add_argument("--steps", type=int, help="optimiser steps of every policy (default: 1500 for place, 600 for tasks)")
     parser.add_argument("--quick", action="store_true", help="tiny policies that learn nothing: does it all run?")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder for the work (default: runs)")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="further settings of every policy")
@@ -271,11 +280,11 @@ def main() -> None:
     if given.show:
         print(publish(given.show, [Cell.from_json(tree) for tree in json.loads(given.show.read_text())["cells"]]))
         return
-    if min(given.seeds, given.steps) < 1:
+    if given.seeds < 1 or (given.steps is not None and given.steps < 1):
         parser.error(f"--seeds {given.seeds} and --steps {given.steps} must be at least 1")
     name = "components_quick" if given.quick else "components"
     out = (given.runs if given.quick else Path(__file__).parent / "results") / f"{name}.json"
-    changes: dict[str, Any] = {"train.steps": given.steps, **(QUICK if given.quick else {})}
+    changes: dict[str, Any] = {**({"train.steps": given.steps} if given.steps else {}), **(QUICK if given.quick else {})}
     try:
         changes |= dict(pair.split("=", 1) for pair in given.set)
         for bench in BENCHES.values():
@@ -285,7 +294,7 @@ def main() -> None:
         parser.error(f"--set {' '.join(given.set)}: {mistake}; give NAME=VALUE, e.g. train.lr=0.002")
     with locked(given.runs / name):
         cells: list[Cell] = []
-        for cell in run(given.runs / name, given.benches, given.seeds, changes):
+        for cell in run(given.runs / name, given.benches, given.seeds, changes, quick=given.quick):
             cells.append(cell)
             print(f"\n{cell.bench} {cell.variant} seed {cell.seed}: {cell.train_s:.0f} s + {cell.evaluate_s:.0f} s", flush=True)
             text = publish(out, cells)

@@ -17,18 +17,17 @@ from typing import Any
 
 import numpy as np
 from granularity_pages import curve_table, difficulty_table, reading
+from pretraining import PART, PLACE, PRETRAINING, checkpoint_of, pretrain
 
 from libra_ray.config import Config, override, preset
-from libra_ray.on_ray import stages
 from libra_ray.on_ray.session import connected
 from libra_ray.on_ray.sweep import engine, outcome
 from libra_ray.on_ray.sweep.plan import Order, Settings, SweepFolder, TrialFolder
 from libra_ray.on_ray.sweep.space import Space, load_space
-from libra_ray.on_ray.train import train
 from libra_ray.provenance import describe_hardware, git_revision, public_config
 from libra_ray.publish import tracked
 from libra_ray.results import dump
-from libra_ray.run_folder import RunFolder, locked, write_text
+from libra_ray.run_folder import locked, write_text
 from libra_ray.sweep_plots import Curve, granularity_plot, standalone
 from libra_ray.sweep_report import configuration_row, curve_row, curves
 from libra_ray.sweep_results import TrialResult, configurations
@@ -36,12 +35,13 @@ from libra_ray.types import Json
 
 ROOT = Path(__file__).parent.parent
 SPACE = "encoder"
+PRETRAINED = "pretrained"
 STUDY: Mapping[str, Any] = {
     "sim.tasks": "touch,push",
     "sim.max_steps": 60,
     "record.episodes_per_task": 1500,
     "record.noise_std": 0.5,
-    "train.start_parts": "planner.backbone",
+    "train.start_parts": PART,
     "train.steps": 600,
     "train.checkpoint_every": 300,
     "train.validate_every": 300,
@@ -50,20 +50,6 @@ STUDY: Mapping[str, Any] = {
     "evaluate.robots": 32,
 }
 """Changes of the preset `tabletop`: 120 evaluation episodes a cell, and as much training as two cores have time for."""
-PRETRAINING: Mapping[str, Any] = {
-    "train.start_from": "",
-    "train.start_parts": "planner,refiner",
-    "train.steps": 2000,
-    "train.checkpoint_every": 400,
-    "train.validate_every": 400,
-    "train.lambda_diff": 0.1,
-    "action.bins": 100,
-    "refiner.vision": "shared",
-    "refiner.depth": 1,
-    "refiner.noise_draws": 1,
-}
-"""The training of the backbone that all cells begin with: in a planner of the finest N, from whose tokens all others follow."""
-PRETRAINING_QUICK: Mapping[str, Any] = {"train.steps": 40, "train.checkpoint_every": 20, "train.validate_every": 20}
 QUICK: Mapping[str, Any] = {
     "sim.image_size": 32,
     "sim.max_steps": 40,
@@ -77,8 +63,6 @@ QUICK: Mapping[str, Any] = {
 ENCODERS = {"own": "own encoder", "shared": "shared features"}
 
 
-PLACE = "train.start_from"
-"""Where on this machine the pretrained backbone lies."""
 CONTROLLERS = ("policy", "coarse_only")
 
 
@@ -176,23 +160,6 @@ class Cells:
             write_text(self.folder / f"{trial.root.name}.json", dump(asdict(ended)))
 
 
-def pretrain(sweep: SweepFolder, *, quick: bool) -> None:
-    """Train the backbone that every cell begins with, or go on with it.
-
-    A random one takes most of a cell's time to learn which words mean which block, at a moment that depends on seed and N:
-    what would be compared is luck. A published planner begins with a pretrained backbone, too.
-    """
-    config, goal = sweep.run.config, Path(sweep.run.start_from)
-    data = sweep.data(config)
-    folder = RunFolder.open(data.root, data.config)
-    stages.record(folder)
-    changes = {**PRETRAINING, **(PRETRAINING_QUICK if quick else {}), "data.root": str(folder.dataset)}
-    run = RunFolder.open(goal.parent, override(config, changes))
-    if not run.done("train"):
-        with run.stage("train") as clock:
-            train(run, clock)
-
-
 def publish(sweep: SweepFolder, results: Path, pages: Path, name: str) -> None:
     """Write JSON, plot and fragments of what is finished."""
     trials = sweep.results()
@@ -221,7 +188,7 @@ def main() -> None:
     name = "granularity-quick" if given.quick else "granularity"
     root = (given.runs / f"study-{name}").resolve()
     changes = {**STUDY, **(QUICK if given.quick else {}), "ray.use_gpu": given.gpu}
-    changes[PLACE] = str(root / "pretrained" / "checkpoint")
+    changes[PLACE] = str(checkpoint_of(root / PRETRAINED))
     config = override(preset("tabletop"), changes | ({"train.steps": given.steps} if given.steps else {}))
     space = load_space(SPACE, config)
     settings = study(space, quick=given.quick, seeds=given.seeds, hours=given.hours, concurrent=given.concurrent)
@@ -237,7 +204,7 @@ def main() -> None:
                     cells.keep(sweep, trial, result)
                     outcome.publish_trial(sweep, tracker, trial, result)
 
-                pretrain(sweep, quick=given.quick)
+                pretrain(root / PRETRAINED, sweep.data(config), quick=given.quick)
                 engine.run(sweep, ended)
         given.results.mkdir(parents=True, exist_ok=True)
         given.pages.mkdir(parents=True, exist_ok=True)

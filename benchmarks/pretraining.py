@@ -1,0 +1,65 @@
+"""One backbone for all cells of a study, so that they differ in what is compared and not in who understood the words first.
+
+A random backbone takes most of a small cell's time to learn which words mean which block, and when it does depends on the seed
+and on N. A published planner begins with a pretrained backbone, too. This one has learned from the study's own demonstrations,
+in a planner of the finest N: from its tokens all coarser ones follow.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from libra_ray.config import Config, override
+from libra_ray.data.dataset import open_dataset
+from libra_ray.data.frames import frame_cache
+from libra_ray.on_ray import stages
+from libra_ray.on_ray.train import train
+from libra_ray.run_folder import RunFolder
+
+PART = "planner.backbone"
+PLACE = "train.start_from"
+"""Where on this machine the backbone lies: no setting that results depend on."""
+PRETRAINING: Mapping[str, Any] = {
+    PLACE: "",
+    "train.start_parts": "planner,refiner",
+    "train.steps": 2000,
+    "train.checkpoint_every": 400,
+    "train.validate_every": 400,
+    "train.lambda_diff": 0.1,
+    "action.bins": 100,
+    "refiner.condition": "tokens",
+    "refiner.vision": "shared",
+    "refiner.depth": 1,
+    "refiner.noise_draws": 1,
+}
+"""Changes of a cell's configuration; the refiner is there because there must be one."""
+QUICK: Mapping[str, Any] = {"train.steps": 40, "train.checkpoint_every": 20, "train.validate_every": 20}
+
+
+def checkpoint_of(folder: Path) -> Path:
+    """The checkpoint that `pretrain` leaves in a folder."""
+    return folder / "checkpoint"
+
+
+def pretrain(folder: Path, data: RunFolder, *, quick: bool) -> None:
+    """Record the demonstrations and train the backbone, or go on with either.
+
+    Args:
+        folder: for the training's run.
+        data: the recording's run, of a cell's configuration; it need not exist yet.
+        quick: a few steps that teach nothing.
+    """
+    recorded = RunFolder.open(data.root, data.config)
+    stages.record(recorded)
+    frame_cache(open_dataset(recorded.dataset), recorded.path("frames"), data.config.sim.image_size)
+    run = RunFolder.open(folder, pretraining(data.config, recorded.dataset, quick=quick))
+    if not run.path("frames").exists():
+        run.path("frames").symlink_to(recorded.path("frames"), target_is_directory=True)
+    if not run.done("train"):
+        with run.stage("train") as clock:
+            train(run, clock)
+
+
+def pretraining(config: Config, dataset: Path, *, quick: bool) -> Config:
+    """The configuration of the backbone's own training."""
+    return override(config, {**PRETRAINING, **(QUICK if quick else {}), "data.root": str(dataset)})
