@@ -18,22 +18,25 @@ from typing import Any
 import numpy as np
 from granularity_pages import curve_table, difficulty_table, reading
 from pretraining import PART, PLACE, PRETRAINING, checkpoint_of, pretrain
+from results_table import write_between
 
 from libra_ray.config import Config, override, preset
 from libra_ray.on_ray.session import connected
 from libra_ray.on_ray.sweep import engine, outcome
 from libra_ray.on_ray.sweep.plan import Order, Settings, SweepFolder, TrialFolder
 from libra_ray.on_ray.sweep.space import Space, load_space
+from libra_ray.peak import Outcomes, paired_difference
 from libra_ray.provenance import describe_hardware, git_revision, public_config
 from libra_ray.publish import tracked
 from libra_ray.results import dump
 from libra_ray.run_folder import locked, write_text
-from libra_ray.sweep_plots import Curve, granularity_plot, standalone
+from libra_ray.sweep_plots import BINS, Curve, granularity_plot, standalone
 from libra_ray.sweep_report import configuration_row, curve_row, curves
 from libra_ray.sweep_results import TrialResult, configurations
 from libra_ray.types import Json
 
 ROOT = Path(__file__).parent.parent
+STUDY_NAME = "granularity"
 SPACE = "encoder"
 PRETRAINED = "pretrained"
 STUDY: Mapping[str, Any] = {
@@ -64,6 +67,12 @@ ENCODERS = {"own": "own encoder", "shared": "shared features"}
 
 
 CONTROLLERS = ("policy", "coarse_only")
+DRAWN = (
+    ("policy", "own", "own encoder"),
+    ("policy", "shared", "shared features"),
+    ("coarse_only", "own", "planner alone (own encoder's)"),
+)
+"""Controller, encoder and name of every curve."""
 
 
 def study(space: Space, *, quick: bool, seeds: int, hours: float, concurrent: int) -> Settings:
@@ -83,10 +92,11 @@ def result(config: Config, settings: Settings, trials: Sequence[TrialResult]) ->
     """The study's JSON: per encoder the curve over N of both controllers with peak, and every configuration's measures."""
     sides: Json = {}
     for encoder in ENCODERS:
-        mine = [trial for trial in trials if trial.values.get("refiner.vision") == encoder]
+        mine = _with(encoder, trials)
+        sides[f"{encoder}/gain"] = gains(mine)
         for controller in CONTROLLERS:
             found = configurations(mine, controller)
-            lines = curves(found, controller)
+            lines = curves(found)
             sides[f"{encoder}/{controller}"] = {
                 "configurations": [configuration_row(c) for c in found],
                 "curve": curve_row(lines[0]) if lines else None,
@@ -103,11 +113,25 @@ def result(config: Config, settings: Settings, trials: Sequence[TrialResult]) ->
     }
 
 
+def gains(trials: Sequence[TrialResult]) -> dict[int, Json]:
+    """N -> what the refiner adds to its planner's success, episode by episode."""
+    pairs: dict[int, list[tuple[Outcomes, Outcomes]]] = {}
+    for trial in trials:
+        if trial.status == "finished":
+            refined, alone = (trial.outcomes(controller) for controller in CONTROLLERS)
+            pairs.setdefault(int(trial.values[BINS]), []).append((refined, alone))
+    return {n: asdict(paired_difference(found)) for n, found in sorted(pairs.items())}
+
+
+def _with(encoder: str, trials: Sequence[TrialResult]) -> list[TrialResult]:
+    return [trial for trial in trials if trial.values.get("refiner.vision") == encoder]
+
+
 def plot(trials: Sequence[TrialResult]) -> str:
-    """Both encoders in one plot; the difficulty is that of the own encoder."""
+    """Both encoders and the planner alone in one plot; the difficulty is that of the own encoder."""
     lines: list[Curve] = []
-    for encoder, label in ENCODERS.items():
-        found = curves(configurations([t for t in trials if t.values.get("refiner.vision") == encoder]))
+    for controller, encoder, label in DRAWN:
+        found = curves(configurations(_with(encoder, trials), controller))
         lines += [Curve(label=label, points=line.points, peak=line.peak) for line in found[:1]]
     return granularity_plot(lines)
 
@@ -116,8 +140,9 @@ def markdown(found: Json) -> str:
     """The tables and sentences for docs/granularity.md."""
     parts = []
     for encoder, label in ENCODERS.items():
-        policy, coarse = (found["sides"][f"{encoder}/{controller}"] for controller in CONTROLLERS)
-        parts += [f"### {label.capitalize()}", curve_table(policy, coarse), difficulty_table(policy), *reading(policy)]
+        policy, coarse, gain = (found["sides"][f"{encoder}/{name}"] for name in (*CONTROLLERS, "gain"))
+        gain = {int(n): added for n, added in gain.items()}
+        parts += [f"### {label.capitalize()}", curve_table(policy, coarse, gain), difficulty_table(policy), *reading(policy)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -167,7 +192,10 @@ def publish(sweep: SweepFolder, results: Path, pages: Path, name: str) -> None:
     write_text(results / f"{name}.json", dump(found))
     write_text(results / f"{name}.md", markdown(found))
     if svg := plot(trials):
-        write_text(pages / f"{name}.svg", standalone(svg))
+        write_text(pages / "images" / f"{name}.svg", standalone(svg))
+    page = pages / "granularity.md"
+    if name == STUDY_NAME and page.exists():
+        write_between(page, Path(__file__).name, markdown(found))
     print(markdown(found))
 
 
@@ -182,10 +210,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help=f"optimiser steps of every cell (default: {STUDY['train.steps']})")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder that holds the runs (default: runs)")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="for the JSON and the tables")
-    parser.add_argument("--pages", type=Path, default=ROOT / "docs" / "images", help="for the plot")
+    parser.add_argument("--pages", type=Path, default=ROOT / "docs", help="for the page and its plot")
     parser.add_argument("--only-publish", action="store_true", help="write what is finished, run nothing")
     given = parser.parse_args()
-    name = "granularity-quick" if given.quick else "granularity"
+    name = f"{STUDY_NAME}-quick" if given.quick else STUDY_NAME
     root = (given.runs / f"study-{name}").resolve()
     changes = {**STUDY, **(QUICK if given.quick else {}), "ray.use_gpu": given.gpu}
     changes[PLACE] = str(checkpoint_of(root / PRETRAINED))
@@ -207,7 +235,7 @@ def main() -> None:
                 pretrain(root / PRETRAINED, sweep.data(config), quick=given.quick)
                 engine.run(sweep, ended)
         given.results.mkdir(parents=True, exist_ok=True)
-        given.pages.mkdir(parents=True, exist_ok=True)
+        (given.pages / "images").mkdir(parents=True, exist_ok=True)
         publish(sweep, given.results, given.pages, name)
 
 

@@ -33,14 +33,18 @@ def by_bins(side: Side) -> dict[int, Mapping[str, Any]]:
     return dict(sorted(rows.items()))
 
 
-def curve_table(policy: Side, coarse: Side) -> str:
-    """Success per N with its interval, the refined policy beside the planner alone."""
-    lines = ["| N | success | coarse only | seeds | ms per step |", "|---|---|---|---|---|"]
+def curve_table(policy: Side, coarse: Side, gain: Mapping[int, Mapping[str, float]]) -> str:
+    """Success per N with its interval, the refined policy beside the planner alone, and what the refiner adds."""
+    lines = ["| N | success | coarse only | the refiner adds | seeds | ms per step |", "|---|---|---|---|---|---|"]
     planner = by_bins(coarse)
     for n, row in by_bins(policy).items():
-        alone = _cell(planner[n]) if n in planner else "–"
-        lines.append(f"| {n} | **{_cell(row)}** | {alone} | {len(row['seeds'])} | {row['latency_ms']:.2f} |")
+        alone, added = _cell(planner[n]) if n in planner else "–", _gain(gain[n]) if n in gain else "–"
+        lines.append(f"| {n} | **{_cell(row)}** | {alone} | {added} | {len(row['seeds'])} | {row['latency_ms']:.2f} |")
     return "\n".join(lines)
+
+
+def _gain(added: Mapping[str, float]) -> str:
+    return f"{added['value']:+.2f} ({added['low']:+.2f} to {added['high']:+.2f})"
 
 
 def _cell(row: Mapping[str, Any]) -> str:

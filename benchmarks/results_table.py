@@ -13,7 +13,8 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-BEGIN, END = "<!-- results: written by benchmarks/results_table.py -->", "<!-- /results -->"
+BEGIN, END = "<!-- results: written by benchmarks/{} -->", "<!-- /results -->"
+"""Between these lines a page shows what a script has written."""
 COLUMNS = {"expert": "expert", "policy": "**dual system**", "coarse_only": "coarse only", "zero_action": "zero action"}
 
 
@@ -50,10 +51,21 @@ def document() -> str:
 
 def write_readme() -> None:
     """Put the tables into the README."""
-    path = ROOT / "README.md"
-    before, _, rest = path.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    path.write_text(f"{before}{BEGIN}\n\n{document()}\n\n{END}{after}")
+    write_between(ROOT / "README.md", Path(__file__).name, document())
+
+
+def write_between(page: Path, script: str, text: str) -> None:
+    """Replace what `script` has written into a page."""
+    begin = BEGIN.format(script)
+    before, found, rest = page.read_text().partition(begin)
+    if not found:
+        raise ValueError(f"{page.name} has no line {begin}")
+    page.write_text(f"{before}{begin}\n\n{text.strip()}\n\n{END}{rest.partition(END)[2]}")
+
+
+def read_between(page: Path, script: str) -> str:
+    """What `script` has written into a page."""
+    return page.read_text().partition(BEGIN.format(script))[2].partition(END)[0].strip()
 
 
 def _read(name: str) -> dict[str, Any] | None:

@@ -76,6 +76,27 @@ def success_draws(seeds: Sequence[Outcomes], rng: np.random.Generator, draws: in
     return means
 
 
+def paired_difference(seeds: Sequence[tuple[Outcomes, Outcomes]], seed: int = 0, draws: int = DRAWS) -> Estimate:
+    """How much more often the first of two controllers succeeds, who met the same episodes; drawn as in `success_draws`.
+
+    Args:
+        seeds: per seed, the outcomes of both, all of equal shape.
+        seed: of the bootstrap.
+        draws: resamples.
+
+    Raises:
+        ValueError: there is no seed, or the outcomes differ in shape.
+    """
+    shapes = {tuple(len(task) for task in outcomes) for pair in seeds for outcomes in pair}
+    if len(shapes) != 1 or len(set(*shapes)) != 1:
+        raise ValueError(f"outcomes of shapes {sorted(shapes)}; pairs need one, with equally many episodes of every task")
+    pairs = np.array([np.subtract(first, second, dtype=float) for first, second in seeds])
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(len(pairs), size=(draws, len(pairs), 1, 1))
+    episodes = rng.integers(pairs.shape[2], size=(draws, *pairs.shape))
+    return estimate(float(pairs.mean()), pairs[drawn, np.arange(pairs.shape[1])[:, None], episodes].mean(axis=(1, 2, 3)))
+
+
 def estimate_peak(cells: Mapping[int, Sequence[Outcomes]], seed: int = 0, draws: int = DRAWS) -> Peak:
     """The peak over N.
 

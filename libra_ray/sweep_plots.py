@@ -99,7 +99,7 @@ def _success(axes: Axes, curve: Curve, colour: str, shift: float) -> None:
         (x, success)
         for x, point in zip(at, known, strict=True)
         for t in point.finished
-        if (success := t.success_of()) is not None
+        if (success := t.success_of(point.controller)) is not None
     ]
     axes.plot([x for x, _ in dots], [y for _, y in dots], ".", color=colour, alpha=0.35, markersize=5)
 

@@ -102,7 +102,7 @@ def front(found: Sequence[Configuration]) -> list[int]:
     return [known[index].number for index in pareto_front(points)]
 
 
-def curves(found: Sequence[Configuration], controller: str = "policy") -> list[Curve]:
+def curves(found: Sequence[Configuration]) -> list[Curve]:
     """Success over N, a curve for every combination of the other values that has at least two N; the longest first."""
     groups: dict[str, list[Configuration]] = {}
     for c in found:
@@ -113,13 +113,13 @@ def curves(found: Sequence[Configuration], controller: str = "policy") -> list[C
         by_n = {int(c.values[BINS]): c for c in sorted(points, key=lambda c: -c.number)}
         if len(by_n) > 1:
             ordered = [by_n[n] for n in sorted(by_n)]
-            lines.append(Curve(label=label if len(groups) > 1 else "", points=ordered, peak=peak_of(ordered, controller)))
+            lines.append(Curve(label=label if len(groups) > 1 else "", points=ordered, peak=peak_of(ordered)))
     return sorted(lines, key=lambda curve: -len(curve.points))
 
 
-def peak_of(points: Sequence[Configuration], controller: str = "policy") -> Peak | None:
+def peak_of(points: Sequence[Configuration]) -> Peak | None:
     """The peak over N of configurations that differ in nothing else; None for fewer than three."""
-    cells = {int(c.values[BINS]): [t.outcomes(controller) for t in c.finished] for c in points if c.finished}
+    cells = {int(c.values[BINS]): [t.outcomes(c.controller) for t in c.finished] for c in points if c.finished}
     return estimate_peak(cells) if len(cells) > 2 else None
 
 

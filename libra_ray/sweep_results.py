@@ -66,12 +66,14 @@ class Configuration:
     Only finished trials count towards the figures: one that the scheduler stopped was measured earlier in training.
 
     Attributes:
+        controller: whose success it is.
         success: mean over seeds of the closed-loop success; `interval`: hierarchical bootstrap over seeds and episodes.
     """
 
     number: int
     values: Mapping[str, Any]
     trials: Sequence[TrialResult]
+    controller: str
     success: float | None
     interval: tuple[float, float] | None
 
@@ -119,7 +121,9 @@ def _configuration(number: int, trials: Sequence[TrialResult], controller: str) 
         low, high = np.quantile(success_draws(seeds, np.random.default_rng(number)), [0.025, 0.975])
         interval = (float(low), float(high))
     success = mean([t.success_of(controller) for t in trials if t.status == "finished"])
-    return Configuration(number=number, values=trials[0].values, trials=trials, success=success, interval=interval)
+    return Configuration(
+        number=number, values=trials[0].values, trials=trials, controller=controller, success=success, interval=interval
+    )
 
 
 def best(found: Sequence[Configuration]) -> Configuration | None:

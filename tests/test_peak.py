@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from libra_ray.intervals import wilson
-from libra_ray.peak import estimate_peak, success_draws
+from libra_ray.peak import estimate_peak, paired_difference, success_draws
 
 INVERTED_U = {2: 0.45, 4: 0.6, 6: 0.7, 10: 0.8, 16: 0.72, 32: 0.6, 64: 0.5, 100: 0.4}
 FLAT = dict.fromkeys(INVERTED_U, 0.6)
@@ -82,3 +82,38 @@ def test_nonsense_is_refused():
         estimate_peak({2: cell, 4: cell})
     with pytest.raises(ValueError, match="as many tasks"):
         success_draws([[np.ones(3, bool)], []], np.random.default_rng(0))
+
+
+class TestPairedDifference:
+    """What one controller adds to another on the same episodes."""
+
+    @staticmethod
+    def _pairs(rng, gain):
+        """Three seeds, two tasks of 30 episodes: the first succeeds wherever the second does, and in `gain` of the others."""
+        pairs = []
+        for _ in range(3):
+            second = [rng.random(30) < 0.4 for _ in range(2)]
+            pairs.append(([task | (rng.random(30) < gain / 0.6) for task in second], second))
+        return pairs
+
+    def test_the_same_controller_adds_nothing(self):
+        pairs = [(second, second) for _, second in self._pairs(np.random.default_rng(0), 0.2)]
+        found = paired_difference(pairs)
+        assert (found.value, found.low, found.high) == (0, 0, 0)
+
+    def test_what_one_gains_the_other_loses(self):
+        pairs = self._pairs(np.random.default_rng(1), 0.2)
+        there, back = paired_difference(pairs), paired_difference([(second, first) for first, second in pairs])
+        assert (there.value, there.low, there.high) == pytest.approx((-back.value, -back.high, -back.low))
+
+    def test_the_interval_covers_the_truth(self):
+        rng = np.random.default_rng(2)
+        found = [paired_difference(self._pairs(rng, 0.2), draws=400) for _ in range(60)]
+        assert sum(e.low <= 0.2 <= e.high for e in found) >= 51
+
+    def test_pairs_of_other_shapes_are_refused(self):
+        uneven = [np.ones(3, bool), np.ones(4, bool)]
+        with pytest.raises(ValueError, match="equally many"):
+            paired_difference([(uneven, uneven)])
+        with pytest.raises(ValueError, match="shapes"):
+            paired_difference([])

@@ -17,9 +17,8 @@ CODE_LINES = [line.strip() for line in README.splitlines() if line.startswith(" 
 
 
 def test_the_tables_are_the_committed_results() -> None:
-    _, _, rest = README.partition(results_table.BEGIN)
-    shown, _, _ = rest.partition(results_table.END)
-    assert shown.strip() == results_table.document()
+    shown = results_table.read_between(ROOT / "README.md", "results_table.py")
+    assert shown == results_table.document()
     assert "button-press-topdown-v3" in shown
 
 
