@@ -1,8 +1,9 @@
-"""What do the parts of Libra-VLA buy? Three tables on our own tasks at the table, where only the words tell what to do.
+"""What do the parts of Libra-VLA buy? Four tables on our own tasks at the table, where only the words tell what to do.
 
 precision   place-1mm: the planner's bins alone, bins and refiner, and the monolithic policy of the same size and training.
 components  the paper's component table on touch and push: monolithic, + own encoder, + refinement, full.
 curriculum  on the same tasks: the refiner reads ground truth first, ground truth always, or the planner's tokens always.
+information on the same tasks: is it what the tokens do not say that few bins lack? The refiner may read the words itself.
 
 Every cell is one policy: it begins with its bench's pretrained backbone (`pretraining.py`), is trained in this process, and
 evaluated in closed loop on seeds that no demonstration has. A stopped study goes on where it stopped; every finished cell is in
@@ -18,115 +19,30 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from component_tables import BENCHES, QUICK, TABLES, config_of
 from numpy.typing import NDArray
-from pretraining import PART, PLACE, checkpoint_of, pretrain
+from pretraining import PLACE, checkpoint_of, pretrain
 
 from libra_ray import checkpoint
-from libra_ray.config import Config, override, preset
+from libra_ray.config import Config
 from libra_ray.on_ray import evaluate as evaluation
 from libra_ray.on_ray import stages
 from libra_ray.on_ray.evaluation_log import read_evaluation
 from libra_ray.on_ray.fleet import Fleet
 from libra_ray.on_ray.session import available_cpus, connected
+from libra_ray.on_ray.sweep.plan import MAY_CHANGE
 from libra_ray.on_ray.sweep.trial import train_until
 from libra_ray.progress import Progress
-from libra_ray.provenance import describe_hardware, git_revision
-from libra_ray.results import dump
+from libra_ray.provenance import describe_hardware, git_revision, public_config
+from libra_ray.results import dump, plain
 from libra_ray.run_folder import RunFolder, locked, write_text
 from libra_ray.study import Line, Sample, markdown, summarise
 from libra_ray.study_plots import Panel, interval_plot
 from libra_ray.types import EpisodeResult, Json
 
 ROOT = Path(__file__).parent.parent
-COARSE_ONLY = "coarse_only"
 EXPLAINED = "val_explained_planner"
 FACTS = ("weights", "training", "residual explained")
-FEATURES, SHARED = {"refiner.condition": "features"}, {"refiner.vision": "shared"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bench:
-    """Policies that share tasks and demonstrations: changes of the preset `tabletop`, and of that per variant."""
-
-    changes: Mapping[str, Any]
-    variants: Mapping[str, Mapping[str, Any]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """A line of a table: a variant of a bench, driven by itself or by its planner alone."""
-
-    label: str
-    bench: str
-    variant: str
-    controller: str = "policy"
-
-
-BENCHES = {
-    "place": Bench(
-        changes={
-            "sim.tasks": "place-1mm",
-            "sim.wrist_camera": True,
-            "sim.max_steps": 120,
-            "record.episodes_per_task": 1000,
-            "train.steps": 1500,
-            "evaluate.episodes_per_task": 100,
-        },
-        variants={"full": {"evaluate.controllers": f"policy,{COARSE_ONLY}"}, "monolithic": FEATURES},
-    ),
-    "tasks": Bench(
-        changes={
-            "sim.tasks": "touch,push",
-            "sim.max_steps": 60,
-            "record.episodes_per_task": 1500,
-            "record.noise_std": 0.5,
-            "train.steps": 600,
-            "evaluate.episodes_per_task": 60,
-        },
-        variants={
-            "monolithic": FEATURES | SHARED,
-            "own_encoder": FEATURES,
-            "refinement": SHARED,
-            "full": {},
-            "teacher": {"train.curriculum": "teacher"},
-            "planner": {"train.curriculum": "planner"},
-        },
-    ),
-}
-TABLES = {
-    "precision": (
-        Row(label="coarse + refine", bench="place", variant="full"),
-        Row(label="coarse only", bench="place", variant="full", controller=COARSE_ONLY),
-        Row(label="monolithic, equal budget", bench="place", variant="monolithic"),
-    ),
-    "components": (
-        Row(label="full", bench="tasks", variant="full"),
-        Row(label="+ refinement (tokens, shared features)", bench="tasks", variant="refinement"),
-        Row(label="+ own encoder (no tokens)", bench="tasks", variant="own_encoder"),
-        Row(label="monolithic diffusion", bench="tasks", variant="monolithic"),
-    ),
-    "curriculum": (
-        Row(label="ground truth, then sampled tokens", bench="tasks", variant="full"),
-        Row(label="ground truth only", bench="tasks", variant="teacher"),
-        Row(label="sampled tokens only", bench="tasks", variant="planner"),
-    ),
-}
-"""The first row of each is what the others are compared with."""
-STUDY = {
-    "train.start_parts": PART,
-    "evaluate.controllers": "policy",
-    "evaluate.videos_per_task": 0,
-    "train.checkpoint_every": 500,
-}
-QUICK = {
-    "sim.image_size": 32,
-    "sim.max_steps": 60,
-    "record.episodes_per_task": 10,
-    "train.steps": 40,
-    "train.batch_size": 16,
-    "train.warmup_steps": 5,
-    "evaluate.episodes_per_task": 4,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +50,7 @@ class Cell:
     """One policy: trained from one seed, evaluated.
 
     Attributes:
+        settings: what its result depends on, by dotted name.
         episodes: controller -> its episodes, in the order of tasks and seeds.
         difficulty: the last held-out measures (`libra_ray.difficulty`), with their log's prefix.
     """
@@ -141,6 +58,7 @@ class Cell:
     bench: str
     variant: str
     seed: int
+    settings: Mapping[str, Any] = field(repr=False)
     parameters: int
     train_s: float
     evaluate_s: float
@@ -159,6 +77,7 @@ class Cell:
             bench=bench,
             variant=variant,
             seed=folder.config.train.seed,
+            settings=settings_of(folder.config),
             parameters=sum(p.numel() for p in loaded.model.parameters()),
             train_s=folder.wall_s("train"),
             evaluate_s=folder.wall_s("evaluate"),
@@ -184,11 +103,10 @@ class Cell:
         return np.array([r.position_error_mm for r in self.episodes[controller] if r.position_error_mm is not None])
 
 
-def config_of(bench: Bench, variant: str, seed: int, changes: Mapping[str, Any]) -> Config:
-    """A cell's configuration: preset, study, bench, the command line's changes, and last what the variant is named after."""
-    ordered = {**STUDY, **bench.changes, **changes, **bench.variants[variant], "train.seed": seed}
-    base = override(preset("tabletop"), ordered)
-    return override(base, {"train.validate_every": base.train.steps})
+def settings_of(config: Config) -> Json:
+    """The settings that a cell's result depends on, wherever it is run."""
+    known = public_config(config).items()
+    return dict(plain({n: v for n, v in known if n not in (PLACE, "data.root") and not n.startswith(MAY_CHANGE)}))
 
 
 def prepare(root: Path, name: str, changes: Mapping[str, Any], *, quick: bool) -> RunFolder:
@@ -217,16 +135,32 @@ def run_cell(
     return Cell.read(folder, name, variant)
 
 
-def run(root: Path, benches: Sequence[str], seeds: int, changes: Mapping[str, Any], *, quick: bool) -> Iterator[Cell]:
-    """Every cell, seed by seed, so that a study stopped early has as many of one variant as of another."""
-    total = seeds * sum(len(BENCHES[name].variants) for name in benches)
-    with connected(), Progress("components", total=total, unit="cells") as bar:
-        for seed, name in product(range(seeds), benches):
+def run(
+    root: Path, benches: Sequence[str], seeds: int, changes: Mapping[str, Any], known: Sequence[Cell], *, quick: bool
+) -> Iterator[Cell]:
+    """Every cell that is not `known`, seed by seed: stopped early, a study has as many of one variant as of another."""
+    kept = {(cell.bench, cell.variant, cell.seed) for cell in known}
+    wanted = {
+        (seed, name): [variant for variant in BENCHES[name].variants if (name, variant, seed) not in kept]
+        for seed, name in product(range(seeds), benches)
+    }
+    with connected(), Progress("components", total=sum(map(len, wanted.values())), unit="cells") as bar:
+        for (seed, name), variants in wanted.items():
+            if not variants:
+                continue
             data = prepare(root, name, changes, quick=quick)
             with Fleet(data.config.sim, available_cpus()) as fleet:
-                for variant in BENCHES[name].variants:
+                for variant in variants:
                     yield run_cell(root, name, variant, seed, data, changes, fleet)
                     bar.to(bar.count + 1)
+
+
+def kept_cells(out: Path, changes: Mapping[str, Any]) -> list[Cell]:
+    """The cells of an earlier result that were measured under the same settings, on whatever machine."""
+    if not out.exists():
+        return []
+    cells = [Cell.from_json(tree) for tree in json.loads(out.read_text())["cells"]]
+    return [c for c in cells if c.settings == settings_of(config_of(BENCHES[c.bench], c.variant, c.seed, changes))]
 
 
 def table(name: str, cells: Sequence[Cell]) -> list[Line]:
@@ -293,8 +227,9 @@ def main() -> None:
     except ValueError as mistake:
         parser.error(f"--set {' '.join(given.set)}: {mistake}; give NAME=VALUE, e.g. train.lr=0.002")
     with locked(given.runs / name):
-        cells: list[Cell] = []
-        for cell in run(given.runs / name, given.benches, given.seeds, changes, quick=given.quick):
+        cells = kept_cells(out, changes)
+        text = publish(out, cells)
+        for cell in run(given.runs / name, given.benches, given.seeds, changes, cells, quick=given.quick):
             cells.append(cell)
             print(f"\n{cell.bench} {cell.variant} seed {cell.seed}: {cell.train_s:.0f} s + {cell.evaluate_s:.0f} s", flush=True)
             text = publish(out, cells)

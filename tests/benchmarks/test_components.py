@@ -1,11 +1,14 @@
 """The study of components: what is compared, and how it is shown."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 
-from benchmarks.components import BENCHES, QUICK, TABLES, Cell, config_of, publish, table
+from benchmarks.component_tables import BENCHES, QUICK, TABLES, config_of
+from benchmarks.components import Cell, kept_cells, publish, settings_of, table
 from libra_ray.overriding import flatten
+from libra_ray.results import plain
 from libra_ray.types import EpisodeResult
 
 PAPER = {
@@ -33,6 +36,7 @@ def test_the_lines_of_a_table_differ_in_what_they_are_named_after_alone(name):
         "precision": {"refiner.condition", "evaluate.controllers"},
         "components": {"refiner.condition", "refiner.vision"},
         "curriculum": {"train.curriculum"},
+        "information": {"action.bins", "refiner.see_language"},
     }
     assert changed == named[name]
 
@@ -43,10 +47,11 @@ def cell(variant="full", seed=0, success=True, error_mm=0.5) -> Cell:
         return [EpisodeResult(**common, seed=s, position_error_mm=mm) for s, mm in enumerate((error_mm, 2 * error_mm))]
 
     both = {"policy": episodes("policy", success)}
+    settings = settings_of(config_of(BENCHES["place"], variant, seed, QUICK))
     both |= {"coarse_only": episodes("coarse_only", False)} if variant == "full" else {}
     return Cell(
-        bench="place", variant=variant, seed=seed, parameters=2_000_000, train_s=1.0, evaluate_s=1.0, steps=3,
-        difficulty={"val_explained_planner": 0.25}, episodes=both,
+        bench="place", variant=variant, seed=seed, settings=settings, parameters=2_000_000, train_s=1.0, evaluate_s=1.0,
+        steps=3, difficulty={"val_explained_planner": 0.25}, episodes=both,
     )  # fmt: skip
 
 
@@ -64,3 +69,12 @@ def test_a_table_shows_what_was_measured_so_far(tmp_path):
     assert (tmp_path / "found.svg").read_text().startswith("<?xml")
     again = [Cell.from_json(tree) for tree in json.loads((tmp_path / "found.json").read_text())["cells"]]
     assert publish(tmp_path / "again.json", again) == text
+
+
+def test_another_machine_keeps_the_cells_of_the_same_settings(tmp_path):
+    cells = [cell(seed=0), cell("monolithic", seed=1)]
+    publish(tmp_path / "found.json", cells)
+    kept = kept_cells(tmp_path / "found.json", QUICK)
+    assert [plain(asdict(cell)) for cell in kept] == [plain(asdict(cell)) for cell in cells]
+    assert kept_cells(tmp_path / "found.json", {**QUICK, "train.lr": 0.5}) == []
+    assert kept_cells(tmp_path / "none.json", QUICK) == []

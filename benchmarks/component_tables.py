@@ -1,0 +1,114 @@
+"""What the study of components compares: benches of policies that share tasks and demonstrations, and the tables of them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pretraining import PART
+
+from libra_ray.config import Config, override, preset
+
+COARSE_ONLY = "coarse_only"
+WORDS = {"refiner.see_language": True}
+FEATURES, SHARED = {"refiner.condition": "features"}, {"refiner.vision": "shared"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Policies that share tasks and demonstrations: changes of the preset `tabletop`, and of that per variant."""
+
+    changes: Mapping[str, Any]
+    variants: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A line of a table: a variant of a bench, driven by itself or by its planner alone."""
+
+    label: str
+    bench: str
+    variant: str
+    controller: str = "policy"
+
+
+BENCHES = {
+    "place": Bench(
+        changes={
+            "sim.tasks": "place-1mm",
+            "sim.wrist_camera": True,
+            "sim.max_steps": 120,
+            "record.episodes_per_task": 1000,
+            "train.steps": 1500,
+            "evaluate.episodes_per_task": 100,
+        },
+        variants={"full": {"evaluate.controllers": f"policy,{COARSE_ONLY}"}, "monolithic": FEATURES},
+    ),
+    "tasks": Bench(
+        changes={
+            "sim.tasks": "touch,push",
+            "sim.max_steps": 60,
+            "record.episodes_per_task": 1500,
+            "record.noise_std": 0.5,
+            "train.steps": 600,
+            "evaluate.episodes_per_task": 60,
+        },
+        variants={
+            "monolithic": FEATURES | SHARED,
+            "own_encoder": FEATURES,
+            "refinement": SHARED,
+            "full": {},
+            "teacher": {"train.curriculum": "teacher"},
+            "planner": {"train.curriculum": "planner"},
+            "words": WORDS,
+            "two": {"action.bins": 2},
+            "two_words": {"action.bins": 2} | WORDS,
+        },
+    ),
+}
+TABLES = {
+    "precision": (
+        Row(label="coarse + refine", bench="place", variant="full"),
+        Row(label="coarse only", bench="place", variant="full", controller=COARSE_ONLY),
+        Row(label="monolithic, equal budget", bench="place", variant="monolithic"),
+    ),
+    "components": (
+        Row(label="full", bench="tasks", variant="full"),
+        Row(label="+ refinement (tokens, shared features)", bench="tasks", variant="refinement"),
+        Row(label="+ own encoder (no tokens)", bench="tasks", variant="own_encoder"),
+        Row(label="monolithic diffusion", bench="tasks", variant="monolithic"),
+    ),
+    "curriculum": (
+        Row(label="ground truth, then sampled tokens", bench="tasks", variant="full"),
+        Row(label="ground truth only", bench="tasks", variant="teacher"),
+        Row(label="sampled tokens only", bench="tasks", variant="planner"),
+    ),
+    "information": (
+        Row(label="N = 2, as published", bench="tasks", variant="two"),
+        Row(label="N = 2, the refiner reads the words", bench="tasks", variant="two_words"),
+        Row(label="N = 10, as published", bench="tasks", variant="full"),
+        Row(label="N = 10, the refiner reads the words", bench="tasks", variant="words"),
+    ),
+}
+"""The first row of each is what the others are compared with."""
+STUDY = {
+    "train.start_parts": PART,
+    "evaluate.controllers": "policy",
+    "evaluate.videos_per_task": 0,
+    "train.checkpoint_every": 500,
+}
+QUICK = {
+    "sim.image_size": 32,
+    "sim.max_steps": 60,
+    "record.episodes_per_task": 10,
+    "train.steps": 40,
+    "train.batch_size": 16,
+    "train.warmup_steps": 5,
+    "evaluate.episodes_per_task": 4,
+}
+
+
+def config_of(bench: Bench, variant: str, seed: int, changes: Mapping[str, Any]) -> Config:
+    """A cell's configuration: preset, study, bench, the command line's changes, and last what the variant is named after."""
+    ordered = {**STUDY, **bench.changes, **changes, **bench.variants[variant], "train.seed": seed}
+    base = override(preset("tabletop"), ordered)
+    return override(base, {"train.validate_every": base.train.steps})
