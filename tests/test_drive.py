@@ -196,12 +196,12 @@ def test_refusals_are_counted_with_the_servers_words():
 
 def test_a_missing_and_a_vanished_server_are_one_clear_error():
     with serving() as server:
-        order = stubs(server, patience_s=0.3, seconds=20.0)
+        order = stubs(server, patience_s=0.3, seconds=600.0)
         threading.Timer(0.7, server.close).start()
         began = time.monotonic()
         with pytest.raises(ConnectionError, match=r"no server at ws://127\.0\.0\.1"):
             asyncio.run(run(order))
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < order.seconds
     with pytest.raises(ConnectionError, match="no server at"):
         asyncio.run(run(order))
 

@@ -142,7 +142,7 @@ def test_openpis_client_gets_the_same(real, proxy_port, policy, way):
 def test_simulators_inside_the_cluster_ask_by_handle(real, policy):
     from ray import serve
 
-    answer = Reply.read(serve.get_app_handle("real").act.remote(request(seen(4), robot="inside")).result(timeout_s=30))
+    answer = Reply.read(serve.get_app_handle("real").act.remote(request(seen(4), robot="inside")).result(timeout_s=PATIENCE_S))
     np.testing.assert_allclose(answer.actions, expected(policy, 4, 0, 0), atol=1e-3)
 
 
@@ -172,9 +172,9 @@ def test_new_weights_replace_the_old_ones_in_place(real, deployed):
 
 def test_the_page_and_its_numbers_are_served(stub):
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(f"http://127.0.0.1:{stub.port}/", timeout=10) as page:
+    with opener.open(f"http://127.0.0.1:{stub.port}/", timeout=PATIENCE_S) as page:
         assert "Content-Security-Policy" in page.read().decode()
-    with opener.open(f"http://127.0.0.1:{stub.port}/fleet.json", timeout=10) as numbers:
+    with opener.open(f"http://127.0.0.1:{stub.port}/fleet.json", timeout=PATIENCE_S) as numbers:
         assert b"robots" in numbers.read()
 
 
@@ -194,7 +194,7 @@ class Fleet:
     going: bool = True
 
     async def robot(self, number):
-        async with AsyncRobotClient(f"127.0.0.1:{self.port}", robot=f"robot {number}", timeout_s=30) as client:
+        async with AsyncRobotClient(f"127.0.0.1:{self.port}", robot=f"robot {number}", timeout_s=PATIENCE_S) as client:
             step = 0
             while self.going:
                 reply = await client.act(observe(number, step))
