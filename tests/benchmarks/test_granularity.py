@@ -119,3 +119,15 @@ def test_another_machine_goes_on_with_the_finished_cells(study, tmp_path):
     other = study.SweepFolder.open(tmp_path / "other", override(config, {"train.steps": 7}), space, settings, resume=False)
     with pytest.raises(ValueError, match=r"another train\.steps"):
         kept.restore(other)
+
+
+def test_the_page_shows_the_committed_cells(study):
+    from results_table import read_between
+
+    results = ROOT / "benchmarks" / "results"
+    shown = read_between(ROOT / "docs" / "granularity.md", "granularity.py")
+    assert shown == (results / "granularity.md").read_text().strip()
+    config = override(preset("tabletop"), study.STUDY)
+    settings = study.study(load_space(study.SPACE, config), quick=False, seeds=3, hours=0, concurrent=0)
+    cells = [TrialResult.from_json(json.loads(path.read_text())) for path in sorted((results / "granularity").glob("0*.json"))]
+    assert study.markdown(study.result(config, settings, cells)).strip() == shown
