@@ -58,7 +58,7 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
-SYNC = "uv sync --quiet --locked"
+SYNC = "uv sync --quiet --locked --compile-bytecode"
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,25 @@
 """One cell of the study of components, from training to its record, on a real fleet."""
 
+import shutil
 from dataclasses import asdict, replace
 
-from benchmarks.components import BENCHES, Bench, run_cell
+from component_tables import BENCHES, Bench
+from pretraining import checkpoint_of
+
+from benchmarks.components import run_cell
 from libra_ray.overriding import flatten
 from libra_ray.run_folder import RunFolder
 from tests.on_ray.doubles import debug_config
 
 
-def test_a_cell_is_trained_evaluated_and_not_run_twice(ray_cluster, demonstrations, tmp_path, monkeypatch):
+def test_a_cell_is_trained_evaluated_and_not_run_twice(ray_cluster, demonstrations, untrained, tmp_path, monkeypatch):
     debug = {key: value for key, value in flatten(debug_config()).items() if key != "preset"}
     few = {"train.steps": 4, "evaluate.episodes_per_task": 1, "evaluate.controllers": "policy", "sim.max_steps": 12}
     few |= {"ray.simulator_actors": 1}
     monkeypatch.setitem(BENCHES, "place", Bench(changes={}, variants={"monolithic": {"refiner.condition": "features"}}))
     data = RunFolder.open(tmp_path / "data", debug_config(data__root=str(demonstrations)))
     data.path("frames").mkdir()
+    shutil.copytree(untrained, checkpoint_of(tmp_path / "place-pretrained"))
 
     def measured():
         return run_cell(tmp_path, "place", "monolithic", 3, data, debug | few)
