@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pretraining import PART
+from pretraining import PART, WORDED_TASKS
 
 from libra_ray.config import Config, override, preset
 
@@ -44,14 +44,7 @@ BENCHES = {
         variants={"full": {"evaluate.controllers": f"policy,{COARSE_ONLY}"}, "monolithic": FEATURES},
     ),
     "tasks": Bench(
-        changes={
-            "sim.tasks": "touch,push",
-            "sim.max_steps": 60,
-            "record.episodes_per_task": 1500,
-            "record.noise_std": 0.5,
-            "train.steps": 600,
-            "evaluate.episodes_per_task": 60,
-        },
+        changes=WORDED_TASKS,
         variants={
             "monolithic": FEATURES | SHARED,
             "own_encoder": FEATURES,

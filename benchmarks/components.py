@@ -124,8 +124,7 @@ def run_cell(
     own = {"data.root": str(data.dataset), PLACE: str(checkpoint_of(root / f"{name}-pretrained"))}
     config = config_of(BENCHES[name], variant, seed, {**changes, **own})
     folder = RunFolder.open(root / f"{name}-{variant}-{seed}", config)
-    if not folder.path("frames").exists():
-        folder.path("frames").symlink_to(data.path("frames"), target_is_directory=True)
+    folder.share_frames(data.path("frames"))
     if not folder.done("train"):
         with folder.stage("train") as clock:
             train_until(folder, config.train.steps, clock)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from granularity_pages import curve_table, difficulty_table, reading
-from pretraining import PART, PLACE, PRETRAINING, checkpoint_of, pretrain
+from pretraining import PLACE, PRETRAINING, WORDED_TASKS, checkpoint_of, pretrain
 from results_table import write_between
 
 from libra_ray.config import Config, override, preset
@@ -40,19 +40,13 @@ STUDY_NAME = "granularity"
 SPACE = "encoder"
 PRETRAINED = "pretrained"
 STUDY: Mapping[str, Any] = {
-    "sim.tasks": "touch,push",
-    "sim.max_steps": 60,
-    "record.episodes_per_task": 1500,
-    "record.noise_std": 0.5,
-    "train.start_parts": PART,
-    "train.steps": 600,
+    **WORDED_TASKS,
     "train.checkpoint_every": 300,
     "train.validate_every": 300,
     "train.log_every": 40,
-    "evaluate.episodes_per_task": 60,
     "evaluate.robots": 32,
 }
-"""Changes of the preset `tabletop`: 120 evaluation episodes a cell, and as much training as two cores have time for."""
+"""Changes of the preset `tabletop`."""
 QUICK: Mapping[str, Any] = {
     "sim.image_size": 32,
     "sim.max_steps": 40,

@@ -19,6 +19,16 @@ from libra_ray.run_folder import RunFolder
 PART = "planner.backbone"
 PLACE = "train.start_from"
 """Where on this machine the backbone lies: no setting that results depend on."""
+WORDED_TASKS: Mapping[str, Any] = {
+    "sim.tasks": "touch,push",
+    "sim.max_steps": 60,
+    "record.episodes_per_task": 1500,
+    "record.noise_std": 0.5,
+    "train.start_parts": PART,
+    "train.steps": 600,
+    "evaluate.episodes_per_task": 60,
+}
+"""What both studies share: tasks that only the words tell apart, 120 evaluation episodes a cell."""
 PRETRAINING: Mapping[str, Any] = {
     PLACE: "",
     "train.start_parts": "planner,refiner",
@@ -53,8 +63,7 @@ def pretrain(folder: Path, data: RunFolder, *, quick: bool) -> None:
     stages.record(recorded)
     frame_cache(open_dataset(recorded.dataset), recorded.path("frames"), data.config.sim.image_size)
     run = RunFolder.open(folder, pretraining(data.config, recorded.dataset, quick=quick))
-    if not run.path("frames").exists():
-        run.path("frames").symlink_to(recorded.path("frames"), target_is_directory=True)
+    run.share_frames(recorded.path("frames"))
     if not run.done("train"):
         with run.stage("train") as clock:
             train(run, clock)

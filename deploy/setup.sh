@@ -64,6 +64,6 @@ install_rendering_libraries() {
 }
 
 find_uv || install_uv
-# Compiled once here: processes that may not write bytecode (PYTHONDONTWRITEBYTECODE) would each compile it all, three times the start.
+# Compiled once here: processes that may not write bytecode (PYTHONDONTWRITEBYTECODE) would each compile it all.
 uv sync --quiet --locked --compile-bytecode "$@" || fail "the locked environment could not be installed; see above"
 [ "$(uname)" != Linux ] || install_rendering_libraries

@@ -91,6 +91,11 @@ class RunFolder:
         """The checkpoint to evaluate: the configured one, or the run's own."""
         return Path(self.config.evaluate.checkpoint).resolve() if self.config.evaluate.checkpoint else self.path("checkpoint")
 
+    def share_frames(self, frames: Path) -> None:
+        """Use the pictures that another run has decoded from the same data set."""
+        if not self.path("frames").exists():
+            self.path("frames").symlink_to(frames, target_is_directory=True)
+
     @property
     def start_from(self) -> str:
         """The checkpoint to fine-tune, as an absolute path; empty where training begins with random weights."""

@@ -66,7 +66,7 @@ def _work(trial: TrialFolder, simulator_actors: int) -> TrialResult:
     order = trial.order()
     config = override(Config(), {**flatten_mapping(order["config"]), "ray.simulator_actors": simulator_actors})
     folder = RunFolder.open(trial.root, config)
-    _share_frames(folder, Path(order["frames"]))
+    folder.share_frames(Path(order["frames"]))
     repair_jsonl(folder.path(RUNGS_NAME))
     known = {rung["budget"]: rung for rung in trial.rungs()}
     for budget in order["budgets"]:
@@ -76,12 +76,6 @@ def _work(trial: TrialFolder, simulator_actors: int) -> TrialResult:
         if budget < FULL:
             tune.report(known[budget])
     return _finished(folder, order, list(known.values()))
-
-
-def _share_frames(folder: RunFolder, frames: Path) -> None:
-    """Pictures are decoded once for all trials."""
-    if not folder.path("frames").exists():
-        folder.path("frames").symlink_to(frames, target_is_directory=True)
 
 
 def _reach(folder: RunFolder, budget: int, episodes: int) -> Json:
