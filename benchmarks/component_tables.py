@@ -88,6 +88,7 @@ STUDY = {
     "evaluate.controllers": "policy",
     "evaluate.videos_per_task": 0,
     "train.checkpoint_every": 500,
+    "train.log_every": 40,
 }
 QUICK = {
     "sim.image_size": 32,

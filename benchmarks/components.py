@@ -186,6 +186,8 @@ def table(name: str, cells: Sequence[Cell]) -> list[Line]:
 
 def publish(out: Path, cells: Sequence[Cell]) -> str:
     """Write JSON, tables and plot beside one another; returns the tables."""
+    if not cells:
+        return "no cell is measured yet"
     tables = {name: lines for name in TABLES if (lines := table(name, cells))}
     text = "\n\n".join(f"**{name}**\n\n{markdown(lines, FACTS)}" for name, lines in tables.items())
     panels = [Panel(title=name, unit="success", marks=[line.success for line in lines]) for name, lines in tables.items()]

@@ -28,10 +28,11 @@ CHECKED = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Told:
-    """An answer as the judge gets it."""
+    """An answer as the judge gets it; of which step its plan is, only some servers say."""
 
     robot: int
     step: int
+    plan_first_step: int | None
     actions: NDArray[np.float32]
 
 
@@ -39,8 +40,8 @@ class Told:
 class Judge:
     """Compares answers with what the policy itself says to that robot's observation.
 
-    Every robot shows one picture of its own, so that its plan is the same whenever it is made and no protocol has to say which
-    plan an answer came from: an answer is right if it fits one of the plans that can be in use at its step.
+    Every robot shows one picture of its own, so that its plan is the same whenever it is made. Where a protocol does not say which
+    plan an answer came from, it is right if it fits one of the plans that can be in use at its step.
     """
 
     work: Work
@@ -56,9 +57,10 @@ class Judge:
         action = self.work.config.action
         nearest = np.full(len(told), np.inf)
         for chunk in range(action.chunks):
-            rows = [i for i, t in enumerate(told) if t.step >= chunk * action.horizon]
+            begins = [t.step - chunk * action.horizon if t.plan_first_step is None else t.plan_first_step for t in told]
+            rows = [i for i, first in enumerate(begins) if first >= 0]
             seen = [replace(self.shown[told[i].robot], step=told[i].step) for i in rows]
-            plans = [replace(self.plans[told[i].robot], first_step=told[i].step - chunk * action.horizon) for i in rows]
+            plans = [replace(self.plans[told[i].robot], first_step=begins[i]) for i in rows]
             for i, expected in zip(rows, self.work.policy.refine(seen, plans), strict=True):
                 actions = told[i].actions
                 if actions.shape == expected.actions.shape:
@@ -138,7 +140,8 @@ class Load:
 
         def keep(observation: Observation, reply: Reply) -> bool:
             if not reply.held:
-                self.told.append(Told(robot=which, step=observation.step, actions=reply.actions))
+                told = Told(robot=which, step=observation.step, plan_first_step=reply.plan_first_step, actions=reply.actions)
+                self.told.append(told)
             return True
 
         name, period_s = f"robot-{number:04d}", 1 / self.hz if self.hz else None

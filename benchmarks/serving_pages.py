@@ -52,7 +52,7 @@ def summary(cells: Mapping[str, Json]) -> Json:
     found: Json = {}
     for system in NAMES:
         mine = {tuple(key.split("|")[1:]): c for key, c in cells.items() if key.startswith(f"{system}|") and "failed" not in c}
-        rates = [c["chunk_requests_per_s"] for (mode, _), c in mine.items() if mode == "closed"]
+        rates = [fresh_per_s(c) for (mode, _), c in mine.items() if mode == "closed"]
         if not rates:
             continue
         held = 0
@@ -71,6 +71,11 @@ def lost(cell: Json) -> float | None:
     """Share of the deadlines at which there was no fresh chunk: missed, or answered with safe actions. None without any."""
     due = cell.get("deadlines", {}).get("due")
     return (cell["deadlines"]["missed"] + cell["held_replies"]) / due if due else None
+
+
+def fresh_per_s(cell: Json) -> float:
+    """Requests per second that were answered with a fresh chunk."""
+    return float(cell["chunk_requests_per_s"] - cell.get("held_replies", 0) / cell.get("seconds", 1))
 
 
 def _comparison(result: Json) -> list[str]:
@@ -102,7 +107,7 @@ def _row(key: str, cell: Json) -> str:
     cpu = "–" if cell["cpu_s_per_request"] is None else f"{1e3 * cell['cpu_s_per_request']:.1f}"
     misses = "–" if share is None else f"{share:.1%}"
     errors = sum(cell["errors"].values())
-    rate = f"{cell['chunk_requests_per_s']:.1f}"
+    rate = f"{fresh_per_s(cell):.1f}"
     return f"| {NAMES[system]} | {robots} | {rate} | {marks} | {misses} | {wrong} | {errors} | {cpu} |"
 
 
@@ -111,7 +116,7 @@ def _note(result: Json) -> str:
         "Per request every server refines from a fresh picture; peers and limit also plan every M-th request (the published "
         "FIFO). So does libra_ray in the closed loop; in the open one, in real time, its planner runs freely beside (the "
         "default). A chunk is missed if no fresh one is there one request period after its observation, held replies included; "
-        "every period that a robot waits longer is another miss. A sample of the replies is compared with the "
+        "every period that a robot waits longer is another miss, and one that was told to hold asks again at its next control step. A sample of the replies is compared with the "
         f"policy's own answer to that robot's observation ({result['confusable_pairs']} pairs of robots cannot be told apart). "
         "CPU is that of all the server's processes, Ray's included; the robots' own is not."
     )

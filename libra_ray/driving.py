@@ -3,6 +3,8 @@
 Every robot keeps its own clock. A chunk that was asked for with the observation of time t is due at t + `period_s`: it is *met*
 if it is there by then and *missed* otherwise. Nothing is left out while a robot waits for a late answer: every due time that
 goes by meanwhile is a miss, so a server that stands still is not a server that was not asked (coordinated omission).
+
+A robot that is told to hold executes one safe action and asks again at its next control step, not a whole chunk later.
 """
 
 import asyncio
@@ -10,7 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -46,6 +48,19 @@ class Seen:
 
     observation: Observation
     begins: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Next:
+    """When a stub robot asks again: with its next observation, or with the same one, if it was told to hold.
+
+    Attributes:
+        at_s: on the log's clock.
+        held_steps: control steps that it held until then; 0 where it goes on.
+    """
+
+    at_s: float
+    held_steps: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +156,7 @@ class Robot(ABC):
 
 @dataclass(kw_only=True)
 class StubRobot(Robot):
-    """A robot that shows recorded observations, one per request: load without physics.
+    """A robot that shows recorded observations, one per chunk: load without physics.
 
     Attributes:
         seen: what it shows, in order; it leaves when there is no more.
@@ -154,15 +169,22 @@ class StubRobot(Robot):
     execute_steps: int = 1
 
     async def _live(self) -> None:
-        at_s = self.log.now()
+        coming, held_steps = Next(at_s=self.log.now()), 0
         for seen in self.seen:
-            if self.period_s is None:
-                self._count(await self._ask(seen.observation, **_beginning(begins=seen.begins)))
-                continue
-            await self._until(at_s)
-            at_s = await self._in_time(seen, at_s, self.period_s)
+            held_steps, begins = 0 if seen.begins else held_steps, seen.begins
+            while True:
+                # What it shows does not change while it holds, but its clock goes on.
+                shown = replace(seen.observation, step=seen.observation.step + held_steps)
+                if self.period_s is None:
+                    self._count(await self._ask(shown, **_beginning(begins=begins)))
+                    break
+                await self._until(coming.at_s)
+                coming = await self._in_time(Seen(observation=shown, begins=begins), coming.at_s, self.period_s)
+                if not coming.held_steps:
+                    break
+                held_steps, begins = held_steps + coming.held_steps, False
 
-    async def _in_time(self, seen: Seen, at_s: float, period_s: float) -> float:
+    async def _in_time(self, seen: Seen, at_s: float, period_s: float) -> Next:
         """Ask at `at_s`, count what was met and missed, and return when to ask next."""
         due, reply, cancelled = at_s + period_s, None, True
         try:
@@ -177,16 +199,21 @@ class StubRobot(Robot):
         if not missed:
             self.log.met.append(due)
         self._count(reply)
-        return due + missed * period_s
+        if reply is not None and reply.held:
+            step_s = period_s / self.execute_steps
+            held_steps = max(1, math.ceil((now - at_s) / step_s))
+            return Next(at_s=at_s + held_steps * step_s, held_steps=held_steps)
+        return Next(at_s=due + missed * period_s)
 
     def _count(self, reply: Reply | None) -> None:
         if reply is not None:
-            self.log.executed(min(self.execute_steps, len(reply.actions)), fresh=not reply.held)
+            steps = 1 if reply.held else min(self.execute_steps, len(reply.actions))
+            self.log.executed(steps, fresh=not reply.held)
 
 
 @dataclass(kw_only=True)
 class BodyRobot(Robot):
-    """A simulated robot in real time. Each control step takes `period_s`; `execute_steps` of them are executed of each chunk.
+    """A simulated robot in real time. Each control step takes `period_s`; `execute_steps` of them are executed of each fresh chunk.
 
     A chunk is due when the control step of its observation ends. While it is missing the robot holds still step by step
     (no motion, gripper as it was), and a late chunk goes on at the index that belongs to the present step.
@@ -232,7 +259,8 @@ class BodyRobot(Robot):
             return (waited, moved) if waited else (1, await self._held_after_error(at_s))
         if not waited:
             self.log.met.append(at_s + self.period_s)
-        moved = await self.body.execute(reply.actions[waited : self.execute_steps])
+        last = waited + 1 if reply.held else self.execute_steps
+        moved = await self.body.execute(reply.actions[waited:last])
         self._gripper = float(reply.actions[min(self.execute_steps, len(reply.actions)) - 1, -1])
         self.log.executed(moved.executed, fresh=not reply.held)
         return waited + moved.executed, moved

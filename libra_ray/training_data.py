@@ -67,14 +67,17 @@ class TrainingData:
             facts=facts,
         )
 
-    def make_model(self) -> Libra:
+    def make_model(self, *, begun: bool = False) -> Libra:
         """The model as its training begins: with random weights, or with those of `train.start_from`.
+
+        Args:
+            begun: the training continues with weights of its own, for which what it started from is no longer needed.
 
         Raises:
             ValueError: there is no such checkpoint, or nothing in it fits.
         """
         model, train = Libra(self.config, self.facts.shape), self.config.train
-        if train.start_from:
+        if train.start_from and not begun:
             start_from(model, Path(train.start_from), train.start_parts)
         return model
 

@@ -117,7 +117,7 @@ def test_the_limit_does_the_same_work_and_counts_it(judge):
     cell = bare.measure(judge.work, judge.shown, 0.2)
     assert cell["chunk_requests_per_s"] == pytest.approx(ROBOTS * 1e3 / cell["latency_ms"]["mean"], rel=0.01)
     told = [
-        Told(robot=i, step=chunk.first_step, actions=chunk.actions)
+        Told(robot=i, step=chunk.first_step, plan_first_step=None, actions=chunk.actions)
         for step in (0, judge.work.config.action.horizon)
         for i, chunk in enumerate(
             judge.work.answer({str(i): replace(o, step=step) for i, o in enumerate(judge.shown)}).values()

@@ -268,6 +268,37 @@ def test_a_simulated_robot_holds_still_until_its_late_chunk_and_goes_on_at_the_r
     assert (executed[held_later, -1] > 0).all()
 
 
+def test_a_simulated_robot_that_is_told_to_hold_asks_again_at_its_next_step():
+    class Holding(SlowEndpoint):
+        async def act(self, observation: Observation, **extra: object) -> Reply:
+            return replace(await super().act(observation, **extra), held=observation.step < 3)
+
+    body, log = FallingBody(steps=8), DriveLog()
+    robot = BodyRobot(
+        name="r", client=Holding(0.0), log=log, body=body, period_s=0.1, execute_steps=H, action_dim=D, lifetime_s=1.0
+    )
+    asyncio.run(drive([robot], 1.5))
+    assert [a[0] for a in body.actions[:8]] == list(range(8))
+    assert [n for _, n in log.held[:3]] == [1, 1, 1]
+    assert log.fresh[0][1] == H
+
+
+def test_a_stub_robot_that_is_told_to_hold_asks_again_at_its_next_step():
+    """Its clock goes on, so that no server takes a later chunk for the beginning of an episode."""
+
+    def sometimes_held(message: Json) -> Json:
+        return echo(message) | {"held": len(server.requests) in (2, 3)}
+
+    with serving(sometimes_held) as server:
+        asyncio.run(run(stubs(server, robots=1, hz=2.0, seconds=2.6)))
+    steps = [message["step"] for message in server.requests[:5]]
+    first, second, third, fourth = np.diff(steps)
+    assert steps[0] == 0
+    assert (first, fourth) == (H, H), "whole chunks where nothing is held"
+    assert 1 <= second < H
+    assert 1 <= third < H
+
+
 def test_episodes_begin_with_a_reset_and_tell_how_the_last_one_went():
     body, endpoint, log = FallingBody(steps=7), SlowEndpoint(0.0), DriveLog()
     robot = BodyRobot(name="r", client=endpoint, log=log, body=body, period_s=0.02, execute_steps=H, action_dim=D)

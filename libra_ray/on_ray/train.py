@@ -102,9 +102,9 @@ def train_loop(settings: dict[str, Any]) -> None:
     torch.set_num_threads(max(1, torch.get_num_threads() - 1))
     data = TrainingData.open(config, Path(settings["dataset"]), root / "frames")
     torch.manual_seed(config.train.seed)
-    model = data.make_model()
-    wrapped = _distributed(model) if world > 1 else model.to(device)
     state = _last_state()
+    model = data.make_model(begun=state is not None)
+    wrapped = _distributed(model) if world > 1 else model.to(device)
     fit = Fit(model, device=device, wrapped=wrapped, state=state)
     for progress in advance(fit, data, root, until=settings["until"]):
         _report(fit, data, progress.metrics, rank)

@@ -13,6 +13,7 @@ from libra_ray import checkpoint
 from libra_ray.on_ray import stages
 from libra_ray.on_ray import train as training
 from libra_ray.run_folder import RunFolder, read_jsonl
+from libra_ray.training_data import TrainingData
 from tests.on_ray.doubles import debug_config
 from tests.processes import command, family
 
@@ -138,6 +139,18 @@ def test_fine_tuning_begins_with_the_checkpoint(untrained, demonstrations, make_
         stages.train(folder, StubTracker())
     begun, ended = (checkpoint.load(path).model.state_dict() for path in (untrained, folder.path("checkpoint")))
     assert all(torch.allclose(ended[name], value, atol=1e-6) for name, value in begun.items())
+
+
+def test_a_run_that_has_begun_no_longer_needs_what_it_started_from(demonstrations, make_run):
+    folder = make_run("moved", data__root=str(demonstrations), train__start_from="moved-away")
+    with pytest.raises(ValueError, match="moved-away is not a checkpoint"):
+        stages.check(folder, "train")
+    data = TrainingData.open(folder.config, folder.dataset, folder.path("frames"))
+    with pytest.raises(ValueError, match="moved-away is not a checkpoint"):
+        data.make_model()
+    with folder.stage("train"):
+        stages.check(folder, "train")
+        data.make_model(begun=True)
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ class GatewayCore:
     async def _act(self, robot: Robot, observation: Observation, arrived: float) -> tuple[ActionChunk | None, Answer | None]:
         """A chunk for this observation, by the plan that is current; None where none covers it, or the refiner failed."""
         control, step = robot.control, observation.step
-        robot.seen, robot.seen_at = observation, arrived
+        robot.show(observation, arrived)
         control.look(observation)
         late = control.plan is not None and control.is_asked
         if control.wants_plan(step):
@@ -150,6 +150,8 @@ class GatewayCore:
             plan = await self._first_plan(robot, step)
         self._late.add(late or plan is None)
         if not isinstance(plan, ServedPlan):
+            # Robots that hold and ask again at once must not keep the planner's answers from coming in.
+            await asyncio.sleep(0)
             return None, None
         try:
             refined = await self._refining.ask(observation, plan, plan.weights)

@@ -1,4 +1,8 @@
-"""The free-running planner: beside the refiner, always for the robots that will be without a plan first."""
+"""The free-running planner: beside the refiner, always for the robots that will be without a plan first.
+
+Nobody waits for a free-running planner, so it need not hurry: while there is time to spare before its robots ask again, it
+gathers company. They get their plans in time all the same, and processors that it shares with the refiner are left to that.
+"""
 
 import asyncio
 import heapq
@@ -15,6 +19,10 @@ from libra_ray.types import Observation
 AGAIN_S = 0.1
 """After a failed call its robots are planned for so much later, twice as much after each further one."""
 LONGEST_PENALTY_S = 5.0
+SPARE_SHARE = 0.5
+"""Share of a robot's time to spare for which an idle planner waits for company; at most for as long as a call takes."""
+CALLS_AHEAD = 4
+"""Calls that fit between two observations of a robot before it has time to spare: one that is under way, its own, as much again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,23 +61,51 @@ class Planning:
         self._call, self._weights, self._failed = call, weights, failed
         self._max_batch, self._in_flight = max_batch, in_flight
         self._numbers = itertools.count()
-        self._wanting: dict[Robot, None] = {}
+        self._wanting: dict[Robot, float] = {}
         self._running: set[asyncio.Task[None]] = set()
-        self._scheduled = False
+        self._timer: asyncio.Handle | None = None
+        self._timer_at = 0.0
+        self._call_s = 0.0
 
     def want(self, robot: Robot) -> None:
         """Plan for this robot as soon as it is its turn, from what it will have seen last by then."""
         robot.control.asked()
         robot.planned.clear()
-        self._wanting[robot] = None
-        if not self._scheduled:
-            # Robots whose requests came in together share the call.
-            self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._pump)
+        self._wanting[robot] = time.monotonic()
+        # Even those in a hurry share the call with robots whose requests came in together with theirs.
+        self._pump_in(self._window_s(robot))
+
+    def _window_s(self, robot: Robot) -> float:
+        """How long a robot's wish may wait for others'; not at all where it stands without a plan, or soon will."""
+        if robot.steps_left <= 0:
+            return 0.0
+        return max(0.0, min(self._call_s, SPARE_SHARE * (robot.pace_s - CALLS_AHEAD * self._call_s)))
+
+    def _patience_s(self) -> float:
+        """How much longer company is waited for."""
+        if len(self._wanting) >= self._max_batch:
+            return 0.0
+        return min(since + self._window_s(robot) for robot, since in self._wanting.items()) - time.monotonic()
+
+    def _pump_in(self, seconds: float) -> None:
+        """Look again then, or earlier where that was decided before."""
+        loop = asyncio.get_running_loop()
+        at = loop.time() + max(0.0, seconds)
+        if self._timer is None or at < self._timer_at:
+            self._cancel_timer()
+            self._timer, self._timer_at = loop.call_at(at, self._pump), at
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _pump(self) -> None:
-        self._scheduled = False
+        self._cancel_timer()
         while self._wanting and len(self._running) < self._in_flight():
+            if (left_s := self._patience_s()) > 0:
+                self._pump_in(left_s)
+                return
             chosen = self._next()
             for robot in chosen:
                 del self._wanting[robot]
@@ -86,9 +122,7 @@ class Planning:
         now = time.monotonic()
         free = [robot for robot in self._wanting if robot.again_at <= now]
         if not free:
-            self._scheduled = True
-            first = min(robot.again_at for robot in self._wanting)
-            asyncio.get_running_loop().call_later(first - now, self._pump)
+            self._pump_in(min(robot.again_at for robot in self._wanting) - now)
             return []
         suspect = min(free, key=lambda robot: robot.steps_left)
         if suspect.failures:
@@ -107,7 +141,7 @@ class Planning:
         self._pump()
 
     async def _plan(self, batch: list[_Asked]) -> None:
-        weights = self._weights()
+        weights, began = self._weights(), time.monotonic()
         try:
             answers = await self._call([asked.question for asked in batch], weights)
             if answers.numbers.tolist() != [a.question.number for a in batch] or len(answers.values) != len(batch):
@@ -117,6 +151,8 @@ class Planning:
             for asked in batch:
                 self._unanswered(asked)
             return
+        took_s = time.monotonic() - began
+        self._call_s += (took_s - self._call_s) * (0.2 if self._call_s else 1.0)
         for asked, tokens in zip(batch, answers.values, strict=True):
             robot, step = asked.robot, asked.observation.step
             robot.failures, robot.again_at = 0, 0.0

@@ -26,6 +26,7 @@ class Robot:
     Attributes:
         control: its plan, its chunk and when to ask for what: the code that evaluation runs.
         seen: its newest observation, and `seen_at` when it came, on the clock `time.perf_counter`.
+        pace_s: between its last two observations; 0 where it has shown only one.
         episode: counts its episodes here; a plan for an earlier one is not accepted.
         next_step: the step of its next observation where it sends none.
         planned: set whenever the planner has answered or failed.
@@ -38,6 +39,7 @@ class Robot:
     control: RobotControl
     seen: Observation | None = None
     seen_at: float = 0.0
+    pace_s: float = 0.0
     episode: int = 0
     next_step: int = 0
     planned: asyncio.Event = field(default_factory=asyncio.Event)
@@ -53,6 +55,12 @@ class Robot:
         self.episode += 1
         self.next_step = 0
         self.seen = None
+        self.pace_s = 0.0
+
+    def show(self, observation: Observation, at_s: float) -> None:
+        """What it sees now."""
+        self.pace_s = 0.0 if self.seen is None else at_s - self.seen_at
+        self.seen, self.seen_at = observation, at_s
 
     @property
     def steps_left(self) -> float:

@@ -124,7 +124,7 @@ def train_until(folder: RunFolder, step: int, clock: Clock) -> None:
     torch.manual_seed(config.train.seed)
     device = torch.device(evaluation.device_of(config))
     state = checkpoint.load_trainer_state(last) if last.exists() else None
-    fit = Fit(data.make_model().to(device), device=device, state=state)
+    fit = Fit(data.make_model(begun=state is not None).to(device), device=device, state=state)
     for _ in training.advance(fit, data, folder.root, until=step):
         checkpoint.save(last, fit.model, fit.weights(), data.stats, data.facts, fit.step, fit.state())
         clock.tick()

@@ -422,3 +422,23 @@ def test_the_robots_that_run_out_first_are_planned_for_first(monkeypatch):
         assert order[:2] == [4, 3]
 
     run(work())
+
+
+def test_a_planner_with_time_to_spare_gathers_company():
+    """Robots that ask one soon after the other share a call where they ask seldom, and do not wait where they ask often."""
+
+    class Steady(StubPlanner):
+        delay_s = 0.05
+
+    async def shared(pause_s):
+        bench = await Bench(planner=Steady).start()
+        await asyncio.gather(bench.ask(1), bench.ask(2))
+        await asyncio.sleep(pause_s)
+        bench.planner.batches.clear()
+        await bench.ask(1, 5)
+        await bench.ask(2, 5)
+        await asyncio.sleep(4 * Steady.delay_s)
+        return bench.planner.batches
+
+    assert run(shared(0.6)) == [[1, 2]]
+    assert run(shared(0.0)) == [[1], [2]]
