@@ -40,8 +40,8 @@ class Told:
 class Judge:
     """Compares answers with what the policy itself says to that robot's observation.
 
-    Every robot shows one picture of its own, so that its plan is the same whenever it is made. Where a protocol does not say which
-    plan an answer came from, it is right if it fits one of the plans that can be in use at its step.
+    Every robot shows one picture of its own, so that its plan is the same whenever it is made. Where a protocol does not say
+    which plan an answer came from, it is right if it fits one of the plans that can be in use at its step.
     """
 
     work: Work

@@ -116,7 +116,8 @@ def _note(result: Json) -> str:
         "Per request every server refines from a fresh picture; peers and limit also plan every M-th request (the published "
         "FIFO). So does libra_ray in the closed loop; in the open one, in real time, its planner runs freely beside (the "
         "default). A chunk is missed if no fresh one is there one request period after its observation, held replies included; "
-        "every period that a robot waits longer is another miss, and one that was told to hold asks again at its next control step. A sample of the replies is compared with the "
+        "every period that a robot waits longer is another miss, and one that was told to hold asks again at its next control "
+        "step. A sample of the replies is compared with the "
         f"policy's own answer to that robot's observation ({result['confusable_pairs']} pairs of robots cannot be told apart). "
         "CPU is that of all the server's processes, Ray's included; the robots' own is not."
     )

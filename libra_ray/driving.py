@@ -213,7 +213,7 @@ class StubRobot(Robot):
 
 @dataclass(kw_only=True)
 class BodyRobot(Robot):
-    """A simulated robot in real time. Each control step takes `period_s`; `execute_steps` of them are executed of each fresh chunk.
+    """A simulated robot in real time. Each control step takes `period_s`; `execute_steps` are executed of each fresh chunk.
 
     A chunk is due when the control step of its observation ends. While it is missing the robot holds still step by step
     (no motion, gripper as it was), and a late chunk goes on at the index that belongs to the present step.

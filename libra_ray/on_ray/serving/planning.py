@@ -22,7 +22,7 @@ LONGEST_PENALTY_S = 5.0
 SPARE_SHARE = 0.5
 """Share of a robot's time to spare for which an idle planner waits for company; at most for as long as a call takes."""
 CALLS_AHEAD = 4
-"""Calls that fit between two observations of a robot before it has time to spare: one that is under way, its own, as much again."""
+"""Calls between two observations of a robot before it has time to spare: one under way, its own, and as much again."""
 
 
 @dataclass(frozen=True, kw_only=True)
