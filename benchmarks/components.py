@@ -22,6 +22,7 @@ import numpy as np
 from component_tables import BENCHES, QUICK, TABLES, config_of
 from numpy.typing import NDArray
 from pretraining import PLACE, checkpoint_of, pretrain
+from results_table import RESULTS, write_between
 
 from libra_ray import checkpoint
 from libra_ray.config import Config
@@ -41,6 +42,7 @@ from libra_ray.study_plots import Panel, interval_plot
 from libra_ray.types import EpisodeResult, Json
 
 ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "components.md"
 EXPLAINED = "val_explained_planner"
 FACTS = ("weights", "training", "residual explained")
 
@@ -198,6 +200,8 @@ def publish(out: Path, cells: Sequence[Cell]) -> str:
     write_text(out, dump(tree))
     write_text(out.with_suffix(".md"), text + "\n")
     write_text(out.with_suffix(".svg"), interval_plot(panels))
+    if out.parent == RESULTS:
+        write_between(PAGE, Path(__file__).name, text)
     return text
 
 
@@ -218,7 +222,7 @@ def main() -> None:
     if given.seeds < 1 or (given.steps is not None and given.steps < 1):
         parser.error(f"--seeds {given.seeds} and --steps {given.steps} must be at least 1")
     name = "components_quick" if given.quick else "components"
-    out = (given.runs if given.quick else Path(__file__).parent / "results") / f"{name}.json"
+    out = (given.runs if given.quick else RESULTS) / f"{name}.json"
     changes: dict[str, Any] = {**({"train.steps": given.steps} if given.steps else {}), **(QUICK if given.quick else {})}
     try:
         changes |= dict(pair.split("=", 1) for pair in given.set)

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from libra_ray.run_folder import write_text
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- results: written by benchmarks/{} -->", "<!-- /results -->"
@@ -60,7 +62,7 @@ def write_between(page: Path, script: str, text: str) -> None:
     before, found, rest = page.read_text().partition(begin)
     if not found:
         raise ValueError(f"{page.name} has no line {begin}")
-    page.write_text(f"{before}{begin}\n\n{text.strip()}\n\n{END}{rest.partition(END)[2]}")
+    write_text(page, f"{before}{begin}\n\n{text.strip()}\n\n{END}{rest.partition(END)[2]}")
 
 
 def read_between(page: Path, script: str) -> str:

@@ -14,8 +14,9 @@ from benchmarks.peers.work import Work
 from benchmarks.serving_servers import Server
 from libra_ray.data.dataset import open_dataset
 from libra_ray.drive_log import DriveLog
+from libra_ray.drive_robots import Seen, StubRobot
 from libra_ray.drive_stubs import Recording
-from libra_ray.driving import Endpoint, Seen, StubRobot, drive
+from libra_ray.driving import Endpoint, drive
 from libra_ray.types import STATE_KEY, Json, Observation, Plan
 from libra_ray.wire import Handshake, Reply
 

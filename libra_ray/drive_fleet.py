@@ -14,8 +14,9 @@ from rich.table import Table
 from libra_ray.config import SimConfig
 from libra_ray.drive_bodies import Bodies
 from libra_ray.drive_log import DriveLog
+from libra_ray.drive_robots import BodyRobot, StubRobot
 from libra_ray.drive_stubs import Recording, recorded, reflects, synthetic
-from libra_ray.driving import BodyRobot, Robot, StubRobot, drive
+from libra_ray.driving import Robot, drive
 from libra_ray.presets import QUICKSTART_TASKS, TABLETOP_TASKS
 from libra_ray.provenance import describe_hardware
 from libra_ray.robot_client import AsyncRobotClient

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from libra_ray.data.dataset import Recorded, open_dataset
 from libra_ray.data.frames import frame_cache
-from libra_ray.driving import Seen
+from libra_ray.drive_robots import Seen
 from libra_ray.types import STATE_KEY, Observation
 from libra_ray.wire import Handshake, Reply
 

@@ -3,22 +3,16 @@
 Every robot keeps its own clock. A chunk that was asked for with the observation of time t is due at t + `period_s`: it is *met*
 if it is there by then and *missed* otherwise. Nothing is left out while a robot waits for a late answer: every due time that
 goes by meanwhile is a miss, so a server that stands still is not a server that was not asked (coordinated omission).
-
-A robot that is told to hold executes one safe action and asks again at its next control step, not a whole chunk later.
 """
 
 import asyncio
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from libra_ray.drive_log import Answer, DriveLog, Trial
+from libra_ray.drive_log import Answer, DriveLog
 from libra_ray.robot_client import RefusedError, WrongRobotError
 from libra_ray.types import Observation
 from libra_ray.wire import Reply
@@ -40,48 +34,6 @@ class Endpoint(Protocol):
 
     async def close(self) -> None:
         """End the connection."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Seen:
-    """What a stub robot shows: an observation, and whether it begins an episode."""
-
-    observation: Observation
-    begins: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Next:
-    """When a stub robot asks again: with its next observation, or with the same one, if it was told to hold.
-
-    Attributes:
-        at_s: on the log's clock.
-        held_steps: control steps that it held until then; 0 where it goes on.
-    """
-
-    at_s: float
-    held_steps: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Moved:
-    """What became of a simulated robot: what it sees now, or, where the episode has ended, whether it succeeded."""
-
-    observation: Observation
-    executed: int
-    success: bool | None = None
-
-
-class Body(Protocol):
-    """A simulated robot, e.g. `libra_ray.drive_bodies.Bodies.body`."""
-
-    task: str
-
-    async def begin(self) -> Moved:
-        """The next episode."""
-
-    async def execute(self, actions: NDArray[np.float32]) -> Moved:
-        """Execute `(n, D)` actions, fewer where the episode ends before."""
 
 
 @dataclass(kw_only=True)
@@ -154,129 +106,6 @@ class Robot(ABC):
         self.log.lateness.append((at_s, max(0.0, self.log.now() - at_s)))
 
 
-@dataclass(kw_only=True)
-class StubRobot(Robot):
-    """A robot that shows recorded observations, one per chunk: load without physics.
-
-    Attributes:
-        seen: what it shows, in order; it leaves when there is no more.
-        period_s: time between two requests, in which a chunk must be there; None asks again as soon as the answer is there.
-        execute_steps: actions that count as executed per chunk.
-    """
-
-    seen: Iterable[Seen]
-    period_s: float | None
-    execute_steps: int = 1
-
-    async def _live(self) -> None:
-        coming, held_steps = Next(at_s=self.log.now()), 0
-        for seen in self.seen:
-            held_steps, begins = 0 if seen.begins else held_steps, seen.begins
-            while True:
-                # What it shows does not change while it holds, but its clock goes on.
-                shown = replace(seen.observation, step=seen.observation.step + held_steps)
-                if self.period_s is None:
-                    self._count(await self._ask(shown, **_beginning(begins=begins)))
-                    break
-                await self._until(coming.at_s)
-                coming = await self._in_time(Seen(observation=shown, begins=begins), coming.at_s, self.period_s)
-                if not coming.held_steps:
-                    break
-                held_steps, begins = held_steps + coming.held_steps, False
-
-    async def _in_time(self, seen: Seen, at_s: float, period_s: float) -> Next:
-        """Ask at `at_s`, count what was met and missed, and return when to ask next."""
-        due, reply, cancelled = at_s + period_s, None, True
-        try:
-            reply = await self._ask(seen.observation, **_beginning(begins=seen.begins))
-            cancelled = False
-        finally:
-            now = self.log.now()
-            missed = math.floor((now - due) / period_s) + 1 if now > due else 0
-            # A wrong or refused answer is as good as none.
-            missed = max(missed, 0 if cancelled or reply is not None else 1)
-            self.log.missed += [due + i * period_s for i in range(missed)]
-        if not missed:
-            self.log.met.append(due)
-        self._count(reply)
-        if reply is not None and reply.held:
-            step_s = period_s / self.execute_steps
-            held_steps = max(1, math.ceil((now - at_s) / step_s))
-            return Next(at_s=at_s + held_steps * step_s, held_steps=held_steps)
-        return Next(at_s=due + missed * period_s)
-
-    def _count(self, reply: Reply | None) -> None:
-        if reply is not None:
-            steps = 1 if reply.held else min(self.execute_steps, len(reply.actions))
-            self.log.executed(steps, fresh=not reply.held)
-
-
-@dataclass(kw_only=True)
-class BodyRobot(Robot):
-    """A simulated robot in real time. Each control step takes `period_s`; `execute_steps` are executed of each fresh chunk.
-
-    A chunk is due when the control step of its observation ends. While it is missing the robot holds still step by step
-    (no motion, gripper as it was), and a late chunk goes on at the index that belongs to the present step.
-    """
-
-    body: Body
-    period_s: float
-    execute_steps: int
-    action_dim: int
-    _gripper: float = field(default=0.0, init=False)
-
-    async def _live(self) -> None:
-        at_s = self.log.now()
-        report: dict[str, Any] = {}
-        while True:
-            moved, begins, self._gripper = await self.body.begin(), True, 0.0
-            at_s = max(at_s, self.log.now())
-            while moved.success is None:
-                await self._until(at_s)
-                # A driver that fell behind by whole steps begins anew instead of hurrying after its clock.
-                at_s = max(at_s, self.log.now() - self.period_s)
-                steps, moved = await self._chunk(moved, at_s, _beginning(begins=begins) | report)
-                at_s, begins, report = at_s + steps * self.period_s, False, {}
-            self.log.trials.append(Trial(task=self.body.task, success=moved.success, at_s=self.log.now()))
-            report = {"success": moved.success}
-
-    async def _chunk(self, moved: Moved, at_s: float, extra: dict[str, Any]) -> tuple[int, Moved]:
-        """One request, and the control steps until the next one is wanted: how many, and what became of the robot."""
-        asked = asyncio.ensure_future(self._ask(moved.observation, **extra))
-        waited = 0
-        try:
-            while not asked.done() and moved.success is None:
-                due = at_s + (waited + 1) * self.period_s
-                await asyncio.wait({asked}, timeout=max(0.0, due - self.log.now()))
-                if not asked.done():
-                    self.log.missed.append(due)
-                    moved, waited = await self._hold(), waited + 1
-        finally:
-            asked.cancel()
-        reply = None if asked.cancelled() or moved.success is not None else await asked
-        fresh = self.execute_steps - waited if reply is not None else 0
-        if reply is None or fresh <= 0:
-            return (waited, moved) if waited else (1, await self._held_after_error(at_s))
-        if not waited:
-            self.log.met.append(at_s + self.period_s)
-        last = waited + 1 if reply.held else self.execute_steps
-        moved = await self.body.execute(reply.actions[waited:last])
-        self._gripper = float(reply.actions[min(self.execute_steps, len(reply.actions)) - 1, -1])
-        self.log.executed(moved.executed, fresh=not reply.held)
-        return waited + moved.executed, moved
-
-    async def _held_after_error(self, at_s: float) -> Moved:
-        self.log.missed.append(at_s + self.period_s)
-        return await self._hold()
-
-    async def _hold(self) -> Moved:
-        still = np.zeros((1, self.action_dim), np.float32)
-        still[0, -1] = self._gripper
-        moved = await self.body.execute(still)
-        self.log.executed(1, fresh=False)
-        return moved
-
-
 async def drive(robots: Sequence[Robot], seconds: float, tell: Callable[[float], None] = lambda _: None) -> None:
     """Run all robots for so long; ends early when every one of them has left.
 
@@ -305,7 +134,3 @@ async def drive(robots: Sequence[Robot], seconds: float, tell: Callable[[float],
     for robot, end in zip(robots, ends, strict=True):
         if isinstance(end, Exception):
             robot.log.failed(type(end).__name__, str(end))
-
-
-def _beginning(*, begins: bool) -> dict[str, Any]:
-    return {"reset": True} if begins else {}

@@ -60,7 +60,7 @@ FILES_OF: dict[str, set[str]] = {
     "training": {"training", "balance", "difficulty"},
     "wire": {"wire", "robot_client"},
     "control": {"control", "drift"},
-    "driving": {"driving", "drive_log", "drive_bodies", "drive_stubs", "drive_fleet"},
+    "driving": {"driving", "drive_log", "drive_robots", "drive_bodies", "drive_stubs", "drive_fleet"},
     "report": {
         "intervals", "study", "study_plots", "plots", "report", "report_page", "report_table", "results",
         "peak", "sweep_plots", "sweep_report", "sweep_results",

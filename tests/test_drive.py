@@ -17,8 +17,9 @@ from websockets.exceptions import ConnectionClosed
 
 from libra_ray.drive_fleet import SYNTHETIC, WRIST, Order, run, simulation, table
 from libra_ray.drive_log import DriveLog, Trial
+from libra_ray.drive_robots import BodyRobot, Moved
 from libra_ray.drive_stubs import recorded, synthetic
-from libra_ray.driving import BodyRobot, Moved, drive
+from libra_ray.driving import drive
 from libra_ray.intervals import wilson
 from libra_ray.types import IMAGE_KEY, STATE_KEY, Json, Observation
 from libra_ray.wire import GOING_AWAY, Handshake, Reply, pack, unpack

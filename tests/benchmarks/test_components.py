@@ -6,7 +6,8 @@ from dataclasses import asdict
 import pytest
 
 from benchmarks.component_tables import BENCHES, QUICK, TABLES, config_of
-from benchmarks.components import Cell, kept_cells, publish, settings_of, table
+from benchmarks.components import PAGE, Cell, kept_cells, publish, settings_of, table
+from benchmarks.results_table import RESULTS, read_between
 from libra_ray.overriding import flatten
 from libra_ray.results import plain
 from libra_ray.types import EpisodeResult
@@ -69,6 +70,13 @@ def test_a_table_shows_what_was_measured_so_far(tmp_path):
     assert (tmp_path / "found.svg").read_text().startswith("<?xml")
     again = [Cell.from_json(tree) for tree in json.loads((tmp_path / "found.json").read_text())["cells"]]
     assert publish(tmp_path / "again.json", again) == text
+
+
+def test_the_page_shows_what_was_measured(tmp_path):
+    cells = [Cell.from_json(tree) for tree in json.loads((RESULTS / "components.json").read_text())["cells"]]
+    text = publish(tmp_path / "again.json", cells)
+    assert read_between(PAGE, "components.py") == text
+    assert (RESULTS / "components.md").read_text() == f"{text}\n"
 
 
 def test_another_machine_keeps_the_cells_of_the_same_settings(tmp_path):
