@@ -3,7 +3,8 @@
 `uv run benchmarks/serving.py compare` runs us and the peers on the same checkpoint and observations: a plain blocking
 openpi-style loop (a restatement), `vla-eval`, LeRobot's `PolicyServer`, and the bare batched forward pass as the limit.
 The other sections (`isolation`, `faults`, `soak`, `autoscaling`) are of libra_ray alone. Each writes a JSON, a table and a
-plot, `benchmarks/results/serving*`. Run again, `compare` goes on with the cells that are missing.
+plot, `benchmarks/results/serving*`. Run again, `compare` goes on with the cells that are missing, and measures those again
+during which others took more of the machine than `benchmarks/stolen.py` allows.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from benchmarks import serving_stress as stress
 from benchmarks.peers.work import Work
 from benchmarks.serving_load import Judge, Load, measure, observations
 from benchmarks.serving_servers import ROOT, Server, ours, peer
+from benchmarks.stolen import MOST_STOLEN, StolenCpu
 from libra_ray.progress import Progress
 from libra_ray.provenance import describe_hardware, git_revision
 from libra_ray.results import dump
@@ -52,16 +54,18 @@ def server(system: str, mode: str, given: argparse.Namespace, execute_steps: int
 
 
 def compare(given: argparse.Namespace, bench: "Bench") -> None:
-    """Every system at every number of robots, open and closed loop; a cell that the JSON has is not measured again."""
+    """Every system at every number of robots, open and closed loop; what the JSON has, undisturbed, is not measured again."""
     cells = [(s, m, n) for s in given.systems for m in (MODES if s != "bare" else MODES[:1]) for n in given.robots]
-    missing = [cell for cell in cells if "|".join(map(str, cell)) not in bench.result["cells"]]
+    missing = [cell for cell in cells if not bench.has("|".join(map(str, cell)))]
     with Progress("serving", len(cells), "cells") as bar:
         bar.to(len(cells) - len(missing))
         for system, mode in dict.fromkeys((s, m) for s, m, _ in missing):
             fleets = [n for s, m, n in missing if (s, m) == (system, mode)]
             if system == "bare":
                 for robots in fleets:
-                    bench.keep(f"bare|{mode}|{robots}", _bare(given, robots))
+                    stolen = StolenCpu()
+                    cell = _bare(given, robots)
+                    bench.keep(f"bare|{mode}|{robots}", cell, stolen.share)
                     bar.to(bar.count + 1)
                 continue
             with server(system, mode, given, bench.execute_steps) as running:
@@ -70,11 +74,12 @@ def compare(given: argparse.Namespace, bench: "Bench") -> None:
                     timing = {"seconds": given.seconds, "warmup_s": given.warmup}
                     # The judge's and earlier cells' garbage is not the server's latency.
                     gc.collect()
+                    stolen = StolenCpu()
                     try:
                         cell = asyncio.run(measure(running, load, robots, judge=bench.judge, **timing))
                     except (ConnectionError, TimeoutError) as error:
                         cell = {"failed": f"{type(error).__name__}: {error}"}
-                    bench.keep(f"{system}|{mode}|{robots}", cell)
+                    bench.keep(f"{system}|{mode}|{robots}", cell, stolen.share)
                     bar.to(bar.count + 1)
 
 
@@ -114,9 +119,16 @@ class Bench:
         """Stub robots for a running server."""
         return Load(client=running.client, shown=self.judge.shown, execute_steps=self.execute_steps, hz=hz)
 
-    def keep(self, name: str, cell: Json) -> None:
-        """Put a measured cell into the JSON at once."""
-        self.result["cells"][name] = cell
+    def has(self, name: str) -> bool:
+        """Whether a cell is measured, and others have let it."""
+        cell = self.result["cells"].get(name)
+        return cell is not None and cell.get("stolen", 0.0) <= MOST_STOLEN
+
+    def keep(self, name: str, cell: Json, stolen: float) -> None:
+        """Put a measured cell into the JSON at once, unless the one that is there was disturbed less."""
+        before = self.result["cells"].get(name)
+        if before is None or stolen <= before["stolen"]:
+            self.result["cells"][name] = cell | {"stolen": stolen}
         self.write()
 
     def write(self) -> None:

@@ -112,6 +112,7 @@ def _row(key: str, cell: Json) -> str:
 
 
 def _note(result: Json) -> str:
+    taken = [cell.get("stolen", 0.0) for cell in result["cells"].values()]
     return (
         "Per request every server refines from a fresh picture; peers and limit also plan every M-th request (the published "
         "FIFO). So does libra_ray in the closed loop; in the open one, in real time, its planner runs freely beside (the "
@@ -119,7 +120,8 @@ def _note(result: Json) -> str:
         "every period that a robot waits longer is another miss, and one that was told to hold asks again at its next control "
         "step. A sample of the replies is compared with the "
         f"policy's own answer to that robot's observation ({result['confusable_pairs']} pairs of robots cannot be told apart). "
-        "CPU is that of all the server's processes, Ray's included; the robots' own is not."
+        "CPU is that of all the server's processes, Ray's included; the robots' own is not. "
+        f"While a cell was measured, others took at most {max(taken, default=0.0):.0%} of the machine."
     )
 
 

@@ -22,6 +22,7 @@ from benchmarks.serving_load import Judge, Load, Told, observations
 from benchmarks.serving_pages import markdown, plot, summary
 from benchmarks.serving_servers import Server, free_port
 from benchmarks.serving_stress import aftermath, growth
+from benchmarks.stolen import StolenCpu
 from libra_ray.drive_log import Answer, DriveLog
 from libra_ray.driving import drive
 from tests.model.builders import save_checkpoint, tiny_model
@@ -228,6 +229,24 @@ def test_a_measured_cell_is_kept_and_other_settings_are_refused(checkpoint, tmp_
     serving.compare(given, serving.Bench(given))
     with pytest.raises(ValueError, match="other settings"):
         serving.Bench(arguments(checkpoint, out, "--hz", "3"))
+
+
+def test_a_cell_that_others_disturbed_is_measured_again_until_it_is_not(checkpoint, tmp_path, monkeypatch):
+    out, rates, shares = tmp_path / "serving.json", iter([1.0, 2.0, 3.0]), iter([0.2, 0.4, 0.01])
+    monkeypatch.setattr(serving, "_bare", lambda given, robots: cell(next(rates)))
+    monkeypatch.setattr(serving.StolenCpu, "share", property(lambda self: next(shares)))
+    found = []
+    for _ in range(4):
+        given = arguments(checkpoint, out)
+        serving.compare(given, serving.Bench(given))
+        kept = json.loads(out.read_text())["cells"]["bare|closed|2"]
+        found.append((kept["chunk_requests_per_s"], kept["stolen"]))
+    assert found == [(1.0, 0.2), (1.0, 0.2), (3.0, 0.01), (3.0, 0.01)]
+    assert "others took at most 1% of the machine" in out.with_suffix(".md").read_text()
+
+
+def test_stolen_time_is_a_share():
+    assert 0 <= StolenCpu().share <= 1
 
 
 @pytest.mark.parametrize("options", [["--hz", "0"], ["--robots", "0"], ["--checkpoint", "/no/such"], ["--set", "planner"]])
