@@ -1,6 +1,7 @@
 """The two kinds of robots that drive: stubs that replay what was recorded, and simulated ones.
 
-A robot that is told to hold executes one safe action and asks again at its next control step, not a whole chunk later.
+A robot that is told to hold executes one safe action and asks again at its next control step, not a whole chunk later. If it
+is told so again it waits twice as long, up to a chunk, so that a fleet without plans does not keep its server from making them.
 """
 
 import asyncio
@@ -54,7 +55,7 @@ class StubRobot(Robot):
     execute_steps: int = 1
 
     async def _live(self) -> None:
-        coming, held_steps = Next(at_s=self.log.now()), 0
+        coming, held_steps, holds = Next(at_s=self.log.now()), 0, 0
         for seen in self.seen:
             held_steps, begins = 0 if seen.begins else held_steps, seen.begins
             while True:
@@ -64,13 +65,14 @@ class StubRobot(Robot):
                     self._count(await self._ask(shown, **_beginning(begins=begins)))
                     break
                 await self._until(coming.at_s)
-                coming = await self._in_time(Seen(observation=shown, begins=begins), coming.at_s, self.period_s)
+                coming = await self._in_time(Seen(observation=shown, begins=begins), coming.at_s, self.period_s, holds)
                 if not coming.held_steps:
+                    holds = 0
                     break
-                held_steps, begins = held_steps + coming.held_steps, False
+                held_steps, holds, begins = held_steps + coming.held_steps, holds + 1, False
 
-    async def _in_time(self, seen: Seen, at_s: float, period_s: float) -> Next:
-        """Ask at `at_s`, count what was met and missed, and return when to ask next."""
+    async def _in_time(self, seen: Seen, at_s: float, period_s: float, holds: int) -> Next:
+        """Ask at `at_s`, after so many holds in a row, count what was met and missed, and return when to ask next."""
         due, reply, cancelled = at_s + period_s, None, True
         try:
             reply = await self._ask(seen.observation, **_beginning(begins=seen.begins))
@@ -83,16 +85,16 @@ class StubRobot(Robot):
             self.log.missed += [due + i * period_s for i in range(missed)]
         if not missed:
             self.log.met.append(due)
-        self._count(reply)
+        self._count(reply, held_steps=_patience(holds, self.execute_steps))
         if reply is not None and reply.held:
             step_s = period_s / self.execute_steps
-            held_steps = max(1, math.ceil((now - at_s) / step_s))
+            held_steps = max(_patience(holds, self.execute_steps), math.ceil((now - at_s) / step_s))
             return Next(at_s=at_s + held_steps * step_s, held_steps=held_steps)
         return Next(at_s=due + missed * period_s)
 
-    def _count(self, reply: Reply | None) -> None:
+    def _count(self, reply: Reply | None, held_steps: int = 1) -> None:
         if reply is not None:
-            steps = 1 if reply.held else min(self.execute_steps, len(reply.actions))
+            steps = held_steps if reply.held else min(self.execute_steps, len(reply.actions))
             self.log.executed(steps, fresh=not reply.held)
 
 
@@ -130,6 +132,7 @@ class BodyRobot(Robot):
     execute_steps: int
     action_dim: int
     _gripper: float = field(default=0.0, init=False)
+    _holds: int = field(default=0, init=False)
 
     async def _live(self) -> None:
         at_s = self.log.now()
@@ -165,7 +168,10 @@ class BodyRobot(Robot):
             return (waited, moved) if waited else (1, await self._held_after_error(at_s))
         if not waited:
             self.log.met.append(at_s + self.period_s)
-        last = waited + 1 if reply.held else self.execute_steps
+        last = self.execute_steps
+        if reply.held:
+            last = min(last, waited + _patience(self._holds, self.execute_steps))
+        self._holds = self._holds + 1 if reply.held else 0
         moved = await self.body.execute(reply.actions[waited:last])
         self._gripper = float(reply.actions[min(self.execute_steps, len(reply.actions)) - 1, -1])
         self.log.executed(moved.executed, fresh=not reply.held)
@@ -185,3 +191,8 @@ class BodyRobot(Robot):
 
 def _beginning(*, begins: bool) -> dict[str, Any]:
     return {"reset": True} if begins else {}
+
+
+def _patience(holds: int, most: int) -> int:
+    """Control steps until a robot asks again that was told to hold, after so many holds in a row: 1, 2, 4, ..., a chunk."""
+    return min(most, 2 ** min(holds, 16))

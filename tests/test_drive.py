@@ -280,7 +280,7 @@ def test_a_simulated_robot_that_is_told_to_hold_asks_again_at_its_next_step():
     )
     asyncio.run(drive([robot], 1.5))
     assert [a[0] for a in body.actions[:8]] == list(range(8))
-    assert [n for _, n in log.held[:3]] == [1, 1, 1]
+    assert [n for _, n in log.held[:2]] == [1, 2], "twice as long where it is told so again"
     assert log.fresh[0][1] == H
 
 
