@@ -64,6 +64,7 @@ def test_a_table_shows_what_was_measured_so_far(tmp_path):
     assert [line.success.value for line in lines] == [1, 0, 0]
     assert [line.error_mm.value for line in lines] == [0.75, 0.75, 45.0]
     assert table("curriculum", cells) == []
+    assert publish(tmp_path / "none.json", []) == "no cell is measured yet"
     text = publish(tmp_path / "found.json", cells)
     assert (tmp_path / "found.md").read_text() == f"{text}\n"
     assert "monolithic, equal budget" in text
