@@ -23,6 +23,11 @@ def command(pid: int) -> str:
         return ""
 
 
+def loaded(pid: int, library: str) -> bool:
+    """Whether a process has a shared library of that name in its memory."""
+    return library in Path(f"/proc/{pid}/maps").read_text()
+
+
 def survivors(pids: Collection[int], patience_s: float = 30) -> list[int]:
     """Those that have not ended within `patience_s`; a zombie has ended."""
     deadline = time.monotonic() + patience_s

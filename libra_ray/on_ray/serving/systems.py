@@ -16,7 +16,7 @@ import torch
 from libra_ray.config import TrackingConfig
 from libra_ray.on_ray.serving.rows import Answers, Rows, chunk_answers, plan_answers
 from libra_ray.on_ray.serving.settings import Settings, System
-from libra_ray.on_ray.serving.weights import REGISTRY, weights_key
+from libra_ray.on_ray.serving.weights import REGISTRY, FailedComputingError, UnknownWeightsError, weights_key
 from libra_ray.policy import LibraPolicy, load_policy
 from libra_ray.types import STATE_KEY, Json, Observation
 
@@ -24,10 +24,6 @@ KEPT = 2
 """Checkpoints loaded at a time: the one in use, and the one before until no plan of it is left."""
 HANGS_S = 60.0
 """A call that computes for so long makes the replica unhealthy, and Serve replaces it."""
-
-
-class UnknownWeightsError(RuntimeError):
-    """This replica does not hold the checkpoint that a batch asks for; another one may, or will soon."""
 
 
 def load(address: str, tracking_uri: str, device: str, *, coarse_only: bool) -> LibraPolicy:
@@ -119,12 +115,19 @@ class _System:
         return stats
 
     async def _compute[T](self, work: Callable[[], T]) -> T:
-        """Off the event loop, one batch at a time."""
+        """Off the event loop, one batch at a time.
+
+        Raises:
+            FailedComputingError: `work` failed; the text says how.
+        """
 
         def timed() -> T:
             self._busy_since = time.monotonic()
             try:
                 return work()
+            except Exception as error:
+                # Of an error of torch's the gateway could only learn by importing torch, which takes seconds.
+                raise FailedComputingError(f"{type(error).__name__}: {error}") from error
             finally:
                 self._busy_s += time.monotonic() - self._busy_since
                 self._busy_since = None

@@ -1,9 +1,17 @@
-"""Which weights are meant; free of torch, so that a gateway starts in no time."""
+"""Which weights are meant, and what a replica says that cannot use them; free of torch, which no gateway should wait for."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
 REGISTRY = "models:/"
+
+
+class UnknownWeightsError(RuntimeError):
+    """A replica does not hold the checkpoint that it is asked of; another one may, or will soon."""
+
+
+class FailedComputingError(RuntimeError):
+    """A replica could not compute a batch. Errors travel to the gateway, which must know their class without torch."""
 
 
 def weights_key(user_config: Mapping[str, str]) -> str:

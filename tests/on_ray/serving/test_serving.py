@@ -20,7 +20,7 @@ from tests.on_ray.serving import stubs
 from tests.on_ray.serving.stubs import HORIZON, observe
 from tests.on_ray.serving.test_gateway import check
 from tests.on_ray.serving.test_web import free_port
-from tests.processes import command, family
+from tests.processes import command, family, loaded
 
 PATIENCE_S = 60
 LIGHT = {"planner.num_cpus": 0.1, "refiner.num_cpus": 0.1, "gateway.num_cpus": 0.1}
@@ -168,6 +168,8 @@ def test_new_weights_replace_the_old_ones_in_place(real, deployed):
     with RobotClient(f"127.0.0.1:{real.port}", robot="robot 1") as client:
         assert client.handshake.checkpoint_digest == other.source.manifest.digest
     assert replicas("real") == before
+    assert all(loaded(pid, "libtorch") for pid in replicas("real", "Planner")), "this looks in the right place"
+    assert not any(loaded(pid, "libtorch") for pid in replicas("real", "Gateway")), "its robots would wait for the import"
 
 
 def test_the_page_and_its_numbers_are_served(stub):
