@@ -8,12 +8,22 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 from results_table import ROOT, take, write_readme
 
 SECONDS_BETWEEN_SAMPLES = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a job took: seconds from its start to its end, and the most memory of it and all it started, in GiB."""
+
+    wall_s: float
+    peak_memory_gb: float
 
 
 def memory_gb(process: psutil.Process) -> float:
@@ -27,27 +37,36 @@ def memory_gb(process: psutil.Process) -> float:
     return total / 2**30
 
 
-def main(preset: str, options: list[str]) -> None:
-    """Run, measure, keep."""
-    began = time.monotonic()
-    job = subprocess.Popen([sys.executable, "jobs/pipeline.py", preset, *options], cwd=ROOT)
-    peak = 0.0
-    while job.poll() is None:
+def measured(job: Sequence[str]) -> Measured:
+    """Run a job with its options to its end.
+
+    Raises:
+        SystemExit: it failed, with its status.
+    """
+    began, peak = time.monotonic(), 0.0
+    process = subprocess.Popen([sys.executable, *job], cwd=ROOT)
+    while process.poll() is None:
         try:
-            peak = max(peak, memory_gb(psutil.Process(job.pid)))
+            peak = max(peak, memory_gb(psutil.Process(process.pid)))
         except psutil.NoSuchProcess:
             break
         time.sleep(SECONDS_BETWEEN_SAMPLES)
     wall_s = time.monotonic() - began
-    if job.wait():
-        raise SystemExit(job.returncode)
+    if process.wait():
+        raise SystemExit(process.returncode)
+    return Measured(wall_s=round(wall_s, 1), peak_memory_gb=round(peak, 2))
+
+
+def main(preset: str, options: list[str]) -> None:
+    """Run, measure, keep."""
+    took = measured(["jobs/pipeline.py", preset, *options])
     name = options[options.index("--name") + 1] if "--name" in options else preset
     path = take(ROOT / "runs" / name)
     report = json.loads(path.read_text())
-    report["measured"] = {"wall_s": round(wall_s, 1), "peak_memory_gb": round(peak, 2)}
+    report["measured"] = {"wall_s": took.wall_s, "peak_memory_gb": took.peak_memory_gb}
     Path(path).write_text(json.dumps(report, indent=2))
     write_readme()
-    print(f"{preset}: {wall_s:.0f} s, {peak:.1f} GiB at most")
+    print(f"{preset}: {took.wall_s:.0f} s, {took.peak_memory_gb:.1f} GiB at most")
 
 
 if __name__ == "__main__":

@@ -139,22 +139,22 @@ def growth(values: list[float]) -> float | None:
 
 
 def autoscaling(given: argparse.Namespace, bench: Any) -> Json:
-    """Few robots, half, all, few: how many replicas of each deployment there are meanwhile."""
-    most = given.robots[-1]
-    fleets, quarter = [2, max(2, most // 2), most, 2], given.seconds / 4
+    """Few robots, half, all, few: how many replicas of each deployment there are meanwhile; to end them takes longest."""
+    most, fifth = given.robots[-1], given.seconds / 5
+    phases = [(2, fifth), (max(2, most // 2), fifth), (most, fifth), (2, 2 * fifth)]
     scaling = {f"{name}.{key}": value for name in ("planner", "refiner") for key, value in SCALED.items()}
-    with _ours(given, bench, {**scaling, "scale_down_delay_s": max(2.0, quarter / 4)}) as running:
+    with _ours(given, bench, {**scaling, "scale_down_delay_s": max(2.0, fifth / 8)}) as running:
         load = bench.load(running, given.hz)
         watch, marks = Watch(running, load.log), []
 
-        async def phases() -> None:
-            for number, robots in enumerate(fleets):
+        async def rise_and_fall() -> None:
+            for number, (robots, seconds) in enumerate(phases):
                 marks.append([load.log.now(), f"{robots} robots"])
                 # New names in every phase: a robot that left does not come back.
                 names = [1000 * number + i for i in range(robots)]
-                await drive([load.robot(n, of=robots, phase_s=n % 1000 / robots / given.hz) for n in names], quarter)
+                await drive([load.robot(n, of=robots, phase_s=n % 1000 / robots / given.hz) for n in names], seconds)
 
-        _together(phases(), watch.run())
+        _together(rise_and_fall(), watch.run())
     replicas = watch.lines("replicas")
     facts: Json = {}
     for name in DEPLOYMENTS:

@@ -12,6 +12,7 @@ from ray.serve.handle import DeploymentHandle
 
 from libra_ray.on_ray.serving.gateway import GatewayCore
 from libra_ray.on_ray.serving.port import OwnPort
+from libra_ray.on_ray.serving.scaling import LOOK_BACK_S, METRICS_S
 from libra_ray.on_ray.serving.settings import Replicas, Settings
 from libra_ray.on_ray.serving.web import Web
 from libra_ray.on_ray.serving.weights import located
@@ -20,7 +21,6 @@ from libra_ray.types import Json
 APP_NAME = "default"
 """What `serve run` calls an application that was given no name."""
 LEAVE_S = 3.0
-METRICS_S = 2.0
 CALLS_AT_ONCE = 4
 """Batches that a replica takes in: one computes, the others wait or answer `describe`."""
 
@@ -138,7 +138,7 @@ def _deployment(settings: Settings, cls: Any, name: str, of: Replicas, policy: s
                 upscale_delay_s=settings.scale_up_delay_s,
                 downscale_delay_s=settings.scale_down_delay_s,
                 metrics_interval_s=METRICS_S,
-                look_back_period_s=3 * METRICS_S,
+                look_back_period_s=LOOK_BACK_S,
                 policy=AutoscalingPolicy(policy_function=f"libra_ray.on_ray.serving.scaling:{policy}"),
             )
         }

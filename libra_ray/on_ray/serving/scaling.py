@@ -1,9 +1,12 @@
 """When to start and end replicas: the planner by the age of intents, the refiner by missed deadlines, gateways by connections.
 
 A policy sees what replicas report by `record_autoscaling_stats` and names a number; Serve applies the delays and the limits.
+A replica that starts takes processors from those that work, and makes them late: nothing is decided before it runs, and before
+the measures of that time are over.
 """
 
 import math
+import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -15,23 +18,31 @@ BUSY = 0.6
 """A replica is ended where the others would compute for less than this share of the time."""
 CONNECTIONS = 64
 """Robots that one gateway should have."""
+METRICS_S = 2.0
+"""Between two reports of a replica."""
+LOOK_BACK_S = 3 * METRICS_S
+"""How far back the reports go that a decision rests on."""
+_SETTLED_AT = "settled_at"
 
 
 class Context(Protocol):
     """What Serve tells a policy, as far as it is used here."""
 
     current_num_replicas: int
+    target_num_replicas: int
     aggregated_metrics: Mapping[str, Mapping[Any, float]] | None
+    policy_state: Mapping[str, Any]
+    current_time: float | None
 
 
 def by_intent_age(context: Context) -> tuple[int, dict[str, Any]]:
     """Planners wanted: one more where intents are not renewed in time."""
-    return _by_pressure(context, LATE_INTENTS), {}
+    return _by_pressure(context, LATE_INTENTS)
 
 
 def by_deadline_misses(context: Context) -> tuple[int, dict[str, Any]]:
     """Refiners wanted: one more where answers miss their deadline, because they compute too long or queue."""
-    return _by_pressure(context, MISSED_DEADLINES), {}
+    return _by_pressure(context, MISSED_DEADLINES)
 
 
 def by_connections(context: Context) -> tuple[int, dict[str, Any]]:
@@ -39,12 +50,20 @@ def by_connections(context: Context) -> tuple[int, dict[str, Any]]:
     return max(1, math.ceil(sum(_metric(context, "connections")) / CONNECTIONS)), {}
 
 
-def _by_pressure(context: Context, limit: float) -> int:
-    now = max(1, context.current_num_replicas)
+def _by_pressure(context: Context, limit: float) -> tuple[int, dict[str, Any]]:
+    wanted = max(1, context.target_num_replicas)
+    if context.current_num_replicas != wanted:
+        return wanted, {}
+    now = time.time() if context.current_time is None else context.current_time
+    state = {_SETTLED_AT: context.policy_state.get(_SETTLED_AT, now)}
+    if now - state[_SETTLED_AT] < LOOK_BACK_S:
+        return wanted, state
     pressure, busy = _metric(context, "pressure"), sum(_metric(context, "busy"))
     if max(pressure, default=0.0) > limit:
-        return now + 1
-    return now - 1 if now > 1 and busy < BUSY * (now - 1) else now
+        wanted += 1
+    elif wanted > 1 and busy < BUSY * (wanted - 1):
+        wanted -= 1
+    return wanted, state
 
 
 def _metric(context: Context, name: str) -> list[float]:

@@ -83,14 +83,21 @@ def test_the_file_for_serve_deploy_is_valid():
 
 @dataclass
 class Context:
+    """As long settled as a decision needs, where nothing else is said."""
+
     current_num_replicas: int
     aggregated_metrics: dict = field(default_factory=dict)
+    target_num_replicas: int = 0
+    policy_state: dict = field(default_factory=lambda: {"settled_at": 0.0})
+    current_time: float = scaling.LOOK_BACK_S
+
+    def __post_init__(self):
+        self.target_num_replicas = self.target_num_replicas or self.current_num_replicas
 
 
-def pressed(replicas, pressure, busy):
-    return Context(
-        replicas, {"pressure": dict.fromkeys(range(replicas), pressure), "busy": dict.fromkeys(range(replicas), busy)}
-    )
+def pressed(replicas, pressure, busy, **more):
+    measures = {"pressure": dict.fromkeys(range(replicas), pressure), "busy": dict.fromkeys(range(replicas), busy)}
+    return Context(replicas, measures, **more)
 
 
 @given(strategies.integers(1, 50), strategies.floats(0, 1), strategies.floats(0, 1))
@@ -109,6 +116,24 @@ def test_late_intents_start_planners_and_missed_deadlines_start_refiners():
     assert scaling.by_deadline_misses(pressed(3, 0.0, 0.1))[0] == 2
     assert scaling.by_intent_age(pressed(1, 0.0, 0.0))[0] == 1
     assert scaling.by_intent_age(Context(2))[0] == 1
+
+
+@given(strategies.integers(1, 9), strategies.integers(1, 9), strategies.floats(0, 1), strategies.floats(0, 1))
+def test_nothing_is_decided_while_replicas_start_or_end(running, target, pressure, busy):
+    """A start makes the others late, which is no reason for one more, and none to give it up when that is over."""
+    for policy in (scaling.by_intent_age, scaling.by_deadline_misses):
+        context = pressed(running, pressure, busy, target_num_replicas=target, policy_state={"settled_at": 0.0})
+        wanted, state = policy(context)
+        if running != target:
+            assert (wanted, state) == (target, {})
+
+
+def test_the_measures_of_a_start_must_be_over_before_the_next_decision():
+    state, wanted = {}, []
+    for second in range(12):
+        number, state = scaling.by_intent_age(pressed(2, 1.0, 1.0, policy_state=state, current_time=100.0 + second))
+        wanted.append(number)
+    assert wanted == [2] * 6 + [3] * 6
 
 
 @given(strategies.lists(strategies.integers(0, 500), min_size=1, max_size=8))

@@ -1,0 +1,47 @@
+"""The jobs that people try first, measured from outside: the main job at its smallest, and a small sweep.
+
+`uv run benchmarks/small_jobs.py` runs both from nothing, each beside its limit, and counts what is left of them afterwards.
+"""
+
+import json
+import tempfile
+from dataclasses import asdict
+
+import psutil
+from main_job import measured
+from results_table import RESULTS
+
+from libra_ray.provenance import describe_hardware, git_revision
+from libra_ray.run_folder import write_text
+
+JOBS = {
+    "jobs/pipeline.py debug": 90.0,
+    "jobs/sweep.py debug granularity": 240.0,
+}
+"""Command -> most seconds it should take on two cores without a GPU."""
+
+
+def ray_processes() -> set[int]:
+    """Processes of any Ray cluster on this machine."""
+    found = psutil.process_iter(["pid", "cmdline"])
+    return {p.info["pid"] for p in found if any("ray::" in part or "raylet" in part for part in p.info["cmdline"] or ())}
+
+
+def main() -> None:
+    """Run, measure, keep, print."""
+    rows = []
+    for job, limit_s in JOBS.items():
+        before = ray_processes()
+        with tempfile.TemporaryDirectory() as runs:
+            took = measured([*job.split(), "--runs", runs])
+        left = len(ray_processes() - before)
+        rows.append({"job": job, "limit_s": limit_s, **asdict(took), "processes_left": left})
+    tree = {"hardware": describe_hardware(), "git_revision": git_revision(), "jobs": rows}
+    write_text(RESULTS / "small_jobs.json", json.dumps(tree, indent=2) + "\n")
+    print("| job | s | at most, s | GiB at most | processes left |\n|---|---|---|---|---|")
+    for row in rows:
+        print("| {job} | {wall_s} | {limit_s:g} | {peak_memory_gb} | {processes_left} |".format(**row))
+
+
+if __name__ == "__main__":
+    main()
