@@ -23,7 +23,7 @@ class RefusedError(RuntimeError):
 
 
 class WrongRobotError(RuntimeError):
-    """The answer carries another robot's name. It must never happen, and no action of it may be executed."""
+    """The answer is another robot's, or to another request. It must never happen, and no action of it may be executed."""
 
 
 class AsyncRobotClient:
@@ -66,6 +66,8 @@ class AsyncRobotClient:
         self._timeout_s, self._patience_s, self._jpeg_quality = timeout_s, patience_s, jpeg_quality
         self._socket: ClientConnection | None = None
         self._seq = 0
+        # Answers to come on this connection: every request has one, in order, also a request that was given up.
+        self._owed = 0
 
     async def __aenter__(self) -> Self:
         """Connected."""
@@ -118,6 +120,7 @@ class AsyncRobotClient:
             assert self._socket is not None
             try:
                 async with asyncio.timeout(self._timeout_s):
+                    self._owed += 1
                     await self._socket.send(data)
                     return await self._answer(self._socket)
             except TimeoutError:
@@ -135,14 +138,17 @@ class AsyncRobotClient:
     async def _answer(self, socket: ClientConnection) -> Json:
         while True:
             data = await socket.recv()
+            self._owed -= 1
+            if self._owed:
+                continue
             if isinstance(data, str):
                 raise RefusedError(data)
             answer = unpack(data)
             if answer.get("robot") != self.robot:
                 raise WrongRobotError(f"robot {self.robot!r} was sent an answer to {answer.get('robot')!r}")
-            # An answer to a request that was given up may still come; it is nobody's now.
-            if answer.get("seq") == self._seq:
-                return answer
+            if answer.get("seq") != self._seq:
+                raise WrongRobotError(f"request {self._seq} of {self.robot!r} was sent the answer to {answer.get('seq')}")
+            return answer
 
     async def _patiently(self) -> Handshake:
         clock = asyncio.get_running_loop().time
@@ -174,7 +180,7 @@ class AsyncRobotClient:
         if isinstance(first, str):
             raise RefusedError(first)
         handshake = Handshake.read(unpack(first))
-        self._socket, self.reconnects = socket, self.reconnects + again
+        self._socket, self._owed, self.reconnects = socket, 0, self.reconnects + again
         return handshake
 
     def _refuse_final(self, error: Exception) -> None:
