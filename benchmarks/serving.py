@@ -23,6 +23,7 @@ from typing import Any
 from benchmarks import serving_pages as pages
 from benchmarks import serving_stress as stress
 from benchmarks.peers.work import Work
+from benchmarks.results_table import write_between
 from benchmarks.serving_load import Judge, Load, measure, observations
 from benchmarks.serving_servers import ROOT, Server, ours, peer
 from benchmarks.stolen import MOST_STOLEN, StolenCpu
@@ -34,6 +35,8 @@ from libra_ray.types import Json
 
 RESULTS = ROOT / "benchmarks" / "results"
 ROBOTS = (1, 2, 4, 8, 16, 24, 32, 48, 64)
+COMPARISON = "serving.json"
+"""What the README shows of."""
 SYSTEMS = ("bare", "plain", "vla", "lerobot_server", "libra_ray")
 CLIENTS = {"plain": "PlainClient", "vla": "VlaClient", "lerobot_server": "LerobotClient"}
 MODES = ("closed", "open")
@@ -136,6 +139,8 @@ class Bench:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_text(self.path, dump(self.result))
         pages.write(self.path, self.result)
+        if self.path == RESULTS / COMPARISON:
+            write_between(ROOT / "README.md", Path(__file__).name, pages.for_readme(self.result))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -174,8 +179,8 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     given.hz = (2.0 if given.section == "isolation" else 10.0) if given.hz is None else given.hz
     given.seconds = given.seconds or (3.0 if given.quick else stress.SECTIONS.get(given.section, (None, 15.0))[1])
     given.warmup = min(given.warmup, 1.0) if given.quick else given.warmup
-    name = "serving" if given.section == "compare" else f"serving_{given.section}"
-    given.out = given.out or (ROOT / "runs" / f"quick_{name}.json" if given.quick else RESULTS / f"{name}.json")
+    name = COMPARISON if given.section == "compare" else f"serving_{given.section}.json"
+    given.out = given.out or (ROOT / "runs" / f"quick_{name}" if given.quick else RESULTS / name)
     if min(given.robots) < 1 or given.hz <= 0 or given.seconds <= 0 or given.threads < 1:
         parser.error("--robots, --threads, --hz and --seconds must be above 0")
     if not (given.checkpoint / "manifest.json").is_file():

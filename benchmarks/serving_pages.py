@@ -40,11 +40,20 @@ def write(path: Path, result: Json) -> None:
 
 def markdown(result: Json) -> str:
     """The section's table with the machine it was measured on."""
-    hardware, settings = result["hardware"], result["settings"]
-    machine = f"{hardware['cores']} cores of {hardware['cpu']}, GPU: {hardware['gpu'] or 'none'}"
-    told = f"{settings['threads']} torch thread(s) per process, {settings['seconds']:g} s each, {machine}."
     body = _comparison(result) if result["section"] == "compare" else _facts(result)
-    return "\n".join([*body, "", told])
+    return "\n".join([*body, "", machine(result)])
+
+
+def machine(result: Json) -> str:
+    """What it was measured on."""
+    hardware, settings = result["hardware"], result["settings"]
+    cores = f"{hardware['cores']} cores of {hardware['cpu']}, GPU: {hardware['gpu'] or 'none'}"
+    return f"{settings['threads']} torch thread(s) per process, {settings['seconds']:g} s each, {cores}."
+
+
+def for_readme(result: Json) -> str:
+    """The comparison in short."""
+    return f"{comparison(result)}\n\n{machine(result)}"
 
 
 def summary(cells: Mapping[str, Json]) -> Json:
@@ -78,7 +87,8 @@ def fresh_per_s(cell: Json) -> float:
     return float(cell["chunk_requests_per_s"] - cell.get("held_replies", 0) / cell.get("seconds", 1))
 
 
-def _comparison(result: Json) -> list[str]:
+def comparison(result: Json) -> str:
+    """A line per system."""
     cells, settings = result["cells"], result["settings"]
     held_words = f"robots held at {settings['hz']:g} chunk requests/s with < 1 % misses"
     lines = [
@@ -89,6 +99,12 @@ def _comparison(result: Json) -> list[str]:
         held = "–" if system == "bare" else f"{facts['held']}"
         one = " / ".join(_number(facts["one_robot_p50_ms"][mode]) for mode in ("open", "closed"))
         lines.append(f"| {NAMES[system]} | {held} | {facts['saturation']:.0f} | {one} | {facts['wrong_robot']} |")
+    return "\n".join(lines)
+
+
+def _comparison(result: Json) -> list[str]:
+    cells, settings = result["cells"], result["settings"]
+    lines = [comparison(result)]
     for mode, words in (("open", f"Open loop, {settings['hz']:g} requests/s each"), ("closed", "Closed loop")):
         lines += ["", f"{words}:", ""]
         lines += ["| system | robots | requests/s | p50 / p95 / p99, ms | misses | wrong robot | errors | CPU ms/request |"]

@@ -1,6 +1,7 @@
 """The README stays true: its commands exist, its tables are the committed results, its links lead somewhere."""
 
 import importlib
+import json
 import re
 import shlex
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 from arguments import parse
 
-from benchmarks import results_table
+from benchmarks import results_table, serving_pages
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -20,6 +21,11 @@ def test_the_tables_are_the_committed_results() -> None:
     shown = results_table.read_between(ROOT / "README.md", "results_table.py")
     assert shown == results_table.document()
     assert "button-press-topdown-v3" in shown
+
+
+def test_the_comparison_of_servers_is_the_committed_one() -> None:
+    result = json.loads((results_table.RESULTS / "serving.json").read_text())
+    assert results_table.read_between(ROOT / "README.md", "serving.py") == serving_pages.for_readme(result)
 
 
 def test_every_make_target_exists() -> None:
