@@ -39,7 +39,10 @@ class Objective(Protocol):
         """Noise `data` to the level that `u`, uniform in [0, 1), selects."""
 
     def sample(self, predict: Predict, noise: Float[Tensor, "B *shape"], steps: int) -> Float[Tensor, "B *shape"]:
-        """Turn `noise` into data with `steps` evaluations of `predict`."""
+        """Turn `noise` into data with `steps` evaluations of `predict`, one at each of `times(steps)`, in their order."""
+
+    def times(self, steps: int) -> Float[Tensor, " K"]:
+        """The `K = steps` times at which `sample` asks, from pure noise at 0 on; data are at 1."""
 
     def target_of(
         self, data: Float[Tensor, "B *shape"], x: Float[Tensor, "B *shape"], t: Float[Tensor, " B"]
@@ -71,10 +74,13 @@ class FlowMatching:
     def sample(self, predict: Predict, noise: Float[Tensor, "B *shape"], steps: int) -> Float[Tensor, "B *shape"]:
         """Euler's method over `steps` equal intervals."""
         x = noise
-        for k in range(steps):
-            t = torch.full((len(x),), k / steps, device=x.device, dtype=x.dtype)
-            x = x + predict(x, t) / steps
+        for t in self.times(steps).to(x):
+            x = x + predict(x, t.expand(len(x))) / steps
         return x
+
+    def times(self, steps: int) -> Float[Tensor, " K"]:
+        """The beginnings of the intervals."""
+        return torch.arange(steps) / steps
 
     def target_of(
         self, data: Float[Tensor, "B *shape"], x: Float[Tensor, "B *shape"], t: Float[Tensor, " B"]
@@ -114,8 +120,7 @@ class DDPM:
     def sample(self, predict: Predict, noise: Float[Tensor, "B *shape"], steps: int) -> Float[Tensor, "B *shape"]:
         """Deterministic DDIM steps (Song et al.) over an even sub-grid of the K levels."""
         x = noise
-        grid = (torch.linspace(0, 1, steps + 1, device=x.device, dtype=x.dtype) * self.levels).round() / self.levels
-        for now, later in pairwise(grid):
+        for now, later in pairwise([*self.times(steps).to(x), x.new_ones(())]):
             t = now.expand(len(x))
             a = _rows(self.alpha_bar(t), x)
             epsilon = predict(x, t)
@@ -124,6 +129,10 @@ class DDPM:
             b = _rows(self.alpha_bar(later.expand(len(x))), x)
             x = data if later >= 1 else b.sqrt() * data + (1 - b).sqrt() * epsilon
         return x
+
+    def times(self, steps: int) -> Float[Tensor, " K"]:
+        """An even sub-grid of the K levels, without its end."""
+        return (torch.linspace(0, 1, steps + 1)[:-1] * self.levels).round() / self.levels
 
     def target_of(
         self, data: Float[Tensor, "B *shape"], x: Float[Tensor, "B *shape"], t: Float[Tensor, " B"]

@@ -50,7 +50,13 @@ class ModulatedBlock(nn.Module):
         self, x: Float[Tensor, "B S d"], condition: Float[Tensor, "B d"], mask: Bool[Tensor, "B S"] | None = None
     ) -> Float[Tensor, "B S d"]:
         """One step of the residual stream; an untrained block leaves `x` as it is. `mask` as in `Attention`."""
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.to_modulation(condition)[:, None].chunk(6, dim=-1)
+        return self.modulated(x, self.to_modulation(condition), mask)
+
+    def modulated(
+        self, x: Float[Tensor, "B S d"], modulation: Float[Tensor, "B 6*d"], mask: Bool[Tensor, "B S"] | None = None
+    ) -> Float[Tensor, "B S d"]:
+        """The same by what `to_modulation` has made of the condition."""
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation[:, None].chunk(6, dim=-1)
         x = x + gate_a * self.attention(self.norm_attention(x) * (1 + scale_a) + shift_a, mask)
         return x + gate_m * self.mlp(self.norm_mlp(x) * (1 + scale_m) + shift_m)
 

@@ -134,9 +134,13 @@ class Libra(nn.Module):
         sight, steps = self._look(images, state, text), self.config.refiner.denoising_steps
         intent = tokens if sight.intent is None else sight.intent
 
+        # The solver asks once per level, in their order: whatever does not depend on the noisy actions is computed before.
+        steering = iter(self.refiner.steer(self.objective.times(steps).to(noise), sight.context))
+        obeyed, anchor = self.refiner.obey(intent), self._anchor(intent, noise)
+
         def predict(x: Tensor, t: Tensor) -> Tensor:
-            said = self.refiner(x, t, intent, sight.context)
-            return said if self.says_target else self.objective.target_of(self._anchor(intent, said) + said, x, t)
+            said = self.refiner.say(x, obeyed, next(steering))
+            return said if self.says_target else self.objective.target_of(anchor + said, x, t)
 
         return self.objective.sample(predict, noise, steps).clamp(-1, 1)
 

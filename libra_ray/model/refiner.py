@@ -1,16 +1,21 @@
 """The Action Refiner (System 1): a diffusion transformer with its own eyes that turns coarse tokens into continuous actions."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
+from torch.nn import functional
 
 from libra_ray.config import RefinerConfig
 from libra_ray.model.layers import ModulatedBlock, sinusoids
 from libra_ray.model.vision import VISION_TOKENS, PretrainedEncoder, make_encoder
 
 CODE_WIDTH = 16
+Steering = Sequence[Tensor]
+"""Per layer what its adaLN makes of one noise level and of what the robot sees, `(B, 6 width)`."""
 
 
 class Refiner(nn.Module):
@@ -91,12 +96,35 @@ class Refiner(nn.Module):
 
         `intent` is one coarse token per step and dimension, or, in the monolithic baseline, one hidden state per step.
         """
-        codes = self._codes(intent)
-        x = self.from_action(torch.cat([noisy, codes], dim=-1)) + self.position
-        condition = self.mix(context + self.from_level(sinusoids(level, self.width)))
-        for block in self.blocks:
-            x = block(x, condition)
+        condition = self._condition(sinusoids(level, self.width), context)
+        return self.say(noisy, self.obey(intent), [block.to_modulation(condition) for block in self._layers])
+
+    def obey(self, intent: Int[Tensor, "B H D"] | Float[Tensor, "B H read"]) -> Float[Tensor, "B H width"]:
+        """The intent's part of the first layer."""
+        dims = self.to_action.out_features
+        by_intent = self.from_action.weight[:, dims:]
+        return functional.linear(self._codes(intent), by_intent, self.from_action.bias) + self.position
+
+    def steer(self, levels: Float[Tensor, " K"], context: Float[Tensor, "B width"]) -> list[Steering]:
+        """What steers the layers at each of `K` noise levels, in their order."""
+        condition = self._condition(sinusoids(levels, self.width)[:, None], context)
+        return list(zip(*[block.to_modulation(condition) for block in self._layers], strict=True))
+
+    def say(
+        self, noisy: Float[Tensor, "B H D"], obeyed: Float[Tensor, "B H width"], steering: Steering
+    ) -> Float[Tensor, "B H D"]:
+        """`forward` by what `obey` and `steer` have made of intent, noise level and context: all that is left per step."""
+        x = functional.linear(noisy, self.from_action.weight[:, : noisy.shape[-1]]) + obeyed
+        for block, modulation in zip(self._layers, steering, strict=True):
+            x = block.modulated(x, modulation)
         return self.to_action(self.norm(x))
+
+    @property
+    def _layers(self) -> Iterable[ModulatedBlock]:
+        return cast("Iterable[ModulatedBlock]", self.blocks)
+
+    def _condition(self, level: Tensor, context: Tensor) -> Tensor:
+        return self.mix(context + self.from_level(level))
 
     def _codes(self, intent: Tensor) -> Tensor:
         if self.codebook is not None:

@@ -104,6 +104,14 @@ def test_euler_converges_with_order_one():
     assert errors[1] / errors[2] == pytest.approx(2, abs=0.03)
 
 
+@pytest.mark.parametrize("objective", [FlowMatching(), UNCLIPPED], ids=["flow", "ddpm"])
+@pytest.mark.parametrize("steps", [1, 3, 10])
+def test_the_times_are_those_at_which_the_solver_asks(objective, steps):
+    seen = []
+    objective.sample(lambda x, t: seen.append(t) or torch.zeros_like(x), torch.zeros(2, 1), steps)
+    torch.testing.assert_close(torch.stack(seen), objective.times(steps)[:, None].expand(-1, 2))
+
+
 def test_the_solver_hands_over_the_time_of_each_step():
     seen = []
     FlowMatching().sample(lambda x, t: seen.append(t.tolist()) or torch.zeros_like(x), torch.zeros(2, 1), 4)

@@ -184,6 +184,27 @@ def test_the_tokens_matter_and_so_does_hiding_them(changes):
         assert not torch.allclose(predictions[one], predictions[one - 1])
 
 
+@pytest.mark.parametrize("changes", [{}, {"refiner.condition": "features"}], ids=["tokens", "features"])
+@pytest.mark.parametrize("objective", ["flow", "ddpm"])
+@pytest.mark.parametrize("predicts", ["action", "target"])
+def test_what_is_computed_before_the_solver_begins_changes_no_answer(changes, objective, predicts):
+    model = tiny_model({"refiner.objective": objective, "refiner.predicts": predicts, **changes})
+    batch = make_batch(model, 3)
+    text = Text(ids=batch.text, mask=batch.text_mask)
+    tokens = model.bins.encode(batch.actions)[:, : model.config.action.horizon]
+    noise = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(0))
+    sight = model._look(batch.images, batch.state, text)
+    intent = tokens if sight.intent is None else sight.intent
+
+    def predict(x, t):
+        said = model.refiner(x, t, intent, sight.context)
+        return said if model.says_target else model.objective.target_of(model._anchor(intent, said) + said, x, t)
+
+    with torch.no_grad():
+        slowly = model.objective.sample(predict, noise, model.config.refiner.denoising_steps).clamp(-1, 1)
+    torch.testing.assert_close(model.refine(batch.images, batch.state, text, tokens, noise), slowly, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("field", ["images", "state"])
 def test_the_refiner_sees_for_itself(field):
     model = tiny_model()
