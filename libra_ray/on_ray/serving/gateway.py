@@ -142,8 +142,10 @@ class GatewayCore:
         control, step = robot.control, observation.step
         robot.show(observation, arrived)
         control.look(observation)
+        wants_plan = control.wants_plan(step)
+        # Only now: a plan that has come since the last request is taken over by this one.
         late = control.plan is not None and control.is_asked
-        if control.wants_plan(step):
+        if wants_plan:
             self._planning.want(robot)
         plan = control.covering(step)
         if plan is None and (control.plan is None or control.control.rule == "fifo"):
