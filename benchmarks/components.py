@@ -115,7 +115,7 @@ def prepare(root: Path, name: str, changes: Mapping[str, Any], *, quick: bool) -
     """The demonstrations of a bench, recorded and decoded once, and the backbone that all its cells begin with."""
     bench = BENCHES[name]
     data = RunFolder(root / f"{name}-data", config_of(bench, next(iter(bench.variants)), 0, changes))
-    pretrain(root / f"{name}-pretrained", data, quick=quick)
+    pretrain(root / f"{name}-pretrained", data, bench.pretraining, quick=quick)
     return data
 
 
@@ -210,7 +210,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--benches", nargs="+", choices=BENCHES, default=list(BENCHES), help="place: precision; tasks: others")
     parser.add_argument("--seeds", type=int, default=3, help="training seeds of every variant (default: %(default)s)")
-    parser.add_argument("--steps", type=int, help="optimiser steps of every policy (default: 1500 for place, 600 for tasks)")
+    parser.add_argument("--steps", type=int, help="optimiser steps of every policy (default: 2500 for place, 600 for tasks)")
     parser.add_argument("--quick", action="store_true", help="tiny policies that learn nothing: does it all run?")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder for the work (default: runs)")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="further settings of every policy")

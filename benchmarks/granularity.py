@@ -226,7 +226,7 @@ def main() -> None:
                     cells.keep(sweep, trial, result)
                     outcome.publish_trial(sweep, tracker, trial, result)
 
-                pretrain(root / PRETRAINED, sweep.data(config), quick=given.quick)
+                pretrain(root / PRETRAINED, sweep.data(config), {}, quick=given.quick)
                 engine.run(sweep, ended)
         given.results.mkdir(parents=True, exist_ok=True)
         (given.pages / "images").mkdir(parents=True, exist_ok=True)

@@ -51,24 +51,25 @@ def checkpoint_of(folder: Path) -> Path:
     return folder / "checkpoint"
 
 
-def pretrain(folder: Path, data: RunFolder, *, quick: bool) -> None:
+def pretrain(folder: Path, data: RunFolder, changes: Mapping[str, Any], *, quick: bool) -> None:
     """Record the demonstrations and train the backbone, or go on with either.
 
     Args:
         folder: for the training's run.
         data: the recording's run, of a cell's configuration; it need not exist yet.
+        changes: what a bench's backbone is trained with beside `PRETRAINING`.
         quick: a few steps that teach nothing.
     """
     recorded = RunFolder.open(data.root, data.config)
     stages.record(recorded)
     frame_cache(open_dataset(recorded.dataset), recorded.path("frames"), data.config.sim.image_size)
-    run = RunFolder.open(folder, pretraining(data.config, recorded.dataset, quick=quick))
+    run = RunFolder.open(folder, pretraining(data.config, recorded.dataset, changes, quick=quick))
     run.share_frames(recorded.path("frames"))
     if not run.done("train"):
         with run.stage("train") as clock:
             train(run, clock)
 
 
-def pretraining(config: Config, dataset: Path, *, quick: bool) -> Config:
+def pretraining(config: Config, dataset: Path, changes: Mapping[str, Any], *, quick: bool) -> Config:
     """The configuration of the backbone's own training."""
-    return override(config, {**PRETRAINING, **(QUICK if quick else {}), "data.root": str(dataset)})
+    return override(config, {**PRETRAINING, **changes, **(QUICK if quick else {}), "data.root": str(dataset)})

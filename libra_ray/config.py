@@ -40,6 +40,8 @@ class RecordConfig:
 
     episodes_per_task: int = 50
     """Successful demonstrations recorded of each task."""
+    episodes_of: tuple[str, ...] = ()
+    """Tasks with another number of demonstrations, as TASK=COUNT, e.g. `reach-v3=800`: small goals take many places."""
     noise_std: float = 0.5
     """Standard deviation of the seeded action noise (action units, range [-1, 1]); labels stay clean."""
     noise_share: float = 0.5
@@ -52,6 +54,11 @@ class RecordConfig:
     """Seed of the first episode; evaluation seeds start far away (`evaluate.seed`)."""
     video_codec: str = "h264"
     """LeRobot's name of the encoder, e.g. h264 or libsvtav1."""
+
+    def episodes(self, task: str) -> int:
+        """Demonstrations wanted of a task."""
+        own = dict(pair.split("=", 1) for pair in self.episodes_of)
+        return int(own.get(task, self.episodes_per_task))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -347,8 +354,22 @@ def _validate(config: Config) -> None:
         raise ValueError("sim.wrist_camera=true needs sim.family=tabletop: the robots of other families have no such camera")
     if not config.sim.tasks or len(set(config.sim.tasks)) < len(config.sim.tasks):
         raise ValueError(f"sim.tasks={','.join(config.sim.tasks)!r} must name at least one task, and each only once")
+    _refuse_uncounted(config)
     _refuse_one_sided(config)
     _refuse_seen_seeds(config)
+
+
+def _refuse_uncounted(config: Config) -> None:
+    """A number of demonstrations that is none, or of a task that is not recorded."""
+    for pair in config.record.episodes_of:
+        task, _, count = pair.partition("=")
+        if task not in config.sim.tasks or not count.isdecimal() or int(count) < 1:
+            raise ValueError(
+                f"record.episodes_of={pair!r} must be TASK=COUNT with a task of sim.tasks ({', '.join(config.sim.tasks)}) "
+                "and a count of at least 1"
+            )
+    if len({pair.partition("=")[0] for pair in config.record.episodes_of}) < len(config.record.episodes_of):
+        raise ValueError(f"record.episodes_of={','.join(config.record.episodes_of)!r} must name each task only once")
 
 
 def _refuse_one_sided(config: Config) -> None:
@@ -370,7 +391,8 @@ def _refuse_one_sided(config: Config) -> None:
 
 def _refuse_seen_seeds(config: Config) -> None:
     record, evaluate = config.record, config.evaluate
-    recorded_end = record.seed + record.episodes_per_task * (1 + record.max_attempts)
+    most = max(map(record.episodes, config.sim.tasks))
+    recorded_end = record.seed + most * (1 + record.max_attempts)
     if evaluate.seed < recorded_end and record.seed < evaluate.seed + evaluate.episodes_per_task:
         raise ValueError(
             f"evaluate.seed={evaluate.seed} would evaluate on placements that recording may use (seeds {record.seed} to "

@@ -94,7 +94,7 @@ class RunFolder:
     def share_frames(self, frames: Path) -> None:
         """Use the pictures that another run has decoded from the same data set."""
         if not self.path("frames").exists():
-            self.path("frames").symlink_to(frames, target_is_directory=True)
+            self.path("frames").symlink_to(frames.resolve(), target_is_directory=True)
 
     @property
     def start_from(self) -> str:

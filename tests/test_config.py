@@ -114,7 +114,7 @@ def test_every_leaf_is_of_a_kind_that_text_can_say():
 def test_recording_and_evaluation_seeds_never_meet():
     for name in PRESETS:
         config = preset(name)
-        attempts = config.record.episodes_per_task * config.record.max_attempts * len(config.sim.tasks)
+        attempts = sum(map(config.record.episodes, config.sim.tasks)) * config.record.max_attempts
         assert config.record.seed + attempts <= config.evaluate.seed
 
 
@@ -122,6 +122,28 @@ def test_recording_and_evaluation_seeds_never_meet():
 def test_evaluation_on_recorded_placements_is_refused(seed):
     with pytest.raises(ValueError, match=r"evaluate\.seed.*at least 200"):
         override(Config(), {"evaluate.seed": seed, "record.episodes_per_task": 50, "record.max_attempts": 3})
+
+
+def test_evaluation_on_placements_of_the_task_with_most_demonstrations_is_refused():
+    with pytest.raises(ValueError, match=r"evaluate\.seed.*at least 400"):
+        override(Config(), {"evaluate.seed": 200, "record.episodes_of": "door-open-v3=100", "record.max_attempts": 3})
+
+
+def test_a_task_may_have_a_number_of_demonstrations_of_its_own():
+    record = override(Config(), {"record.episodes_of": "door-open-v3=7,plate-slide-v3=90"}).record
+    wanted = {task: record.episodes(task) for task in ("door-open-v3", "plate-slide-v3", "drawer-open-v3")}
+    assert wanted == {"door-open-v3": 7, "plate-slide-v3": 90, "drawer-open-v3": record.episodes_per_task}
+
+
+@pytest.mark.parametrize("pair", ["reach-v3=5", "door-open-v3", "door-open-v3=0", "door-open-v3=-1", "door-open-v3=many", "5"])
+def test_a_wrong_number_of_demonstrations_is_refused(pair):
+    with pytest.raises(ValueError, match=r"record\.episodes_of=.* TASK=COUNT .*door-open-v3"):
+        override(Config(), {"record.episodes_of": pair})
+
+
+def test_a_second_number_of_demonstrations_of_a_task_is_refused():
+    with pytest.raises(ValueError, match="only once"):
+        override(Config(), {"record.episodes_of": "door-open-v3=5,door-open-v3=6"})
 
 
 def test_a_task_named_twice_is_refused():

@@ -52,9 +52,14 @@ class TaskTally:
         self.failed = {int(path.stem) for path in folder.glob("[0-9]*.json")}
 
     @property
+    def wanted(self) -> int:
+        """Episodes that shall succeed."""
+        return self.record.episodes(self.task)
+
+    @property
     def complete(self) -> bool:
         """Whether enough episodes succeeded."""
-        return len(self.succeeded) >= self.record.episodes_per_task
+        return len(self.succeeded) >= self.wanted
 
     def path(self, seed: int) -> Path:
         """The spool file of a seed."""
@@ -66,9 +71,9 @@ class TaskTally:
         Raises:
             RuntimeError: too many attempts failed.
         """
-        if len(self.succeeded) + len(self.under_way) >= self.record.episodes_per_task:
+        if len(self.succeeded) + len(self.under_way) >= self.wanted:
             return None
-        if len(self.failed) >= self.record.episodes_per_task * (self.record.max_attempts - 1) + self.record.max_attempts:
+        if len(self.failed) >= self.wanted * (self.record.max_attempts - 1) + self.record.max_attempts:
             raise RuntimeError(
                 f"the expert failed {len(self.failed)} of {len(self.failed) + len(self.succeeded)} attempts at {self.task}"
                 f"{f' (the last error: {self.error})' if self.error else ''}; "
@@ -110,7 +115,7 @@ def _fill_spool(folder: RunFolder, tallies: list[TaskTally], clock: Clock) -> No
     def submit(actor: ActorProxy[Simulators], job: Job) -> ray.ObjectRef[Attempt]:
         return actor.demonstrate.remote(job.task, job.seed, config.record, by_task[job.task].path(job.seed))
 
-    with Progress("record", total=config.record.episodes_per_task * len(tallies), unit="episodes") as bar:
+    with Progress("record", total=sum(t.wanted for t in tallies), unit="episodes") as bar:
         bar.to(sum(len(t.succeeded) for t in tallies))
         if all(t.complete for t in tallies):
             return
@@ -132,12 +137,12 @@ def _next_job(tallies: list[TaskTally]) -> Job | None:
 
 
 def _write(folder: RunFolder, tallies: list[TaskTally], clock: Clock) -> None:
-    config, wanted = folder.config, folder.config.record.episodes_per_task
+    config = folder.config
 
     def episodes() -> Iterator[Episode]:
-        with Progress("write data set", total=wanted * len(tallies), unit="episodes") as bar:
+        with Progress("write data set", total=sum(t.wanted for t in tallies), unit="episodes") as bar:
             for tally in tallies:
-                for seed in sorted(tally.succeeded)[:wanted]:
+                for seed in sorted(tally.succeeded)[: tally.wanted]:
                     yield load_episode(tally.path(seed))
                     bar.to(bar.count + 1)
                     clock.tick()

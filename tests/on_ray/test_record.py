@@ -67,6 +67,16 @@ def test_too_many_failures_end_the_recording(tmp_path):
         tally.next_seed()
 
 
+def test_a_task_is_complete_at_its_own_number(tmp_path):
+    tally = TaskTally("stub", tmp_path, _config(episodes_of=("stub=2",)))
+    for seed in (100, 101):
+        assert not tally.complete
+        assert tally.next_seed() == seed
+        tally.note(_attempt(seed, success=True))
+    assert tally.complete
+    assert tally.next_seed() is None
+
+
 def test_a_fleet_records_what_was_wanted(recorded_run):
     dataset = open_dataset(recorded_run.path("dataset"))
     wanted = recorded_run.config.record.episodes_per_task
