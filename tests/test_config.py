@@ -135,9 +135,9 @@ def test_a_task_may_have_a_number_of_demonstrations_of_its_own():
     assert wanted == {"door-open-v3": 7, "plate-slide-v3": 90, "drawer-open-v3": record.episodes_per_task}
 
 
-@pytest.mark.parametrize("pair", ["reach-v3=5", "door-open-v3", "door-open-v3=0", "door-open-v3=-1", "door-open-v3=many", "5"])
+@pytest.mark.parametrize("pair", ["=5", "door-open-v3", "door-open-v3=0", "door-open-v3=-1", "door-open-v3=many", "5"])
 def test_a_wrong_number_of_demonstrations_is_refused(pair):
-    with pytest.raises(ValueError, match=r"record\.episodes_of=.* TASK=COUNT .*door-open-v3"):
+    with pytest.raises(ValueError, match=r"record\.episodes_of=.* TASK=COUNT"):
         override(Config(), {"record.episodes_of": pair})
 
 

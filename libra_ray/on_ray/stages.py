@@ -33,7 +33,7 @@ def check(folder: RunFolder, *stages: Stage) -> None:
     """
     config = folder.config
     if ("record" in stages and not config.data.root) or "evaluate" in stages:
-        check_tasks(config.sim)
+        check_tasks(config.sim, config.record.counted_tasks)
     if "train" in stages:
         if config.train.batch_size % config.ray.train_workers:
             raise ValueError(

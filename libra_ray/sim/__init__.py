@@ -1,7 +1,7 @@
 """Simulated robots: nothing here loads torch or Ray, so that a simulator worker starts fast and stays small."""
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -56,15 +56,19 @@ def make_environment(sim: SimConfig, task: str) -> Environment:
     return family.load(family.environment)(sim, task)
 
 
-def check_tasks(sim: SimConfig) -> None:
+def check_tasks(sim: SimConfig, others: Iterable[str] = ()) -> None:
     """Refuse task names that the family does not have, before anything is started.
+
+    Args:
+        sim: family and tasks.
+        others: more names.
 
     Raises:
         ValueError: names tasks that the family has.
     """
     family = _FAMILIES[sim.family]
     check = family.load(family.check)
-    for task in sim.tasks:
+    for task in (*sim.tasks, *others):
         check(task)
 
 

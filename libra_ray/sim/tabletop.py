@@ -18,23 +18,24 @@ ACTION_DIM = 4
 STATE_DIM = 4
 CAMERAS = {IMAGE_KEY: "front", "observation.images.wrist": "wrist"}
 """Camera feature -> camera of the scene; the second one only where `sim.wrist_camera` asks for it."""
-_SCENE_STREAM, _INSTRUCTION_STREAM = 0x7363656E, 0x696E7374
-"""Keep the scene independent of the instruction, and both of the expert's noise, all drawn from the same seed."""
+_SCENE_STREAM, _INSTRUCTION_STREAM, _GRASP_STREAM = 0x7363656E, 0x696E7374, 0x67726173
+"""Keep scene, instruction and grasp independent of one another, and of the expert's noise, all drawn from the same seed."""
 
 
 class Tabletop:
     """A Cartesian gripper at a table; implements `libra_ray.types.Environment`.
 
     On the table there are always three blocks, a peg, two marks, two bins and two sockets, wherever the seed has put them.
-    What to do with which of them is drawn independently, so the first picture never tells: only the instruction does.
+    What to do with which of them is drawn independently, so the first picture never tells: only the instruction does (of
+    `putdown` the picture tells which block, but not where to).
     Actions `(4,)` in [-1, 1]: hand displacement x (right), y (away from the camera), z (up), where 1 means 2 cm per control
     step, and the gripper (1 closes, -1 opens). State `(4,)`: hand position in metres, gripper opening in [0, 1]. Not for use by
     several threads at once.
 
     Args:
         sim: picture size, episode length, and whether there is a second camera at the wrist.
-        task: `touch`, `push`, `bin`, `place`, `stack`, `insert` or `chain1` to `chain4`; `place`, `insert` and chains take a
-            tolerance, e.g. `place-1mm`.
+        task: `touch`, `push`, `bin`, `place`, `putdown` (a `place` that begins with its block in the hand), `stack`, `insert`,
+            or `chain1` to `chain4`; `place`, `putdown`, `insert` and chains take a tolerance, e.g. `place-1mm`.
 
     Attributes:
         instruction: of the present episode; before the first one, the task's name.
@@ -86,6 +87,8 @@ class Tabletop:
         self.parts = draw_parts(self._task, placement, np.random.default_rng([checked_seed(seed), _INSTRUCTION_STREAM]))
         self.instruction = instruction(self.parts)
         self._world.reset(placement)
+        if self._task.in_hand:
+            self._world.take(self.parts[0].item, np.random.default_rng([checked_seed(seed), _GRASP_STREAM]))
         self._progress, self._steps = Progress(self._world, self.parts, self._task.tolerance_mm), 0
         return self._observation(render)
 

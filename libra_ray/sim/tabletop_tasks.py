@@ -13,10 +13,12 @@ from libra_ray.sim.tabletop_world import BINS, BLOCKS, MARKS, OBJECTS, PEG, SOCK
 TOLERANCES_MM = (20.0, 5.0, 2.0, 1.0, 0.5)
 LONGEST_CHAIN = 4
 KINDS = ("touch", "push", "bin", "place", "stack", "insert")
-PRECISE_KINDS = ("place", "insert")
+PUT_DOWN = "putdown"
+"""A `place` that begins with its block in the hand: precision without the grasp."""
+PRECISE_KINDS = ("place", "insert", PUT_DOWN)
 CHAINED_KINDS = ("touch", "push", "bin", "place", "insert")
 VALID_TASKS = (
-    "touch, push, bin, place, stack, insert, chain1 to chain4; place, insert and chains take a tolerance of "
+    "touch, push, bin, place, putdown, stack, insert, chain1 to chain4; place, putdown, insert and chains take a tolerance of "
     f"{', '.join(f'{mm:g}' for mm in TOLERANCES_MM)} mm, e.g. place-1mm or chain3-5mm"
 )
 DIRECTIONS: Mapping[str, NDArray[np.float64]] = MappingProxyType(
@@ -45,12 +47,14 @@ class Task:
         kinds: what the instruction may ask for.
         parts: sub-goals in the instruction.
         tolerance_mm: largest position error of a success, for `place` and `insert`.
+        in_hand: whether the episode begins with the first part's object in the hand.
     """
 
     name: str
     kinds: tuple[str, ...]
     parts: int
     tolerance_mm: float
+    in_hand: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,15 +94,16 @@ def parse_task(name: str) -> Task:
     match = re.fullmatch(r"([a-z]+)([1-9]?)(?:-([\d.]+)mm)?", name)
     kind, length, tolerance = match.groups() if match else ("", "", None)
     chain = kind == "chain" and length.isdigit() and int(length) <= LONGEST_CHAIN
-    known = chain or (kind in KINDS and not length)
+    known = chain or (kind in (*KINDS, PUT_DOWN) and not length)
     allowed = {None, *tolerances} if chain or kind in PRECISE_KINDS else {None}
     if not known or tolerance not in allowed:
         raise ValueError(f"unknown tabletop task {name!r}; there are {VALID_TASKS}")
     return Task(
         name=name,
-        kinds=CHAINED_KINDS if chain else (kind,),
+        kinds=CHAINED_KINDS if chain else ("place" if kind == PUT_DOWN else kind,),
         parts=int(length or 1),
         tolerance_mm=tolerances[tolerance] if tolerance else TOLERANCES_MM[0],
+        in_hand=kind == PUT_DOWN,
     )
 
 

@@ -34,6 +34,9 @@ _NEAR_ZONE_M = ((-0.125, 0.125), (-0.11, 0.02))
 _ROW_M, _JITTER_M = 0.088, 0.006
 """Where bins and sockets stand, and how far off that they may."""
 _LEDGE_HALF_HEIGHT_M = 0.0025
+_GRASPED_OFF_M = (0.0, 0.004, 0.002)
+"""How far off its middle an object that an episode begins with may be grasped, each way."""
+_SETTLE_S = 0.4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +101,15 @@ class World:
                 self.data.qpos[at : at + 2] = spot
             else:
                 self.data.mocap_pos[self.model.body_mocapid[body], :2] = spot
+        mujoco.mj_forward(self.model, self.data)
+
+    def take(self, item: str, rng: np.random.Generator) -> None:
+        """Put a block into the closed gripper, not quite in its middle, and let both come to rest."""
+        at = self.model.jnt_qposadr[self._free[item]]
+        self.data.qpos[at : at + 3] = self.hand + rng.uniform(-1, 1, 3) * _GRASPED_OFF_M
+        self.data.qpos[self._q[3:]] = BLOCK_HALF_M
+        self.data.ctrl[3:] = 0
+        mujoco.mj_step(self.model, self.data, nstep=round(_SETTLE_S / self.model.opt.timestep))
         mujoco.mj_forward(self.model, self.data)
 
     def advance(self, action: NDArray[np.float32]) -> None:

@@ -10,6 +10,7 @@ from libra_ray.config import RecordConfig
 from libra_ray.data.dataset import open_dataset
 from libra_ray.data.spool import load_episode
 from libra_ray.on_ray import record as recording
+from libra_ray.on_ray import stages
 from libra_ray.on_ray.record import TaskTally
 from libra_ray.on_ray.simulators import Attempt, Simulators
 from tests.on_ray.doubles import dying
@@ -75,6 +76,12 @@ def test_a_task_is_complete_at_its_own_number(tmp_path):
         tally.note(_attempt(seed, success=True))
     assert tally.complete
     assert tally.next_seed() is None
+
+
+def test_a_number_for_a_task_that_does_not_exist_is_refused_before_anything_is_recorded(make_run):
+    with pytest.raises(ValueError, match="reech-v3"):
+        stages.check(make_run(record__episodes_of="reech-v3=5"), "record")
+    stages.check(make_run(record__episodes_of="push-v3=5"), "record")
 
 
 def test_a_fleet_records_what_was_wanted(recorded_run):

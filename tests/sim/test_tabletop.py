@@ -26,6 +26,7 @@ EVERY_TASK = (
     "place-20mm",
     "place-1mm",
     "place-0.5mm",
+    "putdown-1mm",
     "stack",
     "insert-5mm",
     "insert-1mm",
@@ -34,7 +35,7 @@ EVERY_TASK = (
 STILL = np.array((0, 0, 0, -1), np.float32)
 
 
-@pytest.mark.parametrize("task", ["push", "place-1mm", "chain2"], scope="class")
+@pytest.mark.parametrize("task", ["push", "place-1mm", "putdown-1mm", "chain2"], scope="class")
 class TestTabletop(EnvironmentConformance):
     @pytest.fixture(scope="class")
     def make(self, task):
@@ -74,13 +75,42 @@ def ask(environment: Tabletop, *parts: Part) -> None:
 
 def test_the_first_picture_never_tells_the_task(make):
     """One scene, whatever is asked of it, to the pixel; and many things are asked."""
-    environments = {task: make(task) for task in (*EVERY_TASK, "insert-0.5mm", "chain3")}
+    environments = {task: make(task) for task in (*EVERY_TASK, "insert-0.5mm", "chain3") if task != "putdown-1mm"}
     pictures = {environment.reset(7).images[IMAGE_KEY].tobytes() for environment in environments.values()}
     assert len(pictures) == 1
     for task in ("touch", "push", "bin", "place-1mm", "stack", "insert-1mm", "chain3"):
         seen = [environments[task].reset(seed, scene_seed=7) for seed in range(30)]
         assert {first.images[IMAGE_KEY].tobytes() for first in seen} == pictures
         assert len({first.instruction for first in seen}) > 1, task
+
+
+def test_a_block_in_the_hand_tells_itself_but_not_its_goal(make):
+    """Scene by scene, the picture depends on the block held and not on the mark that is asked for."""
+    environment = make("putdown-1mm")
+    pictures, goals = {}, {}
+    for seed in range(30):
+        first = environment.reset(seed, scene_seed=7)
+        (part,) = environment.parts
+        assert environment._world.holds(part.item)
+        assert not environment._progress.done
+        pictures.setdefault(part.item, []).append(first.images[IMAGE_KEY].astype(int))
+        goals.setdefault(part.item, set()).add(part.goal)
+    assert {item: len(asked) for item, asked in goals.items()} == dict.fromkeys(("block_red", "block_green", "block_blue"), 2)
+    for seen in pictures.values():
+        # Not quite in the same place in the hand: a few pixels at the block's edges.
+        assert all((np.abs(picture - seen[0]).max(axis=-1) > 8).mean() < 0.02 for picture in seen)
+
+
+def test_what_is_in_the_hand_was_grasped_off_its_middle(make):
+    """So the state alone does not tell where the block is."""
+    environment = make("putdown-1mm")
+    offsets = []
+    for seed in range(20):
+        environment.reset(seed, render=False)
+        world = environment._world
+        offsets.append((world.position(environment.parts[0].item) - world.hand) * 1000)
+    assert np.abs(offsets).max() < 5
+    assert np.std(offsets, axis=0)[1] > 1
 
 
 def test_scene_and_instruction_are_independent(make):
@@ -234,10 +264,24 @@ def test_the_expert_recovers_from_disturbances(task, make):
 
 @pytest.mark.parametrize(
     "task",
-    ["", "grasp", "place-3mm", "place-1", "place-mm", "touch-1mm", "stack-5mm", "chain", "chain0", "chain5", "place2", "Touch"],
+    [
+        "",
+        "grasp",
+        "place-3mm",
+        "place-1",
+        "place-mm",
+        "touch-1mm",
+        "stack-5mm",
+        "chain",
+        "chain0",
+        "chain5",
+        "place2",
+        "putdown-3mm",
+        "Touch",
+    ],
 )
 def test_unknown_tasks_are_refused_with_the_valid_forms(task):
-    with pytest.raises(ValueError, match=r"touch, push, bin, place, stack, insert.*place-1mm"):
+    with pytest.raises(ValueError, match=r"touch, push, bin, place, putdown, stack, insert.*place-1mm"):
         make_environment(SIM, task)
     with pytest.raises(ValueError, match="chain1 to chain4"):
         check_tasks(SimConfig(family="tabletop", tasks=("touch", task)))
