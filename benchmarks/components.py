@@ -31,7 +31,7 @@ from libra_ray.on_ray import stages
 from libra_ray.on_ray.evaluation_log import read_evaluation
 from libra_ray.on_ray.fleet import Fleet
 from libra_ray.on_ray.session import available_cpus, connected
-from libra_ray.on_ray.sweep.plan import MAY_CHANGE
+from libra_ray.on_ray.sweep.plan import MAY_CHANGE, differences
 from libra_ray.on_ray.sweep.trial import train_until
 from libra_ray.progress import Progress
 from libra_ray.provenance import describe_hardware, git_revision, public_config
@@ -52,6 +52,7 @@ class Cell:
     """One policy: trained from one seed, evaluated.
 
     Attributes:
+        cpu: that it was run on.
         settings: what its result depends on, by dotted name.
         episodes: controller -> its episodes, in the order of tasks and seeds.
         difficulty: the last held-out measures (`libra_ray.difficulty`), with their log's prefix.
@@ -60,6 +61,7 @@ class Cell:
     bench: str
     variant: str
     seed: int
+    cpu: str
     settings: Mapping[str, Any] = field(repr=False)
     parameters: int
     train_s: float
@@ -79,6 +81,7 @@ class Cell:
             bench=bench,
             variant=variant,
             seed=folder.config.train.seed,
+            cpu=describe_hardware()["cpu"],
             settings=settings_of(folder.config),
             parameters=sum(p.numel() for p in loaded.model.parameters()),
             train_s=folder.wall_s("train"),
@@ -161,7 +164,8 @@ def kept_cells(out: Path, changes: Mapping[str, Any]) -> list[Cell]:
     if not out.exists():
         return []
     cells = [Cell.from_json(tree) for tree in json.loads(out.read_text())["cells"]]
-    return [c for c in cells if c.settings == settings_of(config_of(BENCHES[c.bench], c.variant, c.seed, changes))]
+    wanted = [settings_of(config_of(BENCHES[cell.bench], cell.variant, cell.seed, changes)) for cell in cells]
+    return [cell for cell, now in zip(cells, wanted, strict=True) if not differences(dict(cell.settings), now)]
 
 
 def table(name: str, cells: Sequence[Cell]) -> list[Line]:
@@ -195,7 +199,8 @@ def publish(out: Path, cells: Sequence[Cell]) -> str:
     panels = [Panel(title=name, unit="success", marks=[line.success for line in lines]) for name, lines in tables.items()]
     errors = [line.error_mm for line in tables.get("precision", []) if line.error_mm]
     panels.append(Panel(title="precision: where the block ended", unit="median final error, mm", marks=errors, share=False))
-    tree = {"hardware": describe_hardware(), "git_revision": git_revision(), "cells": [asdict(cell) for cell in cells]}
+    hardware = {**describe_hardware(), "cpu": sorted({cell.cpu for cell in cells})}
+    tree = {"hardware": hardware, "git_revision": git_revision(), "cells": [asdict(cell) for cell in cells]}
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, dump(tree))
     write_text(out.with_suffix(".md"), text + "\n")

@@ -23,7 +23,7 @@ from results_table import write_between
 from libra_ray.config import Config, override, preset
 from libra_ray.on_ray.session import connected
 from libra_ray.on_ray.sweep import engine, outcome
-from libra_ray.on_ray.sweep.plan import Order, Settings, SweepFolder, TrialFolder
+from libra_ray.on_ray.sweep.plan import Order, Settings, SweepFolder, TrialFolder, differences
 from libra_ray.on_ray.sweep.space import Space, load_space
 from libra_ray.peak import Outcomes, paired_difference
 from libra_ray.provenance import describe_hardware, git_revision, public_config
@@ -154,8 +154,7 @@ class Cells:
         """
         identity = self.identity(sweep)
         known = self.folder / "plan.json"
-        if known.exists() and (kept := json.loads(known.read_text())) != identity:
-            changed = sorted(name for name in kept | identity if kept.get(name) != identity.get(name))
+        if known.exists() and (changed := differences(json.loads(known.read_text()), identity)):
             raise ValueError(
                 f"{self.folder} holds cells of a study with another {', '.join(changed)}; "
                 "give the same settings, or another --results"

@@ -51,8 +51,8 @@ def cell(variant="full", seed=0, success=True, error_mm=0.5) -> Cell:
     settings = settings_of(config_of(BENCHES["place"], variant, seed, QUICK))
     both |= {"coarse_only": episodes("coarse_only", False)} if variant == "full" else {}
     return Cell(
-        bench="place", variant=variant, seed=seed, settings=settings, parameters=2_000_000, train_s=1.0, evaluate_s=1.0,
-        steps=3, difficulty={"val_explained_planner": 0.25}, episodes=both,
+        bench="place", variant=variant, seed=seed, cpu="this", settings=settings, parameters=2_000_000, train_s=1.0,
+        evaluate_s=1.0, steps=3, difficulty={"val_explained_planner": 0.25}, episodes=both,
     )  # fmt: skip
 
 
@@ -87,3 +87,12 @@ def test_another_machine_keeps_the_cells_of_the_same_settings(tmp_path):
     assert [plain(asdict(cell)) for cell in kept] == [plain(asdict(cell)) for cell in cells]
     assert kept_cells(tmp_path / "found.json", {**QUICK, "train.lr": 0.5}) == []
     assert kept_cells(tmp_path / "none.json", QUICK) == []
+
+
+def test_a_cell_from_before_a_setting_existed_had_its_default(tmp_path):
+    publish(tmp_path / "found.json", [cell()])
+    tree = json.loads((tmp_path / "found.json").read_text())
+    del tree["cells"][0]["settings"]["record.episodes_of"]
+    (tmp_path / "found.json").write_text(json.dumps(tree))
+    assert len(kept_cells(tmp_path / "found.json", QUICK)) == 1
+    assert kept_cells(tmp_path / "found.json", {**QUICK, "record.episodes_of": "putdown-1mm=5"}) == []

@@ -1,5 +1,6 @@
 """Which trial comes next, without a cluster: seeds, replay after a crash, the budget in hours, what Optuna learns."""
 
+import json
 import time
 
 import pytest
@@ -31,6 +32,17 @@ def open_sweep(tmp_path):
         return SweepFolder.open(tmp_path / "sweep", config, load_space(space, config), chosen, resume=resume)
 
     return make
+
+
+def test_a_sweep_from_before_a_setting_existed_goes_on(open_sweep):
+    path = open_sweep().run.root / "plan.json"
+    plan = json.loads(path.read_text())
+    assert plan.pop("record.episodes_of") == []
+    path.write_text(json.dumps(plan))
+    open_sweep()
+    path.write_text(json.dumps({**plan, "record.episodes_of": ["reach-v3=9"]}))
+    with pytest.raises(ValueError, match=r"another record\.episodes_of"):
+        open_sweep()
 
 
 class Tune:

@@ -65,6 +65,12 @@ class Settings:
         return {name: value for name, value in asdict(self).items() if name not in ("hours", "concurrent")}
 
 
+def differences(before: Json, now: Json) -> Json:
+    """What of `before` is another now: name -> as it was. A setting unknown to whoever wrote `before` had its default."""
+    was = {**json.loads(json.dumps(flatten(Config()))), **before}
+    return {name: was.get(name) for name in sorted(before | now) if was.get(name) != now.get(name)}
+
+
 def settings_of(space: Space, config: Config, given: Mapping[str, Any]) -> Settings:
     """The settings that a command line asks for.
 
@@ -168,9 +174,9 @@ class SweepFolder:
                 "(the old folder is kept aside), or another --name"
             )
         before, now = json.loads(path.read_text()), json.loads(json.dumps(sweep.identity()))
-        changed = [f"{k} ({before.get(k)} -> {now.get(k)})" for k in sorted(before | now) if before.get(k) != now.get(k)]
-        if changed:
-            raise ValueError(f"{root.name} was started with another {', '.join(changed)}; give the same, or another --name")
+        if changed := differences(before, now):
+            told = ", ".join(f"{name} ({was} -> {now.get(name)})" for name, was in changed.items())
+            raise ValueError(f"{root.name} was started with another {told}; give the same, or another --name")
         return True
 
     def identity(self) -> Json:
