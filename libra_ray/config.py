@@ -198,6 +198,10 @@ class TrainConfig:
     """Planner accuracy (moving average over steps) that ends teacher forcing. Open in the paper."""
     augment_pixels: int = 0
     """Largest random shift of the pictures in training, in pixels; 0 turns it off."""
+    augment_state: float = 0.0
+    """Standard deviation of noise on proprioception in training, normalised (the recorded range is 2 wide); 0 turns it off.
+    Where all episodes begin in one place, the first millimetres tell which way the expert went, and a policy that reads them
+    there looks at nothing else: it cannot begin."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto`: bf16 where the hardware computes in it, fp32 elsewhere."""
     log_every: int = 20
@@ -340,7 +344,7 @@ def _validate(config: Config) -> None:
         "control.execute_steps": 0, "evaluate.episodes_per_task": 1, "evaluate.robots": 1, "evaluate.videos_per_task": 0,
         "ray.simulator_actors": 0, "ray.train_workers": 1, "ray.max_failures": -1, "record.settle_steps": 0, "record.seed": 0,
         "evaluate.seed": 0, "train.seed": 0, "train.balance_every": 1, "ray.train_cpus_per_worker": 0, "record.noise_std": 0,
-        "train.augment_pixels": 0, "sim.supersample": 1,
+        "train.augment_pixels": 0, "train.augment_state": 0, "sim.supersample": 1,
     }  # fmt: skip
     flat = flatten(config)
     for name, least in minimum.items():

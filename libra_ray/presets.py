@@ -32,6 +32,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "refiner.width": 128,
         "train.steps": 11000,
         "train.augment_pixels": 2,
+        "train.augment_state": 0.05,
         "train.checkpoint_every": 1000,
         "train.validate_every": 1000,
     },

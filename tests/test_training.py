@@ -16,7 +16,12 @@ from libra_ray.training import Fit, learning_rate, uses_bf16
 from tests.model.builders import make_batch, save_checkpoint, tiny_config, tiny_model
 
 CPU = torch.device("cpu")
-EVERYTHING_RANDOM = {"train.augment_pixels": 2, "refiner.condition_dropout": 0.5, "train.curriculum": "planner"}
+EVERYTHING_RANDOM = {
+    "train.augment_pixels": 2,
+    "train.augment_state": 0.1,
+    "refiner.condition_dropout": 0.5,
+    "train.curriculum": "planner",
+}
 
 
 def batches(model, steps):

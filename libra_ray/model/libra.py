@@ -1,6 +1,6 @@
 """Libra: planner and refiner joined, trained together and run apart."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from libra_ray.batch import Batch
-from libra_ray.config import Config
+from libra_ray.config import Config, TrainConfig
 from libra_ray.model.backbone import Backbone, Text, make_backbone
 from libra_ray.model.bins import Bins
 from libra_ray.model.denoise import Objective, make_objective
@@ -90,20 +90,17 @@ class Libra(nn.Module):
         )
 
     def forward(self, batch: Batch, feed: Feed, generator: torch.Generator | None = None) -> Losses:
-        """Both losses on a batch. In training mode the pictures are shifted at random."""
-        config = self.config
-        planned, seen = batch.plan_images, batch.images
-        if self.training and config.train.augment_pixels:
-            planned = shift_pictures(planned, config.train.augment_pixels, generator)
-            seen = shift_pictures(seen, config.train.augment_pixels, generator)
+        """Both losses on a batch, which is augmented in training mode."""
+        if self.training:
+            batch = augmented(batch, self.config.train, generator)
         if self.monolithic:
-            return Losses(diff=self._refiner_loss(batch, seen, None, generator))
-        logits = self.planner(planned, batch.plan_state, Text(ids=batch.text, mask=batch.text_mask))
+            return Losses(diff=self._refiner_loss(batch, None, generator))
+        logits = self.planner(batch.plan_images, batch.plan_state, Text(ids=batch.text, mask=batch.text_mask))
         truth = self.bins.encode(batch.actions)
         tokens = truth if feed == "truth" else sample_tokens(logits.detach(), generator)
         return Losses(
             plan=plan_loss(logits, truth, batch.action_mask),
-            diff=self._refiner_loss(batch, seen, tokens, generator),
+            diff=self._refiner_loss(batch, tokens, generator),
             accuracy=plan_accuracy(logits, truth, batch.action_mask).detach(),
         )
 
@@ -170,12 +167,11 @@ class Libra(nn.Module):
     def _refiner_loss(
         self,
         batch: Batch,
-        seen: UInt8[Tensor, "B T C height width"],
         tokens: Int[Tensor, "B L D"] | None,
         generator: torch.Generator | None,
     ) -> Float[Tensor, ""]:
         config, chunk = self.config.refiner, chunk_of(batch, self.config.action.horizon)
-        sight = self._look(seen, batch.state, Text(ids=batch.text, mask=batch.text_mask))
+        sight = self._look(batch.images, batch.state, Text(ids=batch.text, mask=batch.text_mask))
         # A step past the episode's end would reach the others through attention, as a noisy action and as a token.
         data, mask = chunk.actions.masked_fill(~chunk.mask[..., None], 0), chunk.mask
         if sight.intent is not None:
@@ -201,6 +197,23 @@ class Libra(nn.Module):
     def _anchor(self, intent: Tensor, said: Tensor) -> Float[Tensor, "B H D"]:
         """Where the refiner's answer is counted from: the coarse action, or 0 where there is none."""
         return torch.zeros_like(said) if self.monolithic else self.bins.decode(intent).to(said)
+
+
+def augmented(batch: Batch, train: TrainConfig, generator: torch.Generator | None = None) -> Batch:
+    """The batch with its pictures shifted and its proprioception disturbed at random, as configured."""
+
+    def disturbed(state: Float[Tensor, "B S"]) -> Float[Tensor, "B S"]:
+        if not train.augment_state:
+            return state
+        return state + train.augment_state * torch.randn(state.shape, generator=generator).to(state)
+
+    return replace(
+        batch,
+        plan_images=shift_pictures(batch.plan_images, train.augment_pixels, generator),
+        images=shift_pictures(batch.images, train.augment_pixels, generator),
+        plan_state=disturbed(batch.plan_state),
+        state=disturbed(batch.state),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from libra_ray.model.backbone import Text
-from libra_ray.model.libra import Libra, RobotShape, sample_tokens
+from libra_ray.model.libra import Libra, RobotShape, augmented, sample_tokens
 from libra_ray.training import Fit
 from tests.model.builders import SHAPE, make_batch, tiny_config, tiny_model
 
@@ -276,10 +276,10 @@ def test_dropped_conditions_are_hidden_only_in_training():
     other = replace(batch, actions=batch.actions.roll(1, 0))
     tokens = [model.bins.encode(b.actions) for b in (batch, other)]
     model.train()
-    dropped = [model._refiner_loss(batch, batch.images, t, torch.Generator().manual_seed(0)) for t in tokens]
+    dropped = [model._refiner_loss(batch, t, torch.Generator().manual_seed(0)) for t in tokens]
     assert dropped[0] == dropped[1]
     model.eval()
-    read = [model._refiner_loss(batch, batch.images, t, torch.Generator().manual_seed(0)) for t in tokens]
+    read = [model._refiner_loss(batch, t, torch.Generator().manual_seed(0)) for t in tokens]
     assert read[0] != read[1]
 
 
@@ -289,6 +289,20 @@ def test_pictures_are_shifted_only_in_training():
     still = losses(model, batch)
     assert losses(tiny_model(), batch).plan == still.plan
     assert losses(model.train(), batch).plan != still.plan
+
+
+def test_proprioception_is_disturbed_only_in_training():
+    model = tiny_model({"train.augment_state": 0.05})
+    batch = make_batch(model, 64)
+    still = losses(model, batch)
+    assert losses(tiny_model(), batch).plan == still.plan
+    assert losses(model.train(), batch).plan != still.plan
+    other = augmented(batch, model.config.train, torch.Generator().manual_seed(1))
+    for before, after in ((batch.state, other.state), (batch.plan_state, other.plan_state)):
+        assert 0.03 < (after - before).std() < 0.07
+        assert abs((after - before).mean()) < 0.02
+    assert not torch.equal(other.state - batch.state, other.plan_state - batch.plan_state)
+    assert torch.equal(other.images, batch.images)
 
 
 @pytest.mark.parametrize(("history", "cameras"), [(1, 2), (3, 1), (2, 2)])
