@@ -57,8 +57,7 @@ class RecordConfig:
 
     def episodes(self, task: str) -> int:
         """Demonstrations wanted of a task."""
-        own = dict(pair.split("=", 1) for pair in self.episodes_of)
-        return int(own.get(task, self.episodes_per_task))
+        return int(dict(pair.split("=", 1) for pair in self.episodes_of).get(task, self.episodes_per_task))
 
     @property
     def counted_tasks(self) -> tuple[str, ...]:
@@ -199,9 +198,7 @@ class TrainConfig:
     augment_pixels: int = 0
     """Largest random shift of the pictures in training, in pixels; 0 turns it off."""
     augment_state: float = 0.0
-    """Standard deviation of noise on proprioception in training, normalised (the recorded range is 2 wide); 0 turns it off.
-    Where all episodes begin in one place, the first millimetres tell which way the expert went, and a policy that reads them
-    there looks at nothing else: it cannot begin."""
+    """Noise on proprioception in training (std; the recorded range is 2 wide), lest it tells which way the expert set out."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto`: bf16 where the hardware computes in it, fp32 elsewhere."""
     log_every: int = 20
@@ -369,12 +366,10 @@ def _validate(config: Config) -> None:
 
 
 def _refuse_uncounted(config: Config) -> None:
-    """A number of demonstrations that is none; whether there are such tasks the simulator says."""
-    pairs = [pair.partition("=") for pair in config.record.episodes_of]
-    for task, _, count in pairs:
+    for task, _, count in (pair.partition("=") for pair in config.record.episodes_of):
         if not task or not count.isdecimal() or int(count) < 1:
             raise ValueError(f"record.episodes_of={task}={count} must be TASK=COUNT with a count from 1 on, e.g. reach-v3=800")
-    if len(set(config.record.counted_tasks)) < len(pairs):
+    if len(set(config.record.counted_tasks)) < len(config.record.episodes_of):
         raise ValueError(f"record.episodes_of={','.join(config.record.episodes_of)} must name each task only once")
 
 
@@ -397,8 +392,7 @@ def _refuse_one_sided(config: Config) -> None:
 
 def _refuse_seen_seeds(config: Config) -> None:
     record, evaluate = config.record, config.evaluate
-    most = max(map(record.episodes, config.sim.tasks))
-    recorded_end = record.seed + most * (1 + record.max_attempts)
+    recorded_end = record.seed + max(map(record.episodes, config.sim.tasks)) * (1 + record.max_attempts)
     if evaluate.seed < recorded_end and record.seed < evaluate.seed + evaluate.episodes_per_task:
         raise ValueError(
             f"evaluate.seed={evaluate.seed} would evaluate on placements that recording may use (seeds {record.seed} to "
