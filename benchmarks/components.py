@@ -205,7 +205,7 @@ def publish(out: Path, cells: Sequence[Cell]) -> str:
     write_text(out, dump(tree))
     write_text(out.with_suffix(".md"), text + "\n")
     write_text(out.with_suffix(".svg"), interval_plot(panels))
-    if out.parent == RESULTS:
+    if out.parent.resolve() == RESULTS:
         write_between(PAGE, Path(__file__).name, text)
     return text
 

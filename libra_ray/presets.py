@@ -24,8 +24,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "mt10": {
         "sim.tasks": MT10,
         "sim.supersample": 2,
-        # Where the goal is a small dot anywhere, 225 places teach a network to find a new one within 5 cm in 72 % of the cases,
-        # 900 in 97 %; where it is a part of the furniture, 60 are enough.
+        # Where the goal is a small dot anywhere, more places teach to find a new one better (benchmarks/places.py); where it is
+        # a part of the furniture, 60 are enough.
         "record.episodes_per_task": 60,
         "record.episodes_of": ("reach-v3=800", "push-v3=800", "pick-place-v3=800", "peg-insert-side-v3=200"),
         "planner.width": 128,
