@@ -137,6 +137,7 @@ def test_robots_can_be_told_apart(judge):
 SERVER_WITH_CHILD = """
 import socket, subprocess, sys, time
 subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+sum(range(10**7))  # more than a tick of the processor's clock
 listening = socket.create_server(("127.0.0.1", {port}))
 time.sleep(600)
 """
