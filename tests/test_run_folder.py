@@ -1,6 +1,7 @@
 """A run's folder: continued only under the same settings, and whole whenever a process dies."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -209,3 +210,13 @@ def test_a_write_that_fails_leaves_the_old_text(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space"):
         write_text(path, "new")
     assert json.loads(path.read_text()) == {"old": True}
+
+
+def test_shared_frames_may_be_named_from_here(tmp_path, monkeypatch):
+    """A link to a relative name would lead nowhere from inside the run's folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "frames").mkdir()
+    folder = RunFolder.open(Path("run"), preset("debug"))
+    folder.share_frames(Path("frames"))
+    assert folder.path("frames").resolve() == tmp_path.resolve() / "frames"
+    assert folder.path("frames").is_dir()
