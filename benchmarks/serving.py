@@ -34,7 +34,7 @@ from libra_ray.run_folder import write_text
 from libra_ray.types import Json
 
 RESULTS = ROOT / "benchmarks" / "results"
-ROBOTS = (1, 2, 4, 8, 16, 24, 32, 48, 64)
+ROBOTS = (1, 4, 8, 16, 32, 64, 96, 128, 160)
 COMPARISON = "serving.json"
 """What the README shows of."""
 SYSTEMS = ("bare", "plain", "vla", "lerobot_server", "libra_ray")
