@@ -34,7 +34,7 @@ from libra_ray.run_folder import write_text
 from libra_ray.types import Json
 
 RESULTS = ROOT / "benchmarks" / "results"
-ROBOTS = (1, 4, 8, 16, 32, 64, 96, 128, 160)
+ROBOTS = (1, 4, 8, 16, 32, 64, 80, 96, 112, 128)
 COMPARISON = "serving.json"
 """What the README shows of."""
 SYSTEMS = ("bare", "plain", "vla", "lerobot_server", "libra_ray")
@@ -75,8 +75,9 @@ def compare(given: argparse.Namespace, bench: "Bench") -> None:
                 for robots in fleets:
                     load = bench.load(running, given.hz if mode == "open" else 0.0)
                     timing = {"seconds": given.seconds, "warmup_s": given.warmup}
-                    # The judge's and earlier cells' garbage is not the server's latency.
+                    # The judge's and earlier cells' garbage is not the server's latency, nor is the search for it.
                     gc.collect()
+                    gc.freeze()
                     stolen = StolenCpu()
                     try:
                         cell = asyncio.run(measure(running, load, robots, judge=bench.judge, **timing))

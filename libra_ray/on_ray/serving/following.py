@@ -9,6 +9,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
 from libra_ray.on_ray.serving.calls import NoAnswerError, call
+from libra_ray.on_ray.serving.pauses import settle
 from libra_ray.on_ray.serving.settings import Settings
 from libra_ray.on_ray.serving.weights import weights_key
 from libra_ray.types import Json
@@ -123,6 +124,8 @@ class Following:
             }
         )
         before, self.handshake, self.weights = self.handshake, handshake, weights
+        if before is None:
+            settle()
         self.loaded.set()
         if before is not None and _space(before) != _space(handshake):
             self._space_changed()

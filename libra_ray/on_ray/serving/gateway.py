@@ -219,11 +219,11 @@ class GatewayCore:
             "server_timing": timing,
         }
 
-    async def _plan(self, questions: list[Question], weights: str) -> Answers:
+    async def _plan(self, questions: list[Question], weights: str, hurry: bool) -> Answers:
         began = time.perf_counter()
         rows = stacked(questions, weights, self.handshake.history)
         pressure = self._late.mean
-        remote = lambda: self._planner.plan.remote(rows, pressure)  # noqa: E731
+        remote = lambda: self._planner.plan.remote(rows, pressure, hurry=hurry)  # noqa: E731
         answers: Answers = await calls.call(remote, timeout_s=self.settings.planner.timeout_s, tries=1)
         self.telemetry.planner_call(seconds=time.perf_counter() - began, batch_size=len(questions))
         return answers

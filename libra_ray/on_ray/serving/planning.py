@@ -1,7 +1,8 @@
 """The free-running planner: beside the refiner, always for the robots that will be without a plan first.
 
 Nobody waits for a free-running planner, so it need not hurry: while there is time to spare before its robots ask again, it
-gathers company. They get their plans in time all the same, and processors that it shares with the refiner are left to that.
+gathers company and goes behind. They get their plans in time all the same, and processors that it shares with the refiner are
+left to that. Where there is no time to spare, but still enough, it hurries.
 """
 
 import asyncio
@@ -23,6 +24,8 @@ SPARE_SHARE = 0.5
 """Share of a robot's time to spare for which an idle planner waits for company; at most for as long as a call takes."""
 CALLS_AHEAD = 4
 """Calls between two observations of a robot before it has time to spare: one under way, its own, and as much again."""
+HURRIED_CALLS = 8
+"""A robot that asks again within so many calls has its plan hurried: one that goes behind may take several times as long."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +45,7 @@ class Planning:
     """Robots that want a plan, and the calls that make plans. Nobody waits here but robots without any plan.
 
     Args:
-        call: sends one batch.
+        call: sends one batch by those weights, in a hurry or not.
         weights: the weights that new plans are made by.
         max_batch: robots in one call.
         in_flight: calls that may be under way now.
@@ -51,7 +54,7 @@ class Planning:
 
     def __init__(
         self,
-        call: Callable[[list[Question], str], Awaitable[Answers]],
+        call: Callable[[list[Question], str, bool], Awaitable[Answers]],
         *,
         weights: Callable[[], str],
         max_batch: int,
@@ -80,6 +83,11 @@ class Planning:
         if robot.steps_left <= 0:
             return 0.0
         return max(0.0, min(self._call_s, SPARE_SHARE * (robot.pace_s - CALLS_AHEAD * self._call_s)))
+
+    def _hurries(self, robot: Robot) -> bool:
+        """Whether its plan could come late from behind others, and hurrying can still help."""
+        left_s = robot.seen_at + robot.pace_s - time.perf_counter()
+        return self._call_s < left_s < HURRIED_CALLS * self._call_s
 
     def _patience_s(self) -> float:
         """How much longer company is waited for."""
@@ -111,7 +119,8 @@ class Planning:
                 del self._wanting[robot]
             batch = [asked for robot in chosen if (asked := self._asked(robot)) is not None]
             if batch:
-                task = asyncio.get_running_loop().create_task(self._plan(batch))
+                hurry = any(self._hurries(asked.robot) for asked in batch)
+                task = asyncio.get_running_loop().create_task(self._plan(batch, hurry=hurry))
                 self._running.add(task)
                 task.add_done_callback(self._came_back)
             elif not chosen:
@@ -140,10 +149,10 @@ class Planning:
         self._running.discard(task)
         self._pump()
 
-    async def _plan(self, batch: list[_Asked]) -> None:
+    async def _plan(self, batch: list[_Asked], *, hurry: bool) -> None:
         weights, began = self._weights(), time.monotonic()
         try:
-            answers = await self._call([asked.question for asked in batch], weights)
+            answers = await self._call([asked.question for asked in batch], weights, hurry)
             if answers.numbers.tolist() != [a.question.number for a in batch] or len(answers.values) != len(batch):
                 raise MixedUpError("the plans belong to other robots")
         except Exception as error:  # noqa: BLE001  # the border of a batch: counted, and its robots keep the plans they have

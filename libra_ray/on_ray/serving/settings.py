@@ -60,10 +60,10 @@ class System(Replicas):
 
 
 class PlannerSystem(System):
-    """The planner's: it goes behind the refiner wherever both want the same core."""
+    """The planner's: while robots have time to spare, it goes behind the refiner wherever both want the same core."""
 
     num_cpus: float = Field(default=0.5, ge=0, description="CPUs reserved per process.")
-    nice: int = Field(default=10, ge=0, le=19, description="How far the operating system lets others go first.")
+    nice: int = Field(default=10, ge=0, le=19, description="How far others go first while robots have time to spare.")
     timeout_s: float = Field(default=10.0, gt=0, description="A call that takes longer is given up.")
 
 

@@ -5,6 +5,7 @@ While one checkpoint follows another, both are loaded side by side.
 
 import asyncio
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from libra_ray.config import TrackingConfig
+from libra_ray.on_ray.serving.pauses import settle
 from libra_ray.on_ray.serving.rows import Answers, Rows, chunk_answers, plan_answers
 from libra_ray.on_ray.serving.settings import Settings, System
 from libra_ray.on_ray.serving.weights import REGISTRY, FailedComputingError, UnknownWeightsError, weights_key
@@ -41,7 +43,10 @@ def load(address: str, tracking_uri: str, device: str, *, coarse_only: bool) -> 
 
 
 class _System:
-    """What planner and refiner share: weights, a thread that computes, warm-up, health.
+    """What planner and refiner share: weights, threads that compute, warm-up, health.
+
+    One batch is computed at a time, by one of two threads: priority belongs to a thread, and only the privileged may raise one
+    that was lowered. So a batch that can wait goes to the thread that has been lowered for good.
 
     Args:
         settings: the application's.
@@ -50,9 +55,8 @@ class _System:
 
     def __init__(self, settings: Settings, system: System) -> None:
         self._settings, self._system = settings, system
-        os.nice(system.nice)
-        # OpenMP's number of threads belongs to the thread that sets it.
-        self._worker = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(system.threads,))
+        self._prompt, self._patient = _thread(system.threads, nice=0), _thread(system.threads, nice=system.nice)
+        self._one_at_a_time = threading.Lock()
         self._device = "cuda" if system.num_gpus and torch.cuda.is_available() else "cpu"
         self._policies: dict[str, LibraPolicy] = {}
         self._busy_since: float | None = None
@@ -65,8 +69,10 @@ class _System:
         if key in self._policies:
             return
         policy = await asyncio.get_running_loop().run_in_executor(None, self._loaded, user_config["checkpoint"])
-        await self._compute(lambda: self._warm_up(policy))
+        for patient in (False, True):
+            await self._compute(lambda: self._warm_up(policy), patient=patient)
         self._policies = {**dict(list(self._policies.items())[1 - KEPT :]), key: policy}
+        settle()
 
     async def describe(self, weights: str) -> Json:
         """What the gateway tells robots about a checkpoint.
@@ -114,25 +120,30 @@ class _System:
         self._pressures, self._busy_s, self._told_at = [], 0.0, now
         return stats
 
-    async def _compute[T](self, work: Callable[[], T]) -> T:
+    async def _compute[T](self, work: Callable[[], T], *, patient: bool) -> T:
         """Off the event loop, one batch at a time.
+
+        Args:
+            work: the batch.
+            patient: let others go first, by as much as the setting `nice` says.
 
         Raises:
             FailedComputingError: `work` failed; the text says how.
         """
 
         def timed() -> T:
-            self._busy_since = time.monotonic()
-            try:
-                return work()
-            except Exception as error:
-                # Of an error of torch's the gateway could only learn by importing torch, which takes seconds.
-                raise FailedComputingError(f"{type(error).__name__}: {error}") from error
-            finally:
-                self._busy_s += time.monotonic() - self._busy_since
-                self._busy_since = None
+            with self._one_at_a_time:
+                self._busy_since = time.monotonic()
+                try:
+                    return work()
+                except Exception as error:
+                    # Of an error of torch's the gateway could only learn by importing torch, which takes seconds.
+                    raise FailedComputingError(f"{type(error).__name__}: {error}") from error
+                finally:
+                    self._busy_s += time.monotonic() - self._busy_since
+                    self._busy_since = None
 
-        return await asyncio.get_running_loop().run_in_executor(self._worker, timed)
+        return await asyncio.get_running_loop().run_in_executor(self._patient if patient else self._prompt, timed)
 
     def _policy(self, weights: str) -> LibraPolicy:
         if weights not in self._policies:
@@ -156,17 +167,29 @@ class _System:
             policy.refine([one] * batch, plans)
 
 
+def _thread(threads: int, *, nice: int) -> ThreadPoolExecutor:
+    """A thread to compute in. Its priority and OpenMP's number of threads belong to the thread that sets them."""
+
+    def begin() -> None:
+        os.nice(nice)
+        torch.set_num_threads(threads)
+
+    return ThreadPoolExecutor(1, initializer=begin)
+
+
 class Planner(_System):
     """Semantic Planner: observations in, plans out."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings, settings.planner)
 
-    async def plan(self, rows: Rows, pressure: float = 0.0) -> Answers:
+    async def plan(self, rows: Rows, pressure: float = 0.0, *, hurry: bool = False) -> Answers:
         """Plan tokens for every row.
 
         Args:
+            rows: of one batch.
             pressure: how far the intents of the gateway's robots are past their usual age, from 0 to 1 (used up).
+            hurry: some of them have no time to spare: others on the same processors need not be let go first.
 
         Raises:
             UnknownWeightsError: the rows' weights are not loaded here.
@@ -178,7 +201,7 @@ class Planner(_System):
             began = time.perf_counter()
             return plan_answers(rows, policy.plan(rows.observations()), time.perf_counter() - began)
 
-        return await self._compute(work)
+        return await self._compute(work, patient=not hurry)
 
 
 class Refiner(_System):
@@ -203,4 +226,4 @@ class Refiner(_System):
             began = time.perf_counter()
             return chunk_answers(rows, policy.refine(rows.observations(), rows.plans()), time.perf_counter() - began)
 
-        return await self._compute(work)
+        return await self._compute(work, patient=True)

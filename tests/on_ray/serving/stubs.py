@@ -39,6 +39,7 @@ class _Stub:
         self.settings = settings
         self.keys: list[str] = []
         self.batches: list[list[int]] = []
+        self.hurried: list[bool] = []
 
     async def reconfigure(self, user_config):
         if user_config["checkpoint"] == "broken":
@@ -62,8 +63,9 @@ class _Stub:
 class StubPlanner(_Stub):
     """Sleeps for ever where it is told to hang."""
 
-    async def plan(self, rows, pressure=0.0):
+    async def plan(self, rows, pressure=0.0, *, hurry=False):
         assert rows.weights in self.keys
+        self.hurried.append(hurry)
         if HANG in rows.instructions:
             await asyncio.sleep(3600)
         if FAIL in rows.instructions:
@@ -113,9 +115,9 @@ class _Method:
     def __init__(self, call):
         self.call = call
 
-    def remote(self, *arguments):
+    def remote(self, *arguments, **options):
         # Like a Serve response: awaitable, and can be cancelled.
-        return asyncio.ensure_future(self.call(*arguments))
+        return asyncio.ensure_future(self.call(*arguments, **options))
 
 
 def observe(robot: int, step: int = 0, instruction: str = "go") -> Observation:

@@ -461,3 +461,22 @@ def test_a_planner_with_time_to_spare_gathers_company():
 
     assert run(shared(0.6)) == [[1, 2]]
     assert run(shared(0.0)) == [[1], [2]]
+
+
+@pytest.mark.parametrize(("call_s", "pause_s", "hurries"), [(0.05, 1.0, False), (0.05, 0.15, True), (0.15, 0.0, False)])
+def test_a_plan_is_hurried_where_that_decides_whether_it_comes_in_time(call_s, pause_s, hurries):
+    """Not where there is time enough for one that goes behind, and not where even a hurried one would come too late."""
+
+    async def work():
+        bench = await Bench().start()
+        bench.planner.delay_s = call_s
+        await bench.ask(2)
+        bench.planner.delay_s = 0.01
+        await bench.ask(1)
+        await asyncio.sleep(pause_s)
+        bench.planner.hurried.clear()
+        await bench.ask(1, 5)
+        await asyncio.sleep(0.2)
+        assert bench.planner.hurried == [hurries]
+
+    run(work())
