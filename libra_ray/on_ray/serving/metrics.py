@@ -67,6 +67,7 @@ MEASURES = {
 """Measured values by the name that telemetry uses for them."""
 
 EVENTS = {
+    "answered": Metric(name="libra_answered_requests", kind="counter", description="Replies, fresh and held."),
     "missed": Metric(name="libra_deadline_misses", kind="counter", description="Replies later than their control deadline."),
     "held": Metric(name="libra_held_actions", kind="counter", description="Replies that hold the last safe action."),
     "refused": Metric(name="libra_refused_requests", kind="counter", description="Refused requests.", label="reason"),

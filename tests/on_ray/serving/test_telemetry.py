@@ -69,6 +69,21 @@ def test_percentiles_are_those_of_the_values(values):
     assert summary["count"] == len(values)
 
 
+@pytest.mark.parametrize(("per_s", "observed_per_s"), [(50, 50), (2000, 100)])
+def test_histograms_get_a_share_of_many_ticks_and_the_page_all(monkeypatch, per_s, observed_per_s):
+    clock, seconds, observed = Clock(), 5, []
+    gateway = Telemetry("g", clock=clock)
+    monkeypatch.setitem(gateway._observe, "latency_s", observed.append)
+    for second in range(seconds + 1):
+        if second == 1:  # of the first nobody knows how many will come
+            observed.clear()
+        for _ in range(per_s):
+            tick(gateway)
+            clock.now += 1 / per_s
+    assert len(observed) == pytest.approx(observed_per_s * seconds, rel=0 if per_s == observed_per_s else 0.25)
+    assert gateway.snapshot().measures["latency_s"].summary()["count"] == per_s * (seconds + 1)
+
+
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 100)), max_size=60), st.integers(1, 12))
 def test_a_window_holds_exactly_its_last_seconds(events, seconds):
     window, now, expected = SlidingCounts(seconds), 0, []
@@ -370,6 +385,7 @@ def test_gateways_share_a_board_and_prometheus_sees_them(metrics_address):
     assert found["ray_libra_tick_latency_seconds_bucket", "0.015"] == 0
     assert found["ray_libra_tick_latency_seconds_bucket", "0.02"] == 3
     assert found["ray_libra_refiner_queue_bucket", "0.5"] == 1
+    assert found["ray_libra_answered_requests_total",] == 3
     assert found["ray_libra_deadline_misses_total",] == found["ray_libra_held_actions_total",] == 3
     assert found["ray_libra_refused_requests_total", "wrong shape"] == 1
     assert found["ray_libra_episodes_total", "success"] == 1
