@@ -1,7 +1,14 @@
-"""Whether planner and refiner disturb each other: the refiner beside a busy planner, and beside one ten times slower."""
+"""Whether planner and refiner disturb each other: the refiner beside a busy planner, and beside one ten times slower.
+
+Cores share memory and clock, so that whatever computes on one slows the others. How much of it that is, a stranger shows: a
+process that has nothing to do with the policy and multiplies matrices at the lowest priority.
+"""
 
 import argparse
 import asyncio
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +23,8 @@ from libra_ray.robot_client import AsyncRobotClient
 from libra_ray.types import Json
 
 BLOCK_S = 5.0
+OFF, BUSY, BESIDE_STRANGER = "planner off", "planner busy", "planner off, a stranger busy"
+STRANGER = "import os, numpy; os.nice(19); a = numpy.ones((512, 512), 'f4')\nwhile True: a @ a"
 
 
 def isolation(given: argparse.Namespace, bench: Any) -> Json:
@@ -36,8 +45,9 @@ def isolation(given: argparse.Namespace, bench: Any) -> Json:
             rates[name] = load.log.summary(after_s=given.warmup, until_s=given.warmup + given.seconds)
     facts: Json = {"robots": robots}
     for name, calls in blocks.items():
-        facts |= {f"refiner call {p}, planner {name}, ms": calls[p] for p in ("p50", "p95", "p99")}
-    facts["refiner p99: planner busy / off"] = blocks["busy"]["p99"] / blocks["off"]["p99"]
+        facts |= {f"refiner call {p}, {name}, ms": calls[p] for p in ("p50", "p95", "p99")}
+    for name in (BUSY, BESIDE_STRANGER):
+        facts |= {f"refiner {p}: {name} / {OFF}": blocks[name][p] / blocks[OFF][p] for p in ("p50", "p99")}
     fresh = {name: s["chunk_requests_per_s"] - s["held_replies"] / s["seconds"] for name, s in rates.items()}
     for name, summary in rates.items():
         facts[f"fresh chunks/s, {name}"] = fresh[name]
@@ -48,15 +58,28 @@ def isolation(given: argparse.Namespace, bench: Any) -> Json:
 
 
 def _blocks(probe: Any, seen: Any, plans: Any, given: argparse.Namespace) -> dict[str, Json]:
-    """Refiner calls at the fleet's rate, in turn with the planner off and busy, so that a drift of the machine is in both."""
-    waited: dict[str, list[float]] = {"off": [], "busy": []}
+    """Refiner calls at the fleet's rate, in turn beside nobody, planner and stranger: a drift of the machine is in all."""
+    waited: dict[str, list[float]] = {OFF: [], BUSY: [], BESIDE_STRANGER: []}
     for _ in range(5):
         probe.refine(seen, plans)
     for _ in range(max(1, round(given.seconds / BLOCK_S))):
-        waited["off"] += _paced(lambda: probe.refine(seen, plans), given)
+        waited[OFF] += _paced(lambda: probe.refine(seen, plans), given)
         with probe.planning(seen):
-            waited["busy"] += _paced(lambda: probe.refine(seen, plans), given)
+            waited[BUSY] += _paced(lambda: probe.refine(seen, plans), given)
+        with _stranger():
+            waited[BESIDE_STRANGER] += _paced(lambda: probe.refine(seen, plans), given)
     return {name: percentiles([1e3 * s for s in times]) for name, times in waited.items()}
+
+
+@contextmanager
+def _stranger() -> Iterator[None]:
+    process = subprocess.Popen([sys.executable, "-c", STRANGER], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    try:
+        time.sleep(0.5)
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 def _paced(call: Callable[[], Any], given: argparse.Namespace) -> list[float]:
