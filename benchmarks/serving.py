@@ -9,7 +9,6 @@ during which others took more of the machine than `benchmarks/stolen.py` allows.
 
 import argparse
 import asyncio
-import gc
 import importlib
 import json
 import os
@@ -27,6 +26,7 @@ from benchmarks.results_table import write_between
 from benchmarks.serving_load import Judge, Load, measure, observations
 from benchmarks.serving_servers import ROOT, Server, ours, peer
 from benchmarks.stolen import MOST_STOLEN, StolenCpu
+from libra_ray.pauses import settle
 from libra_ray.progress import Progress
 from libra_ray.provenance import describe_hardware, git_revision
 from libra_ray.results import dump
@@ -76,8 +76,7 @@ def compare(given: argparse.Namespace, bench: "Bench") -> None:
                     load = bench.load(running, given.hz if mode == "open" else 0.0)
                     timing = {"seconds": given.seconds, "warmup_s": given.warmup}
                     # The judge's and earlier cells' garbage is not the server's latency, nor is the search for it.
-                    gc.collect()
-                    gc.freeze()
+                    settle()
                     stolen = StolenCpu()
                     try:
                         cell = asyncio.run(measure(running, load, robots, judge=bench.judge, **timing))

@@ -17,6 +17,7 @@ from libra_ray.drive_log import DriveLog
 from libra_ray.drive_robots import BodyRobot, StubRobot
 from libra_ray.drive_stubs import Recording, recorded, reflects, synthetic
 from libra_ray.driving import Robot, drive
+from libra_ray.pauses import settle
 from libra_ray.presets import QUICKSTART_TASKS, TABLETOP_TASKS
 from libra_ray.provenance import describe_hardware
 from libra_ray.robot_client import AsyncRobotClient
@@ -118,6 +119,7 @@ async def run(order: Order, token: str | None = None, tell: Callable[[float], No
         if bodies is not None:
             await bodies.ready()
         recording = recorded(server, Path(order.stub)) if order.stub not in ("", SYNTHETIC) else None
+        settle()
         # Its clock starts here: all that takes time before the robots move is done.
         log = DriveLog()
         robots = _fleet(order, server, log, token, bodies, recording)

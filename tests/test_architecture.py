@@ -39,19 +39,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rollout": WORDS,
     "run_folder": WORDS,
     "progress": set(),
+    "pauses": set(),
     "provenance": WORDS,
     "tracking": WORDS | {"provenance", "registered_model"},
     "registered_model": WORDS | {"policy"},
     "report": WORDS | {"provenance"},
     "publish": WORDS | {"data", "checkpoint", "run_folder", "provenance", "report", "tracking"},
-    "driving": WORDS | {"wire", "data", "sim", "rollout", "provenance", "report"},
+    "driving": WORDS | {"wire", "data", "sim", "rollout", "pauses", "provenance", "report"},
     # roof
-    "on_ray": TENSORS | ROOMS | MEETINGS | {"wire"},
+    "on_ray": TENSORS | ROOMS | MEETINGS | {"wire", "pauses"},
     # doors
     "jobs": TENSORS | ROOMS | MEETINGS | ROOF | {"wire", "driving"},
     "serve_apps": WORDS | MEETINGS | ROOF | {"wire"},
     "tune_spaces": {"overriding", "config"},
-    "benchmarks": TENSORS | ROOMS | MEETINGS | ROOF | {"wire", "driving"},
+    "benchmarks": TENSORS | ROOMS | MEETINGS | ROOF | {"wire", "pauses", "driving"},
 }
 """Part of the house -> the parts of `libra_ray` it may import, beside itself."""
 

@@ -58,12 +58,11 @@ class Windows:
         self._rows = recorded.rows(np.asarray(episodes, np.int64))
         self._first = recorded.starts[recorded.episode_index]
         self._last = self._first + recorded.lengths[recorded.episode_index] - 1
-        self._state = torch.from_numpy(pipeline.inputs_state(recorded.state))
-        self._action = torch.from_numpy(pipeline.inputs_action(recorded.action))
+        self._state = pipeline.inputs_state(recorded.state)
+        self._action = pipeline.inputs_action(recorded.action)
         texts = list(dict.fromkeys(recorded.tasks))
         ids, mask = tokens(texts)
-        self._text = torch.from_numpy(np.asarray(ids, np.int64))
-        self._text_mask = torch.from_numpy(np.asarray(mask, np.bool_))
+        self._text, self._text_mask = np.asarray(ids, np.int64), np.asarray(mask, np.bool_)
         self._text_of = np.array([texts.index(task) for task in recorded.tasks])[recorded.episode_index]
         self._horizon = action.horizon
         self._steps = np.arange(action.plan_steps)
@@ -89,17 +88,17 @@ class Windows:
         fresh = now + offset
         future = now[:, None] + self._steps
         mask = future <= self._last[now][:, None]
-        text = torch.from_numpy(self._text_of[now])
+        text, tensor = self._text_of[now], torch.from_numpy
         return Batch(
             plan_images=self._images(now),
-            plan_state=self._state[now],
+            plan_state=tensor(self._state[now]),
             images=self._images(fresh),
-            state=self._state[fresh],
-            text=self._text[text],
-            text_mask=self._text_mask[text],
-            actions=self._action[np.minimum(future, self._last[now][:, None])],
-            action_mask=torch.from_numpy(mask),
-            offset=torch.from_numpy(offset),
+            state=tensor(self._state[fresh]),
+            text=tensor(self._text[text]),
+            text_mask=tensor(self._text_mask[text]),
+            actions=tensor(self._action[np.minimum(future, self._last[now][:, None])]),
+            action_mask=tensor(mask),
+            offset=tensor(offset),
         )
 
     def all_windows(self, batch_size: int) -> Iterator[Batch]:

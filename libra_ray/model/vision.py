@@ -56,8 +56,10 @@ class ConvEncoder(nn.Module):
     def see(self, images: UInt8[Tensor, "B T C height width"]) -> Seen:
         """The tokens, and the fine map that they were made from."""
         batch = len(images)
-        pixels = rearrange(images, "b t c h w -> (b t) c h w").to(self.norm.weight.dtype) / 127.5 - 1
-        fine = self.stem(pixels.contiguous(memory_format=torch.channels_last))
+        pixels = rearrange(images, "b t c h w -> (b t) c h w")
+        # In place: fresh memory for every step of this would take longer than the arithmetic.
+        pixels = pixels.to(self.norm.weight.dtype, memory_format=torch.channels_last).div_(127.5).sub_(1)
+        fine = self.stem(pixels)
         tokens = self.to_tokens(self.deeper(fine).flatten(1)).view(batch, -1, self.width)
         return Seen(tokens=self.norm(tokens), fine=rearrange(fine, "(b t) c h w -> b t h w c", b=batch))
 

@@ -1,3 +1,6 @@
+import threading
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -137,3 +140,23 @@ def test_the_split_depends_on_the_seed_and_refuses_nonsense():
     assert split_episodes(recorded, 0.3, 0).holdout.tolist() != split_episodes(recorded, 0.3, 1).holdout.tolist()
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
         split_episodes(recorded, 1.5, 0)
+
+
+def test_gathering_starts_no_pool_of_threads():
+    recorded = make_recorded([300, 300])
+    windows = make_windows(recorded)
+    counts, threads = [], torch.get_num_threads()
+
+    def gather():
+        counts.append(len(list(Path("/proc/self/task").iterdir())))
+        windows.batch(np.arange(512), np.random.default_rng(0))
+        counts.append(len(list(Path("/proc/self/task").iterdir())))
+
+    try:
+        torch.set_num_threads(4)
+        thread = threading.Thread(target=gather)
+        thread.start()
+        thread.join()
+    finally:
+        torch.set_num_threads(threads)
+    assert counts[0] == counts[1], "two pools on the same cores stop spinning: training would be a third slower"

@@ -1,0 +1,25 @@
+"""Laws of the building blocks."""
+
+import pytest
+import torch
+
+from libra_ray.model.layers import Attention
+
+
+@pytest.mark.parametrize("padded", [0, 2])
+def test_attention_says_the_same_whether_or_not_it_is_being_trained(padded):
+    torch.manual_seed(0)
+    attention, x = Attention(16, heads=4), torch.randn(3, 7, 16)
+    mask = (torch.arange(7) < 7 - padded).expand(3, -1) if padded else None
+    trained = attention(x, mask)
+    with torch.no_grad():
+        torch.testing.assert_close(trained, attention(x, mask))
+
+
+def test_nobody_attends_to_padding():
+    torch.manual_seed(0)
+    attention, x = Attention(16, heads=4), torch.randn(2, 6, 16)
+    mask = (torch.arange(6) < 4).expand(2, -1)
+    other = x.clone()
+    other[:, 4:] = 100
+    torch.testing.assert_close(attention(x, mask)[:, :4], attention(other, mask)[:, :4])
