@@ -98,8 +98,6 @@ def train_loop(settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
-    # One CPU is left to the thread that makes the batches: on two, both for the small presets cost a seventh of the speed.
-    torch.set_num_threads(max(1, torch.get_num_threads() - 1))
     data = TrainingData.open(config, Path(settings["dataset"]), root / "frames")
     torch.manual_seed(config.train.seed)
     state = _last_state()
