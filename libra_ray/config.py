@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from libra_ray.config_checks import check, counts_of
 from libra_ray.overriding import flatten, flatten_mapping, with_changes
 from libra_ray.presets import PRESETS as NAMED
 from libra_ray.presets import QUICKSTART_TASKS
@@ -57,12 +58,12 @@ class RecordConfig:
 
     def episodes(self, task: str) -> int:
         """Demonstrations wanted of a task."""
-        return int(dict(pair.split("=", 1) for pair in self.episodes_of).get(task, self.episodes_per_task))
+        return counts_of(self.episodes_of).get(task, self.episodes_per_task)
 
     @property
     def counted_tasks(self) -> tuple[str, ...]:
         """The tasks with a number of their own."""
-        return tuple(pair.partition("=")[0] for pair in self.episodes_of)
+        return tuple(counts_of(self.episodes_of))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,13 +289,6 @@ class Config:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
-SHARES = (
-    "data.holdout_share", "record.noise_share", "refiner.condition_dropout", "train.tau", "train.ema_decay",
-    "train.balance_memory",
-)  # fmt: skip
-"""Settings in [0, 1]."""
-
-
 def preset(name: str) -> Config:
     """The named preset's configuration.
 
@@ -316,7 +310,7 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
             or one outside its range.
     """
     changed = with_changes(config, changes)
-    _validate(changed)
+    check(flatten(changed))
     return changed
 
 
@@ -328,73 +322,3 @@ def to_json(config: Config) -> str:
 def from_json(text: str) -> Config:
     """The configuration that `to_json` wrote; a key this version does not know is refused by `override`."""
     return override(Config(), flatten_mapping(json.loads(text)))
-
-
-def _validate(config: Config) -> None:
-    """Ranges that no type expresses, checked wherever a configuration is made."""
-    minimum = {
-        "sim.image_size": 16, "sim.max_steps": 1, "record.episodes_per_task": 1, "record.max_attempts": 1, "data.history": 1,
-        "action.bins": 2, "action.horizon": 1, "action.chunks": 1, "planner.width": 8, "planner.depth": 1, "planner.heads": 1,
-        "refiner.width": 8, "refiner.depth": 1, "refiner.heads": 1, "refiner.train_timesteps": 2, "refiner.denoising_steps": 1,
-        "refiner.noise_draws": 1, "refiner.max_staleness": 0, "train.steps": 1, "train.batch_size": 1, "train.log_every": 1,
-        "train.checkpoint_every": 1, "train.validate_every": 0, "train.warmup_steps": 0, "control.planner_delay_steps": 0,
-        "control.execute_steps": 0, "evaluate.episodes_per_task": 1, "evaluate.robots": 1, "evaluate.videos_per_task": 0,
-        "ray.simulator_actors": 0, "ray.train_workers": 1, "ray.max_failures": -1, "record.settle_steps": 0, "record.seed": 0,
-        "evaluate.seed": 0, "train.seed": 0, "train.balance_every": 1, "ray.train_cpus_per_worker": 0, "record.noise_std": 0,
-        "train.augment_pixels": 0, "train.augment_state": 0, "sim.supersample": 1,
-    }  # fmt: skip
-    flat = flatten(config)
-    for name, least in minimum.items():
-        if flat[name] < least:
-            raise ValueError(f"{name}={flat[name]} is too small; it must be at least {least}")
-    for name in SHARES:
-        if not 0 <= flat[name] <= 1:
-            raise ValueError(f"{name}={flat[name]} is not a share; it must lie in [0, 1]")
-    if config.control.execute_steps > config.action.horizon:
-        raise ValueError(f"control.execute_steps={config.control.execute_steps} exceeds action.horizon={config.action.horizon}")
-    for room in ("planner", "refiner"):
-        width, heads = flat[f"{room}.width"], flat[f"{room}.heads"]
-        if width % heads:
-            raise ValueError(f"{room}.width={width} is not a multiple of {room}.heads={heads}")
-    if config.sim.wrist_camera and config.sim.family != "tabletop":
-        raise ValueError("sim.wrist_camera=true needs sim.family=tabletop: the robots of other families have no such camera")
-    if not config.sim.tasks or len(set(config.sim.tasks)) < len(config.sim.tasks):
-        raise ValueError(f"sim.tasks={','.join(config.sim.tasks)!r} must name at least one task, and each only once")
-    _refuse_uncounted(config)
-    _refuse_one_sided(config)
-    _refuse_seen_seeds(config)
-
-
-def _refuse_uncounted(config: Config) -> None:
-    for task, _, count in (pair.partition("=") for pair in config.record.episodes_of):
-        if not task or not count.isdecimal() or int(count) < 1:
-            raise ValueError(f"record.episodes_of={task}={count} must be TASK=COUNT with a count from 1 on, e.g. reach-v3=800")
-    if len(set(config.record.counted_tasks)) < len(config.record.episodes_of):
-        raise ValueError(f"record.episodes_of={','.join(config.record.episodes_of)} must name each task only once")
-
-
-def _refuse_one_sided(config: Config) -> None:
-    """A balance of two losses where there is one, or one that never learns."""
-    train = config.train
-    if train.balance_memory == 1:
-        raise ValueError("train.balance_memory=1 would never take in a measure; it must be below 1")
-    if train.balance != "fixed" and min(train.lambda_plan, train.lambda_diff) <= 0:
-        raise ValueError(
-            f"train.balance={train.balance} needs both train.lambda_plan={train.lambda_plan} and "
-            f"train.lambda_diff={train.lambda_diff} above 0; give train.balance=fixed to train one system alone"
-        )
-    if train.balance != "fixed" and config.refiner.condition == "features":
-        raise ValueError(
-            f"train.balance={train.balance} has nothing to balance with refiner.condition=features, which has one loss; "
-            "give train.balance=fixed"
-        )
-
-
-def _refuse_seen_seeds(config: Config) -> None:
-    record, evaluate = config.record, config.evaluate
-    recorded_end = record.seed + max(map(record.episodes, config.sim.tasks)) * (1 + record.max_attempts)
-    if evaluate.seed < recorded_end and record.seed < evaluate.seed + evaluate.episodes_per_task:
-        raise ValueError(
-            f"evaluate.seed={evaluate.seed} would evaluate on placements that recording may use (seeds {record.seed} to "
-            f"{recorded_end - 1}); give a seed of at least {recorded_end}"
-        )

@@ -57,7 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 """Part of the house -> the parts of `libra_ray` it may import, beside itself."""
 
 FILES_OF: dict[str, set[str]] = {
-    "config": {"config", "presets"},
+    "config": {"config", "config_checks", "presets"},
     "training": {"training", "balance", "difficulty"},
     "wire": {"wire", "robot_client"},
     "control": {"control", "drift"},
@@ -89,8 +89,8 @@ OWNERS: dict[str, set[str]] = {
 """Outside library -> the parts that may import it; a library not named here is everybody's."""
 
 LONGEST_FILE = 300
-LONGER_FILES = {"libra_ray.config": 400}
-"""The configuration is one tree on one page: four fifths of it are settings and what they mean."""
+LONGER_FILES = {"libra_ray.config": 340}
+"""The configuration is one tree on one page: nine tenths of it are settings and what they mean."""
 LONGEST_JOB = 80
 
 

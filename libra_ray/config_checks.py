@@ -1,0 +1,108 @@
+"""Ranges and combinations of settings that no type expresses, by their dotted names. Standard library only."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Settings = Mapping[str, Any]
+"""Dotted name -> value, of every setting."""
+
+LEAST = {
+    "sim.image_size": 16, "sim.max_steps": 1, "record.episodes_per_task": 1, "record.max_attempts": 1, "data.history": 1,
+    "action.bins": 2, "action.horizon": 1, "action.chunks": 1, "planner.width": 8, "planner.depth": 1, "planner.heads": 1,
+    "refiner.width": 8, "refiner.depth": 1, "refiner.heads": 1, "refiner.train_timesteps": 2, "refiner.denoising_steps": 1,
+    "refiner.noise_draws": 1, "refiner.max_staleness": 0, "train.steps": 1, "train.batch_size": 1, "train.log_every": 1,
+    "train.checkpoint_every": 1, "train.validate_every": 0, "train.warmup_steps": 0, "control.planner_delay_steps": 0,
+    "control.execute_steps": 0, "evaluate.episodes_per_task": 1, "evaluate.robots": 1, "evaluate.videos_per_task": 0,
+    "ray.simulator_actors": 0, "ray.train_workers": 1, "ray.max_failures": -1, "record.settle_steps": 0, "record.seed": 0,
+    "evaluate.seed": 0, "train.seed": 0, "train.balance_every": 1, "ray.train_cpus_per_worker": 0, "record.noise_std": 0,
+    "train.augment_pixels": 0, "train.augment_state": 0, "sim.supersample": 1,
+}  # fmt: skip
+"""The smallest value of each."""
+SHARES = (
+    "data.holdout_share", "record.noise_share", "refiner.condition_dropout", "train.tau", "train.ema_decay",
+    "train.balance_memory",
+)  # fmt: skip
+"""Settings in [0, 1]."""
+
+
+def counts_of(pairs: Sequence[str]) -> dict[str, int]:
+    """The counts of `TASK=COUNT` pairs.
+
+    Raises:
+        ValueError: a pair of another form, or a task named twice.
+    """
+    counts: dict[str, int] = {}
+    for task, _, count in (pair.partition("=") for pair in pairs):
+        if not task or not count.isdecimal() or int(count) < 1:
+            raise ValueError(f"record.episodes_of={task}={count} must be TASK=COUNT with a count from 1 on, e.g. reach-v3=800")
+        if task in counts:
+            raise ValueError(f"record.episodes_of={','.join(pairs)} must name each task only once")
+        counts[task] = int(count)
+    return counts
+
+
+def check(settings: Settings) -> None:
+    """Refuse what cannot be run.
+
+    Raises:
+        ValueError: a value outside its range, or two that contradict each other; the message names what would be valid.
+    """
+    _refuse_ranges(settings)
+    _refuse_misfits(settings)
+    _refuse_one_sided(settings)
+    _refuse_seen_seeds(settings)
+
+
+def _refuse_ranges(settings: Settings) -> None:
+    for name, least in LEAST.items():
+        if settings[name] < least:
+            raise ValueError(f"{name}={settings[name]} is too small; it must be at least {least}")
+    for name in SHARES:
+        if not 0 <= settings[name] <= 1:
+            raise ValueError(f"{name}={settings[name]} is not a share; it must lie in [0, 1]")
+
+
+def _refuse_misfits(settings: Settings) -> None:
+    """Sizes, cameras and tasks that do not go together."""
+    executed, horizon, tasks = settings["control.execute_steps"], settings["action.horizon"], settings["sim.tasks"]
+    if executed > horizon:
+        raise ValueError(f"control.execute_steps={executed} exceeds action.horizon={horizon}")
+    for room in ("planner", "refiner"):
+        width, heads = settings[f"{room}.width"], settings[f"{room}.heads"]
+        if width % heads:
+            raise ValueError(f"{room}.width={width} is not a multiple of {room}.heads={heads}")
+    if settings["sim.wrist_camera"] and settings["sim.family"] != "tabletop":
+        raise ValueError("sim.wrist_camera=true needs sim.family=tabletop: the robots of other families have no such camera")
+    if not tasks or len(set(tasks)) < len(tasks):
+        raise ValueError(f"sim.tasks={','.join(tasks)!r} must name at least one task, and each only once")
+
+
+def _refuse_one_sided(settings: Settings) -> None:
+    """A balance of two losses where there is one, or one that never learns."""
+    balance, plan, diff = (settings[f"train.{name}"] for name in ("balance", "lambda_plan", "lambda_diff"))
+    if settings["train.balance_memory"] == 1:
+        raise ValueError("train.balance_memory=1 would never take in a measure; it must be below 1")
+    if balance != "fixed" and min(plan, diff) <= 0:
+        raise ValueError(
+            f"train.balance={balance} needs both train.lambda_plan={plan} and train.lambda_diff={diff} above 0; "
+            "give train.balance=fixed to train one system alone"
+        )
+    if balance != "fixed" and settings["refiner.condition"] == "features":
+        raise ValueError(
+            f"train.balance={balance} has nothing to balance with refiner.condition=features, which has one loss; "
+            "give train.balance=fixed"
+        )
+
+
+def _refuse_seen_seeds(settings: Settings) -> None:
+    """Evaluation on placements that recording may use."""
+    own = counts_of(settings["record.episodes_of"])
+    usual: int = settings["record.episodes_per_task"]
+    most = max(own.get(task, usual) for task in settings["sim.tasks"])
+    first, evaluated = settings["record.seed"], settings["evaluate.seed"]
+    end = first + most * (1 + settings["record.max_attempts"])
+    if evaluated < end and first < evaluated + settings["evaluate.episodes_per_task"]:
+        raise ValueError(
+            f"evaluate.seed={evaluated} would evaluate on placements that recording may use (seeds {first} to {end - 1}); "
+            f"give a seed of at least {end}"
+        )
