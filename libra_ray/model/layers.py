@@ -7,6 +7,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+FEW = 64
+"""Tokens up to which attention's matrix is small enough to be kept for the backward pass."""
+
 
 class Attention(nn.Module):
     """Bidirectional multi-head self-attention."""
@@ -22,8 +25,8 @@ class Attention(nn.Module):
         batch, length, width = x.shape
         q, k, v = self.to_qkv(x).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         bias = None if mask is None else mask[:, None, None, :]
-        # The fused kernel's backward pass on a CPU is 2 to 6 times as slow as the plain products over our few tokens.
-        plain = x.device.type == "cpu" and torch.is_grad_enabled()
+        # The fused kernel's backward pass on a CPU is 2 to 6 times as slow as the plain products over a few tokens.
+        plain = x.device.type == "cpu" and length <= FEW and torch.is_grad_enabled()
         y = _attend(q, k, v, bias) if plain else functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.to_out(y.transpose(1, 2).reshape(batch, length, width))
 

@@ -3,14 +3,15 @@
 import pytest
 import torch
 
-from libra_ray.model.layers import Attention
+from libra_ray.model.layers import FEW, Attention
 
 
 @pytest.mark.parametrize("padded", [0, 2])
-def test_attention_says_the_same_whether_or_not_it_is_being_trained(padded):
+@pytest.mark.parametrize("length", [7, FEW + 1])
+def test_attention_says_the_same_whether_or_not_it_is_being_trained(length, padded):
     torch.manual_seed(0)
-    attention, x = Attention(16, heads=4), torch.randn(3, 7, 16)
-    mask = (torch.arange(7) < 7 - padded).expand(3, -1) if padded else None
+    attention, x = Attention(16, heads=4), torch.randn(3, length, 16)
+    mask = (torch.arange(length) < length - padded).expand(3, -1) if padded else None
     trained = attention(x, mask)
     with torch.no_grad():
         torch.testing.assert_close(trained, attention(x, mask))
