@@ -10,6 +10,7 @@ from libra_ray.config import Config, override, preset
 
 COARSE_ONLY = "coarse_only"
 WORDS = {"refiner.see_language": True}
+BOTH = {"evaluate.controllers": f"policy,{COARSE_ONLY}"}
 FEATURES, SHARED = {"refiner.condition": "features"}, {"refiner.vision": "shared"}
 
 
@@ -50,10 +51,11 @@ BENCHES = {
             "record.episodes_per_task": 4000,
             # A pixel of the wrist camera is a millimetre: pictures shifted at random would teach errors of that size.
             "train.augment_pixels": 0,
-            "train.steps": 1500,
+            "train.steps": 2000,
+            "train.batch_size": 128,
             "evaluate.episodes_per_task": 100,
         },
-        variants={"full": {"evaluate.controllers": f"policy,{COARSE_ONLY}"}, "monolithic": FEATURES},
+        variants={"full": BOTH, "fine": {"action.bins": 64} | BOTH, "monolithic": FEATURES},
     ),
     "tasks": Bench(
         changes=WORDED_TASKS,
@@ -72,8 +74,10 @@ BENCHES = {
 }
 TABLES = {
     "precision": (
-        Row(label="coarse + refine", bench="place", variant="full"),
-        Row(label="coarse only", bench="place", variant="full", controller=COARSE_ONLY),
+        Row(label="coarse + refine, N = 10", bench="place", variant="full"),
+        Row(label="coarse only, N = 10", bench="place", variant="full", controller=COARSE_ONLY),
+        Row(label="coarse + refine, N = 64", bench="place", variant="fine"),
+        Row(label="coarse only, N = 64", bench="place", variant="fine", controller=COARSE_ONLY),
         Row(label="monolithic, equal budget", bench="place", variant="monolithic"),
     ),
     "components": (

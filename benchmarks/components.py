@@ -1,6 +1,6 @@
 """What do the parts of Libra-VLA buy? Four tables on our own tasks at the table, where only the words tell what to do.
 
-precision   putdown-1mm: the planner's bins alone, bins and refiner, and the monolithic policy of the same size and training.
+precision   putdown-1mm, N = 10 and 64: the planner's bins alone, bins and refiner; the monolithic policy of the same training.
 components  the paper's component table on touch and push: monolithic, + own encoder, + refinement, full.
 curriculum  on the same tasks: the refiner reads ground truth first, ground truth always, or the planner's tokens always.
 information on the same tasks: is it what the tokens do not say that few bins lack? The refiner may read the words itself.
@@ -215,7 +215,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--benches", nargs="+", choices=BENCHES, default=list(BENCHES), help="place: precision; tasks: others")
     parser.add_argument("--seeds", type=int, default=3, help="training seeds of every variant (default: %(default)s)")
-    parser.add_argument("--steps", type=int, help="optimiser steps of every policy (default: 1500 for place, 600 for tasks)")
+    parser.add_argument("--steps", type=int, help="optimiser steps of every policy (default: 2000 for place, 600 for tasks)")
     parser.add_argument("--quick", action="store_true", help="tiny policies that learn nothing: does it all run?")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder for the work (default: runs)")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="further settings of every policy")

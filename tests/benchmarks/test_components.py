@@ -34,7 +34,7 @@ def test_the_lines_of_a_table_differ_in_what_they_are_named_after_alone(name):
     flat = [flatten(config(row)) for row in TABLES[name]]
     changed = {key for key in flat[0] if len({str(settings[key]) for settings in flat}) > 1}
     named = {
-        "precision": {"refiner.condition", "evaluate.controllers"},
+        "precision": {"action.bins", "refiner.condition", "evaluate.controllers"},
         "components": {"refiner.condition", "refiner.vision"},
         "curriculum": {"train.curriculum"},
         "information": {"action.bins", "refiner.see_language"},
@@ -58,7 +58,7 @@ def cell(variant="full", seed=0, success=True, error_mm=0.5) -> Cell:
 
 def test_a_table_shows_what_was_measured_so_far(tmp_path):
     cells = [cell(seed=0), cell(seed=1)]
-    assert [line.sample.label for line in table("precision", cells)] == ["coarse + refine", "coarse only"]
+    assert [line.sample.label for line in table("precision", cells)] == ["coarse + refine, N = 10", "coarse only, N = 10"]
     cells.append(cell("monolithic", success=False, error_mm=30.0))
     lines = table("precision", cells)
     assert [line.success.value for line in lines] == [1, 0, 0]
