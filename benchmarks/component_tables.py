@@ -51,8 +51,7 @@ BENCHES = {
             "record.episodes_per_task": 4000,
             # A pixel of the wrist camera is a millimetre: pictures shifted at random would teach errors of that size.
             "train.augment_pixels": 0,
-            "train.steps": 2000,
-            "train.batch_size": 128,
+            "train.steps": 1500,
             "evaluate.episodes_per_task": 100,
         },
         variants={"full": BOTH, "fine": {"action.bins": 64} | BOTH, "monolithic": FEATURES},

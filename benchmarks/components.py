@@ -215,7 +215,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--benches", nargs="+", choices=BENCHES, default=list(BENCHES), help="place: precision; tasks: others")
     parser.add_argument("--seeds", type=int, default=3, help="training seeds of every variant (default: %(default)s)")
-    parser.add_argument("--steps", type=int, help="optimiser steps of every policy (default: 2000 for place, 600 for tasks)")
+    parser.add_argument("--steps", type=int, help="optimiser steps of every policy (default: 1500 for place, 600 for tasks)")
     parser.add_argument("--quick", action="store_true", help="tiny policies that learn nothing: does it all run?")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder for the work (default: runs)")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="further settings of every policy")
