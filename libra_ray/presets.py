@@ -30,10 +30,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "record.episodes_of": ("reach-v3=800", "push-v3=800", "pick-place-v3=800", "peg-insert-side-v3=200"),
         "planner.width": 128,
         "refiner.width": 128,
-        # The experts do one thing: where the refiner's noise begins is only jitter. On seeds of neither training nor evaluation
-        # its four hardest tasks came to 0.95 without and 0.91 with it (600 episodes each).
+        # The experts do one thing: where the refiner's noise begins is only jitter (benchmarks/noise.py).
         "refiner.sample_noise": 0.0,
-        # 64 windows a step take longer for each; in the same 5.5 minutes its four hardest tasks came to 0.46 instead of 0.69.
+        # Twice the windows cost half as much again (benchmarks/train_speed.py).
         "train.batch_size": 128,
         "train.steps": 12000,
         "train.augment_pixels": 2,
