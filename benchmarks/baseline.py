@@ -38,7 +38,7 @@ from libra_ray.results import TrainingLog, dump
 from libra_ray.run_folder import RunFolder, write_text
 from libra_ray.training import uses_bf16
 from libra_ray.training_data import TrainingData
-from libra_ray.types import ActionChunk, Json, Observation, Plan
+from libra_ray.types import ActionChunk, Json, Observation, Plan, Policy
 
 LR, LR_FINAL_SHARE = 1e-3, 0.01
 LOG_EVERY_S = 5.0
@@ -206,8 +206,8 @@ def windows(data: TrainingData) -> Windows:
     return Windows(data.recorded, data.frames, pipeline, action, config.data, data.split.train, numbers, max_staleness=0)
 
 
-def evaluate(folder: RunFolder, policy: BaselinePolicy) -> Json:
-    """The network in closed loop on the run's tasks and seeds, as a report of its own; finished episodes are not run again."""
+def evaluate(folder: RunFolder, policy: Policy) -> Json:
+    """A policy in closed loop on the run's tasks and seeds, as a report of its own; finished episodes are not run again."""
     if not folder.done("evaluate"):
         with connected(), folder.stage("evaluate") as clock:
             evaluation.evaluate(folder, clock, lambda *_: (policy, folder.config))

@@ -7,54 +7,28 @@ judged elsewhere. Run again, the same command continues.
 """
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
+from baseline import evaluate
 from results_table import RESULTS
 
 from libra_ray import checkpoint
 from libra_ray import config as configuration
 from libra_ray.config import Config, override
-from libra_ray.intervals import wilson
-from libra_ray.on_ray import evaluate as evaluation
-from libra_ray.on_ray.evaluation_log import read_evaluation
-from libra_ray.on_ray.session import connected
 from libra_ray.policy import LibraPolicy
 from libra_ray.provenance import describe_hardware, git_revision
 from libra_ray.results import dump
 from libra_ray.run_folder import RunFolder, write_text
-from libra_ray.types import EpisodeResult, Json
+from libra_ray.types import Json
 
 TASKS = ("push-v3", "pick-place-v3", "peg-insert-side-v3", "door-open-v3")
 SCALES = (1.0, 0.0)
 SEED, EPISODES = 300_000, 100
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """A scale of the starting noise and what the policy came to with it."""
-
-    sample_noise: float
-    results: Sequence[EpisodeResult]
-
-    def rows(self) -> list[Json]:
-        """A row per task, and one over all of them."""
-        tasks = sorted({result.task for result in self.results})
-        return [self._row(task, [r for r in self.results if r.task == task]) for task in tasks] + [
-            self._row("all", self.results)
-        ]
-
-    def _row(self, task: str, results: Sequence[EpisodeResult]) -> Json:
-        successes = sum(result.success and result.error is None for result in results)
-        found = wilson(successes, len(results))
-        interval = [found.low, found.high] if found else None
-        counted = {"episodes": len(results), "successes": successes, "success": successes / len(results)}
-        return {"sample_noise": self.sample_noise, "task": task, **counted, "interval": interval}
-
-
-def measure(run: Path, trained: Config, scale: float, episodes: int) -> Cell:
-    """The run's policy with its starting noise scaled."""
+def measure(run: Path, trained: Config, scale: float, episodes: int) -> Json:
+    """The report on the run's policy with its starting noise scaled."""
     wanted = {
         "sim.tasks": TASKS,
         "evaluate.controllers": ("policy",),
@@ -65,11 +39,13 @@ def measure(run: Path, trained: Config, scale: float, episodes: int) -> Cell:
     }
     folder = RunFolder.open(run / "noise" / f"{scale:g}", override(trained, wanted))
     source = checkpoint.load(run / "checkpoint")
-    policy = LibraPolicy(replace(source, config=override(source.config, {"refiner.sample_noise": scale})))
-    if not folder.done("evaluate"):
-        with folder.stage("evaluate") as clock:
-            evaluation.evaluate(folder, clock, lambda *_: (policy, folder.config))
-    return Cell(sample_noise=scale, results=read_evaluation(folder).results)
+    return evaluate(folder, LibraPolicy(replace(source, config=override(source.config, {"refiner.sample_noise": scale}))))
+
+
+def rows(scale: float, report: Json) -> list[Json]:
+    """A row per task, and one over all of them."""
+    pooled = {"success": report["success_mean"]["policy"], "interval": report["success_interval"]["policy"]}
+    return [{"sample_noise": scale} | row for row in [*report["tasks"], {"task": "all", **pooled}]]
 
 
 def main() -> None:
@@ -78,14 +54,13 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of a finished run, e.g. runs/mt10")
     parser.add_argument("--episodes", type=int, default=EPISODES, help="per task and scale (default: %(default)s)")
     given = parser.parse_args()
-    trained = configuration.from_json((given.run / "config.json").read_text())
-    with connected():
-        cells = [measure(given.run.resolve(), trained, scale, given.episodes) for scale in SCALES]
-    rows = [row for cell in cells for row in cell.rows()]
-    found = {"hardware": describe_hardware(), "git_revision": git_revision(), "seed": SEED, "rows": rows}
-    write_text(RESULTS / f"noise_{given.run.resolve().name}.json", dump(found))
+    run = given.run.resolve()
+    trained = configuration.from_json((run / "config.json").read_text())
+    found = [row for scale in SCALES for row in rows(scale, measure(run, trained, scale, given.episodes))]
+    kept = {"hardware": describe_hardware(), "git_revision": git_revision(), "seed": SEED, "rows": found}
+    write_text(RESULTS / f"noise_{run.name}.json", dump(kept))
     print("| starting noise | task | success |\n|---|---|---|")
-    for row in rows:
+    for row in found:
         low, high = row["interval"]
         print(f"| {row['sample_noise']:g} | {row['task']} | {row['success']:.2f} ({low:.2f}–{high:.2f}) |")
 

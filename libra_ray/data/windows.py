@@ -76,6 +76,9 @@ class Windows:
     def batch(self, rows: NDArray[np.int64], rng: np.random.Generator) -> Batch:
         """The windows of the given numbers, normalised.
 
+        Gathered by numpy alone: this runs in a thread beside the training loop, where torch would open another pool of threads.
+        With more of them than cores neither pool spins between operations any more, and training loses a third of its speed.
+
         Image `T` index is `camera * history + h`, oldest picture first, the present one last; pictures are contiguous in
         channels-last memory, which is how they lie in the cache and what convolutions want.
 
