@@ -1,6 +1,7 @@
 """What do the parts of Libra-VLA buy? Four tables on our own tasks at the table, where only the words tell what to do.
 
-precision   putdown-1mm, N = 10 and 64: the planner's bins alone, bins and refiner; the monolithic policy of the same training.
+precision   putdown-1mm, N = 10 and 64: the planner's bins alone, bins and refiner; the monolithic policy of the same training;
+            then the same with its grasp, place-1mm.
 components  the paper's component table on touch and push: monolithic, + own encoder, + refinement, full.
 curriculum  on the same tasks: the refiner reads ground truth first, ground truth always, or the planner's tokens always.
 information on the same tasks: is it what the tokens do not say that few bins lack? The refiner may read the words itself.
@@ -43,7 +44,9 @@ from libra_ray.types import EpisodeResult, Json
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "components.md"
-EXPLAINED = "val_explained_planner"
+MEASURED = {"precision", "precision with the grasp"}
+"""Tables of tasks that end at a distance from their goal."""
+EXPLAINED = "val_explained_truth"
 FACTS = ("weights", "training", "residual explained")
 
 
@@ -179,7 +182,7 @@ def table(name: str, cells: Sequence[Cell]) -> list[Line]:
                 Sample(
                     label=row.label,
                     outcomes=[cell.outcomes(row.controller) for cell in mine],
-                    errors_mm=[cell.errors_mm(row.controller) for cell in mine] if row.bench == "place" else (),
+                    errors_mm=[cell.errors_mm(row.controller) for cell in mine] if name in MEASURED else (),
                     facts=(
                         f"{mine[0].parameters / 1e6:.2f} M",
                         f"{np.mean([cell.train_s for cell in mine]):.0f} s",
@@ -197,8 +200,9 @@ def publish(out: Path, cells: Sequence[Cell]) -> str:
     tables = {name: lines for name in TABLES if (lines := table(name, cells))}
     text = "\n\n".join(f"**{name}**\n\n{markdown(lines, FACTS)}" for name, lines in tables.items())
     panels = [Panel(title=name, unit="success", marks=[line.success for line in lines]) for name, lines in tables.items()]
-    errors = [line.error_mm for line in tables.get("precision", []) if line.error_mm]
-    panels.append(Panel(title="precision: where the block ended", unit="median final error, mm", marks=errors, share=False))
+    for name in (name for name in tables if name in MEASURED):
+        errors = [line.error_mm for line in tables[name] if line.error_mm]
+        panels.append(Panel(title=f"{name}: where the block ended", unit="median final error, mm", marks=errors, share=False))
     hardware = {**describe_hardware(), "cpu": sorted({cell.cpu for cell in cells})}
     tree = {"hardware": hardware, "git_revision": git_revision(), "cells": [asdict(cell) for cell in cells]}
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -213,9 +217,9 @@ def publish(out: Path, cells: Sequence[Cell]) -> str:
 def main() -> None:
     """Run the study, or go on with it, and print its tables after every cell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--benches", nargs="+", choices=BENCHES, default=list(BENCHES), help="place: precision; tasks: others")
+    parser.add_argument("--benches", nargs="+", choices=BENCHES, default=list(BENCHES), help="place, grasp: precision")
     parser.add_argument("--seeds", type=int, default=3, help="training seeds of every variant (default: %(default)s)")
-    parser.add_argument("--steps", type=int, help="optimiser steps of every policy (default: 1500 for place, 600 for tasks)")
+    parser.add_argument("--steps", type=int, help="optimiser steps of every policy (default: each bench has its own)")
     parser.add_argument("--quick", action="store_true", help="tiny policies that learn nothing: does it all run?")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder for the work (default: runs)")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="further settings of every policy")

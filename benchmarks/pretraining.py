@@ -32,6 +32,7 @@ WORDED_TASKS: Mapping[str, Any] = {
 PRETRAINING: Mapping[str, Any] = {
     PLACE: "",
     "train.start_parts": "planner,refiner",
+    "train.curriculum": "threshold",
     "train.steps": 2000,
     "train.checkpoint_every": 400,
     "train.validate_every": 400,

@@ -24,6 +24,8 @@ from libra_ray.types import STATE_KEY, Json, Observation
 
 KEPT = 2
 """Checkpoints loaded at a time: the one in use, and the one before until no plan of it is left."""
+NICEST = 19
+"""A thread nicer than that has Linux's idle policy: whoever wakes takes its processor at once, and it counts as free."""
 HANGS_S = 60.0
 """A call that computes for so long makes the replica unhealthy, and Serve replaces it."""
 
@@ -171,7 +173,10 @@ def _thread(threads: int, *, nice: int) -> ThreadPoolExecutor:
     """A thread to compute in. Its priority and OpenMP's number of threads belong to the thread that sets them."""
 
     def begin() -> None:
-        os.nice(nice)
+        if nice > NICEST and hasattr(os, "SCHED_IDLE"):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        else:
+            os.nice(min(nice, NICEST))
         torch.set_num_threads(threads)
 
     return ThreadPoolExecutor(1, initializer=begin)

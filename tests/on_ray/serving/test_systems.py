@@ -19,10 +19,11 @@ class Noting:
     """A policy that notes the priority of the thread it is asked in."""
 
     def __init__(self):
-        self.priorities = []
+        self.priorities, self.policies = [], []
 
     def plan(self, seen):
         self.priorities.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        self.policies.append(os.sched_getscheduler(0) if hasattr(os, "SCHED_IDLE") else None)
         return [Plan(tokens=np.zeros((10, 5), int), first_step=0)]
 
     def refine(self, seen, plans):
@@ -40,7 +41,7 @@ async def asked(system, method, settings, **options):
     system._policies[key] = policy
     question = Question(number=0, observation=observe(0), plan=policy.plan([])[0])
     await getattr(system, method)(stacked([question], key, history=1), **options)
-    return policy.priorities[-1]
+    return policy
 
 
 def test_only_plans_that_can_wait_go_behind_and_what_is_hurried_does_not(settings):
@@ -48,9 +49,22 @@ def test_only_plans_that_can_wait_go_behind_and_what_is_hurried_does_not(setting
         here = os.getpriority(os.PRIO_PROCESS, 0)
         planner, refiner = Planner(settings), Refiner(settings)
         for _ in range(2):
-            assert await asked(planner, "plan", settings) == here + 7
-            assert await asked(planner, "plan", settings, hurry=True) == here
-            assert await asked(refiner, "refine", settings) == here
+            assert (await asked(planner, "plan", settings)).priorities[-1] == here + 7
+            assert (await asked(planner, "plan", settings, hurry=True)).priorities[-1] == here
+            assert (await asked(refiner, "refine", settings)).priorities[-1] == here
         assert os.getpriority(os.PRIO_PROCESS, 0) == here
+
+    asyncio.run(work())
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="a policy of Linux")
+def test_by_default_plans_that_can_wait_have_what_nobody_else_wants():
+    async def work():
+        settings = Settings(checkpoint="c")
+        planner, refiner = Planner(settings), Refiner(settings)
+        for _ in range(2):
+            assert (await asked(planner, "plan", settings)).policies[-1] == os.SCHED_IDLE
+            assert (await asked(planner, "plan", settings, hurry=True)).policies[-1] == os.SCHED_OTHER
+            assert (await asked(refiner, "refine", settings)).policies[-1] == os.SCHED_OTHER
 
     asyncio.run(work())
