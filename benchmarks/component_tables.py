@@ -32,7 +32,7 @@ GRASP: Mapping[str, Any] = {
     # Of 4,000 it learns the episodes by heart and grasps the wrong block.
     "record.episodes_per_task": 12000,
     "train.batch_size": 128,
-    "train.steps": 2000,
+    "train.steps": 1500,
     "train.start_parts": f"{PART},refiner.eyes",
 }
 EYES: Mapping[str, Any] = {

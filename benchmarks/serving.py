@@ -34,22 +34,23 @@ from libra_ray.run_folder import write_text
 from libra_ray.types import Json
 
 RESULTS = ROOT / "benchmarks" / "results"
-ROBOTS = (1, 4, 8, 16, 32, 64, 80, 96, 112, 128)
+ROBOTS = (1, 4, 16, 64, 96, 112, 128, 144)
 COMPARISON = "serving.json"
 """What the README shows of."""
-SYSTEMS = ("bare", "plain", "vla", "lerobot_server", "libra_ray")
+RULES = {"libra_fifo": "fifo", "libra_ray": "overlap"}
+"""Ours twice: with every plan waited for, as by the others, and as by default."""
+SYSTEMS = ("bare", "plain", "vla", "lerobot_server", *RULES)
 CLIENTS = {"plain": "PlainClient", "vla": "VlaClient", "lerobot_server": "LerobotClient"}
-MODES = ("closed", "open")
-RULES = {"closed": "fifo", "open": "overlap"}
-"""Ours by load: robots in real time get the default. Without a clock they would leave any free-running planner behind, and be
-told to hold for nothing, so at saturation every plan is waited for, as by the others."""
+LOOPS = ("closed", "open")
+ONLY_LOOP = {"bare": ("closed",), "libra_ray": ("open",)}
+"""Without a clock robots would leave any free-running planner behind, and be told to hold for nothing."""
 
 
-def server(system: str, mode: str, given: argparse.Namespace, execute_steps: int) -> Server:
-    """A system's server for a kind of load, not yet started."""
-    if system == "libra_ray":
+def server(system: str, given: argparse.Namespace, execute_steps: int) -> Server:
+    """A system's server, not yet started."""
+    if system in RULES:
         # Its own idea of a deadline is that of the robots: one request period.
-        settings = {"control_hz": given.hz * execute_steps, "rule": RULES[mode], **dict(given.set)}
+        settings = {"control_hz": given.hz * execute_steps, "rule": RULES[system], **dict(given.set)}
         return ours(given.checkpoint, given.threads, settings)
     # Only what is asked for: LeRobot's imports take long.
     client = getattr(importlib.import_module(f"benchmarks.peers.{system}"), CLIENTS[system])
@@ -58,7 +59,7 @@ def server(system: str, mode: str, given: argparse.Namespace, execute_steps: int
 
 def compare(given: argparse.Namespace, bench: "Bench") -> None:
     """Every system at every number of robots, open and closed loop; what the JSON has, undisturbed, is not measured again."""
-    cells = [(s, m, n) for s in given.systems for m in (MODES if s != "bare" else MODES[:1]) for n in given.robots]
+    cells = [(s, m, n) for s in given.systems for m in ONLY_LOOP.get(s, LOOPS) for n in given.robots]
     missing = [cell for cell in cells if not bench.has("|".join(map(str, cell)))]
     with Progress("serving", len(cells), "cells") as bar:
         bar.to(len(cells) - len(missing))
@@ -71,7 +72,7 @@ def compare(given: argparse.Namespace, bench: "Bench") -> None:
                     bench.keep(f"bare|{mode}|{robots}", cell, stolen.share)
                     bar.to(bar.count + 1)
                 continue
-            with server(system, mode, given, bench.execute_steps) as running:
+            with server(system, given, bench.execute_steps) as running:
                 for robots in fleets:
                     load = bench.load(running, given.hz if mode == "open" else 0.0)
                     timing = {"seconds": given.seconds, "warmup_s": given.warmup}
@@ -150,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--dataset", type=Path, help="data set to show (default: the run's, random pictures where there is none)")
     p.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS, help="compare: who")
     p.add_argument("--robots", type=int, nargs="+", help=f"numbers of robots (default: {' '.join(map(str, ROBOTS))}; else 16)")
-    p.add_argument("--hz", type=float, help="chunk requests per second and robot (default: 10; isolation 2)")
+    p.add_argument("--hz", type=float, default=10.0, help="chunk requests per second and robot (default: %(default)s)")
     p.add_argument("--seconds", type=float, help="measured time of a cell or section (default: depends on the section)")
     p.add_argument("--warmup", type=float, default=3, help="seconds before, not counted (default: %(default)s)")
     p.add_argument("--threads", type=int, default=1, help="torch threads of every server (default: %(default)s)")
@@ -176,7 +177,6 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = _parser()
     given = parser.parse_args(argv)
     given.robots = given.robots or ((1, 4) if given.quick else ROBOTS if given.section == "compare" else (16,))
-    given.hz = (2.0 if given.section == "isolation" else 10.0) if given.hz is None else given.hz
     given.seconds = given.seconds or (3.0 if given.quick else stress.SECTIONS.get(given.section, (None, 15.0))[1])
     given.warmup = min(given.warmup, 1.0) if given.quick else given.warmup
     name = COMPARISON if given.section == "compare" else f"serving_{given.section}.json"

@@ -177,12 +177,13 @@ def cell(rate: float, missed: int | None = None, p50: float = 10.0, wrong: int =
 
 
 CELLS = {
-    "libra_ray|closed|1": cell(50, p50=20.0),
-    "libra_ray|closed|8": cell(300),
-    "libra_ray|open|1": cell(10, 0, p50=30.0),
-    "libra_ray|open|8": cell(80, 9),
-    "libra_ray|open|16": cell(120, 5, held=5),
-    "libra_ray|open|32": cell(120, 0),
+    "libra_fifo|closed|1": cell(50, p50=20.0),
+    "libra_fifo|closed|8": cell(300),
+    "libra_fifo|open|1": cell(10, 0, p50=30.0),
+    "libra_fifo|open|8": cell(80, 9),
+    "libra_fifo|open|16": cell(120, 5, held=5),
+    "libra_fifo|open|32": cell(120, 0),
+    "libra_ray|open|1": cell(10, 0, p50=40.0),
     "plain|closed|1": cell(60, wrong=2),
     "plain|open|1": cell(10, 10),
     "vla|open|1": {"failed": "no server"},
@@ -198,7 +199,9 @@ def result() -> dict:
 def test_robots_are_held_up_to_the_first_number_that_is_not():
     found = summary(CELLS)
     one = {"open": 30.0, "closed": 20.0}
-    assert found["libra_ray"] == {"held": 8, "saturation": 300, "one_robot_p50_ms": one, "wrong_robot": 0}
+    assert found["libra_fifo"] == {"held": 8, "saturation": 300, "one_robot_p50_ms": one, "wrong_robot": 0}
+    one = {"open": 40.0, "closed": None}
+    assert found["libra_ray"] == {"held": 1, "saturation": None, "one_robot_p50_ms": one, "wrong_robot": 0}
     assert found["plain"]["held"] == 0
     assert found["plain"]["wrong_robot"] == 2
     assert "vla" not in found
@@ -206,7 +209,8 @@ def test_robots_are_held_up_to_the_first_number_that_is_not():
 
 def test_the_page_shows_every_cell():
     text = markdown(result())
-    assert text.count("| **libra_ray** |") == 1 + 6
+    assert text.count("| **libra_ray**, plans waited for") == 1 + 6
+    assert text.count("| **libra_ray**, planner running freely") == 1 + 1
     assert "failed: no server" in text
     assert "0.9%" in text
     assert plot(result()) is not None
