@@ -94,9 +94,16 @@ class Cell:
             episodes={name: [r for r in results if r.controller == name] for name in controllers},
         )
 
+    def to_json(self) -> Json:
+        """A tree of the cell; the ages of intents, a number per control step, are not the study's question."""
+        tree = asdict(self)
+        for result in (result for found in tree["episodes"].values() for result in found):
+            del result["intent_age_steps"]
+        return tree
+
     @classmethod
     def from_json(cls, tree: Json) -> Self:
-        """The cell that `asdict` made a tree of."""
+        """The cell that `to_json` made a tree of."""
         episodes = {name: [EpisodeResult(**result) for result in found] for name, found in tree["episodes"].items()}
         return cls(**{**tree, "episodes": episodes})
 
@@ -204,7 +211,7 @@ def publish(out: Path, cells: Sequence[Cell]) -> str:
         errors = [line.error_mm for line in tables[name] if line.error_mm]
         panels.append(Panel(title=f"{name}: where the block ended", unit="median final error, mm", marks=errors, share=False))
     hardware = {**describe_hardware(), "cpu": sorted({cell.cpu for cell in cells})}
-    tree = {"hardware": hardware, "git_revision": git_revision(), "cells": [asdict(cell) for cell in cells]}
+    tree = {"hardware": hardware, "git_revision": git_revision(), "cells": [cell.to_json() for cell in cells]}
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, dump(tree))
     write_text(out.with_suffix(".md"), text + "\n")

@@ -55,9 +55,7 @@ class System(Replicas):
 
     max_batch: int = Field(default=64, ge=1, le=4096, description="Robots in one call.")
     threads: int = Field(default=1, ge=1, description="Threads that one call computes with.")
-    nice: int = Field(
-        default=0, ge=0, le=20, description="How far others go first; 20: it gets what is left over."
-    )
+    nice: int = Field(default=0, ge=0, le=20, description="How far others go first; 20: it gets what is left over.")
     timeout_s: float = Field(default=2.0, gt=0, description="A longer call is given up, and tried elsewhere.")
 
 
