@@ -193,8 +193,8 @@ class TrainConfig:
     balance_memory: float = 0.9
     """Decay per measure of the gradient norms that `gradient` goes by; 0 takes the last measure alone."""
     curriculum: Literal["threshold", "teacher", "planner"] = "threshold"
-    """What the refiner reads: ground truth until accuracy `tau`, then sampled tokens, as published; ground truth always, by which
-    it obeys the planner better (docs/components.md); sampled always."""
+    """What the refiner reads: ground truth until accuracy `tau`, then sampled tokens, as published; ground truth always, by
+    which it obeys the planner better (docs/components.md); sampled always."""
     tau: float = 0.6
     """Planner accuracy (moving average over steps) that ends teacher forcing. Open in the paper."""
     augment_pixels: int = 0
