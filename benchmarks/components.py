@@ -209,7 +209,7 @@ def publish(out: Path, cells: Sequence[Cell]) -> str:
     panels = [Panel(title=name, unit="success", marks=[line.success for line in lines]) for name, lines in tables.items()]
     for name in (name for name in tables if name in MEASURED):
         errors = [line.error_mm for line in tables[name] if line.error_mm]
-        panels.append(Panel(title=f"{name}: where the block ended", unit="median final error, mm", marks=errors, share=False))
+        panels.append(Panel(title=f"{name}: error", unit="median final error, mm", marks=errors, share=False))
     hardware = {**describe_hardware(), "cpu": sorted({cell.cpu for cell in cells})}
     tree = {"hardware": hardware, "git_revision": git_revision(), "cells": [cell.to_json() for cell in cells]}
     out.parent.mkdir(parents=True, exist_ok=True)
