@@ -111,10 +111,10 @@ def _handshake(work: Work) -> Handshake:
     )  # fmt: skip
 
 
-def shows(observation: Observation, execute_steps: int) -> Iterator[Seen]:
-    """Endless episodes of one picture, chunk after chunk."""
+def shows(observation: Observation, execute_steps: int, chunks: int = CHUNKS_PER_EPISODE) -> Iterator[Seen]:
+    """Endless episodes of one picture, `chunks` long each."""
     for chunk in count():
-        step = chunk % CHUNKS_PER_EPISODE * execute_steps
+        step = chunk % chunks * execute_steps
         yield Seen(observation=replace(observation, step=step), begins=step == 0)
 
 
@@ -146,8 +146,10 @@ class Load:
             return True
 
         name, period_s = f"robot-{number:04d}", 1 / self.hz if self.hz else None
+        # Of one length, all episodes would begin in the same moment, for which plans have to be waited for.
+        seen = shows(self.shown[which], self.execute_steps, CHUNKS_PER_EPISODE - number % (CHUNKS_PER_EPISODE // 2))
         return StubRobot(
-            name=name, client=self.client(name), log=self.log, check=keep, seen=shows(self.shown[which], self.execute_steps),
+            name=name, client=self.client(name), log=self.log, check=keep, seen=seen,
             period_s=period_s, execute_steps=self.execute_steps, **{"phase_s": (period_s or 0.0) * number / of, **options},
         )  # fmt: skip
 
