@@ -1,7 +1,7 @@
-"""What do the parts of Libra-VLA buy? Four tables on our own tasks at the table, where only the words tell what to do.
+"""What do the parts of Libra-VLA buy? Five tables on our own tasks at the table, where only the words tell what to do.
 
 precision   putdown-1mm, N = 10 and 64: the planner's bins alone, bins and refiner; the monolithic policy of the same training;
-            then the same with its grasp, place-1mm.
+            in a table of its own the same with its grasp, place-1mm.
 components  the paper's component table on touch and push: monolithic, + own encoder, + refinement, full.
 curriculum  on the same tasks: the refiner reads ground truth first, ground truth always, or the planner's tokens always.
 information on the same tasks: is it what the tokens do not say that few bins lack? The refiner may read the words itself.

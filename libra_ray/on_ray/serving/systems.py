@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -173,10 +174,11 @@ def _thread(threads: int, *, nice: int) -> ThreadPoolExecutor:
     """A thread to compute in. Its priority and OpenMP's number of threads belong to the thread that sets them."""
 
     def begin() -> None:
+        os.nice(min(nice, NICEST))
         if nice > NICEST and hasattr(os, "SCHED_IDLE"):
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-        else:
-            os.nice(min(nice, NICEST))
+            # A sandbox may forbid it: then the nicest has to do.
+            with suppress(OSError):
+                os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
         torch.set_num_threads(threads)
 
     return ThreadPoolExecutor(1, initializer=begin)
