@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from component_tables import BENCHES, QUICK, TABLES, config_of
+from component_tables import BENCHES, PLACED, QUICK, TABLES, config_of
 from numpy.typing import NDArray
 from pretraining import PLACE, checkpoint_of, pretrain
 from results_table import RESULTS, write_between
@@ -38,12 +38,13 @@ from libra_ray.progress import Progress
 from libra_ray.provenance import describe_hardware, git_revision, public_config
 from libra_ray.results import dump, plain
 from libra_ray.run_folder import RunFolder, locked, write_text
-from libra_ray.study import Line, Sample, markdown, summarise
+from libra_ray.study import Line, Sample, markdown, short, summarise
 from libra_ray.study_plots import Panel, interval_plot
 from libra_ray.types import EpisodeResult, Json
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "components.md"
+README = ROOT / "README.md"
 MEASURED = {"precision", "precision with the grasp"}
 """Tables of tasks that end at a distance from their goal."""
 EXPLAINED = "val_explained_truth"
@@ -218,7 +219,15 @@ def publish(out: Path, cells: Sequence[Cell]) -> str:
     write_text(out.with_suffix(".svg"), interval_plot(panels))
     if out.parent.resolve() == RESULTS:
         write_between(PAGE, Path(__file__).name, text)
+        write_between(README, Path(__file__).name, for_readme(tables["precision"]))
     return text
+
+
+def for_readme(lines: Sequence[Line]) -> str:
+    """The question of precision in short: the policies of ten bins, and the monolithic one."""
+    shown = [row.label for row in TABLES["precision"] if row.variant in PLACED]
+    rows = [short(line) for line in lines if line.sample.label in shown]
+    return "\n".join(["| policy | block within 1 mm | median final error, mm |", "|---|---|---|", *rows])
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
-"""The README's results, made from the committed JSON: `uv run benchmarks/results_table.py` writes them between its markers.
+"""The main job's results as tables, made from the committed JSON: in short for the README, whole for docs/results.md.
 
-`uv run benchmarks/results_table.py runs/quickstart` first takes that run's `report.json` into `benchmarks/results/`.
+`uv run benchmarks/results_table.py` writes both between their markers; with runs, as in
+`uv run benchmarks/results_table.py runs/quickstart`, it first takes their `report.json` into `benchmarks/results/`.
 A baseline's row comes from `benchmarks/baseline.py` (`benchmarks/results/baseline_<preset>.json`).
 """
 
@@ -17,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- results: written by benchmarks/{} -->", "<!-- /results -->"
 """Between these lines a page shows what a script has written."""
+MEASURED = ("quickstart", "mt10")
 COLUMNS = {"expert": "expert", "policy": "**dual system**", "coarse_only": "coarse only", "zero_action": "zero action"}
 
 
@@ -47,13 +49,21 @@ def section(preset: str) -> str:
 
 
 def document() -> str:
-    """Everything between the README's markers."""
-    return "\n\n".join(text for text in map(section, ("quickstart", "mt10")) if text)
+    """Every preset's table, for docs/results.md."""
+    return "\n\n".join(text for text in map(section, MEASURED) if text)
 
 
-def write_readme() -> None:
-    """Put the tables into the README."""
-    write_between(ROOT / "README.md", Path(__file__).name, document())
+def summary() -> str:
+    """One line a preset, for the README."""
+    names = [*COLUMNS.values(), "plain behaviour cloning", "wall time"]
+    rows = [_summary_row(preset) for preset in MEASURED if (RESULTS / f"{preset}.json").exists()]
+    return "\n".join([f"| preset | {' | '.join(names)} |", f"|---|{'---|' * len(names)}", *rows])
+
+
+def write_pages() -> None:
+    """Put the tables into their pages."""
+    write_between(ROOT / "README.md", Path(__file__).name, summary())
+    write_between(ROOT / "docs" / "results.md", Path(__file__).name, document())
 
 
 def write_between(page: Path, script: str, text: str) -> None:
@@ -73,6 +83,19 @@ def read_between(page: Path, script: str) -> str:
 def _read(name: str) -> dict[str, Any] | None:
     path = RESULTS / name
     return json.loads(path.read_text()) if path.exists() else None
+
+
+def _summary_row(preset: str) -> str:
+    report, baseline = _read(f"{preset}.json"), _read(f"baseline_{preset}.json")
+    assert report is not None
+    cells = [_mean(report, controller) for controller in COLUMNS]
+    cells += [_mean(baseline, "baseline") if baseline else "–", _minutes(report["wall_s"]["total"])]
+    return f"| `{preset}` | {' | '.join(cells)} |"
+
+
+def _mean(report: Mapping[str, Any], controller: str) -> str:
+    low, high = report["success_interval"][controller]
+    return f"{report['success_mean'][controller]:.2f} ({low:.2f}–{high:.2f})"
 
 
 def _rows(report: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> list[str]:
@@ -125,10 +148,10 @@ def _minutes(seconds: float) -> str:
 
 
 def main(runs: Sequence[str]) -> None:
-    """Take the given runs and write the README."""
+    """Take the given runs and write the pages."""
     for run in runs:
         print(f"took {take(Path(run)).name}")
-    write_readme()
+    write_pages()
     print(document())
 
 

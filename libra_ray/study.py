@@ -94,5 +94,10 @@ def markdown(lines: Sequence[Line], facts: Sequence[str] = ()) -> str:
     return "\n".join(rows)
 
 
+def short(line: Line) -> str:
+    """The line as success and error alone."""
+    return f"| {line.sample.label} | {_words(line.success, '.2f')} | {_words(line.error_mm, '.1f')} |"
+
+
 def _words(mark: Mark | None, form: str) -> str:
     return "–" if mark is None else f"{mark.value:{form}} ({mark.low:{form}} to {mark.high:{form}})"

@@ -1,4 +1,4 @@
-"""The README stays true: its commands exist, its tables are the committed results, its links lead somewhere."""
+"""README and docs stay true: their commands exist, their tables are the committed results, their links lead somewhere."""
 
 import importlib
 import json
@@ -13,14 +13,23 @@ from arguments import parse
 from benchmarks import results_table, serving_pages
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LONGEST_README = 900
 CODE_LINES = [line.strip() for line in README.splitlines() if line.startswith("    ")]
+
+
+def test_the_readme_is_a_map() -> None:
+    assert len(README.split()) <= LONGEST_README
 
 
 def test_the_tables_are_the_committed_results() -> None:
     shown = results_table.read_between(ROOT / "README.md", "results_table.py")
-    assert shown == results_table.document()
-    assert "button-press-topdown-v3" in shown
+    assert shown == results_table.summary()
+    assert "`quickstart`" in shown
+    whole = results_table.read_between(ROOT / "docs" / "results.md", "results_table.py")
+    assert whole == results_table.document()
+    assert "button-press-topdown-v3" in whole
 
 
 def test_the_comparison_of_servers_is_the_committed_one() -> None:
@@ -43,10 +52,12 @@ def test_every_job_line_is_accepted(line: str) -> None:
     assert parse(argv, "", stage=Path(script).stem, more=getattr(job, "OPTIONS", {})).config
 
 
-def test_every_link_and_picture_is_there() -> None:
-    for target in re.findall(r"\]\(([^)]+)\)", README):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_and_picture_is_there(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+        assert target.startswith(("https://", "#")) or (page.parent / target).exists(), target
 
 
-def test_nothing_of_the_machine_is_shown() -> None:
-    assert not re.search(r"/work/|/tmp/|/root/|pythonhosted", README)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_nothing_of_the_machine_is_shown(page: Path) -> None:
+    assert not re.search(r"/work/|/tmp/|/root/|pythonhosted", page.read_text(encoding="utf-8"))

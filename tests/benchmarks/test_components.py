@@ -6,7 +6,7 @@ from dataclasses import asdict
 import pytest
 
 from benchmarks.component_tables import BENCHES, QUICK, TABLES, config_of
-from benchmarks.components import PAGE, Cell, kept_cells, publish, settings_of, table
+from benchmarks.components import PAGE, README, Cell, for_readme, kept_cells, publish, settings_of, table
 from benchmarks.results_table import RESULTS, read_between
 from libra_ray.overriding import flatten
 from libra_ray.results import plain
@@ -80,6 +80,7 @@ def test_the_page_shows_what_was_measured(tmp_path):
     text = publish(tmp_path / "again.json", cells)
     assert read_between(PAGE, "components.py") == text
     assert (RESULTS / "components.md").read_text() == f"{text}\n"
+    assert read_between(README, "components.py") == for_readme(table("precision", cells))
 
 
 def test_another_machine_keeps_the_cells_of_the_same_settings(tmp_path):
