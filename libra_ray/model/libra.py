@@ -47,7 +47,7 @@ class Losses:
 class Sight:
     """What the refiner sees: `context` `(B, width)`; a monolithic one also the hidden states `(B, H, read)` it obeys."""
 
-    context: Float[Tensor, "B width"]
+    context: Float[Tensor, "B d"]
     intent: Float[Tensor, "B H read"] | None = None
 
 

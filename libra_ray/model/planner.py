@@ -18,7 +18,7 @@ from libra_ray.model.layers import ModulatedBlock
 class Reading:
     """`hidden` `(B, L, width)`, the head's states at its L queries, and the backbone's features behind them."""
 
-    hidden: Float[Tensor, "B L width"]
+    hidden: Float[Tensor, "B L d"]
     features: Features
 
 
@@ -70,7 +70,7 @@ class Planner(nn.Module):
             x = block(x, condition, allowed)
         return Reading(hidden=self.norm(x[:, -self.plan_steps :]), features=features)
 
-    def _condition(self, features: Features, state: Float[Tensor, "B S"]) -> Float[Tensor, "B width"]:
+    def _condition(self, features: Features, state: Float[Tensor, "B S"]) -> Float[Tensor, "B d"]:
         summary = self.from_summary(features.summary)
         return self.mix(summary if self.steer_by_state is None else summary + self.steer_by_state(state))
 

@@ -76,7 +76,7 @@ class Refiner(nn.Module):
         state: Float[Tensor, "B S"],
         shared: Float[Tensor, "B K seen"] | None = None,
         language: Float[Tensor, "B seen"] | None = None,
-    ) -> Float[Tensor, "B width"]:
+    ) -> Float[Tensor, "B d"]:
         """Everything that does not depend on the noise level, computed once for all denoising steps."""
         tokens = self.eyes(images) if shared is None else self.eyes(shared)
         context = self.from_pictures(tokens.flatten(1)) + self.from_state(state)
@@ -90,7 +90,7 @@ class Refiner(nn.Module):
         noisy: Float[Tensor, "B H D"],
         level: Float[Tensor, " B"],
         intent: Int[Tensor, "B H D"] | Float[Tensor, "B H read"],
-        context: Float[Tensor, "B width"],
+        context: Float[Tensor, "B d"],
     ) -> Float[Tensor, "B H D"]:
         """What is said of a noisy chunk at noise level `level` in [0, 1]: as configured, the target or the action's residual.
 
@@ -99,19 +99,19 @@ class Refiner(nn.Module):
         condition = self._condition(sinusoids(level, self.width), context)
         return self.say(noisy, self.obey(intent), [block.to_modulation(condition) for block in self._layers])
 
-    def obey(self, intent: Int[Tensor, "B H D"] | Float[Tensor, "B H read"]) -> Float[Tensor, "B H width"]:
+    def obey(self, intent: Int[Tensor, "B H D"] | Float[Tensor, "B H read"]) -> Float[Tensor, "B H d"]:
         """The intent's part of the first layer."""
         dims = self.to_action.out_features
         by_intent = self.from_action.weight[:, dims:]
         return functional.linear(self._codes(intent), by_intent, self.from_action.bias) + self.position
 
-    def steer(self, levels: Float[Tensor, " K"], context: Float[Tensor, "B width"]) -> list[Steering]:
+    def steer(self, levels: Float[Tensor, " K"], context: Float[Tensor, "B d"]) -> list[Steering]:
         """What steers the layers at each of `K` noise levels, in their order."""
         condition = self._condition(sinusoids(levels, self.width)[:, None], context)
         return list(zip(*[block.to_modulation(condition) for block in self._layers], strict=True))
 
     def say(
-        self, noisy: Float[Tensor, "B H D"], obeyed: Float[Tensor, "B H width"], steering: Steering
+        self, noisy: Float[Tensor, "B H D"], obeyed: Float[Tensor, "B H d"], steering: Steering
     ) -> Float[Tensor, "B H D"]:
         """`forward` by what `obey` and `steer` have made of intent, noise level and context: all that is left per step."""
         x = functional.linear(noisy, self.from_action.weight[:, : noisy.shape[-1]]) + obeyed
