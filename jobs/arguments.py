@@ -20,6 +20,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 import yaml
 
 from libra_ray.config import PRESETS, Config, override, preset
+from libra_ray.disk_space import explained
 from libra_ray.overriding import flatten, flatten_mapping, leaf_types
 
 DEFAULT_PRESET = "quickstart"
@@ -69,12 +70,13 @@ class Arguments:
         """The border between a job and its user: what they did ends the program in one line, what we did with a traceback.
 
         A `ValueError` or `RuntimeError` that this package raised on purpose ends it as a mistake on the command line does,
-        status 2. Ctrl-C ends it with status 130, after everything that was opened inside has been closed; a second Ctrl-C does
+        status 2, and so does a full disk. Ctrl-C ends it with status 130, after everything that was opened inside has been closed; a second Ctrl-C does
         not wait for that.
         """
         before = signal.signal(signal.SIGINT, _interrupt)
         try:
-            yield
+            with explained(self.run_dir):
+                yield
         except (ValueError, RuntimeError) as mistake:
             last = traceback.extract_tb(mistake.__traceback__)[-1]
             ours = Path(inspect.getfile(Config)).parent in Path(last.filename).parents
