@@ -6,7 +6,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from libra_ray.data.cameras import Camera
 from libra_ray.data.dataset import Recorded
+from libra_ray.data.layout import Layout
+from libra_ray.data.pictures import PictureFormat
 from libra_ray.types import IMAGE_KEY, Action, Episode, Observation, Step
 
 
@@ -51,7 +54,7 @@ def make_recorded(lengths: Sequence[int], tasks: Sequence[str] | None = None) ->
         root=Path("nowhere"),
         fps=10,
         features={},
-        image_keys=(IMAGE_KEY,),
+        cameras=(Camera(key=IMAGE_KEY, stored=IMAGE_KEY, format=PictureFormat(height=2, width=2, kind="colour")),),
         state=np.stack([episode_index, frame_index], 1).astype(np.float32),
         action=action.astype(np.float32),
         episode_index=episode_index,
@@ -60,6 +63,7 @@ def make_recorded(lengths: Sequence[int], tasks: Sequence[str] | None = None) ->
         lengths=lengths_array,
         tasks=tuple(tasks) if tasks is not None else tuple(f"task {e % 2}" for e in range(len(lengths))),
         seeds=np.arange(len(lengths)),
+        layout=Layout(root=Path("nowhere")),
     )
 
 
