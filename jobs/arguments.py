@@ -69,9 +69,9 @@ class Arguments:
     def refusing(self) -> Iterator[None]:
         """The border between a job and its user: what they did ends the program in one line, what we did with a traceback.
 
-        A `ValueError` or `RuntimeError` that this package raised on purpose ends it as a mistake on the command line does, status
-        2; so does a full disk. Ctrl-C ends it with status 130, after everything that was opened inside has been closed; a second
-        Ctrl-C does not wait for that.
+        A `ValueError` or `RuntimeError` that this package raised on purpose ends it as a mistake on the command line does, with
+        status 2; so does a full disk. Ctrl-C ends it with status 130, after everything that was opened inside has been closed;
+        a second Ctrl-C does not wait for that.
         """
         before = signal.signal(signal.SIGINT, _interrupt)
         try:

@@ -113,7 +113,7 @@ def _old_format(root: Path, version: str) -> str:
 
 
 def is_constant(low: NDArray[np.float32], high: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Dimensions whose range `low` to `high` is no more than rounding noise; they are normalised to 0 and come back as they are."""
+    """Dimensions whose range `low` to `high` is only rounding noise; they are normalised to 0 and come back as they are."""
     return high - low <= _CONSTANT_SPAN * np.maximum(1, np.abs(low))
 
 

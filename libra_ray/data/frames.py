@@ -28,7 +28,7 @@ _THREADS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class _VideoFile:
-    """A video of a camera, and the rows `(n,)` of the dataset that it holds pictures of, at `times` `(n,)` s, in order of time."""
+    """A video of a camera; it holds the pictures of the dataset's rows `rows` `(n,)` at `times` `(n,)` s, in order of time."""
 
     camera: Camera
     path: Path

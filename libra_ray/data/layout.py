@@ -38,10 +38,10 @@ class Layout:
         Raises:
             DatasetError: `info.json` names the files in a way that is none.
         """
-        data_path, video_path = info.get("data_path") or DATA_PATH, info.get("video_path") or VIDEO_PATH
+        data_path, video_path = str(info.get("data_path") or DATA_PATH), str(info.get("video_path") or VIDEO_PATH)
         patterns = {"data": data_path, "episodes": EPISODES_PATH, "videos": video_path}
         own: dict[str, list[Path]] = {kind: [] for kind in patterns}
-        foreign = []
+        foreign: list[Path] = []
         compiled = {kind: _pattern(root, template) for kind, template in patterns.items()}
         for path in sorted(p for top in ("data", "meta/episodes", "videos") for p in (root / top).rglob("*") if p.is_file()):
             name = path.relative_to(root).as_posix()
@@ -74,11 +74,11 @@ class Layout:
         return [f"not read, for they are not named as the dataset's files are: {', '.join(names[:_NAMED])}{more}"]
 
 
-def _pattern(root: Path, template: object) -> re.Pattern[str]:
+def _pattern(root: Path, template: str) -> re.Pattern[str]:
     """What the names look like that `template` makes."""
     try:
-        parts = [(literal, field) for literal, field, _, _ in Formatter().parse(template)]  # type: ignore[arg-type]
-    except (TypeError, ValueError) as error:
+        parts = [(literal, field) for literal, field, _, _ in Formatter().parse(template)]
+    except ValueError as error:
         raise DatasetError(
             f"{root / 'meta' / 'info.json'}: {template!r} is no pattern of file names, e.g. {DATA_PATH}"
         ) from error
