@@ -65,7 +65,7 @@ class VideoWriter:
         height: picture height in pixels; `width` likewise.
     """
 
-    def __init__(self, path: Path, *, fps: int, encoder: "RGBEncoderConfig", height: int, width: int) -> None:
+    def __init__(self, path: Path, *, fps: int | Fraction, encoder: "RGBEncoderConfig", height: int, width: int) -> None:
         _quiet()
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
