@@ -67,7 +67,10 @@ def read_table(folder: Path, paths: Sequence[Path], columns: Sequence[str]) -> T
         missing = [column for column in columns if column not in file.schema_arrow.names]
         if missing:
             raise DatasetError(f"{path} has no column {missing[0]!r}; it has {', '.join(file.schema_arrow.names)}")
-        tables.append(file.read(columns=list(columns)))
+        try:
+            tables.append(file.read(columns=list(columns)))
+        except (pa.ArrowInvalid, OSError) as error:
+            raise _unreadable(path, file, columns, error) from error
     try:
         rows = pa.concat_tables(tables, promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
@@ -75,6 +78,31 @@ def read_table(folder: Path, paths: Sequence[Path], columns: Sequence[str]) -> T
             f"the files in {folder} disagree about the type of a column ({error}); write the dataset again"
         ) from error
     return Table(rows=rows, files=tuple(paths), counts=tuple(len(table) for table in tables))
+
+
+def _unreadable(path: Path, file: pq.ParquetFile, columns: Sequence[str], error: Exception) -> DatasetError:
+    """Why a file with a good footer cannot be read. Arrow itself fails on a missing row in a column of lists of fixed length."""
+    column, row = next(found for found in ((c, _first_unreadable(file, c)) for c in columns) if found[1] is not None)
+    groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+    chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
+    missing = sum(c.statistics.null_count or 0 for c in chunks if c.path_in_schema.split(".")[0] == column and c.statistics)
+    if not missing:
+        return DatasetError(f"{path}: {column} cannot be read from row {row} on ({error}); copy or write the dataset again")
+    place = f"in {path}, row {row}"
+    if {"episode_index", "frame_index"} <= set(file.schema_arrow.names):
+        indices = file.read(columns=["episode_index", "frame_index"])
+        place = f"in episode {indices['episode_index'][row]}, frame {indices['frame_index'][row]}"
+    return _missing(column, place, missing)
+
+
+def _first_unreadable(file: pq.ParquetFile, column: str) -> int | None:
+    row = 0
+    try:
+        for _ in file.iter_batches(batch_size=1, columns=[column]):
+            row += 1
+    except (pa.ArrowInvalid, OSError):
+        return row
+    return None
 
 
 def numbers(column: pa.ChunkedArray, name: str, where: Where) -> NDArray[np.float64]:

@@ -124,6 +124,11 @@ def encoded(picture: NDArray[Any]) -> dict[str, bytes | str | None]:
     return {"bytes": file.getvalue(), "path": None}
 
 
+def replace_pictures(root: Path, camera: str, picture: NDArray[Any]) -> None:
+    """Let a camera of an image dataset show this picture in every frame."""
+    edit_column(root, camera, lambda rows: [encoded(picture) for _ in rows])
+
+
 def make_images(root: Path, cameras: Mapping[str, NDArray[Any]], lengths: Sequence[int] = (6, 5)) -> Path:
     """A dataset of LeRobot's own making, pictures in the parquet files: each camera shows the same picture in every frame."""
     features: dict[str, Any] = {key: {"dtype": "float32", "shape": (4,), "names": None} for key in (STATE_KEY, ACTION_KEY)}

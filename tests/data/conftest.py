@@ -9,7 +9,7 @@ import pytest
 
 from libra_ray.data.dataset import Recorded, open_dataset, write_dataset
 from libra_ray.types import IMAGE_KEY, Episode
-from tests.data.builders import edit_column, encoded, make_episode, make_images
+from tests.data.builders import make_episode, make_images, replace_pictures
 
 CAMERAS = (IMAGE_KEY, "observation.images.wrist")
 
@@ -37,12 +37,13 @@ def four_cameras(tmp_path_factory) -> Path:
     pictures = {
         "observation.images.top": rng.integers(0, 255, (24, 32, 3)).astype(np.uint8),
         "observation.images.clear": rng.integers(0, 255, (24, 32, 3)).astype(np.uint8),
-        "observation.images.grey": rng.integers(0, 255, (24, 32, 1)).astype(np.uint8),
+        "observation.images.grey": rng.integers(0, 255, (24, 32, 3)).astype(np.uint8),
         "observation.images.depth": np.linspace(400, 4000, 24 * 32).astype(np.uint16).reshape(24, 32, 1),
     }
     root = make_images(tmp_path_factory.mktemp("images") / "demos", pictures)
-    clear = encoded(np.full((24, 32, 4), 90, np.uint8))  # LeRobot does not write such
-    edit_column(root, "observation.images.clear", lambda rows: [clear for _ in rows])
+    # LeRobot reads such pictures, but does not write them.
+    replace_pictures(root, "observation.images.clear", np.full((24, 32, 4), 90, np.uint8))
+    replace_pictures(root, "observation.images.grey", rng.integers(0, 255, (24, 32)).astype(np.uint8))
     return root
 
 
