@@ -19,7 +19,7 @@ HEAVY = {"torch", "lerobot", "transformers", "mlflow"}
 
 
 def mortal(marks):
-    """Simulators without simulation. Seed 1 kills its process once, seed 13 always, seed 28 finds the disk full; seeds answer themselves."""
+    """Simulators without simulation. Seed 1 kills its process once, 13 always, 28 finds a full disk; seeds answer themselves."""
 
     class Mortal(Simulators):
         def play(self, task, seed, controller):
@@ -60,7 +60,7 @@ def test_whole_episodes_survive_the_death_of_a_process(make_fleet, tmp_path):
 def test_a_full_disk_is_no_failed_episode(make_fleet):
     """No attempt would find more room: nothing is tried again, and nobody but the disk is blamed."""
     queue = iter([0, 28])
-    with make_fleet(1) as fleet, pytest.raises(NoRoomError, match="^no space left on the disk of somewhere$"):
+    with make_fleet(1) as fleet, pytest.raises(NoRoomError, match=r"^no space left on the disk of somewhere$"):
         list(fleet.work(lambda: next(queue, None), lambda actor, seed: actor.play.remote("", seed, "")))
 
 
