@@ -19,7 +19,7 @@ HEAVY = {"torch", "lerobot", "transformers", "mlflow"}
 
 
 def mortal(marks):
-    """Simulators without simulation. Seed 1 kills its process once, 13 always, 28 finds a full disk; seeds answer themselves."""
+    """Simulators without simulation. Seed 1 kills its process once, 13 always, 28 finds a full disk; they answer themselves."""
 
     class Mortal(Simulators):
         def play(self, task, seed, controller):
