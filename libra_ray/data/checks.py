@@ -3,7 +3,6 @@
 import json
 import math
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,6 @@ from numpy.typing import NDArray
 
 CONVERTER = "uv run python -m lerobot.scripts.convert_dataset_v21_to_v30"
 _FORMAT = 3
-_CONSTANT_SPAN = 1e-6
-"""A dimension whose range is smaller than this share of its size is a constant with rounding noise."""
 
 
 class DatasetError(ValueError):
@@ -110,22 +107,6 @@ def _old_format(root: Path, version: str) -> str:
     first = "" if version.startswith("v2.1") else "bring it to v2.1 with an older LeRobot release first, then "
     command = f"{CONVERTER} --repo-id=local/demos --root={shlex.quote(str(root.resolve()))} --push-to-hub=false"
     return f"dataset {root} has the old format {version}, v{_FORMAT}.x is needed; {first}convert it with LeRobot: {command}"
-
-
-def is_constant(low: NDArray[np.float32], high: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Dimensions whose range `low` to `high` is only rounding noise; they are normalised to 0 and come back as they are."""
-    return high - low <= _CONSTANT_SPAN * np.maximum(1, np.abs(low))
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers in short, e.g. `0, 3-5`."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and parts[-1][-1] == number - 1:
-            parts[-1].append(number)
-        else:
-            parts.append([number])
-    return ", ".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
 
 
 def _finalize_hint() -> str:

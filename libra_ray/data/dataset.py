@@ -1,6 +1,5 @@
 """LeRobotDataset v3, in and out: `DatasetWriter` and `write_dataset` write one, `open_dataset` reads any."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from libra_ray.config import DataConfig
 from libra_ray.data.cameras import Camera, choose_cameras, episode_numbers
-from libra_ray.data.checks import DatasetError, check_dimensions, check_finite, is_constant, ranges, read_info, unfinished
+from libra_ray.data.checks import DatasetError, check_dimensions, check_finite, read_info, unfinished
 from libra_ray.data.columns import Table, frame_order, numbers, read_table, vectors, whole_numbers
 from libra_ray.data.layout import Layout
 from libra_ray.data.names import renamed
@@ -142,18 +141,15 @@ def open_dataset(
         seeds=seeds[starts],
         layout=layout,
         index_column=features.in_files("index"),
-        notes=(*features.notes, *cameras.notes, *_notes(layout, table, vector)),
+        notes=(*features.notes, *cameras.notes, *_notes(layout, table)),
     )
 
 
-def _notes(layout: Layout, table: Table, vector: Mapping[str, NDArray[np.float32]]) -> list[str]:
-    """What is in the dataset and teaches nothing; a line each."""
+def _notes(layout: Layout, table: Table) -> list[str]:
+    """What lies in the dataset's folders and gives no frames; a line each."""
     notes = layout.notes()
     if table.empty:
         notes.append(f"without frames: {', '.join(str(path.relative_to(layout.root)) for path in table.empty)}")
-    for key, values in vector.items():
-        if len(same := np.flatnonzero(is_constant(values.min(0), values.max(0)))):
-            notes.append(f"{key}: {len(same)} of {values.shape[1]} dimensions never change ({ranges(same.tolist())})")
     return notes
 
 

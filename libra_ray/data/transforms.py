@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Literal, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from libra_ray.data.checks import is_constant
-
 if TYPE_CHECKING:
     from libra_ray.data.dataset import Recorded
 
 Normalisation = Literal["min_max", "quantile"]
 STATE_LIMIT = 3.0
 """Normalised states are cut here: a state far outside the recorded range says no more than "outside"."""
+_CONSTANT_SPAN = 1e-6
+"""A dimension whose range is smaller than this share of its size is a constant with rounding noise."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -186,15 +186,19 @@ def _bounds(stats: VectorStats, normalisation: Normalisation) -> tuple[NDArray[n
     if normalisation == "min_max":
         return stats.low, stats.high
     if normalisation == "quantile":
-        collapsed = is_constant(stats.q01, stats.q99)
+        collapsed = _is_constant(stats.q01, stats.q99)
         return np.where(collapsed, stats.low, stats.q01), np.where(collapsed, stats.high, stats.q99)
     raise ValueError(f"unknown normalisation {normalisation!r}; valid: min_max, quantile")
 
 
 def _scale(low: NDArray[np.float32], high: NDArray[np.float32]) -> Scale:
-    half = np.where(is_constant(low, high), 0, (high.astype(np.float64) - low) / 2)
+    half = np.where(_is_constant(low, high), 0, (high.astype(np.float64) - low) / 2)
     centre = (high.astype(np.float64) + low) / 2
     return Scale(centre=centre.astype(np.float32), half=half.astype(np.float32))
+
+
+def _is_constant(low: NDArray[np.float32], high: NDArray[np.float32]) -> NDArray[np.bool_]:
+    return high - low <= _CONSTANT_SPAN * np.maximum(1, np.abs(low))
 
 
 def _check_keys(found: dict[str, object], expected: set[str], what: str) -> None:
