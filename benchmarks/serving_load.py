@@ -81,7 +81,7 @@ def observations(work: Work, robots: int, dataset: Path | None) -> list[Observat
     shape, size = work.policy.source.manifest.shape, work.config.sim.image_size
     keys, words = work.policy.source.manifest.image_keys, work.policy.source.manifest.instructions
     if dataset is not None:
-        data = open_dataset(dataset)
+        data = open_dataset(dataset, work.config.data)
         frames = dataset.parent / "frames"
         return list(_recorded(work, Recording.open(data, frames, _handshake(work)), robots))
     found = []

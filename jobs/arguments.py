@@ -20,6 +20,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 import yaml
 
 from libra_ray.config import PRESETS, Config, override, preset
+from libra_ray.disk_space import explained
 from libra_ray.overriding import flatten, flatten_mapping, leaf_types
 
 DEFAULT_PRESET = "quickstart"
@@ -68,13 +69,14 @@ class Arguments:
     def refusing(self) -> Iterator[None]:
         """The border between a job and its user: what they did ends the program in one line, what we did with a traceback.
 
-        A `ValueError` or `RuntimeError` that this package raised on purpose ends it as a mistake on the command line does,
-        status 2. Ctrl-C ends it with status 130, after everything that was opened inside has been closed; a second Ctrl-C does
-        not wait for that.
+        A `ValueError` or `RuntimeError` that this package raised on purpose ends it as a mistake on the command line does, with
+        status 2; so does a full disk. Ctrl-C ends it with status 130, after everything that was opened inside has been closed;
+        a second Ctrl-C does not wait for that.
         """
         before = signal.signal(signal.SIGINT, _interrupt)
         try:
-            yield
+            with explained(self.run_dir):
+                yield
         except (ValueError, RuntimeError) as mistake:
             last = traceback.extract_tb(mistake.__traceback__)[-1]
             ours = Path(inspect.getfile(Config)).parent in Path(last.filename).parents
@@ -154,7 +156,7 @@ class _Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+        self.exit(2, f"{self.prog}: error: {' '.join(message.splitlines())}\n")
 
 
 def _parser(description: str, stage: str, more: Options, shown: Config | None = None) -> _Parser:

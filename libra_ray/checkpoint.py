@@ -52,7 +52,7 @@ class Manifest:
     total_steps: int
     shape: RobotShape
     image_keys: tuple[str, ...]
-    control_hz: int
+    control_hz: float
     instructions: tuple[str, ...]
     digest: str
     format: int = FORMAT
@@ -79,7 +79,7 @@ class Facts:
 
     shape: RobotShape
     image_keys: tuple[str, ...]
-    control_hz: int
+    control_hz: float
     instructions: tuple[str, ...]
 
 

@@ -72,6 +72,10 @@ class DataConfig:
 
     root: str = ""
     """An existing LeRobotDataset v3 folder to train on; empty means the run's own recording."""
+    cameras: tuple[str, ...] = ()
+    """The cameras to use, by feature name, in the order the model reads them; empty means all colour cameras."""
+    keys: tuple[str, ...] = ()
+    """Other names for the data set's features, as NEW=OLD, e.g. `action=actions,observation.state=state` (docs/data.md)."""
     history: int = 1
     """Pictures per camera a system sees: the present one and `history - 1` before it."""
     holdout_share: float = 0.1

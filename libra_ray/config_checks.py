@@ -41,6 +41,22 @@ def counts_of(pairs: Sequence[str]) -> dict[str, int]:
     return counts
 
 
+def renames_of(pairs: Sequence[str]) -> dict[str, str]:
+    """New name -> old name of `NEW=OLD` pairs.
+
+    Raises:
+        ValueError: a pair of another form, or a name given twice.
+    """
+    names: dict[str, str] = {}
+    for new, _, old in (pair.partition("=") for pair in pairs):
+        if not new or not old or "=" in old:
+            raise ValueError(f"data.keys={','.join(pairs)} must be pairs NEW=OLD, e.g. action=actions,observation.state=state")
+        if new in names or old in names.values():
+            raise ValueError(f"data.keys={','.join(pairs)} must name each feature only once")
+        names[new] = old
+    return names
+
+
 def check(settings: Settings) -> None:
     """Refuse what cannot be run.
 
@@ -75,6 +91,10 @@ def _refuse_misfits(settings: Settings) -> None:
         raise ValueError("sim.wrist_camera=true needs sim.family=tabletop: the robots of other families have no such camera")
     if not tasks or len(set(tasks)) < len(tasks):
         raise ValueError(f"sim.tasks={','.join(tasks)!r} must name at least one task, and each only once")
+    renames_of(settings["data.keys"])
+    cameras = settings["data.cameras"]
+    if len(set(cameras)) < len(cameras):
+        raise ValueError(f"data.cameras={','.join(cameras)} must name each camera only once")
 
 
 def _refuse_one_sided(settings: Settings) -> None:

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Self
@@ -9,6 +10,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from libra_ray.config import DataConfig, from_json
 from libra_ray.data.dataset import Recorded, open_dataset
 from libra_ray.data.frames import frame_cache
 from libra_ray.drive_robots import Seen
@@ -47,16 +49,17 @@ def reflects(observation: Observation, reply: Reply) -> bool:
 
 
 def recorded(server: Handshake, source: Path) -> "Recording":
-    """The recording in a run folder or a data set folder, checked against the server.
+    """The recording of a run (its own, or the one it was trained on) or in a data set folder, checked against the server.
 
     Raises:
         ValueError: there is no data set, or the server needs other cameras or another state.
     """
-    run = (source / "dataset").is_dir()
-    data = open_dataset(source / "dataset" if run else source, state_dim=int(server.observation[STATE_KEY]["shape"][0]))
-    if missing := set(server.cameras) - set(data.image_keys):
-        raise ValueError(f"{source} has no {', '.join(sorted(missing))}; it has {', '.join(data.image_keys)}")
-    if run:
+    config = source / "config.json"
+    settings = from_json(config.read_text(encoding="utf-8")).data if config.is_file() else DataConfig()
+    folder = Path(settings.root) if settings.root else source / "dataset" if (source / "dataset").is_dir() else source
+    state_dim = int(server.observation[STATE_KEY]["shape"][0])
+    data = open_dataset(folder, replace(settings, cameras=server.cameras), state_dim=state_dim)
+    if folder != source:
         return Recording.open(data, source / "frames", server)
     # A data set that is not a run's has no place for decoded pictures beside it; an open file outlives its folder.
     with tempfile.TemporaryDirectory() as scratch:

@@ -9,6 +9,11 @@ from tqdm import tqdm
 SECONDS_BETWEEN_LINES = 10
 
 
+def say(text: str) -> None:
+    """A plain line for whoever watches."""
+    print(text, file=sys.stderr, flush=True)
+
+
 class Progress:
     """A counter towards `total` with a few values beside it."""
 

@@ -71,7 +71,7 @@ def dataset_facts(folder: RunFolder) -> Json:
     """Size and shape of the demonstrations."""
     if not folder.dataset.exists():
         return {}
-    recorded = open_dataset(folder.dataset)
+    recorded = open_dataset(folder.dataset, folder.config.data)
     return {
         "episodes": len(recorded.lengths),
         "frames": len(recorded),

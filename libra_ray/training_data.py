@@ -49,7 +49,7 @@ class TrainingData:
         Raises:
             ValueError: the data set is missing, unfinished, of an old format, or holds values nobody can train on.
         """
-        recorded = open_dataset(dataset)
+        recorded = open_dataset(dataset, config.data)
         split = split_episodes(recorded, config.data.holdout_share, config.train.seed)
         shape = RobotShape(action_dim=recorded.action_dim, state_dim=recorded.state_dim, cameras=len(recorded.image_keys))
         facts = Facts(

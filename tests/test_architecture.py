@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-WORDS = {"overriding", "config", "types"}
+WORDS = {"overriding", "config", "types", "disk_space"}
 TENSORS = WORDS | {"batch"}
 ROOMS = {"data", "model", "sim"}
 MEETINGS = {
@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "overriding": set(),
     "config": {"overriding"},
     "types": set(),
+    "disk_space": set(),
     "batch": set(),
     "wire": WORDS,
     # rooms, which cannot see one another

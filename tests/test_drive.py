@@ -338,7 +338,7 @@ def test_no_two_stub_robots_look_alike():
 def test_a_data_set_is_replayed_in_the_order_it_was_recorded(tmp_path, monkeypatch):
     data = make_recorded([12, 9, 15], ["open it", "push it", "open it"])
     pictures = np.arange(len(data), dtype=np.uint8)[None, :, None, None, None] * np.ones((1, 1, 16, 16, 3), np.uint8)
-    monkeypatch.setattr("libra_ray.drive_stubs.open_dataset", lambda root, state_dim: data)
+    monkeypatch.setattr("libra_ray.drive_stubs.open_dataset", lambda root, settings, state_dim: data)
     monkeypatch.setattr("libra_ray.drive_stubs.frame_cache", lambda *_: pictures)
     seen = list(islice(recorded(HANDSHAKE, tmp_path).robot(1, 2), 5))
     assert [s.observation.step for s in seen] == [0, 5, 0, 5, 10]  # episode 1 of 9 frames, then episode 3, which is 0 again

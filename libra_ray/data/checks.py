@@ -1,13 +1,15 @@
 """What can be wrong with a dataset folder, said so that the reader knows what to do."""
 
 import json
+import math
+import shlex
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-CONVERTER = "python -m lerobot.scripts.convert_dataset_v21_to_v30"
+CONVERTER = "uv run python -m lerobot.scripts.convert_dataset_v21_to_v30"
 _FORMAT = 3
 
 
@@ -31,13 +33,26 @@ def read_info(root: Path) -> dict[str, Any]:
             raise DatasetError(_old_format(root, "v1"))
         raise DatasetError(f"{root} is not a LeRobotDataset: it has no meta/info.json")
     try:
-        info: dict[str, Any] = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        info: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
         raise DatasetError(f"{path} is damaged ({error}); {_finalize_hint()}") from error
     check_version(root, str(info.get("codebase_version", "missing")))
     if not info.get("total_episodes") or not info.get("total_frames"):
         raise DatasetError(f"dataset {root} is empty: it holds no episodes; record at least one")
+    fps = info.get("fps")
+    if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < math.inf:
+        raise DatasetError(f"{path}: fps is {fps!r}; it must be the frames per second, a number above 0")
+    features = info.get("features")
+    if not isinstance(features, dict) or not all(map(_is_feature, features.values())):
+        raise DatasetError(f"{path} has no table of features with dtype and shape; {_finalize_hint()}")
     return info
+
+
+def _is_feature(description: object) -> bool:
+    if not isinstance(description, dict) or "dtype" not in description:
+        return False
+    shape = description.get("shape")
+    return isinstance(shape, list) and all(isinstance(size, int) and size > 0 for size in shape)
 
 
 def check_version(root: Path, version: str) -> None:
@@ -90,7 +105,7 @@ def check_dimensions(name: str, found: int, expected: int | None) -> None:
 
 def _old_format(root: Path, version: str) -> str:
     first = "" if version.startswith("v2.1") else "bring it to v2.1 with an older LeRobot release first, then "
-    command = f"{CONVERTER} --repo-id=local/{root.name} --root={root} --push-to-hub=false"
+    command = f"{CONVERTER} --repo-id=local/demos --root={shlex.quote(str(root.resolve()))} --push-to-hub=false"
     return f"dataset {root} has the old format {version}, v{_FORMAT}.x is needed; {first}convert it with LeRobot: {command}"
 
 

@@ -9,12 +9,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from libra_ray.config import DataConfig
+from libra_ray.data.cameras import Camera, choose_cameras, episode_numbers
 from libra_ray.data.checks import DatasetError, check_dimensions, check_finite, read_info, unfinished
+from libra_ray.data.columns import Table, frame_order, numbers, read_table, vectors, whole_numbers
+from libra_ray.data.layout import Layout
+from libra_ray.data.names import renamed
 from libra_ray.data.writer import SEED_KEY, DatasetWriter, load_lerobot, write_dataset
 from libra_ray.types import ACTION_KEY, STATE_KEY
 
-__all__ = ["UNKNOWN_SEED", "DatasetWriter", "Recorded", "load_lerobot", "open_dataset", "read_table", "write_dataset"]
+__all__ = ["UNKNOWN_SEED", "DatasetWriter", "Recorded", "load_lerobot", "open_dataset", "write_dataset"]
 
+INDICES = ("index", "episode_index", "frame_index", "task_index")
 UNKNOWN_SEED = -1
 """What `Recorded.seeds` says where the dataset keeps no seeds."""
 
@@ -28,19 +34,21 @@ class Recorded:
     Attributes:
         root: the dataset's folder.
         fps: control steps per second.
-        features: LeRobot's feature table.
-        image_keys: the colour cameras in the feature table's order.
+        features: LeRobot's feature table, by the names used here (`data.keys`).
+        cameras: those to train on, in the order the model reads them.
         state: `(F, S)` float32; `action` `(F, D)` float32.
         episode_index: `(F,)` the episode of each frame; `frame_index` `(F,)` its step in the episode, from 0.
         starts: `(E,)` first row of each episode; `lengths` `(E,)` its frames.
         tasks: the instruction of each episode.
         seeds: `(E,)`, `UNKNOWN_SEED` where the dataset has none.
+        layout: the dataset's files; `index_column` is the name in them of the frames' numbers.
+        notes: what in the dataset is not trained on as it stands; a line each, to be told to the user.
     """
 
     root: Path
-    fps: int
+    fps: float
     features: dict[str, Any]
-    image_keys: tuple[str, ...]
+    cameras: tuple[Camera, ...]
     state: NDArray[np.float32]
     action: NDArray[np.float32]
     episode_index: NDArray[np.int64]
@@ -49,10 +57,18 @@ class Recorded:
     lengths: NDArray[np.int64]
     tasks: tuple[str, ...]
     seeds: NDArray[np.int64]
+    layout: Layout
+    index_column: str = "index"
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """The number of frames."""
         return len(self.episode_index)
+
+    @property
+    def image_keys(self) -> tuple[str, ...]:
+        """The cameras' feature names."""
+        return tuple(camera.key for camera in self.cameras)
 
     @property
     def state_dim(self) -> int:
@@ -70,109 +86,93 @@ class Recorded:
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
 
-def open_dataset(root: Path, *, state_dim: int | None = None, action_dim: int | None = None) -> Recorded:
+def open_dataset(
+    root: Path, data: DataConfig | None = None, *, state_dim: int | None = None, action_dim: int | None = None
+) -> Recorded:
     """Read and check the LeRobotDataset v3 at `root`; no video is decoded.
 
     Args:
         root: the dataset's folder.
+        data: which cameras to use, and under which names its features are found (`cameras`, `keys`); None means as it is.
         state_dim: S that the caller can work with; None accepts any. `action_dim` likewise.
 
     Raises:
         DatasetError: missing, empty, not finalised, of an old format, with other features or dimensions than needed, or
-            with values that are not finite.
+            with values that are missing, no numbers or not finite; names the place and the remedy.
     """
-    info = read_info(root)
-    features: dict[str, Any] = info["features"]
-    image_keys = _check_features(root, features, state_dim, action_dim)
-    columns = [STATE_KEY, ACTION_KEY, "episode_index", "frame_index", "task_index", "index"]
-    table = read_table(root, "data", columns + ([SEED_KEY] if SEED_KEY in features else []))
-    index = table["index"].to_numpy()
-    order = np.argsort(index, kind="stable")
-    if not np.array_equal(index[order], np.arange(len(index))):
-        raise DatasetError(f"dataset {root}: frames are not numbered consecutively from 0 (column index); write it again")
-    episode_index = table["episode_index"].to_numpy()[order]
-    frame_index = table["frame_index"].to_numpy()[order]
-    state, action = _matrix(table[STATE_KEY])[order], _matrix(table[ACTION_KEY])[order]
-    starts = _episode_starts(root, info, episode_index, frame_index)
-    for name, values in ((STATE_KEY, state), (ACTION_KEY, action)):
-        check_finite(name, values, episode_index, frame_index)
+    info, data = read_info(root), data or DataConfig()
+    layout = Layout.of(root, info)
+    features = renamed(root, info["features"], data.keys)
+    dims = {key: int(np.prod(features.table[key]["shape"])) for key in (STATE_KEY, ACTION_KEY)}
+    check_dimensions(STATE_KEY, dims[STATE_KEY], state_dim)
+    check_dimensions(ACTION_KEY, dims[ACTION_KEY], action_dim)
+    names = [*dims, *INDICES, *(key for key in (SEED_KEY, "timestamp") if key in features.table)]
+    table = read_table(root / "data", layout.data, [features.in_files(name) for name in names])
+    index, episode_index, frame_index, task_index = (
+        whole_numbers(table[features.in_files(name)], name, table.place) for name in INDICES
+    )
+    order = frame_order(root, table, index)
+
+    def frame(row: int) -> str:
+        return f"in episode {episode_index[row]}, frame {frame_index[row]}"
+
+    vector = {key: vectors(table[features.in_files(key)], key, dims[key], frame)[order] for key in dims}
+    if "timestamp" in names:
+        numbers(table[features.in_files("timestamp")], "timestamp", frame)
+    seeds = _seeds(table[features.in_files(SEED_KEY)] if SEED_KEY in names else None, len(table))[order]
+    episode_index, frame_index, task_index = episode_index[order], frame_index[order], task_index[order]
+    starts = _episode_starts(root, info, layout, episode_index, frame_index)
+    for key, values in vector.items():
+        check_finite(key, values, episode_index, frame_index)
+    cameras = choose_cameras(layout, features.table, features.stored, data.cameras, len(starts))
     tasks = _task_names(root)
-    seeds = table[SEED_KEY].to_numpy()[order][starts] if SEED_KEY in features else np.full(len(starts), UNKNOWN_SEED)
     return Recorded(
         root=root,
-        fps=int(info["fps"]),
-        features=features,
-        image_keys=image_keys,
-        state=state,
-        action=action,
+        fps=float(info["fps"]),
+        features=features.table,
+        cameras=cameras.chosen,
+        state=vector[STATE_KEY],
+        action=vector[ACTION_KEY],
         episode_index=episode_index,
         frame_index=frame_index,
         starts=starts,
         lengths=np.diff(np.append(starts, len(episode_index))),
-        tasks=tuple(tasks[int(i)] for i in table["task_index"].to_numpy()[order][starts]),
-        seeds=seeds.astype(np.int64),
+        tasks=tuple(tasks[int(i)] for i in task_index[starts]),
+        seeds=seeds[starts],
+        layout=layout,
+        index_column=features.in_files("index"),
+        notes=(*features.notes, *cameras.notes, *_notes(layout, table)),
     )
 
 
-def read_table(root: Path, folder: str, columns: list[str]) -> pa.Table:
-    """The given columns of every parquet file under `root/folder`, in the files' order.
-
-    Raises:
-        DatasetError: no file, a file without its footer (the writer was not finalised), or a missing column.
-    """
-    paths = sorted((root / folder).glob("*/*.parquet"))
-    if not paths:
-        raise unfinished(root / folder, "no parquet files")
-    tables = []
-    for path in paths:
-        try:
-            file = pq.ParquetFile(path)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise unfinished(path, f"damaged parquet file ({error})") from error
-        missing = [column for column in columns if column not in file.schema_arrow.names]
-        if missing:
-            raise DatasetError(f"{path} has no column {missing[0]!r}; it has {', '.join(file.schema_arrow.names)}")
-        tables.append(file.read(columns=columns))
-    return pa.concat_tables(tables, promote_options="permissive")
+def _notes(layout: Layout, table: Table) -> list[str]:
+    """What lies in the dataset's folders and gives no frames; a line each."""
+    notes = layout.notes()
+    if table.empty:
+        notes.append(f"without frames: {', '.join(str(path.relative_to(layout.root)) for path in table.empty)}")
+    return notes
 
 
-def _check_features(root: Path, features: dict[str, Any], state_dim: int | None, action_dim: int | None) -> tuple[str, ...]:
-    for key, expected in ((STATE_KEY, state_dim), (ACTION_KEY, action_dim)):
-        if key not in features:
-            raise DatasetError(f"dataset {root} has no feature {key!r}; it has {', '.join(features)}")
-        check_dimensions(key, int(np.prod(features[key]["shape"])), expected)
-    cameras = tuple(k for k, f in features.items() if f["dtype"] in ("video", "image") and not _is_depth(f))
-    if not cameras:
-        raise DatasetError(f"dataset {root} has no colour camera; it has {', '.join(features)}")
-    return cameras
-
-
-def _is_depth(feature: dict[str, Any]) -> bool:
-    info = (feature.get("info") or {}) | (feature.get("video_info") or {})
-    return bool(info.get("is_depth_map") or info.get("video.is_depth_map"))
-
-
-def _matrix(column: pa.ChunkedArray) -> NDArray[np.float32]:
-    """A list column as `(F, dims)`, a scalar column as `(F, 1)`."""
-    array = column.combine_chunks()
-    if isinstance(array, pa.ChunkedArray):
-        array = pa.concat_arrays(array.chunks)
-    rows = len(array)
-    flat = array.flatten() if pa.types.is_nested(array.type) else array
-    return flat.to_numpy(zero_copy_only=False).astype(np.float32).reshape(rows, -1)
+def _seeds(column: pa.ChunkedArray | None, frames: int) -> NDArray[np.int64]:
+    """Seeds as our recorder keeps them; anything else of this name is no seed. Nothing is trained on them."""
+    if column is None or not pa.types.is_integer(column.type) or column.null_count:
+        return np.full(frames, UNKNOWN_SEED)
+    return np.asarray(column.to_numpy(), np.int64)
 
 
 def _episode_starts(
-    root: Path, info: dict[str, Any], episode_index: NDArray[np.int64], frame_index: NDArray[np.int64]
+    root: Path, info: dict[str, Any], layout: Layout, episode_index: NDArray[np.int64], frame_index: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """First row of each episode, after comparing frames and episodes with what the dataset says of itself."""
-    recorded = len(read_table(root, "meta/episodes", ["episode_index"]))
+    recorded = len(episode_numbers(read_table(root / "meta" / "episodes", layout.episodes, ["episode_index"])))
     if len(episode_index) != info["total_frames"] or recorded != info["total_episodes"]:
         raise unfinished(
             root,
             f"info.json announces {info['total_episodes']} episodes and {info['total_frames']} frames, "
             f"the files hold {recorded} and {len(episode_index)}",
         )
+    if missing := sorted(set(range(recorded)) - set(episode_index.tolist())):
+        raise DatasetError(f"dataset {root}: episode {missing[0]} has no frames ({len(missing)} in all); write it again")
     starts = np.flatnonzero(np.diff(episode_index, prepend=-1))
     lengths = np.diff(np.append(starts, len(episode_index)))
     counts = np.arange(len(episode_index)) - np.repeat(starts, lengths)

@@ -2,13 +2,12 @@
 
 import fcntl
 import hashlib
-import io
-import json
+import math
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,18 +16,21 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from libra_ray.data.cameras import Camera
 from libra_ray.data.checks import DatasetError
-from libra_ray.data.dataset import Recorded, read_table
+from libra_ray.data.dataset import Recorded
+from libra_ray.data.pictures import PictureFormat, open_image, rgb_of
 from libra_ray.data.video import decode
+from libra_ray.disk_space import explained, require_room, reserve
 
 _THREADS = 2
-_VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 
 
 @dataclass(frozen=True, kw_only=True)
 class _VideoFile:
-    """One video and the rows `(n,)` of the dataset whose pictures it holds, at `times` `(n,)` seconds, in order of time."""
+    """A video of a camera; it holds the pictures of the dataset's rows `rows` `(n,)` at `times` `(n,)` s, in order of time."""
 
+    camera: Camera
     path: Path
     rows: NDArray[np.int64]
     times: NDArray[np.float64]
@@ -47,7 +49,8 @@ def frame_cache(recorded: Recorded, root: Path, image_size: int) -> NDArray[np.u
         image_size: height and width in pixels; pictures of another size are resized (bilinear).
 
     Raises:
-        DatasetError: a video is missing, unreadable, or lacks frames.
+        DatasetError: a video or picture is missing, unreadable, lacks frames, or has another size than the camera's others.
+        NoRoomError: the disk has too little room; said before anything is decoded.
     """
     path = root / f"frames-{image_size}-{cache_digest(recorded)}.npy"
     root.mkdir(parents=True, exist_ok=True)
@@ -59,10 +62,10 @@ def frame_cache(recorded: Recorded, root: Path, image_size: int) -> NDArray[np.u
 
 
 def cache_digest(recorded: Recorded) -> str:
-    """16 hex digits over `info.json` and the names, sizes and modification times of the dataset's files."""
+    """16 hex digits over `info.json`, the names, sizes and modification times of the dataset's files, and the cameras used."""
     digest = hashlib.sha256((recorded.root / "meta" / "info.json").read_bytes())
-    files = [p for folder in ("data", "meta/episodes", "videos") for p in (recorded.root / folder).rglob("*") if p.is_file()]
-    for path in sorted(files):
+    digest.update("".join(f"{camera.stored}\n" for camera in recorded.cameras).encode())
+    for path in sorted(recorded.layout.files):
         stat = path.stat()
         digest.update(f"{path.relative_to(recorded.root)}:{stat.st_size}:{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]
@@ -70,42 +73,57 @@ def cache_digest(recorded: Recorded) -> str:
 
 def _build(recorded: Recorded, path: Path, image_size: int) -> None:
     partial = path.with_name(f".{path.name}.partial")
-    shape = (len(recorded.image_keys), len(recorded), image_size, image_size, 3)
-    frames = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
-    with (
-        tqdm(total=shape[0] * shape[1], desc="decoding", unit="frame", disable=not sys.stderr.isatty()) as bar,
-        ThreadPoolExecutor(_THREADS) as pool,
-    ):
-        jobs = []
-        for camera, key in enumerate(recorded.image_keys):
-            if recorded.features[key]["dtype"] == "image":
-                jobs.append(pool.submit(_decode_images, recorded, key, frames[camera], bar))
-            else:
-                jobs += [pool.submit(_decode_video, file, frames[camera], bar) for file in _video_files(recorded, key)]
-        for job in jobs:
-            job.result()
+    partial.unlink(missing_ok=True)  # what an interrupted process left has no claim to the room
+    shape = (len(recorded.cameras), len(recorded), image_size, image_size, 3)
+    what = f"the decoded pictures ({shape[0]} cameras, {shape[1]} frames of {image_size}x{image_size} pixels)"
+    size = math.prod(shape)
+    require_room(path.parent, size, what)
+    try:
+        with explained(path.parent):
+            frames = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
+        reserve(partial, partial.stat().st_size, what)
+        _decode(recorded, frames)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     frames.flush()
     partial.replace(path)
 
 
-def _video_files(recorded: Recorded, key: str) -> list[_VideoFile]:
-    """Where the pictures of camera `key` lie."""
-    names = [f"videos/{key}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
-    table = read_table(recorded.root, "meta/episodes", ["episode_index", *names])
-    order = np.argsort(table["episode_index"].to_numpy())
-    chunk, file, start = (table[name].to_numpy()[order] for name in names)
-    template = json.loads((recorded.root / "meta" / "info.json").read_text()).get("video_path") or _VIDEO_PATH
-    times = start[recorded.episode_index] + recorded.frame_index / recorded.fps
+def _decode(recorded: Recorded, frames: NDArray[np.uint8]) -> None:
+    """Fill `frames` with all pictures; the first one that cannot be had ends it."""
+    with (
+        tqdm(total=math.prod(frames.shape[:2]), desc="decoding", unit="frame", disable=not sys.stderr.isatty()) as bar,
+        ThreadPoolExecutor(_THREADS) as pool,
+    ):
+        jobs: list[Future[None]] = []
+        for out, camera in zip(frames, recorded.cameras, strict=True):
+            if camera.videos is None:
+                jobs.append(pool.submit(_decode_images, recorded, camera, out, bar))
+            else:
+                jobs += [pool.submit(_decode_video, recorded, file, out, bar) for file in _video_files(recorded, camera)]
+        done, waiting = wait(jobs, return_when=FIRST_EXCEPTION)
+        for job in waiting:
+            job.cancel()
+        for job in done:
+            job.result()
+
+
+def _video_files(recorded: Recorded, camera: Camera) -> list[_VideoFile]:
+    """Where the pictures of a camera with videos lie."""
+    places = camera.videos
+    assert places is not None
+    times = places.start[recorded.episode_index] + recorded.frame_index / recorded.fps
     files = []
-    for c, f in sorted(set(zip(chunk.tolist(), file.tolist(), strict=True))):
-        rows = np.flatnonzero((chunk == c)[recorded.episode_index] & (file == f)[recorded.episode_index])
+    for chunk, file in sorted(set(zip(places.chunk.tolist(), places.file.tolist(), strict=True))):
+        rows = np.flatnonzero(((places.chunk == chunk) & (places.file == file))[recorded.episode_index])
         rows = rows[np.argsort(times[rows], kind="stable")]
-        path = recorded.root / template.format(video_key=key, chunk_index=c, file_index=f)
-        files.append(_VideoFile(path=path, rows=rows, times=times[rows], frame_s=1 / recorded.fps))
+        path = recorded.layout.video(camera.stored, chunk, file)
+        files.append(_VideoFile(camera=camera, path=path, rows=rows, times=times[rows], frame_s=1 / recorded.fps))
     return files
 
 
-def _decode_video(file: _VideoFile, out: NDArray[np.uint8], bar: tqdm) -> None:
+def _decode_video(recorded: Recorded, file: _VideoFile, out: NDArray[np.uint8], bar: tqdm) -> None:
     """Fill the rows of `out` that `file` holds; each gets the frame nearest in time, at most half a frame away."""
     if not file.path.is_file():
         raise DatasetError(f"video {file.path} is missing; copy the dataset again with its videos")
@@ -114,6 +132,8 @@ def _decode_video(file: _VideoFile, out: NDArray[np.uint8], bar: tqdm) -> None:
         while done < len(file.rows) and file.times[done] < frame.time + file.frame_s / 2:
             if file.times[done] < frame.time - file.frame_s / 2:
                 raise DatasetError(f"video {file.path} has no frame at {file.times[done]:.4f} s; write the dataset again")
+            found = replace(file.camera.format, height=frame.rgb.shape[0], width=frame.rgb.shape[1])
+            _check_same(file.camera, found, _place(recorded, file.camera, int(file.rows[done])))
             out[file.rows[done]] = resize(frame.rgb, out.shape[1])
             done += 1
             bar.update()
@@ -121,15 +141,30 @@ def _decode_video(file: _VideoFile, out: NDArray[np.uint8], bar: tqdm) -> None:
         raise DatasetError(f"video {file.path} ends before {file.times[done]:.4f} s; write the dataset again")
 
 
-def _decode_images(recorded: Recorded, key: str, out: NDArray[np.uint8], bar: tqdm) -> None:
+def _decode_images(recorded: Recorded, camera: Camera, out: NDArray[np.uint8], bar: tqdm) -> None:
     """Fill `out` from an image feature: encoded pictures inside the parquet files."""
-    for path in sorted((recorded.root / "data").glob("*/*.parquet")):
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=256, columns=["index", key]):
-            for row, picture in zip(batch["index"].to_pylist(), batch[key].to_pylist(), strict=True):
-                source = io.BytesIO(picture["bytes"]) if picture["bytes"] else recorded.root / picture["path"]
-                with Image.open(source) as image:
-                    out[row] = resize(np.asarray(image.convert("RGB")), out.shape[1])
+    column = recorded.index_column
+    for path in recorded.layout.data:
+        for batch in pq.ParquetFile(path).iter_batches(batch_size=256, columns=[column, camera.stored]):
+            for row, picture in zip(batch[column].to_pylist(), batch[camera.stored].to_pylist(), strict=True):
+                place = _place(recorded, camera, int(row))
+                with open_image(picture, recorded.root, place) as image:
+                    _check_same(camera, PictureFormat.of_image(image), place)
+                    out[int(row)] = resize(rgb_of(image, place), out.shape[1])
                 bar.update()
+
+
+def _place(recorded: Recorded, camera: Camera, row: int) -> str:
+    return f"camera {camera.key}, episode {recorded.episode_index[row]}, frame {recorded.frame_index[row]}"
+
+
+def _check_same(camera: Camera, found: PictureFormat, place: str) -> None:
+    """Refuse a camera whose pictures change: stretched to one size they would no longer show the same."""
+    if found != camera.format:
+        raise DatasetError(
+            f"{place}: its picture is {found.words}, its first one was {camera.format.words}; "
+            "record these episodes again, or leave the camera out with data.cameras"
+        )
 
 
 def resize(picture: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:

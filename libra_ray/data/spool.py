@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from libra_ray.disk_space import explained
 from libra_ray.types import Action, Episode, Observation, Step
 
 _NO_AGE = -1
@@ -15,7 +16,7 @@ _IMAGES = "images/"
 
 
 def save_episode(path: Path, episode: Episode) -> None:
-    """Write `episode` to `path` (npz, uncompressed); a reader sees the whole file or none.
+    """Write `episode` to `path` (npz, uncompressed); a reader sees the whole file or none, and nothing is left of a half one.
 
     Args:
         path: the file to write; its folder is made where missing.
@@ -23,14 +24,18 @@ def save_episode(path: Path, episode: Episode) -> None:
 
     Raises:
         ValueError: the episode has no steps, or its steps differ in cameras or shapes.
+        NoRoomError: the disk is full.
     """
     if not episode.steps:
         raise ValueError(f"episode {episode.task} seed {episode.seed} has no steps; only recorded episodes are kept")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        np.savez(file, allow_pickle=False, **_arrays(episode))
-    partial.replace(path)
+    try:
+        with explained(path.parent), partial.open("wb") as file:
+            np.savez(file, allow_pickle=False, **_arrays(episode))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def load_episode(path: Path) -> Episode:

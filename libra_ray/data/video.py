@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -9,7 +10,11 @@ from typing import TYPE_CHECKING
 
 import av
 import numpy as np
+from av.container import InputContainer
 from numpy.typing import NDArray
+
+from libra_ray.data.checks import DatasetError
+from libra_ray.data.pictures import PictureFormat
 
 if TYPE_CHECKING:
     from lerobot.configs import RGBEncoderConfig
@@ -60,7 +65,7 @@ class VideoWriter:
         height: picture height in pixels; `width` likewise.
     """
 
-    def __init__(self, path: Path, *, fps: int, encoder: "RGBEncoderConfig", height: int, width: int) -> None:
+    def __init__(self, path: Path, *, fps: int | Fraction, encoder: "RGBEncoderConfig", height: int, width: int) -> None:
         _quiet()
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
@@ -97,17 +102,36 @@ def decode(path: Path) -> Iterator[DecodedFrame]:
     """Every picture of the video at `path`, in order of time.
 
     Raises:
-        ValueError: the file holds no readable video.
+        DatasetError: the file holds no readable video.
     """
+    with _opened(path) as container:
+        for frame in container.decode(container.streams.video[0]):
+            if frame.time is None:
+                raise DatasetError(f"{path} cannot be read as a video: a frame has no time; write the dataset again")
+            yield DecodedFrame(time=float(frame.time), rgb=np.asarray(frame.to_ndarray(format="rgb24"), np.uint8))
+
+
+def picture_format(path: Path) -> PictureFormat:
+    """Size and kind of the pictures of the video at `path`; none is decoded.
+
+    Raises:
+        DatasetError: the file holds no readable video.
+    """
+    with _opened(path) as container:
+        return PictureFormat.of_stream(container.streams.video[0])
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[InputContainer]:
+    """The video at `path`; what FFmpeg says against it becomes one line."""
     _quiet()
     try:
-        container = av.open(str(path))
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise DatasetError(f"{path} cannot be read as a video: it has no pictures; copy the dataset again")
+            yield container
     except av.FFmpegError as error:
-        raise ValueError(f"{path} cannot be read as a video: {error}") from error
-    with container:
-        stream = container.streams.video[0]
-        for frame in container.decode(stream):
-            yield DecodedFrame(time=float(frame.time), rgb=np.asarray(frame.to_ndarray(format="rgb24"), np.uint8))
+        raise DatasetError(f"{path} cannot be read as a video: {error}; copy the dataset again") from error
 
 
 def _quiet() -> None:

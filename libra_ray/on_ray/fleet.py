@@ -7,9 +7,10 @@ from typing import Any, Self
 import ray
 from ray import ObjectRef
 from ray.actor import ActorProxy
-from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError
+from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
 
 from libra_ray.config import SimConfig
+from libra_ray.disk_space import NoRoomError
 from libra_ray.on_ray.session import available_cpus, is_private
 from libra_ray.on_ray.simulators import Outcome, Simulators
 from libra_ray.types import Episode
@@ -61,6 +62,9 @@ class Fleet:
 
         Yields:
             The job and its answer; None where the process died in each of `TRIES` attempts.
+
+        Raises:
+            NoRoomError: an actor could not write for lack of room on disk: no other attempt would find more.
         """
         again: list[J] = []
         deaths: Counter[J] = Counter()
@@ -77,6 +81,10 @@ class Fleet:
             free.add(index)
             try:
                 answer: R | None = ray.get(ready)
+            except RayTaskError as error:
+                if isinstance(error.cause, NoRoomError):
+                    raise NoRoomError(str(error.cause)) from None
+                raise
             except _LOST:
                 self._replace(index)
                 deaths[job] += 1

@@ -1,24 +1,18 @@
 """The stages of the main job, each resumable and none done twice."""
 
-import sys
-
 from libra_ray import checkpoint
 from libra_ray.data.dataset import open_dataset
 from libra_ray.on_ray import evaluate as evaluation
 from libra_ray.on_ray import evaluation_log
 from libra_ray.on_ray import record as recording
 from libra_ray.on_ray import train as training
+from libra_ray.progress import say
 from libra_ray.publish import publish_evaluation, publish_training
 from libra_ray.results import TrainingLog
 from libra_ray.run_folder import RunFolder, Stage
 from libra_ray.sim import check_tasks
 from libra_ray.tracking import Tracker
 from libra_ray.types import Json
-
-
-def say(text: str) -> None:
-    """A plain line for whoever watches."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def check(folder: RunFolder, *stages: Stage) -> None:
@@ -42,7 +36,7 @@ def check(folder: RunFolder, *stages: Stage) -> None:
         if folder.start_from and not folder.begun("train"):
             checkpoint.read_manifest(folder.start_from)
         if config.data.root or "record" not in stages:
-            open_dataset(folder.dataset)
+            open_dataset(folder.dataset, config.data)
     if "evaluate" in stages:
         made_before = config.evaluate.checkpoint or "train" not in stages
         evaluation.check_fits(config, checkpoint.read_config(folder.checkpoint) if made_before else config)

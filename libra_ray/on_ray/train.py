@@ -21,7 +21,7 @@ from libra_ray import config as configuration
 from libra_ray.config import Config, override
 from libra_ray.model.libra import Libra
 from libra_ray.on_ray.session import available_cpus, is_private
-from libra_ray.progress import Progress
+from libra_ray.progress import Progress, say
 from libra_ray.run_folder import Clock, RunFolder, append_jsonl, read_jsonl, repair_jsonl
 from libra_ray.training import Fit
 from libra_ray.training import Progress as Step
@@ -44,7 +44,9 @@ def train(folder: RunFolder, clock: Clock, until: int | None = None) -> checkpoi
         ray.train.TrainingFailedError: the workers failed more often than `ray.max_failures`.
     """
     # Decoding and checking happen once, here: a bad data set is refused before any worker starts.
-    TrainingData.open(folder.config, folder.dataset, folder.path("frames"))
+    data = TrainingData.open(folder.config, folder.dataset, folder.path("frames"))
+    for note in data.recorded.notes:
+        say(f"data set: {note}")
     repair_jsonl(folder.path(LOG_NAME))
     trainer = TorchTrainer(
         train_loop,

@@ -1,13 +1,23 @@
 """Small synthetic episodes (a coloured square moves over a still background) and datasets that name their rows."""
 
-from collections.abc import Sequence
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from lerobot.datasets import LeRobotDataset
 from numpy.typing import NDArray
+from PIL import Image
 
+from libra_ray.data.cameras import Camera
 from libra_ray.data.dataset import Recorded
-from libra_ray.types import IMAGE_KEY, Action, Episode, Observation, Step
+from libra_ray.data.layout import Layout
+from libra_ray.data.pictures import PictureFormat
+from libra_ray.types import ACTION_KEY, IMAGE_KEY, STATE_KEY, Action, Episode, Observation, Step
 
 
 def make_episode(
@@ -51,7 +61,7 @@ def make_recorded(lengths: Sequence[int], tasks: Sequence[str] | None = None) ->
         root=Path("nowhere"),
         fps=10,
         features={},
-        image_keys=(IMAGE_KEY,),
+        cameras=(Camera(key=IMAGE_KEY, stored=IMAGE_KEY, format=PictureFormat(height=2, width=2, kind="colour")),),
         state=np.stack([episode_index, frame_index], 1).astype(np.float32),
         action=action.astype(np.float32),
         episode_index=episode_index,
@@ -60,6 +70,7 @@ def make_recorded(lengths: Sequence[int], tasks: Sequence[str] | None = None) ->
         lengths=lengths_array,
         tasks=tuple(tasks) if tasks is not None else tuple(f"task {e % 2}" for e in range(len(lengths))),
         seeds=np.arange(len(lengths)),
+        layout=Layout(root=Path("nowhere")),
     )
 
 
@@ -78,3 +89,56 @@ def byte_tokens(instructions: Sequence[str]) -> tuple[NDArray[np.int64], NDArray
     width = max(map(len, encoded))
     ids = np.array([row + [0] * (width - len(row)) for row in encoded])
     return ids, ids > 0
+
+
+def edit_info(root: Path, **changes: object) -> None:
+    """Change what a dataset says of itself."""
+    path = root / "meta" / "info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def edit_column(root: Path, column: str, change: Callable[[list[Any]], list[Any]], kind: pa.DataType | None = None) -> None:
+    """Change a column of a dataset's only data file, or of its table of episodes; `kind` is its type from then on."""
+    folder = "meta/episodes" if column.startswith("videos/") else "data"
+    (path,) = (root / folder).rglob("file-000.parquet")
+    table = pq.read_table(path)
+    place = table.schema.get_field_index(column)
+    values = pa.array(change(table[column].to_pylist()), type=kind or table.schema.field(place).type)
+    pq.write_table(table.set_column(place, column, values), path)
+
+
+def rename_features(root: Path, **names: str) -> None:
+    """Give features (dots written as `__`) other names, everywhere in an image dataset."""
+    new = {old.replace("__", "."): name for old, name in names.items()}
+    info = json.loads((root / "meta" / "info.json").read_text())
+    edit_info(root, features={new.get(name, name): feature for name, feature in info["features"].items()})
+    (path,) = (root / "data").rglob("*.parquet")
+    table = pq.read_table(path)
+    pq.write_table(table.rename_columns([new.get(name, name) for name in table.column_names]), path)
+
+
+def encoded(picture: NDArray[Any]) -> dict[str, bytes | str | None]:
+    """A picture as LeRobot keeps it in a parquet file."""
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    return {"bytes": file.getvalue(), "path": None}
+
+
+def replace_pictures(root: Path, camera: str, picture: NDArray[Any]) -> None:
+    """Let a camera of an image dataset show this picture in every frame."""
+    edit_column(root, camera, lambda rows: [encoded(picture) for _ in rows])
+
+
+def make_images(root: Path, cameras: Mapping[str, NDArray[Any]], lengths: Sequence[int] = (6, 5)) -> Path:
+    """A dataset of LeRobot's own making, pictures in the parquet files: each camera shows the same picture in every frame."""
+    features: dict[str, Any] = {key: {"dtype": "float32", "shape": (4,), "names": None} for key in (STATE_KEY, ACTION_KEY)}
+    for key, picture in cameras.items():
+        features[key] = {"dtype": "image", "shape": picture.shape, "names": ["height", "width", "channels"]}
+    made = LeRobotDataset.create("local/images", 10, features, root=root, use_videos=False)
+    for episode, length in enumerate(lengths):
+        for t in range(length):
+            vector = np.array([episode, t, 1, 2], np.float32)
+            made.add_frame({STATE_KEY: vector, ACTION_KEY: -vector, "task": "wait", **cameras})
+        made.save_episode()
+    made.finalize()
+    return root

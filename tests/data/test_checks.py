@@ -13,16 +13,12 @@ from libra_ray.data.checks import DatasetError
 from libra_ray.data.dataset import open_dataset
 from libra_ray.data.transforms import compute_stats
 from libra_ray.types import ACTION_KEY, STATE_KEY
+from tests.data.builders import edit_info
 
 
 @pytest.fixture
 def copy(dataset, tmp_path):
     return shutil.copytree(dataset, tmp_path / "copy")
-
-
-def edit_info(root, **changes):
-    path = root / "meta" / "info.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def poison(root, column, row, dim, value):
@@ -97,7 +93,7 @@ def test_empty(copy):
 def test_old_formats_name_the_converter(copy):
     edit_info(copy, codebase_version="v2.1")
     with pytest.raises(
-        DatasetError, match=r"old format v2\.1.*python -m lerobot\.scripts\.convert_dataset_v21_to_v30.*--root="
+        DatasetError, match=r"old format v2\.1.*uv run python -m lerobot\.scripts\.convert_dataset_v21_to_v30.*--root="
     ):
         open_dataset(copy)
     edit_info(copy, codebase_version="v2.0")

@@ -9,6 +9,7 @@ import pytest
 import ray
 
 from libra_ray.config import SimConfig
+from libra_ray.disk_space import NoRoomError
 from libra_ray.on_ray import fleet as module
 from libra_ray.on_ray.fleet import TRIES, Fleet
 from libra_ray.on_ray.simulators import Outcome, Simulators, Start
@@ -18,12 +19,14 @@ HEAVY = {"torch", "lerobot", "transformers", "mlflow"}
 
 
 def mortal(marks):
-    """Simulators without simulation. Seed 1 kills its process once, seed 13 always; seeds answer themselves."""
+    """Simulators without simulation. Seed 1 kills its process once, 13 always, 28 finds a full disk; they answer themselves."""
 
     class Mortal(Simulators):
         def play(self, task, seed, controller):
             mark = marks / f"{seed}-{os.getpid()}"
             mark.touch()
+            if seed == 28:
+                raise NoRoomError("no space left on the disk of somewhere")
             if seed == 13 or (seed == 1 and len(list(marks.glob("1-*"))) == 1):
                 os.kill(os.getpid(), signal.SIGKILL)
             return seed
@@ -52,6 +55,13 @@ def test_whole_episodes_survive_the_death_of_a_process(make_fleet, tmp_path):
     assert sorted(answers, key=lambda pair: pair[0]) == [(0, 0), (1, 1), (2, 2), (3, 3), (13, None)]
     tries = Counter(path.name.split("-")[0] for path in tmp_path.iterdir())
     assert tries == {"0": 1, "1": 2, "2": 1, "3": 1, "13": TRIES}
+
+
+def test_a_full_disk_is_no_failed_episode(make_fleet):
+    """No attempt would find more room: nothing is tried again, and nobody but the disk is blamed."""
+    queue = iter([0, 28])
+    with make_fleet(1) as fleet, pytest.raises(NoRoomError, match=r"^no space left on the disk of somewhere$"):
+        list(fleet.work(lambda: next(queue, None), lambda actor, seed: actor.play.remote("", seed, "")))
 
 
 def test_robots_of_a_dead_process_are_lost_and_only_the_guilty_call_is_blamed(make_fleet):

@@ -26,7 +26,7 @@ from libra_ray.on_ray.session import available_cpus
 from libra_ray.on_ray.sweep.plan import BUDGETS, FULL, REDUCTION, Settings, SweepFolder, TrialFolder
 from libra_ray.on_ray.sweep.searcher import Orders, make_source
 from libra_ray.on_ray.sweep.trial import run_trial
-from libra_ray.progress import Progress
+from libra_ray.progress import Progress, say
 from libra_ray.run_folder import RunFolder
 from libra_ray.sweep_results import TrialResult
 
@@ -141,7 +141,10 @@ def _record(sweep: SweepFolder) -> None:
         data = sweep.data(config)
         folder = RunFolder.open(data.root, data.config)
         stages.record(folder)
-        frame_cache(open_dataset(folder.dataset), folder.path("frames"), config.sim.image_size)
+        recorded = open_dataset(folder.dataset, config.data)
+        for note in recorded.notes:
+            say(f"data set: {note}")
+        frame_cache(recorded, folder.path("frames"), config.sim.image_size)
 
 
 def _tuner(sweep: SweepFolder, orders: Orders, share: Share) -> tune.Tuner:
