@@ -79,7 +79,7 @@ def dataset_facts(folder: RunFolder) -> Json:
         "state_dim": recorded.state_dim,
         "action_dim": recorded.action_dim,
         "cameras": list(recorded.image_keys),
-        "instructions": sorted(set(recorded.tasks)),
+        "instructions": list(recorded.instructions),
     }
 
 

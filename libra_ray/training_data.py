@@ -56,7 +56,7 @@ class TrainingData:
             shape=shape,
             image_keys=recorded.image_keys,
             control_hz=recorded.fps,
-            instructions=tuple(sorted(set(recorded.tasks))),
+            instructions=recorded.instructions,
         )
         return cls(
             config=config,

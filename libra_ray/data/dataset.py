@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from libra_ray.data.checks import DatasetError, check_dimensions, check_finite, read_info, unfinished
+from libra_ray.data.tasks import frame_instructions
 from libra_ray.data.writer import SEED_KEY, DatasetWriter, load_lerobot, write_dataset
 from libra_ray.types import ACTION_KEY, STATE_KEY
 
@@ -33,7 +34,8 @@ class Recorded:
         state: `(F, S)` float32; `action` `(F, D)` float32.
         episode_index: `(F,)` the episode of each frame; `frame_index` `(F,)` its step in the episode, from 0.
         starts: `(E,)` first row of each episode; `lengths` `(E,)` its frames.
-        tasks: the instruction of each episode.
+        instructions: the different instructions, sorted.
+        task_index: `(F,)` the place of each frame's own among them; within an episode it may change.
         seeds: `(E,)`, `UNKNOWN_SEED` where the dataset has none.
     """
 
@@ -47,7 +49,8 @@ class Recorded:
     frame_index: NDArray[np.int64]
     starts: NDArray[np.int64]
     lengths: NDArray[np.int64]
-    tasks: tuple[str, ...]
+    instructions: tuple[str, ...]
+    task_index: NDArray[np.int64]
     seeds: NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -63,6 +66,10 @@ class Recorded:
     def action_dim(self) -> int:
         """D."""
         return self.action.shape[1]
+
+    def instruction(self, row: int) -> str:
+        """The instruction of one frame."""
+        return self.instructions[self.task_index[row]]
 
     def rows(self, episodes: NDArray[np.int64]) -> NDArray[np.int64]:
         """The row numbers of the given episodes' frames, in the given order of episodes."""
@@ -96,7 +103,7 @@ def open_dataset(root: Path, *, state_dim: int | None = None, action_dim: int | 
     starts = _episode_starts(root, info, episode_index, frame_index)
     for name, values in ((STATE_KEY, state), (ACTION_KEY, action)):
         check_finite(name, values, episode_index, frame_index)
-    tasks = _task_names(root)
+    instructions, task_index = frame_instructions(root, table["task_index"].to_numpy()[order], episode_index, frame_index)
     seeds = table[SEED_KEY].to_numpy()[order][starts] if SEED_KEY in features else np.full(len(starts), UNKNOWN_SEED)
     return Recorded(
         root=root,
@@ -109,7 +116,8 @@ def open_dataset(root: Path, *, state_dim: int | None = None, action_dim: int | 
         frame_index=frame_index,
         starts=starts,
         lengths=np.diff(np.append(starts, len(episode_index))),
-        tasks=tuple(tasks[int(i)] for i in table["task_index"].to_numpy()[order][starts]),
+        instructions=instructions,
+        task_index=task_index,
         seeds=seeds.astype(np.int64),
     )
 
@@ -179,13 +187,3 @@ def _episode_starts(
     if not np.array_equal(episode_index[starts], np.arange(recorded)) or not np.array_equal(counts, frame_index):
         raise DatasetError(f"dataset {root}: episodes or frames are not numbered consecutively from 0; write it again")
     return starts
-
-
-def _task_names(root: Path) -> dict[int, str]:
-    """Task number to instruction; pandas keeps the instruction as the file's index column."""
-    path = root / "meta" / "tasks.parquet"
-    if not path.is_file():
-        raise unfinished(path, "missing")
-    table = pq.read_table(path)
-    texts = next(name for name in table.column_names if name != "task_index")
-    return dict(zip(table["task_index"].to_pylist(), table[texts].to_pylist(), strict=True))
