@@ -9,6 +9,11 @@ from tqdm import tqdm
 SECONDS_BETWEEN_LINES = 10
 
 
+def say(text: str) -> None:
+    """A plain line for whoever watches."""
+    print(text, file=sys.stderr, flush=True)
+
+
 class Progress:
     """A counter towards `total` with a few values beside it."""
 
@@ -41,4 +46,4 @@ class Progress:
     def _line(self, values: dict[str, float]) -> None:
         self._line_at = time.monotonic()
         words = "".join(f"  {k} {v:.3g}" for k, v in values.items())
-        print(f"{self.label}: {self.count}/{self.total} {self.unit}{words}", file=sys.stderr, flush=True)
+        say(f"{self.label}: {self.count}/{self.total} {self.unit}{words}")

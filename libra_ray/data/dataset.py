@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from libra_ray.data.checks import DatasetError, check_dimensions, check_finite, read_info, unfinished
 from libra_ray.data.tasks import frame_instructions
 from libra_ray.data.writer import SEED_KEY, DatasetWriter, load_lerobot, write_dataset
-from libra_ray.types import ACTION_KEY, STATE_KEY
+from libra_ray.types import ACTION_KEY, STATE_KEY, RobotSpec
 
 __all__ = ["UNKNOWN_SEED", "DatasetWriter", "Recorded", "load_lerobot", "open_dataset", "read_table", "write_dataset"]
 
@@ -66,6 +66,11 @@ class Recorded:
     def action_dim(self) -> int:
         """D."""
         return self.action.shape[1]
+
+    @property
+    def robot(self) -> RobotSpec:
+        """Whose data these are."""
+        return RobotSpec(action_dim=self.action_dim, state_dim=self.state_dim, cameras=self.image_keys, control_hz=self.fps)
 
     def instruction(self, row: int) -> str:
         """The instruction of one frame."""

@@ -34,7 +34,7 @@ def split_episodes(recorded: Recorded, holdout_share: float, seed: int) -> Split
     if not 0 <= holdout_share <= 1:
         raise ValueError(f"holdout_share={holdout_share} is not a share; it must lie in [0, 1]")
     pairs = np.unique(np.stack([recorded.task_index, recorded.episode_index], axis=1), axis=0)
-    tasks = np.arange(len(recorded.instructions))
+    tasks = range(len(recorded.instructions))
     episodes_of = np.split(pairs[:, 1], np.searchsorted(pairs[:, 0], tasks[1:]))
     pairs = pairs[np.argsort(pairs[:, 1], kind="stable")]
     tasks_of = np.split(pairs[:, 0], np.searchsorted(pairs[:, 1], np.arange(1, len(recorded.lengths))))

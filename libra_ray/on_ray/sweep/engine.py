@@ -19,9 +19,8 @@ from ray.util import placement_group_table, remove_placement_group
 from ray.util.placement_group import PlacementGroup, PlacementGroupID
 
 from libra_ray.config import Config, override
-from libra_ray.data.dataset import open_dataset
-from libra_ray.data.frames import frame_cache
 from libra_ray.on_ray import stages
+from libra_ray.on_ray.run_data import open_to_train
 from libra_ray.on_ray.session import available_cpus
 from libra_ray.on_ray.sweep.plan import BUDGETS, FULL, REDUCTION, Settings, SweepFolder, TrialFolder
 from libra_ray.on_ray.sweep.searcher import Orders, make_source
@@ -136,12 +135,12 @@ def _bar(sweep: SweepFolder) -> Progress:
 
 
 def _record(sweep: SweepFolder) -> None:
-    """Demonstrations and decoded pictures, once for all trials that agree on them."""
+    """Demonstrations and decoded pictures, once for all trials that agree on them; the same ones at every start."""
     for config in sweep.space.recordings(sweep.run.config):
         data = sweep.data(config)
         folder = RunFolder.open(data.root, data.config)
         stages.record(folder)
-        frame_cache(open_dataset(folder.dataset), folder.path("frames"), config.sim.image_size)
+        open_to_train(folder)
 
 
 def _tuner(sweep: SweepFolder, orders: Orders, share: Share) -> tune.Tuner:
