@@ -152,6 +152,11 @@ class Episode:
     frames: Sequence[NDArray[np.uint8]] = ()
     position_error_mm: float | None = None
 
+    @property
+    def instructions(self) -> list[str]:
+        """What the robot was told at its steps, every instruction once, in the order of their first steps."""
+        return list(dict.fromkeys(step.observation.instruction for step in self.steps))
+
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeResult:

@@ -119,7 +119,7 @@ class DatasetWriter:
         place |= {"dataset_from_index": self.frames, "dataset_to_index": self.frames + length}
         for key, stack in pictures.items():
             place |= self._write_video(key, stack)
-        self._meta.save_episode(self.episodes, length, _instructions(episode), self._statistics(columns, pictures), place)
+        self._meta.save_episode(self.episodes, length, episode.instructions, self._statistics(columns, pictures), place)
         self.episodes += 1
         self.frames += length
 
@@ -168,8 +168,8 @@ class DatasetWriter:
             if column.shape[1:] != tuple(self._meta.features[key]["shape"]):
                 raise ValueError(f"{name}: {key} has shape {column.shape[1:]}, expected {self._meta.features[key]['shape']}")
         length = len(steps)
-        self._meta.save_episode_tasks(_instructions(episode))
-        tasks = {text: self._meta.get_task_index(text) for text in _instructions(episode)}
+        self._meta.save_episode_tasks(episode.instructions)
+        tasks = {text: self._meta.get_task_index(text) for text in episode.instructions}
         index = np.arange(length)
         return columns | {
             REWARD_KEY: np.array([s.reward for s in steps], np.float32),
@@ -276,11 +276,6 @@ def write_dataset(
         for episode in remaining:
             writer.add(episode)
     return root
-
-
-def _instructions(episode: Episode) -> list[str]:
-    """What the robot was told in the episode, every instruction once, in the order of their first steps."""
-    return list(dict.fromkeys(step.observation.instruction for step in episode.steps))
 
 
 def _features(image_shapes: Mapping[str, tuple[int, int, int]], state_dim: int, action_dim: int) -> dict[str, Any]:
