@@ -138,9 +138,7 @@ class TestFineTuning:
 
     def test_of_another_robot_only_parts_that_fit_as_a_whole_are_taken(self, folder):
         other = tiny_model(shape=RobotShape(action_dim=14, state_dim=SHAPE.state_dim, cameras=1))
-        with pytest.raises(
-            ValueError, match=r"another robot: action_dim 4 \(here 14\);.*start_parts planner"
-        ) as refused:
+        with pytest.raises(ValueError, match=r"another robot: action_dim 4 \(here 14\);.*start_parts planner") as refused:
             start_from(other, folder, ["planner", "refiner"])
         offered = re.search(r"start_parts (\S+),", str(refused.value))[1].split(",")
         taken = start_from(other, folder, offered)
