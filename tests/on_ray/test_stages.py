@@ -16,6 +16,7 @@ from libra_ray.run_folder import RunFolder
 from libra_ray.sim import robot_spec
 from libra_ray.types import IMAGE_KEY
 from tests.data.builders import make_episode
+from tests.model import hugging_face
 from tests.model.builders import make_stats, tiny_model
 from tests.on_ray.doubles import debug_config
 
@@ -170,6 +171,17 @@ class TestInstructionsThatAreTooLong:
             stages.check(folder, "evaluate")
         with pytest.raises(ValueError, match=self.SAID):
             evaluation.load_trained(folder, "policy")
+
+    @pytest.mark.parametrize("write", [hugging_face.write_llava, hugging_face.write_internvl])
+    def test_by_a_pretrained_backbone_without_its_weights(self, make_run, tmp_path, write):
+        source = {"planner__backbone": str(write(tmp_path / "model"))}
+        for most in (3, 9):
+            trained(tmp_path / str(most), **source, planner__max_text_tokens=most)
+        evaluated = {most: make_run(f"r{most}", evaluate__checkpoint=str(tmp_path / str(most))) for most in (3, 9)}
+        shutil.rmtree(tmp_path / "model")
+        stages.check(evaluated[9], "evaluate")
+        with pytest.raises(ValueError, match=r"too long; raise planner.max_text_tokens=3"):
+            stages.check(evaluated[3], "evaluate")
 
     def test_of_tasks_beside_the_data_sets_own(self, make_run, tmp_path):
         root = demonstrate(tmp_path / "d", instruction="")

@@ -67,9 +67,7 @@ def _work(trial: TrialFolder, simulator_actors: int) -> TrialResult:
     order = trial.order()
     config = override(Config(), {**flatten_mapping(order["config"]), "ray.simulator_actors": simulator_actors})
     folder = RunFolder.open(trial.root, config)
-    folder.share_frames(Path(order["frames"]))
-    if order.get("data"):
-        keep(folder, Fingerprint(**order["data"]))
+    bind(folder, order)
     repair_jsonl(folder.path(RUNGS_NAME))
     known = {rung["budget"]: rung for rung in trial.rungs()}
     for budget in order["budgets"]:
@@ -79,6 +77,13 @@ def _work(trial: TrialFolder, simulator_actors: int) -> TrialResult:
         if budget < FULL:
             tune.report(known[budget])
     return _finished(folder, order, list(known.values()))
+
+
+def bind(folder: RunFolder, order: Json) -> None:
+    """Let a trial's folder share the sweep's pictures, and train on the sweep's data set alone, as it was at the beginning."""
+    folder.share_frames(Path(order["frames"]))
+    if order.get("data"):
+        keep(folder, Fingerprint(**order["data"]))
 
 
 def _reach(folder: RunFolder, budget: int, episodes: int) -> Json:
