@@ -30,6 +30,7 @@ from libra_ray.data.windows import Windows
 from libra_ray.model.planner import masked_mean
 from libra_ray.model.vision import shift_pictures
 from libra_ray.on_ray import evaluate as evaluation
+from libra_ray.on_ray.run_data import began_with
 from libra_ray.on_ray.session import connected
 from libra_ray.progress import Progress
 from libra_ray.provenance import describe_hardware
@@ -281,7 +282,7 @@ def main() -> None:
     alone = {"evaluate.controllers": ("policy",), "control.rule": "fifo", "control.planner_delay_steps": 0}
     folder = RunFolder.open(root, override(run.config, alone))
     torch.set_num_threads(given.threads)
-    data = TrainingData.open(run.config, run.dataset, run.path("frames"))
+    data = TrainingData.open(run.config, run.dataset, run.path("frames"), before=began_with(run))
     policy, fit = train(folder, data, given.loss, seconds)
     result = beside(ours, evaluate(folder, policy))
     training = {"steps": fit.step, "samples_per_s": fit.step * data.config.train.batch_size / fit.elapsed_s}

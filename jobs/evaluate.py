@@ -13,7 +13,7 @@ def main() -> None:
         from libra_ray.report_table import summary_table
         from libra_ray.run_folder import RunFolder, locked, products
 
-        stages.check(RunFolder(arguments.run_dir.resolve(), arguments.config), "evaluate")
+        stages.check(RunFolder(arguments.run_dir.resolve(), arguments.config), "evaluate", fresh=arguments.fresh)
         with locked(arguments.run_dir):
             folder = RunFolder.open(
                 arguments.prepare(*products("evaluate")), arguments.config, forget=("evaluate",) if arguments.fresh else ()

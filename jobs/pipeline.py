@@ -16,7 +16,9 @@ def main() -> None:
         from libra_ray.report_table import summary_table
         from libra_ray.run_folder import RunFolder, locked
 
-        stages.check(RunFolder(arguments.run_dir.resolve(), arguments.config), "record", "train", "evaluate")
+        stages.check(
+            RunFolder(arguments.run_dir.resolve(), arguments.config), "record", "train", "evaluate", fresh=arguments.fresh
+        )
         with locked(arguments.run_dir):
             folder = RunFolder.open(arguments.prepare(), arguments.config)
             with tracked(folder) as tracker, connected():

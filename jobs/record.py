@@ -11,7 +11,7 @@ def main() -> None:
         from libra_ray.on_ray.session import connected
         from libra_ray.run_folder import RunFolder, locked
 
-        stages.check(RunFolder(arguments.run_dir.resolve(), arguments.config), "record")
+        stages.check(RunFolder(arguments.run_dir.resolve(), arguments.config), "record", fresh=arguments.fresh)
         with locked(arguments.run_dir):
             folder = RunFolder.open(arguments.prepare(), arguments.config)
             with connected():

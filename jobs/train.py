@@ -12,7 +12,7 @@ def main() -> None:
         from libra_ray.publish import tracked
         from libra_ray.run_folder import RunFolder, locked, products
 
-        stages.check(RunFolder(arguments.run_dir.resolve(), arguments.config), "train")
+        stages.check(RunFolder(arguments.run_dir.resolve(), arguments.config), "train", fresh=arguments.fresh)
         with locked(arguments.run_dir):
             folder = RunFolder.open(
                 arguments.prepare(*products("train", "evaluate")),

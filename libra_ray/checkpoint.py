@@ -15,7 +15,6 @@ import hashlib
 import json
 import shutil
 import uuid
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,12 @@ from safetensors.torch import load_file, save_file
 
 from libra_ray import config as configuration
 from libra_ray.config import Config
+from libra_ray.data.fingerprint import Fingerprint
 from libra_ray.data.transforms import NormStats
 from libra_ray.model.backbone import PROCESSOR_FOLDER
 from libra_ray.model.libra import Libra, RobotShape
 from libra_ray.model.vision import ENCODER_FOLDER
-from libra_ray.types import Json
+from libra_ray.types import Json, RobotSpec
 
 FORMAT = 1
 TRAINER_FOLDER = "trainer"
@@ -46,6 +46,7 @@ class Manifest:
         control_hz: control rate of the demonstrations.
         instructions: the instructions it was trained on.
         digest: sha256 over weights, configuration, statistics and processors.
+        data: the data set it was trained on; None where the version that wrote it did not say.
     """
 
     step: int
@@ -56,6 +57,17 @@ class Manifest:
     instructions: tuple[str, ...]
     digest: str
     format: int = FORMAT
+    data: Fingerprint | None = None
+
+    @property
+    def robot(self) -> RobotSpec:
+        """Whose policy this is."""
+        return RobotSpec(
+            action_dim=self.shape.action_dim,
+            state_dim=self.shape.state_dim,
+            cameras=self.image_keys,
+            control_hz=self.control_hz,
+        )
 
     @property
     def finished(self) -> bool:
@@ -75,12 +87,13 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What a data set tells a checkpoint: robot shape, camera names, control rate, instructions."""
+    """What a data set tells a checkpoint: robot shape, camera names, control rate, instructions, and which data set it was."""
 
     shape: RobotShape
     image_keys: tuple[str, ...]
     control_hz: float
     instructions: tuple[str, ...]
+    data: Fingerprint | None = None
 
 
 def save(
@@ -151,35 +164,6 @@ def load(folder: Path | str, device: torch.device | str = "cpu") -> Checkpoint:
     return Checkpoint(model=model.to(device).eval(), config=config, stats=stats, manifest=manifest)
 
 
-def start_from(model: Libra, folder: Path, parts: Sequence[str]) -> list[str]:
-    """Give a model the weights of a checkpoint, which may be one of another granularity or of other parts.
-
-    Args:
-        model: whose weights of the same name and shape are replaced.
-        folder: the checkpoint.
-        parts: beginnings of the names to take, e.g. `planner.backbone`.
-
-    Returns:
-        The names of the weights that were taken.
-
-    Raises:
-        ValueError: the folder is not a checkpoint, or one of `parts` has no weight that fits.
-    """
-    read_manifest(folder)
-    own = model.state_dict()
-    known = {n: value for n, value in load_file(folder / "weights.safetensors").items() if n in own}
-    fitting = {n: value for n, value in known.items() if n.startswith(tuple(parts)) and value.shape == own[n].shape}
-    for part in parts:
-        if not any(name.startswith(part) for name in fitting):
-            heads = sorted({".".join(name.split(".")[:2]) for name in own})
-            raise ValueError(
-                f"train.start_parts={part}: checkpoint {folder} has no weights of this name and shape; this model's parts are "
-                f"planner, refiner, {', '.join(heads)}"
-            )
-    model.load_state_dict(fitting, strict=False)
-    return sorted(fitting)
-
-
 def read_manifest(folder: Path | str) -> Manifest:
     """The manifest alone, without loading weights.
 
@@ -195,7 +179,8 @@ def read_manifest(folder: Path | str) -> Manifest:
         if tree["format"] != FORMAT:
             raise ValueError(f"checkpoint {folder} has format {tree['format']}, this version reads format {FORMAT}")
         tree |= {name: tuple(tree[name]) for name in ("image_keys", "instructions")}
-        return Manifest(**{**tree, "shape": RobotShape(**tree["shape"])})
+        data = Fingerprint(**tree["data"]) if tree.get("data") else None
+        return Manifest(**{**tree, "shape": RobotShape(**tree["shape"]), "data": data})
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"checkpoint {folder} has a damaged manifest.json ({error}); train again or restore it") from error
 

@@ -98,7 +98,7 @@ class Recording:
         return Observation(
             images=self._images(row),
             state=self._data.state[row],
-            instruction=self._data.tasks[episode],
+            instruction=self._data.instruction(row),
             step=step,
             past=tuple(self._images(r) for r in before),
         )

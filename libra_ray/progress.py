@@ -46,4 +46,4 @@ class Progress:
     def _line(self, values: dict[str, float]) -> None:
         self._line_at = time.monotonic()
         words = "".join(f"  {k} {v:.3g}" for k, v in values.items())
-        print(f"{self.label}: {self.count}/{self.total} {self.unit}{words}", file=sys.stderr, flush=True)
+        say(f"{self.label}: {self.count}/{self.total} {self.unit}{words}")

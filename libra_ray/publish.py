@@ -6,6 +6,7 @@ from pathlib import Path
 from libra_ray import checkpoint
 from libra_ray.checkpoint import Manifest
 from libra_ray.data.dataset import open_dataset
+from libra_ray.data.fingerprint import Fingerprint
 from libra_ray.provenance import describe_hardware
 from libra_ray.report import build_report, write_report
 from libra_ray.results import Evaluation, Rollout, TrainingLog
@@ -68,19 +69,23 @@ def publish_evaluation(
 
 
 def dataset_facts(folder: RunFolder) -> Json:
-    """Size and shape of the demonstrations."""
+    """Size and shape of the demonstrations, and what the evaluated policy was trained on where that was another data set."""
     if not folder.dataset.exists():
         return {}
     recorded = open_dataset(folder.dataset, folder.config.data)
-    return {
+    facts = {
         "episodes": len(recorded.lengths),
         "frames": len(recorded),
         "fps": recorded.fps,
         "state_dim": recorded.state_dim,
         "action_dim": recorded.action_dim,
         "cameras": list(recorded.image_keys),
-        "instructions": sorted(set(recorded.tasks)),
+        "instructions": list(recorded.instructions),
     }
+    trained = checkpoint.read_manifest(folder.checkpoint).data
+    if trained is None or trained == Fingerprint.of(recorded):
+        return facts
+    return facts | {"checkpoint_trained_on_another": asdict(trained)}
 
 
 def checkpoint_facts(path: Path) -> Json:

@@ -70,7 +70,8 @@ class RunFolder:
         root.mkdir(parents=True, exist_ok=True)
         folder = cls(root.resolve(), config)
         if any(folder.begun(stage) for stage in forget):
-            kept = {name: value for name, value in folder.stages().items() if name not in (*forget, "total")}
+            gone = (*forget, "total")
+            kept = {name: value for name, value in folder.stages().items() if name.partition(".")[0] not in gone}
             write_text(folder.path("stages.json"), json.dumps(kept, indent=2))
         if folder.path("config.json").exists():
             folder._refuse_other_settings(configuration.from_json(folder.path("config.json").read_text()))
@@ -120,7 +121,7 @@ class RunFolder:
         return float(self.stages().get(stage, {}).get("wall_s", 0.0))
 
     def note(self, name: str, value: object) -> None:
-        """Keep a small fact, such as the tracker's run id, beside the stages."""
+        """Keep a small fact, such as the tracker's run id, beside the stages; `<stage>.<name>` is forgotten with its stage."""
         write_text(self.path("stages.json"), json.dumps({**self.stages(), name: value}, indent=2))
 
     def fact(self, name: str) -> object | None:

@@ -1,7 +1,8 @@
 """A data set made ready to train on: checked, split by episode, normalised, decoded, and tokenised for a model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -9,19 +10,65 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from libra_ray.checkpoint import Facts, start_from
+from libra_ray.checkpoint import Facts
 from libra_ray.config import Config
 from libra_ray.data.dataset import Recorded, open_dataset
+from libra_ray.data.fingerprint import Fingerprint
 from libra_ray.data.frames import frame_cache
 from libra_ray.data.splits import Split, split_episodes
 from libra_ray.data.stream import BatchStream
-from libra_ray.data.transforms import NormStats, Pipeline, compute_stats
+from libra_ray.data.transforms import NormStats, Pipeline, compute_stats, is_constant
 from libra_ray.data.windows import Windows
 from libra_ray.difficulty import measure_difficulty
+from libra_ray.fine_tuning import start_from
+from libra_ray.model.backbone import Text
 from libra_ray.model.libra import Libra, RobotShape
 from libra_ray.training import Validate
+from libra_ray.types import ACTION_KEY, STATE_KEY, RobotSpec
 
 VALIDATION_WINDOWS = 512
+
+
+Tokenise = Callable[[list[str]], Text]
+
+
+def shape_of(robot: RobotSpec) -> RobotShape:
+    """What a model has to know of a robot."""
+    return RobotShape(action_dim=robot.action_dim, state_dim=robot.state_dim, cameras=len(robot.cameras))
+
+
+def make_model(config: Config, shape: RobotShape, *, begun: bool = False) -> Libra:
+    """The model as its training begins: with random weights, or with those of `train.start_from`.
+
+    Args:
+        begun: the training continues with weights of its own, for which what it started from is no longer needed.
+
+    Raises:
+        ValueError: there is no such checkpoint, or it does not fit.
+    """
+    model = Libra(config, shape)
+    if config.train.start_from and not begun:
+        start_from(model, Path(config.train.start_from), config.train.start_parts)
+    return model
+
+
+def distinct_tokens(tokenise: Tokenise, instructions: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The token ids `(K, W)` of different instructions, and their mask.
+
+    Raises:
+        ValueError: one is too long for the tokeniser, or it makes the same tokens of two of them, as of words that it does not
+            know. Capitals and spaces are no difference.
+    """
+    text = tokenise(list(instructions))
+    same: dict[bytes, str] = {}
+    for instruction, ids, mask in zip(instructions, text.ids.numpy(), text.mask.numpy(), strict=True):
+        other = same.setdefault(ids[mask].tobytes(), instruction)
+        if other.casefold().split() != instruction.casefold().split():
+            raise ValueError(
+                f"the tokeniser of planner.backbone makes the same tokens of {other!r} and {instruction!r}, so that no policy "
+                "could tell them apart; take a backbone that knows their language, or word them otherwise"
+            )
+    return text.ids.numpy(), text.mask.numpy()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,20 +90,27 @@ class TrainingData:
     facts: Facts
 
     @classmethod
-    def open(cls, config: Config, dataset: Path, frames_root: Path) -> Self:
+    def open(cls, config: Config, dataset: Path, frames_root: Path, before: Fingerprint | None = None) -> Self:
         """Check, split and decode the data set; decoding is done once and kept under `frames_root`.
 
+        Args:
+            before: the data set that training began with, where this is another start of it.
+
         Raises:
-            ValueError: the data set is missing, unfinished, of an old format, or holds values nobody can train on.
+            ValueError: the data set is missing, unfinished, of an old format, another one than `before`, or holds values nobody
+                can train on.
         """
         recorded = open_dataset(dataset, config.data)
+        data = Fingerprint.of(recorded)
+        if before is not None:
+            before.check_unchanged(data, dataset)
         split = split_episodes(recorded, config.data.holdout_share, config.train.seed)
-        shape = RobotShape(action_dim=recorded.action_dim, state_dim=recorded.state_dim, cameras=len(recorded.image_keys))
         facts = Facts(
-            shape=shape,
+            shape=shape_of(recorded.robot),
             image_keys=recorded.image_keys,
             control_hz=recorded.fps,
-            instructions=tuple(sorted(set(recorded.tasks))),
+            instructions=recorded.instructions,
+            data=data,
         )
         return cls(
             config=config,
@@ -67,6 +121,12 @@ class TrainingData:
             facts=facts,
         )
 
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Which data set this is."""
+        assert self.facts.data is not None, "`open` takes it"
+        return self.facts.data
+
     def make_model(self, *, begun: bool = False) -> Libra:
         """The model as its training begins: with random weights, or with those of `train.start_from`.
 
@@ -74,12 +134,21 @@ class TrainingData:
             begun: the training continues with weights of its own, for which what it started from is no longer needed.
 
         Raises:
-            ValueError: there is no such checkpoint, or nothing in it fits.
+            ValueError: there is no such checkpoint, or it does not fit.
         """
-        model, train = Libra(self.config, self.facts.shape), self.config.train
-        if train.start_from and not begun:
-            start_from(model, Path(train.start_from), train.start_parts)
-        return model
+        return make_model(self.config, self.facts.shape, begun=begun)
+
+    def remarks(self) -> list[str]:
+        """What a reader of the data would not expect, one line each: what is left out, constant, or not held out."""
+        found = list(self.recorded.notes)
+        for key, stats in ((ACTION_KEY, self.stats.action), (STATE_KEY, self.stats.state)):
+            if len(still := np.flatnonzero(is_constant(stats.low, stats.high))):
+                shown = ", ".join(f"{key}[{i}]={stats.low[i]:g}" for i in still)
+                what = "comes out of the policy as it is" if key == ACTION_KEY else "says nothing to the policy"
+                found.append(f"constant in all training episodes, and so it {what}: {shown}")
+        if self.config.data.holdout_share and not len(self.split.holdout):
+            found.append("nothing is held out, for no instruction has an episode to spare: there will be no offline measures")
+        return found
 
     def stream(self, model: Libra, *, rank: int, world: int, start_step: int) -> BatchStream:
         """Training batches from `start_step` on: this rank's share of each."""
@@ -97,11 +166,6 @@ class TrainingData:
 
     def windows(self, model: Libra, episodes: NDArray[np.int64], *, pictures: bool = True) -> Windows:
         """All windows of the given episodes, tokenised for `model`; without `pictures` they have none and cost little."""
-
-        def tokens(instructions: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
-            text = model.planner.tokenise(list(instructions))
-            return text.ids.numpy(), text.mask.numpy()
-
         return Windows(
             self.recorded,
             self.frames if pictures else self.frames[:0],
@@ -109,7 +173,7 @@ class TrainingData:
             action=self.config.action,
             data=self.config.data,
             episodes=episodes,
-            tokens=tokens,
+            tokens=partial(distinct_tokens, model.planner.tokenise),
             max_staleness=self.config.refiner.max_staleness,
         )
 

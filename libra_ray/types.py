@@ -18,6 +18,22 @@ ACTION_KEY = "action"
 
 
 @dataclass(frozen=True, kw_only=True)
+class RobotSpec:
+    """What a simulator, a data set and a checkpoint each say of their robot, to be compared before anything long begins.
+
+    Attributes:
+        action_dim: D; `state_dim`: S.
+        cameras: feature names of the colour cameras.
+        control_hz: control steps per second.
+    """
+
+    action_dim: int
+    state_dim: int
+    cameras: tuple[str, ...]
+    control_hz: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Observation:
     """What one robot sees at one control step.
 
@@ -135,6 +151,11 @@ class Episode:
     error: str | None = None
     frames: Sequence[NDArray[np.uint8]] = ()
     position_error_mm: float | None = None
+
+    @property
+    def instructions(self) -> list[str]:
+        """What the robot was told at its steps, every instruction once, in the order of their first steps."""
+        return list(dict.fromkeys(step.observation.instruction for step in self.steps))
 
 
 @dataclass(frozen=True, kw_only=True)

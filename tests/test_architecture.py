@@ -59,6 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 
 FILES_OF: dict[str, set[str]] = {
     "config": {"config", "config_checks", "presets"},
+    "checkpoint": {"checkpoint", "fine_tuning"},
     "training": {"training", "balance", "difficulty"},
     "wire": {"wire", "robot_client"},
     "control": {"control", "drift"},

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,9 +14,21 @@ import torch
 
 from libra_ray import checkpoint
 from libra_ray import config as configuration
+from libra_ray.data.fingerprint import Fingerprint
+from libra_ray.fine_tuning import start_from
 from libra_ray.model.libra import RobotShape
 from libra_ray.policy import LibraPolicy
-from tests.model.builders import INSTRUCTIONS, SHAPE, make_observation, make_stats, save_checkpoint, tiny_config, tiny_model
+from libra_ray.types import RobotSpec
+from tests.model.builders import (
+    INSTRUCTIONS,
+    KEYS,
+    SHAPE,
+    make_observation,
+    make_stats,
+    save_checkpoint,
+    tiny_config,
+    tiny_model,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -113,7 +126,7 @@ class TestFineTuning:
         given = checkpoint.load(folder).model.state_dict()
         model = tiny_model({"action.bins": 7, "train.seed": 5})
         before = {name: value.clone() for name, value in model.state_dict().items()}
-        taken = checkpoint.start_from(model, folder, parts)
+        taken = start_from(model, folder, parts)
         after = model.state_dict()
         assert taken == sorted(n for n in after if n.startswith(parts) and given[n].shape == after[n].shape)
         assert all(torch.equal(after[name], (given if name in taken else before)[name]) for name in after)
@@ -121,11 +134,19 @@ class TestFineTuning:
 
     def test_a_part_that_fits_nowhere_is_refused(self, folder):
         with pytest.raises(ValueError, match=r"train.start_parts=planner.eyes.*parts are.*planner.backbone"):
-            checkpoint.start_from(tiny_model(), folder, ["planner.backbone", "planner.eyes"])
+            start_from(tiny_model(), folder, ["planner.backbone", "planner.eyes"])
+
+    def test_of_another_robot_only_parts_that_fit_as_a_whole_are_taken(self, folder):
+        other = tiny_model(shape=RobotShape(action_dim=14, state_dim=SHAPE.state_dim, cameras=1))
+        with pytest.raises(ValueError, match=r"another robot: action_dim 4 \(here 14\);.*start_parts planner") as refused:
+            start_from(other, folder, ["planner", "refiner"])
+        offered = re.search(r"start_parts (\S+),", str(refused.value))[1].split(",")
+        taken = start_from(other, folder, offered)
+        assert set(taken) == {name for name in other.state_dict() if name.startswith(tuple(offered))}
 
     def test_without_a_checkpoint_it_is_refused(self, tmp_path):
         with pytest.raises(ValueError, match="not a checkpoint"):
-            checkpoint.start_from(tiny_model(), tmp_path, ["planner"])
+            start_from(tiny_model(), tmp_path, ["planner"])
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "config.json", "stats.json"])
@@ -154,6 +175,23 @@ def test_another_format_is_refused(folder):
     change_manifest(folder, format=99)
     with pytest.raises(ValueError, match="format 99, this version reads format 1"):
         checkpoint.load(folder)
+
+
+def test_a_checkpoint_says_which_data_it_was_trained_on(folder, tmp_path):
+    model, data = tiny_model(), Fingerprint(episodes=3, frames=30, content="0123456789abcdef")
+    facts = checkpoint.Facts(shape=SHAPE, image_keys=KEYS[:1], control_hz=29.97, instructions=INSTRUCTIONS, data=data)
+    checkpoint.save(tmp_path / "new", model, model.state_dict(), make_stats(), facts, 1)
+    manifest = checkpoint.load(tmp_path / "new").manifest
+    assert manifest.data == data
+    assert manifest.robot == RobotSpec(action_dim=4, state_dim=5, cameras=KEYS[:1], control_hz=29.97)
+
+
+def test_checkpoints_of_versions_that_did_not_say_it_still_load(folder):
+    path = folder / "manifest.json"
+    tree = json.loads(path.read_text())
+    del tree["data"]
+    path.write_text(json.dumps(tree))
+    assert checkpoint.load(folder).manifest.data is None
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format": 1}'])

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from libra_ray.config import DataConfig
@@ -15,8 +14,9 @@ from libra_ray.data.checks import DatasetError, check_dimensions, check_finite, 
 from libra_ray.data.columns import Table, frame_order, numbers, read_table, vectors, whole_numbers
 from libra_ray.data.layout import Layout
 from libra_ray.data.names import renamed
+from libra_ray.data.tasks import frame_instructions
 from libra_ray.data.writer import SEED_KEY, DatasetWriter, load_lerobot, write_dataset
-from libra_ray.types import ACTION_KEY, STATE_KEY
+from libra_ray.types import ACTION_KEY, STATE_KEY, RobotSpec
 
 __all__ = ["UNKNOWN_SEED", "DatasetWriter", "Recorded", "load_lerobot", "open_dataset", "write_dataset"]
 
@@ -39,7 +39,8 @@ class Recorded:
         state: `(F, S)` float32; `action` `(F, D)` float32.
         episode_index: `(F,)` the episode of each frame; `frame_index` `(F,)` its step in the episode, from 0.
         starts: `(E,)` first row of each episode; `lengths` `(E,)` its frames.
-        tasks: the instruction of each episode.
+        instructions: the different instructions, sorted.
+        task_index: `(F,)` the place of each frame's own among them; within an episode it may change.
         seeds: `(E,)`, `UNKNOWN_SEED` where the dataset has none.
         layout: the dataset's files; `index_column` is the name in them of the frames' numbers.
         notes: what in the dataset is not trained on as it stands; a line each, to be told to the user.
@@ -55,7 +56,8 @@ class Recorded:
     frame_index: NDArray[np.int64]
     starts: NDArray[np.int64]
     lengths: NDArray[np.int64]
-    tasks: tuple[str, ...]
+    instructions: tuple[str, ...]
+    task_index: NDArray[np.int64]
     seeds: NDArray[np.int64]
     layout: Layout
     index_column: str = "index"
@@ -79,6 +81,15 @@ class Recorded:
     def action_dim(self) -> int:
         """D."""
         return self.action.shape[1]
+
+    @property
+    def robot(self) -> RobotSpec:
+        """Whose data these are."""
+        return RobotSpec(action_dim=self.action_dim, state_dim=self.state_dim, cameras=self.image_keys, control_hz=self.fps)
+
+    def instruction(self, row: int) -> str:
+        """The instruction of one frame."""
+        return self.instructions[self.task_index[row]]
 
     def rows(self, episodes: NDArray[np.int64]) -> NDArray[np.int64]:
         """The row numbers of the given episodes' frames, in the given order of episodes."""
@@ -125,7 +136,7 @@ def open_dataset(
     for key, values in vector.items():
         check_finite(key, values, episode_index, frame_index)
     cameras = choose_cameras(layout, features.table, features.stored, data.cameras, len(starts))
-    tasks = _task_names(root)
+    instructions, task_index = frame_instructions(root, task_index, episode_index, frame_index)
     return Recorded(
         root=root,
         fps=float(info["fps"]),
@@ -137,7 +148,8 @@ def open_dataset(
         frame_index=frame_index,
         starts=starts,
         lengths=np.diff(np.append(starts, len(episode_index))),
-        tasks=tuple(tasks[int(i)] for i in task_index[starts]),
+        instructions=instructions,
+        task_index=task_index,
         seeds=seeds[starts],
         layout=layout,
         index_column=features.in_files("index"),
@@ -179,13 +191,3 @@ def _episode_starts(
     if not np.array_equal(episode_index[starts], np.arange(recorded)) or not np.array_equal(counts, frame_index):
         raise DatasetError(f"dataset {root}: episodes or frames are not numbered consecutively from 0; write it again")
     return starts
-
-
-def _task_names(root: Path) -> dict[int, str]:
-    """Task number to instruction; pandas keeps the instruction as the file's index column."""
-    path = root / "meta" / "tasks.parquet"
-    if not path.is_file():
-        raise unfinished(path, "missing")
-    table = pq.read_table(path)
-    texts = next(name for name in table.column_names if name != "task_index")
-    return dict(zip(table["task_index"].to_pylist(), table[texts].to_pylist(), strict=True))

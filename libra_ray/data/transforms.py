@@ -186,18 +186,19 @@ def _bounds(stats: VectorStats, normalisation: Normalisation) -> tuple[NDArray[n
     if normalisation == "min_max":
         return stats.low, stats.high
     if normalisation == "quantile":
-        collapsed = _is_constant(stats.q01, stats.q99)
+        collapsed = is_constant(stats.q01, stats.q99)
         return np.where(collapsed, stats.low, stats.q01), np.where(collapsed, stats.high, stats.q99)
     raise ValueError(f"unknown normalisation {normalisation!r}; valid: min_max, quantile")
 
 
 def _scale(low: NDArray[np.float32], high: NDArray[np.float32]) -> Scale:
-    half = np.where(_is_constant(low, high), 0, (high.astype(np.float64) - low) / 2)
+    half = np.where(is_constant(low, high), 0, (high.astype(np.float64) - low) / 2)
     centre = (high.astype(np.float64) + low) / 2
     return Scale(centre=centre.astype(np.float32), half=half.astype(np.float32))
 
 
-def _is_constant(low: NDArray[np.float32], high: NDArray[np.float32]) -> NDArray[np.bool_]:
+def is_constant(low: NDArray[np.float32], high: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which dimensions `(dims,)` vary between `low` and `high` by no more than rounding noise."""
     return high - low <= _CONSTANT_SPAN * np.maximum(1, np.abs(low))
 
 

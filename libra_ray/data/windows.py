@@ -25,6 +25,9 @@ class Windows:
     picture at `t + offset`. Nothing crosses an episode's border: histories repeat the episode's first frame, actions past
     its end repeat the last one and are masked, and the offset is drawn only among the steps that the episode still has.
 
+    A window's instruction is that of frame `t`, the planner's picture: what a robot would be told at that moment. Where the
+    instruction changes within the next `L` steps, the plan shows how the demonstrator went on to the next one.
+
     Args:
         recorded: the dataset.
         frames: its pictures `(cameras, F, height, width, 3)` uint8, as `frame_cache` opens them.
@@ -60,10 +63,9 @@ class Windows:
         self._last = self._first + recorded.lengths[recorded.episode_index] - 1
         self._state = pipeline.inputs_state(recorded.state)
         self._action = pipeline.inputs_action(recorded.action)
-        texts = list(dict.fromkeys(recorded.tasks))
-        ids, mask = tokens(texts)
+        ids, mask = tokens(recorded.instructions)
         self._text, self._text_mask = np.asarray(ids, np.int64), np.asarray(mask, np.bool_)
-        self._text_of = np.array([texts.index(task) for task in recorded.tasks])[recorded.episode_index]
+        self._text_of = recorded.task_index
         self._horizon = action.horizon
         self._steps = np.arange(action.plan_steps)
         self._ages = np.arange(data.history - 1, -1, -1)

@@ -119,7 +119,7 @@ class DatasetWriter:
         place |= {"dataset_from_index": self.frames, "dataset_to_index": self.frames + length}
         for key, stack in pictures.items():
             place |= self._write_video(key, stack)
-        self._meta.save_episode(self.episodes, length, [episode.instruction], self._statistics(columns, pictures), place)
+        self._meta.save_episode(self.episodes, length, episode.instructions, self._statistics(columns, pictures), place)
         self.episodes += 1
         self.frames += length
 
@@ -168,7 +168,8 @@ class DatasetWriter:
             if column.shape[1:] != tuple(self._meta.features[key]["shape"]):
                 raise ValueError(f"{name}: {key} has shape {column.shape[1:]}, expected {self._meta.features[key]['shape']}")
         length = len(steps)
-        self._meta.save_episode_tasks([episode.instruction])
+        self._meta.save_episode_tasks(episode.instructions)
+        tasks = {text: self._meta.get_task_index(text) for text in episode.instructions}
         index = np.arange(length)
         return columns | {
             REWARD_KEY: np.array([s.reward for s in steps], np.float32),
@@ -178,7 +179,7 @@ class DatasetWriter:
             "frame_index": index,
             "episode_index": np.full(length, self.episodes, np.int64),
             "index": index + self.frames,
-            "task_index": np.full(length, self._meta.get_task_index(episode.instruction), np.int64),
+            "task_index": np.array([tasks[s.observation.instruction] for s in steps], np.int64),
         }
 
     def _pictures(self, episode: Episode, key: str) -> NDArray[np.uint8]:

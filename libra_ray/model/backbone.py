@@ -77,11 +77,21 @@ class TinyBackbone(nn.Module):
         self.sentence = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
 
     def tokenise(self, instructions: list[str]) -> Text:
-        """UTF-8 bytes plus one, cut and zero-padded to `max_text_tokens`."""
+        """UTF-8 bytes plus one, zero-padded to `max_text_tokens`.
+
+        Raises:
+            ValueError: an instruction is longer than `max_text_tokens`: cut, two of them could become one.
+        """
         ids = torch.zeros(len(instructions), self.max_text_tokens, dtype=torch.long)
-        for row, instruction in zip(ids, instructions, strict=True):
-            codes = list(instruction.strip().lower().encode())[: self.max_text_tokens]
-            row[: len(codes)] = torch.tensor(codes, dtype=torch.long) + 1
+        encoded = [instruction.strip().lower().encode() for instruction in instructions]
+        longest = max(map(len, encoded), default=0)
+        if longest > self.max_text_tokens:
+            raise ValueError(
+                f"an instruction is {longest - self.max_text_tokens} tokens (bytes) too long; raise "
+                f"planner.max_text_tokens={self.max_text_tokens} to at least {longest}"
+            )
+        for row, codes in zip(ids, encoded, strict=True):
+            row[: len(codes)] = torch.tensor(list(codes), dtype=torch.long) + 1
         return Text(ids=ids, mask=ids != self.PAD)
 
     def forward(self, images: UInt8[Tensor, "B T C height width"], text: Text) -> Features:

@@ -110,9 +110,7 @@ class Refiner(nn.Module):
         condition = self._condition(sinusoids(levels, self.width)[:, None], context)
         return list(zip(*[block.to_modulation(condition) for block in self._layers], strict=True))
 
-    def say(
-        self, noisy: Float[Tensor, "B H D"], obeyed: Float[Tensor, "B H d"], steering: Steering
-    ) -> Float[Tensor, "B H D"]:
+    def say(self, noisy: Float[Tensor, "B H D"], obeyed: Float[Tensor, "B H d"], steering: Steering) -> Float[Tensor, "B H D"]:
         """`forward` by what `obey` and `steer` have made of intent, noise level and context: all that is left per step."""
         x = functional.linear(noisy, self.from_action.weight[:, : noisy.shape[-1]]) + obeyed
         for block, modulation in zip(self._layers, steering, strict=True):

@@ -3,10 +3,13 @@
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 
+from libra_ray import checkpoint
 from libra_ray.config import Config
+from libra_ray.model.backbone import make_backbone
 from libra_ray.on_ray.evaluation_log import LOG_NAME, Job, Notes, read_evaluation
 from libra_ray.on_ray.fleet import Fleet, died
 from libra_ray.on_ray.lockstep import Lockstep
@@ -14,6 +17,8 @@ from libra_ray.on_ray.session import available_cpus
 from libra_ray.policy import load_policy
 from libra_ray.progress import Progress
 from libra_ray.run_folder import Clock, RunFolder, repair_jsonl
+from libra_ray.sim import check_robot, instructions
+from libra_ray.training_data import distinct_tokens
 from libra_ray.types import Policy
 
 SCRIPTED = ("expert", "zero_action")
@@ -23,8 +28,14 @@ type Load = Callable[[RunFolder, str], tuple[Policy, Config]]
 
 
 def load_trained(folder: RunFolder, controller: str) -> tuple[Policy, Config]:
-    """The run's checkpoint as `policy` or as `coarse_only`."""
+    """The run's checkpoint as `policy` or as `coarse_only`.
+
+    Raises:
+        ValueError: it cannot be read, is of another robot, or cannot read an instruction of the run's tasks.
+    """
     policy = load_policy(folder.checkpoint, device_of(folder.config), coarse_only=controller == "coarse_only")
+    check_robot(folder.config.sim, policy.source.manifest.robot, f"checkpoint {folder.checkpoint}")
+    distinct_tokens(policy.source.model.planner.tokenise, told(folder.config))
     return policy, policy.source.config
 
 
@@ -93,6 +104,25 @@ def check_fits(config: Config, trained: Config) -> None:
             "evaluate.controllers names coarse_only, but a policy with refiner.condition=features has no coarse tokens; "
             f"give --evaluate.controllers {others or 'policy'}"
         )
+
+
+def check_drives(config: Config, folder: Path) -> None:
+    """Refuse a checkpoint of another robot, or one that cannot read what the run's tasks will ask for; no weights are loaded.
+
+    Raises:
+        ValueError: names what differs, or how much too long an instruction is.
+    """
+    manifest, trained = checkpoint.read_manifest(folder), checkpoint.read_config(folder)
+    check_robot(config.sim, manifest.robot, f"checkpoint {folder}")
+    with torch.device("meta"):
+        pictures = manifest.shape.cameras * trained.data.history
+        backbone = make_backbone(trained.planner, trained.sim.image_size, pictures, folder)
+    distinct_tokens(backbone.tokenise, told(config))
+
+
+def told(config: Config) -> tuple[str, ...]:
+    """What the evaluated robots will be told."""
+    return instructions(config.sim, range(config.evaluate.seed, config.evaluate.seed + config.evaluate.episodes_per_task))
 
 
 def device_of(config: Config) -> str:

@@ -1,26 +1,34 @@
 """The stages of the main job, each resumable and none done twice."""
 
+from collections.abc import Sequence
+
+import numpy as np
+
 from libra_ray import checkpoint
-from libra_ray.data.dataset import open_dataset
+from libra_ray.config import Config, override
+from libra_ray.data.dataset import Recorded, open_dataset
 from libra_ray.on_ray import evaluate as evaluation
 from libra_ray.on_ray import evaluation_log
 from libra_ray.on_ray import record as recording
 from libra_ray.on_ray import train as training
+from libra_ray.on_ray.run_data import open_unchanged
 from libra_ray.progress import say
 from libra_ray.publish import publish_evaluation, publish_training
 from libra_ray.results import TrainingLog
 from libra_ray.run_folder import RunFolder, Stage
-from libra_ray.sim import check_tasks
+from libra_ray.sim import check_robot, check_tasks, instructions, robot_spec
 from libra_ray.tracking import Tracker
+from libra_ray.training_data import distinct_tokens, make_model, shape_of
 from libra_ray.types import Json
 
 
-def check(folder: RunFolder, *stages: Stage) -> None:
+def check(folder: RunFolder, *stages: Stage, fresh: bool = False) -> None:
     """Refuse what can be known to be wrong before anything is started or written.
 
     Args:
         folder: the run's, which need not exist yet.
         stages: those that will run, each of which makes what the next one needs.
+        fresh: what earlier starts of these stages left will be put aside, and counts for nothing.
 
     Raises:
         ValueError: a task, data set or checkpoint that is not there or does not fit.
@@ -28,18 +36,57 @@ def check(folder: RunFolder, *stages: Stage) -> None:
     config = folder.config
     if ("record" in stages and not config.data.root) or "evaluate" in stages:
         check_tasks(config.sim, config.record.counted_tasks)
+    recorded = _recorded(folder, stages, fresh=fresh) if "train" in stages else None
     if "train" in stages:
         if config.train.batch_size % config.ray.train_workers:
             raise ValueError(
                 f"train.batch_size={config.train.batch_size} is not a multiple of ray.train_workers={config.ray.train_workers}"
             )
-        if folder.start_from and not folder.begun("train"):
-            checkpoint.read_manifest(folder.start_from)
-        if config.data.root or "record" not in stages:
-            open_dataset(folder.dataset, config.data)
+        if fresh or not folder.done("train"):
+            read = _to_record(config) if recorded is None else recorded.instructions
+            told = evaluation.told(config) if "evaluate" in stages else ()
+            _check_model(folder, recorded, sorted({*read, *told}), begun=folder.begun("train") and not fresh)
     if "evaluate" in stages:
-        made_before = config.evaluate.checkpoint or "train" not in stages
-        evaluation.check_fits(config, checkpoint.read_config(folder.checkpoint) if made_before else config)
+        if config.evaluate.checkpoint or "train" not in stages:
+            evaluation.check_fits(config, checkpoint.read_config(folder.checkpoint))
+            evaluation.check_drives(config, folder.checkpoint)
+        else:
+            evaluation.check_fits(config, config)
+            if recorded is not None:
+                _check_drives(config, recorded)
+
+
+def _recorded(folder: RunFolder, stages: Sequence[Stage], *, fresh: bool) -> Recorded | None:
+    """The data set to train on; None where the run has yet to record it."""
+    if "record" in stages and not folder.config.data.root and (fresh or not folder.done("record")):
+        return None
+    return open_dataset(folder.dataset, folder.config.data) if fresh else open_unchanged(folder)
+
+
+def _check_drives(config: Config, recorded: Recorded) -> None:
+    """Refuse data of another robot than the simulator's; say where its actions go further than the simulator lets them.
+
+    Raises:
+        ValueError: names what differs.
+    """
+    check_robot(config.sim, recorded.robot, f"data set {recorded.root}")
+    reach = np.abs(recorded.action).max(axis=0)
+    if beyond := [f"action[{i}] up to {reach[i]:g}" for i in np.flatnonzero(reach > 1)]:
+        say(f"evaluate: the simulator takes actions in [-1, 1] and cuts others; the data set goes beyond: {', '.join(beyond)}")
+
+
+def _check_model(folder: RunFolder, recorded: Recorded | None, words: Sequence[str], *, begun: bool) -> None:
+    """Make the model as training will, and let it read every instruction."""
+    config = override(folder.config, {"train.start_from": folder.start_from})
+    robot = robot_spec(config.sim) if recorded is None else recorded.robot
+    model = make_model(config, shape_of(robot), begun=begun)
+    distinct_tokens(model.planner.tokenise, words)
+
+
+def _to_record(config: Config) -> tuple[str, ...]:
+    """The instructions of the demonstrations that will be recorded first; what failed attempts add is read before training."""
+    most = max(config.record.episodes(task) for task in config.sim.tasks)
+    return instructions(config.sim, range(config.record.seed, config.record.seed + most))
 
 
 def record(folder: RunFolder) -> None:

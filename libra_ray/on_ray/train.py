@@ -5,6 +5,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from torch import nn
 from libra_ray import checkpoint
 from libra_ray import config as configuration
 from libra_ray.config import Config, override
+from libra_ray.data.fingerprint import Fingerprint
 from libra_ray.model.libra import Libra
+from libra_ray.on_ray.run_data import open_to_train
 from libra_ray.on_ray.session import available_cpus, is_private
-from libra_ray.progress import Progress, say
+from libra_ray.progress import Progress
 from libra_ray.run_folder import Clock, RunFolder, append_jsonl, read_jsonl, repair_jsonl
 from libra_ray.training import Fit
 from libra_ray.training import Progress as Step
@@ -44,9 +47,7 @@ def train(folder: RunFolder, clock: Clock, until: int | None = None) -> checkpoi
         ray.train.TrainingFailedError: the workers failed more often than `ray.max_failures`.
     """
     # Decoding and checking happen once, here: a bad data set is refused before any worker starts.
-    data = TrainingData.open(folder.config, folder.dataset, folder.path("frames"))
-    for note in data.recorded.notes:
-        say(f"data set: {note}")
+    data = open_to_train(folder)
     repair_jsonl(folder.path(LOG_NAME))
     trainer = TorchTrainer(
         train_loop,
@@ -55,6 +56,8 @@ def train(folder: RunFolder, clock: Clock, until: int | None = None) -> checkpoi
             "config": configuration.to_json(override(folder.config, {"train.start_from": folder.start_from})),
             "folder": str(folder.root),
             "dataset": str(folder.dataset),
+            # A worker that is started again later must find this data set and no other.
+            "data": asdict(data.fingerprint),
             "until": until or folder.config.train.steps,
         },
         scaling_config=scaling(folder.config),
@@ -100,7 +103,8 @@ def train_loop(settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
-    data = TrainingData.open(config, Path(settings["dataset"]), root / "frames")
+    before = Fingerprint(**settings["data"])
+    data = TrainingData.open(config, Path(settings["dataset"]), root / "frames", before)
     torch.manual_seed(config.train.seed)
     state = _last_state()
     model = data.make_model(begun=state is not None)

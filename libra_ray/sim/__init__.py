@@ -8,9 +8,9 @@ from typing import Any
 
 from libra_ray.config import SimConfig
 from libra_ray.sim.backend import choose_backend
-from libra_ray.types import Environment
+from libra_ray.types import Environment, RobotSpec
 
-__all__ = ["check_tasks", "choose_backend", "control_hz", "make_environment"]
+__all__ = ["check_robot", "check_tasks", "choose_backend", "control_hz", "instructions", "make_environment", "robot_spec"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,8 @@ class _Family:
     """Where a family of robots lives; loaded when it is used, because one family's libraries are no use to another.
 
     Attributes:
-        module: that defines it.
+        module: that defines it; its function `robot_spec` says what a `SimConfig`'s robot is, `episode_instruction` what a
+            task asks for in the episode of a seed.
         environment: its class, made from `(SimConfig, task)`, with an attribute `control_hz`.
         check: its function that refuses an unknown task name.
     """
@@ -76,3 +77,48 @@ def control_hz(sim: SimConfig) -> int:
     """Control steps per simulated second of the family's robots."""
     family = _FAMILIES[sim.family]
     return family.load(family.environment).control_hz
+
+
+def robot_spec(sim: SimConfig) -> RobotSpec:
+    """The family's robot with the cameras that `sim` asks for; no simulator is started."""
+    spec: RobotSpec = _FAMILIES[sim.family].load("robot_spec")(sim)
+    return spec
+
+
+def instructions(sim: SimConfig, seeds: Iterable[int]) -> tuple[str, ...]:
+    """The different instructions of the episodes of these seeds, of all of `sim.tasks`, sorted; no simulator is started.
+
+    Raises:
+        ValueError: the family has no such task.
+    """
+    instruction = _FAMILIES[sim.family].load("episode_instruction")
+    return tuple(sorted({instruction(task, seed) for seed in seeds for task in sim.tasks}))
+
+
+def check_robot(sim: SimConfig, robot: RobotSpec, whose: str) -> None:
+    """Refuse a data set or checkpoint of another robot than the simulated one, whose policy could not drive it.
+
+    Cameras that the simulator has and the policy does not need do no harm.
+
+    Args:
+        sim: the simulated robot's family and cameras.
+        robot: the other one.
+        whose: the other one's data set or checkpoint, as the message names it.
+
+    Raises:
+        ValueError: names everything in which they differ, with both values.
+    """
+    ours = robot_spec(sim)
+    pairs = {
+        "action dimensions": (robot.action_dim, ours.action_dim),
+        "state dimensions": (robot.state_dim, ours.state_dim),
+        "control rate in Hz": (f"{robot.control_hz:g}", f"{ours.control_hz:g}"),
+    }
+    differing = [f"{name} {theirs} (simulator: {own})" for name, (theirs, own) in pairs.items() if theirs != own]
+    if not set(robot.cameras) <= set(ours.cameras):
+        differing.append(f"cameras {', '.join(robot.cameras)} (simulator: {', '.join(ours.cameras)})")
+    if differing:
+        raise ValueError(
+            f"{whose} is of another robot than the one of sim.family={sim.family}: {'; '.join(differing)}; "
+            "it can be trained on (jobs/train.py) and served, but not evaluated in this simulator"
+        )

@@ -20,10 +20,11 @@ from libra_ray.config import SimConfig
 from libra_ray.sim.border import checked_action, checked_seed
 from libra_ray.sim.meshes import lighter_copy
 from libra_ray.sim.rendering import OffscreenRenderer
-from libra_ray.types import IMAGE_KEY, Observation, Transition
+from libra_ray.types import IMAGE_KEY, Observation, RobotSpec, Transition
 
 ACTION_DIM = 4
 STATE_DIM = 4
+CONTROL_HZ = 80
 CAMERA = "corner2"
 CAMERA_POSITION_M = (0.75, 0.075, 0.7)
 """Where LeRobot moves the camera; as shipped it is far away."""
@@ -59,6 +60,16 @@ def task_name(task: str) -> str:
     return name
 
 
+def robot_spec(sim: SimConfig) -> RobotSpec:
+    """The arm, the same whatever `sim` says."""
+    return RobotSpec(action_dim=ACTION_DIM, state_dim=STATE_DIM, cameras=(IMAGE_KEY,), control_hz=CONTROL_HZ)
+
+
+def episode_instruction(task: str, seed: int) -> str:
+    """What `task` asks for in the episode of `seed`: the same in all of them."""
+    return task_instructions()[task_name(task)]
+
+
 class Metaworld:
     """A simulated Sawyer arm with one Meta-World task; implements `libra_ray.types.Environment`.
 
@@ -76,7 +87,7 @@ class Metaworld:
 
     state_dim = STATE_DIM
     action_dim = ACTION_DIM
-    control_hz = 80
+    control_hz = CONTROL_HZ
 
     def __init__(self, sim: SimConfig, task: str) -> None:
         self.task = task_name(task)

@@ -10,9 +10,9 @@ from libra_ray.sim.border import checked_action, checked_seed
 from libra_ray.sim.rendering import OffscreenRenderer
 from libra_ray.sim.tabletop_expert import expert_action
 from libra_ray.sim.tabletop_goals import Progress
-from libra_ray.sim.tabletop_tasks import Part, any_push, draw_parts, instruction, parse_task
+from libra_ray.sim.tabletop_tasks import Part, Task, any_push, draw_parts, instruction, parse_task
 from libra_ray.sim.tabletop_world import CONTROL_HZ, MOUTH_CLEARANCE_M, Placement, World, draw_placement
-from libra_ray.types import IMAGE_KEY, Observation, Transition
+from libra_ray.types import IMAGE_KEY, Observation, RobotSpec, Transition
 
 ACTION_DIM = 4
 STATE_DIM = 4
@@ -20,6 +20,17 @@ CAMERAS = {IMAGE_KEY: "front", "observation.images.wrist": "wrist"}
 """Camera feature -> camera of the scene; the second one only where `sim.wrist_camera` asks for it."""
 _SCENE_STREAM, _INSTRUCTION_STREAM, _GRASP_STREAM = 0x7363656E, 0x696E7374, 0x67726173
 """Keep scene, instruction and grasp independent of one another, and of the expert's noise, all drawn from the same seed."""
+
+
+def robot_spec(sim: SimConfig) -> RobotSpec:
+    """The gripper, with the wrist's camera where `sim` asks for it."""
+    cameras = tuple(CAMERAS) if sim.wrist_camera else (IMAGE_KEY,)
+    return RobotSpec(action_dim=ACTION_DIM, state_dim=STATE_DIM, cameras=cameras, control_hz=CONTROL_HZ)
+
+
+def episode_instruction(task: str, seed: int) -> str:
+    """What `task` asks for in the episode of `seed`."""
+    return instruction(_draw(parse_task(task), _placement(seed), seed))
 
 
 class Tabletop:
@@ -55,8 +66,8 @@ class Tabletop:
         self.parts: tuple[Part, ...] = ()
         self.max_steps = sim.max_steps
         self._supersample = sim.supersample
-        keys = list(CAMERAS) if sim.wrist_camera else [IMAGE_KEY]
-        self.image_shapes: Mapping[str, tuple[int, int, int]] = dict.fromkeys(keys, (sim.image_size, sim.image_size, 3))
+        shape = (sim.image_size, sim.image_size, 3)
+        self.image_shapes: Mapping[str, tuple[int, int, int]] = dict.fromkeys(robot_spec(sim).cameras, shape)
         self._world = World(min(self._task.tolerance_mm / 1000, MOUTH_CLEARANCE_M))
         self._renderers: dict[tuple[str, int, int], OffscreenRenderer] = {}
         self._progress: Progress | None = None
@@ -84,7 +95,7 @@ class Tabletop:
         """
         self._check_open()
         placement = _placement(checked_seed(seed if scene_seed is None else scene_seed))
-        self.parts = draw_parts(self._task, placement, np.random.default_rng([checked_seed(seed), _INSTRUCTION_STREAM]))
+        self.parts = _draw(self._task, placement, checked_seed(seed))
         self.instruction = instruction(self.parts)
         self._world.reset(placement)
         if self._task.in_hand:
@@ -167,6 +178,11 @@ class Tabletop:
         if self._progress is None:
             raise RuntimeError("no episode is running; call reset(seed) first")
         return self._progress
+
+
+def _draw(task: Task, placement: Placement, seed: int) -> tuple[Part, ...]:
+    """The seed's instruction in a scene."""
+    return draw_parts(task, placement, np.random.default_rng([seed, _INSTRUCTION_STREAM]))
 
 
 def _placement(seed: int) -> Placement:

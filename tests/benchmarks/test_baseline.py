@@ -59,7 +59,7 @@ def fit_of(policy: BaselinePolicy, *, seconds: float, loss: str = "l1") -> Timed
 
 def observe(data: TrainingData, row: int, step: int = 0) -> Observation:
     recorded = data.recorded
-    instruction = recorded.tasks[recorded.episode_index[row]]
+    instruction = recorded.instruction(row)
     return Observation(images={IMAGE_KEY: data.frames[0, row]}, state=recorded.state[row], instruction=instruction, step=step)
 
 

@@ -21,11 +21,24 @@ def test_numbers_come_back_exactly(episodes, recorded):
         np.testing.assert_array_equal(recorded.action[rows], [s.action.label for s in episode.steps])
         np.testing.assert_array_equal(recorded.frame_index[rows], np.arange(len(episode.steps)))
         assert set(recorded.episode_index[rows]) == {index}
-        assert recorded.tasks[index] == episode.instruction
+        assert recorded.instruction(recorded.starts[index]) == episode.instruction
         assert recorded.seeds[index] == episode.seed
     assert len(recorded) == sum(len(e.steps) for e in episodes)
     assert recorded.image_keys == CAMERAS
     assert recorded.fps == 20
+
+
+def test_instructions_are_those_of_the_frames(tmp_path):
+    """As LeRobot keeps them: in `task_index`, which may change within an episode."""
+    told = [["reach", "grasp", "grasp", "lift"], ["grasp", "wait"], ["lift"]]
+    made = [make_episode(length=len(texts), seed=n, instruction=texts) for n, texts in enumerate(told)]
+    root = write_dataset(made, tmp_path / "d", fps=10)
+    recorded = open_dataset(root)
+    assert recorded.instructions == ("grasp", "lift", "reach", "wait")
+    assert [recorded.instruction(row) for row in range(7)] == [text for texts in told for text in texts]
+    loaded = LeRobotDataset("local/d", root=root)
+    assert [loaded[row]["task"] for row in range(7)] == [text for texts in told for text in texts]
+    assert loaded.meta.episodes["tasks"] == [["reach", "grasp", "lift"], ["grasp", "wait"], ["lift"]]
 
 
 def test_pictures_stay_good(episodes, recorded, tmp_path):

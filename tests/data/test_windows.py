@@ -15,7 +15,7 @@ from tests.data.builders import byte_tokens, make_frames, make_recorded
 
 
 def make_windows(recorded, *, horizon=3, chunks=2, history=1, staleness=0, episodes=None, cameras=1):
-    episodes = np.arange(len(recorded.tasks)) if episodes is None else np.asarray(episodes)
+    episodes = np.arange(len(recorded.lengths)) if episodes is None else np.asarray(episodes)
     pipeline = Pipeline(compute_stats(recorded, np.arange(len(recorded))), "min_max")
     action, data = ActionConfig(horizon=horizon, chunks=chunks), DataConfig(history=history)
     frames = make_frames(recorded, cameras)
@@ -92,6 +92,16 @@ def test_only_the_chosen_episodes_and_their_instruction():
     assert texts == ["push"] * 6 + ["open the door"] * 5
 
 
+def test_every_window_has_its_own_frames_instruction():
+    """An instruction may change within an episode; the plan goes on into the next one's steps."""
+    recorded = make_recorded([4, 3], tasks=[["open", "open", "close", "close"], ["close", "wait", "open"]])
+    windows = make_windows(recorded, episodes=[1, 0], chunks=2)
+    batch = windows.batch(np.arange(7), np.random.default_rng(0))
+    texts = [bytes(ids[mask].tolist()).decode() for ids, mask in zip(batch.text, batch.text_mask, strict=True)]
+    assert texts == ["close", "wait", "open", "open", "open", "close", "close"]
+    assert batch.action_mask[3].tolist() == [True] * 4 + [False] * 2, "the plan of the first frame covers both instructions"
+
+
 def test_pictures_lie_as_convolutions_want_them():
     recorded = make_recorded([9])
     images = make_windows(recorded, cameras=2, history=2).batch(np.arange(4), np.random.default_rng(0)).images
@@ -133,6 +143,25 @@ def test_the_split_is_by_episode_stratified_and_repeatable(tasks, share, seed):
         assert held < len(episodes)
         assert (held > 0) == (share > 0 and len(episodes) > 1)
         assert held == pytest.approx(share * len(episodes), abs=1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=4), min_size=1, max_size=30),
+    st.floats(0, 1),
+    st.integers(0, 2**16),
+)
+def test_with_several_instructions_in_an_episode_each_keeps_one_to_train_on(tasks, share, seed):
+    recorded = make_recorded([len(task) for task in tasks], tasks=tasks)
+    split = split_episodes(recorded, share, seed)
+    assert sorted([*split.train, *split.holdout]) == list(range(len(tasks)))
+    assert {text for e in split.train for text in tasks[e]} == {text for task in tasks for text in task}
+    for text in recorded.instructions:
+        episodes = {e for e, task in enumerate(tasks) if text in task}
+        held = episodes & set(split.holdout.tolist())
+        spare = [e for e in episodes - held if all(sum(t in tasks[o] for o in split.train) > 1 for t in tasks[e])]
+        assert len(held) >= min(max(1, round(share * len(episodes))), len(episodes) - 1) or not share or not spare
+        assert not held or share
 
 
 def test_the_split_depends_on_the_seed_and_refuses_nonsense():

@@ -360,7 +360,20 @@ def test_every_number_of_bins_works_on_the_same_data(bins, objective):
 
 def test_tiny_tokens_are_bytes():
     model = tiny_model()
-    text = model.planner.tokenise(["ab", "", "x" * 500])
-    assert text.ids.shape == (3, tiny_config().planner.max_text_tokens)
-    assert text.mask.sum(dim=1).tolist() == [2, 0, tiny_config().planner.max_text_tokens]
+    most = tiny_config().planner.max_text_tokens
+    text = model.planner.tokenise(["ab", "", "x" * most])
+    assert text.ids.shape == (3, most)
+    assert text.mask.sum(dim=1).tolist() == [2, 0, most]
     assert text.ids[0, :3].tolist() == [98, 99, 0]
+
+
+def test_tiny_refuses_what_is_longer_than_its_tokens():
+    """Cut to 64 bytes these two would be the same task."""
+    one, other = (f"请用右手机械臂把桌子上的红色方块慢慢地放进{side}边的盒子里" for side in "左右")
+    long = len(one.encode())
+    with pytest.raises(
+        ValueError, match=rf"{long - 64} tokens \(bytes\) too long; raise planner.max_text_tokens=64 .* {long}$"
+    ):
+        tiny_model().planner.tokenise(["ab", one])
+    ids = tiny_model({"planner.max_text_tokens": long}).planner.tokenise([one, other]).ids
+    assert not torch.equal(ids[0], ids[1])

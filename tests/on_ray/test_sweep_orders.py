@@ -1,20 +1,25 @@
 """Which trial comes next, without a cluster: seeds, replay after a crash, the budget in hours, what Optuna learns."""
 
 import json
+import shutil
 import time
 
 import pytest
 import sweep as job
 from arguments import parse
 
-from libra_ray.config import override
+from libra_ray.config import Config, override
+from libra_ray.data.dataset import write_dataset
 from libra_ray.on_ray.sweep import engine
 from libra_ray.on_ray.sweep.importance import parameter_importance
 from libra_ray.on_ray.sweep.plan import Order, Settings, SweepFolder
 from libra_ray.on_ray.sweep.searcher import Orders, make_source
 from libra_ray.on_ray.sweep.space import load_space
-from libra_ray.on_ray.sweep.trial import rung_step
+from libra_ray.on_ray.sweep.trial import bind, rung_step, train_until
+from libra_ray.overriding import flatten_mapping
+from libra_ray.run_folder import Clock, RunFolder
 from libra_ray.sweep_results import TrialResult, configurations
+from tests.data.builders import make_episode
 from tests.on_ray.doubles import debug_config
 
 TASK = "reach-v3"
@@ -24,8 +29,8 @@ TASK = "reach-v3"
 def open_sweep(tmp_path):
     """A sweep's folder; opened again it is continued."""
 
-    def make(space="granularity", **settings) -> SweepFolder:
-        config = debug_config()
+    def make(space="granularity", *, data="", **settings) -> SweepFolder:
+        config = debug_config(data__root=str(data))
         defaults = {"search": "grid", "scheduler": "fifo", "trials": 3, "seeds": 2}
         resume = (tmp_path / "sweep" / "plan.json").exists()
         chosen = Settings(**(defaults | settings))
@@ -43,6 +48,24 @@ def test_a_sweep_from_before_a_setting_existed_goes_on(open_sweep):
     path.write_text(json.dumps({**plan, "record.episodes_of": ["reach-v3=9"]}))
     with pytest.raises(ValueError, match=r"another record\.episodes_of"):
         open_sweep()
+
+
+def test_all_trials_have_the_data_that_the_first_one_had(open_sweep, tmp_path):
+    """Changed between two starts of a sweep, or while it runs, they are refused, by the job as by a trial."""
+    root = write_dataset([make_episode(seed=n) for n in range(2)], tmp_path / "d", fps=80)
+    sweep = open_sweep(data=root)
+    engine._record(sweep)
+    trial = sweep.write(Order(number=0, seed=0, values={"action.bins": 6}))
+    config = override(Config(), flatten_mapping(trial.order()["config"]))
+    open_sweep(data=root)
+    shutil.rmtree(root)
+    write_dataset([make_episode(seed=n) for n in range(3)], root, fps=80)
+    with pytest.raises(ValueError, match=r"it has 3 episodes \(then 2\)"):
+        open_sweep(data=root)
+    folder = RunFolder.open(trial.root, config)
+    bind(folder, trial.order())
+    with pytest.raises(ValueError, match=r"it has 3 episodes \(then 2\)"):
+        train_until(folder, 2, Clock(folder, "train", 0, 0))
 
 
 class Tune:

@@ -19,14 +19,13 @@ from ray.util import placement_group_table, remove_placement_group
 from ray.util.placement_group import PlacementGroup, PlacementGroupID
 
 from libra_ray.config import Config, override
-from libra_ray.data.dataset import open_dataset
-from libra_ray.data.frames import frame_cache
 from libra_ray.on_ray import stages
+from libra_ray.on_ray.run_data import open_to_train
 from libra_ray.on_ray.session import available_cpus
 from libra_ray.on_ray.sweep.plan import BUDGETS, FULL, REDUCTION, Settings, SweepFolder, TrialFolder
 from libra_ray.on_ray.sweep.searcher import Orders, make_source
 from libra_ray.on_ray.sweep.trial import run_trial
-from libra_ray.progress import Progress, say
+from libra_ray.progress import Progress
 from libra_ray.run_folder import RunFolder
 from libra_ray.sweep_results import TrialResult
 
@@ -136,15 +135,12 @@ def _bar(sweep: SweepFolder) -> Progress:
 
 
 def _record(sweep: SweepFolder) -> None:
-    """Demonstrations and decoded pictures, once for all trials that agree on them."""
+    """Demonstrations and decoded pictures, once for all trials that agree on them; the same ones at every start."""
     for config in sweep.space.recordings(sweep.run.config):
         data = sweep.data(config)
         folder = RunFolder.open(data.root, data.config)
         stages.record(folder)
-        recorded = open_dataset(folder.dataset, config.data)
-        for note in recorded.notes:
-            say(f"data set: {note}")
-        frame_cache(recorded, folder.path("frames"), config.sim.image_size)
+        open_to_train(folder)
 
 
 def _tuner(sweep: SweepFolder, orders: Orders, share: Share) -> tune.Tuner:

@@ -21,6 +21,7 @@ from typing import Any, Literal, Self
 
 from libra_ray import config as configuration
 from libra_ray.config import Config, override
+from libra_ray.on_ray.run_data import FACT, began_with, open_unchanged
 from libra_ray.on_ray.sweep.space import Search, Space, Values
 from libra_ray.overriding import flatten
 from libra_ray.results import dump
@@ -115,7 +116,7 @@ class TrialFolder:
     root: Path
 
     def order(self) -> Json:
-        """What was ordered: `Order`'s fields, `config`, `dataset`, `budgets`, `rung_episodes`."""
+        """What was ordered: `Order`'s fields, `config`, `frames`, `data` (a fingerprint), `budgets`, `rung_episodes`."""
         return dict(json.loads((self.root / "trial.json").read_text()))
 
     def result(self) -> TrialResult | None:
@@ -159,7 +160,7 @@ class SweepFolder:
         """Whether the folder holds this very sweep.
 
         Raises:
-            ValueError: as `open`; also where `resume` finds nothing to continue.
+            ValueError: as `open`; also where `resume` finds nothing to continue, or other data than the trials before had.
         """
         sweep = cls(run=RunFolder(root, config), space=space, settings=settings)
         path = root / "plan.json"
@@ -177,6 +178,9 @@ class SweepFolder:
         if changed := differences(before, now):
             told = ", ".join(f"{name} ({was} -> {now.get(name)})" for name, was in changed.items())
             raise ValueError(f"{root.name} was started with another {told}; give the same, or another --name")
+        for recording in map(sweep.data, space.recordings(config)):
+            if began_with(recording) is not None:
+                open_unchanged(recording)
         return True
 
     def identity(self) -> Json:
@@ -208,6 +212,7 @@ class SweepFolder:
                 **asdict(order),
                 "config": json.loads(configuration.to_json(override(config, own))),
                 "frames": str(data.path("frames")),
+                "data": data.fact(FACT),
                 "budgets": BUDGETS[self.settings.scheduler],
                 "rung_episodes": min(self.settings.rung_episodes, config.evaluate.episodes_per_task),
             }

@@ -12,19 +12,20 @@ from ray import tune
 
 from libra_ray import checkpoint
 from libra_ray.config import Config, SimConfig, override
+from libra_ray.data.fingerprint import Fingerprint
 from libra_ray.difficulty import PREFIX
 from libra_ray.on_ray import evaluate as evaluation
 from libra_ray.on_ray import stages
 from libra_ray.on_ray import train as training
 from libra_ray.on_ray.evaluation_log import read_evaluation
 from libra_ray.on_ray.fleet import Fleet
+from libra_ray.on_ray.run_data import keep, open_to_train
 from libra_ray.on_ray.sweep.plan import FULL, RUNGS_NAME, TrialFolder
 from libra_ray.overriding import flatten_mapping
 from libra_ray.policy import load_policy
 from libra_ray.run_folder import Clock, RunFolder, append_jsonl, repair_jsonl
 from libra_ray.sweep_results import VARIANCE_EXPLAINED, TrialResult
 from libra_ray.training import Fit
-from libra_ray.training_data import TrainingData
 from libra_ray.types import Json, Observation
 
 KEPT_MEASURES = ("loss", "loss_plan", "loss_diff", "plan_accuracy", "teacher_forcing")
@@ -66,7 +67,7 @@ def _work(trial: TrialFolder, simulator_actors: int) -> TrialResult:
     order = trial.order()
     config = override(Config(), {**flatten_mapping(order["config"]), "ray.simulator_actors": simulator_actors})
     folder = RunFolder.open(trial.root, config)
-    folder.share_frames(Path(order["frames"]))
+    bind(folder, order)
     repair_jsonl(folder.path(RUNGS_NAME))
     known = {rung["budget"]: rung for rung in trial.rungs()}
     for budget in order["budgets"]:
@@ -76,6 +77,13 @@ def _work(trial: TrialFolder, simulator_actors: int) -> TrialResult:
         if budget < FULL:
             tune.report(known[budget])
     return _finished(folder, order, list(known.values()))
+
+
+def bind(folder: RunFolder, order: Json) -> None:
+    """Let a trial's folder share the sweep's pictures, and train on the sweep's data set alone, as it was at the beginning."""
+    folder.share_frames(Path(order["frames"]))
+    if order.get("data"):
+        keep(folder, Fingerprint(**order["data"]))
 
 
 def _reach(folder: RunFolder, budget: int, episodes: int) -> Json:
@@ -120,7 +128,7 @@ def train_until(folder: RunFolder, step: int, clock: Clock) -> None:
         training.train(folder, clock, until=step)
         return
     config, last = folder.config, folder.path("ray") / "last"
-    data = TrainingData.open(config, folder.dataset, folder.path("frames"))
+    data = open_to_train(folder)
     torch.manual_seed(config.train.seed)
     device = torch.device(evaluation.device_of(config))
     state = checkpoint.load_trainer_state(last) if last.exists() else None

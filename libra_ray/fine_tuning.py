@@ -1,0 +1,66 @@
+"""Training that begins with the weights of another checkpoint."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from libra_ray.checkpoint import read_manifest
+from libra_ray.model.libra import Libra, RobotShape
+
+
+def start_from(model: Libra, folder: Path, parts: Sequence[str]) -> list[str]:
+    """Give a model the weights of a checkpoint, which may be one of another granularity or of other parts.
+
+    Of another robot's checkpoint only parts that fit as a whole are taken: half a policy would seem to be one.
+
+    Args:
+        model: whose weights of the same name and shape are replaced.
+        folder: the checkpoint.
+        parts: beginnings of the names to take, e.g. `planner.backbone`.
+
+    Returns:
+        The names of the weights that were taken.
+
+    Raises:
+        ValueError: the folder is not a checkpoint, one of `parts` has no weight that fits, or the checkpoint is another robot's
+            and one of `parts` has a weight that does not.
+    """
+    theirs = read_manifest(folder).shape
+    own = model.state_dict()
+    known = {n: value for n, value in load_file(folder / "weights.safetensors").items() if n in own}
+    fitting = {n: value for n, value in known.items() if n.startswith(tuple(parts)) and value.shape == own[n].shape}
+    for part in parts:
+        if not any(name.startswith(part) for name in fitting):
+            heads = sorted({".".join(name.split(".")[:2]) for name in own})
+            raise ValueError(
+                f"train.start_parts={part}: checkpoint {folder} has no weights of this name and shape; this model's parts are "
+                f"planner, refiner, {', '.join(heads)}"
+            )
+    if theirs != model.shape:
+        _refuse_half_a_policy(folder, model.shape, theirs, [n for n in own if n.startswith(tuple(parts))], set(fitting))
+    model.load_state_dict(fitting, strict=False)
+    return sorted(fitting)
+
+
+def _refuse_half_a_policy(folder: Path, ours: RobotShape, theirs: RobotShape, wanted: Sequence[str], fitting: set[str]) -> None:
+    """Refuse parts of which some weights have the shape of another robot.
+
+    Raises:
+        ValueError: names the dimensions of both, and the parts that fit.
+    """
+    if not (missing := [name for name in wanted if name not in fitting]):
+        return
+    heads: dict[str, bool] = {}
+    for name in wanted:
+        head = ".".join(name.split(".")[:2])
+        heads[head] = heads.get(head, True) and name in fitting
+    whole = [head for head, fits in heads.items() if fits]
+    differing = "; ".join(
+        f"{n} {was} (here {getattr(ours, n)})" for n, was in asdict(theirs).items() if was != getattr(ours, n)
+    )
+    raise ValueError(
+        f"train.start_from={folder} is a checkpoint of another robot: {differing}; {len(missing)} of {len(wanted)} weights do "
+        f"not fit, e.g. {missing[0]}; give --train.start_parts {','.join(whole)}, or fewer, to take what fits as a whole"
+    )

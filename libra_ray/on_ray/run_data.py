@@ -1,0 +1,50 @@
+"""The data set of a run: the same one at every start, and what it is when it is not there yet."""
+
+from dataclasses import asdict
+from typing import Any, cast
+
+from libra_ray.data.dataset import Recorded, open_dataset
+from libra_ray.data.fingerprint import Fingerprint
+from libra_ray.progress import say
+from libra_ray.run_folder import RunFolder
+from libra_ray.training_data import TrainingData
+
+FACT = "train.data"
+"""What a run keeps of the data set that its training began with, beside the stages."""
+
+
+def began_with(folder: RunFolder) -> Fingerprint | None:
+    """The data set that the run's training began with; None where it has not begun, or under a version that did not say."""
+    fact = folder.fact(FACT)
+    return Fingerprint(**cast("dict[str, Any]", fact)) if fact else None
+
+
+def open_unchanged(folder: RunFolder) -> Recorded:
+    """The numbers of the run's data set.
+
+    Raises:
+        ValueError: there is none, it cannot be trained on, or it is another one than the run's training began with.
+    """
+    recorded, before = open_dataset(folder.dataset, folder.config.data), began_with(folder)
+    if before is not None:
+        before.check_unchanged(Fingerprint.of(recorded), folder.dataset)
+    return recorded
+
+
+def open_to_train(folder: RunFolder) -> TrainingData:
+    """The run's data set, checked and decoded, its remarks told; from now on the run goes on with this one alone.
+
+    Raises:
+        ValueError: as `open_unchanged`.
+    """
+    data = TrainingData.open(folder.config, folder.dataset, folder.path("frames"), before=began_with(folder))
+    for remark in data.remarks():
+        say(f"data set: {remark}")
+    keep(folder, data.fingerprint)
+    return data
+
+
+def keep(folder: RunFolder, data: Fingerprint) -> None:
+    """Bind the run to a data set, unless it is bound already."""
+    if began_with(folder) is None:
+        folder.note(FACT, asdict(data))

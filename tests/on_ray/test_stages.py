@@ -1,0 +1,191 @@
+"""What is known to be wrong is refused at the border: no cluster is started, nothing is written."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from libra_ray import checkpoint
+from libra_ray.data.dataset import write_dataset
+from libra_ray.model.libra import RobotShape
+from libra_ray.on_ray import evaluate as evaluation
+from libra_ray.on_ray import stages
+from libra_ray.on_ray.run_data import FACT, began_with, open_to_train
+from libra_ray.publish import dataset_facts
+from libra_ray.run_folder import RunFolder
+from libra_ray.sim import robot_spec
+from libra_ray.types import IMAGE_KEY
+from tests.data.builders import make_episode
+from tests.model import hugging_face
+from tests.model.builders import make_stats, tiny_model
+from tests.on_ray.doubles import debug_config
+
+ALL = ("record", "train", "evaluate")
+METAWORLD_HZ = 80
+
+
+def demonstrate(root: Path, episodes: int = 3, *, fps: int = METAWORLD_HZ, **robot: object) -> Path:
+    """A data set of Meta-World's robot, or of one that differs as the keywords say; it replaces what is there."""
+    shutil.rmtree(root, ignore_errors=True)
+    return write_dataset([make_episode(seed=n, length=8 + n, **robot) for n in range(episodes)], root, fps=fps)
+
+
+def trained(root: Path, shape: RobotShape | None = None, control_hz: float = METAWORLD_HZ, **changes: object) -> Path:
+    """A checkpoint of a robot with Meta-World's camera."""
+    shape = shape or RobotShape(action_dim=4, state_dim=4, cameras=1)
+    model = tiny_model({name.replace("__", "."): value for name, value in changes.items()}, shape)
+    facts = checkpoint.Facts(shape=shape, image_keys=(IMAGE_KEY,), control_hz=control_hz, instructions=("go",))
+    checkpoint.save(root, model, model.state_dict(), make_stats(shape), facts, step=4)
+    return root
+
+
+def written(root: Path) -> set[Path]:
+    return set(root.rglob("*"))
+
+
+class TestAnotherRobot:
+    @pytest.mark.parametrize(
+        ("robot", "words"),
+        [
+            ({"action_dim": 14}, r"action dimensions 14 \(simulator: 4\); it can be trained on"),
+            ({"state_dim": 14}, r"state dimensions 14 \(simulator: 4\)"),
+            ({"fps": 50}, r"control rate in Hz 50 \(simulator: 80\)"),
+            ({"cameras": ("observation.images.high",)}, r"cameras observation.images.high \(simulator: observation.image\)"),
+            ({"cameras": (IMAGE_KEY, "observation.images.wrist")}, r"cameras observation.image, observation.images.wrist"),
+        ],
+    )
+    def test_a_data_set_of_it_is_trained_on_but_not_to_be_evaluated(self, make_run, tmp_path, robot, words):
+        folder = make_run(data__root=str(demonstrate(tmp_path / "d", **robot)))
+        before = written(tmp_path)
+        stages.check(folder, "train")
+        with pytest.raises(ValueError, match=rf"data set \S*/d is of another robot than .*sim.family=metaworld: {words}"):
+            stages.check(folder, *ALL)
+        assert written(tmp_path) == before
+
+    @pytest.mark.parametrize(
+        ("robot", "words"),
+        [
+            ({"shape": RobotShape(action_dim=7, state_dim=4, cameras=1)}, r"action dimensions 7 \(simulator: 4\)"),
+            ({"control_hz": 29.97}, r"Hz 29.97 \(simulator: 80\)"),
+        ],
+    )
+    def test_a_checkpoint_of_it_is_not_evaluated(self, make_run, tmp_path, robot, words):
+        folder = make_run(evaluate__checkpoint=str(trained(tmp_path / "c", **robot)))
+        with pytest.raises(ValueError, match=rf"checkpoint \S*/c is of another robot .*{words}"):
+            stages.check(folder, "evaluate")
+        with pytest.raises(ValueError, match="another robot"):
+            evaluation.load_trained(folder, "policy")
+        stages.check(make_run("same", evaluate__checkpoint=str(trained(tmp_path / "own"))), "evaluate")
+
+    def test_its_weights_are_no_start_for_this_one(self, make_run, tmp_path):
+        other = trained(tmp_path / "c", RobotShape(action_dim=7, state_dim=4, cameras=1))
+        tuned = {"data__root": str(demonstrate(tmp_path / "d")), "train__start_from": str(other)}
+        with pytest.raises(ValueError, match=r"another robot: action_dim 7 \(here 4\).*give --train.start_parts"):
+            stages.check(make_run(**tuned), "train")
+        stages.check(make_run("part", **tuned, train__start_parts="planner.backbone"), "train")
+
+    def test_actions_beyond_the_simulators_are_said(self, make_run, tmp_path, capsys):
+        episode = make_episode()
+        episode.steps[3].action.label[1] = -7
+        root = write_dataset([episode], tmp_path / "d", fps=METAWORLD_HZ)
+        stages.check(make_run(data__root=str(root)), *ALL)
+        assert "in [-1, 1] and cuts others; the data set goes beyond: action[1] up to 7" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(("family", "wrist"), [("metaworld", False), ("tabletop", False), ("tabletop", True)])
+    def test_what_a_simulator_declares_is_what_it_is(self, family, wrist):
+        from libra_ray.sim import control_hz, instructions, make_environment
+
+        task = {"metaworld": "reach-v3", "tabletop": "chain2"}[family]
+        sim = debug_config(sim__family=family, sim__wrist_camera=wrist, sim__tasks=task).sim
+        environment, spec = make_environment(sim, task), robot_spec(sim)
+        assert (spec.action_dim, spec.state_dim) == (environment.action_dim, environment.state_dim)
+        assert (spec.control_hz, spec.cameras) == (environment.control_hz, tuple(environment.image_shapes))
+        assert spec.control_hz == control_hz(sim)
+        assert {environment.reset(seed, render=False).instruction for seed in range(5)} == set(instructions(sim, range(5)))
+        environment.close()
+
+
+class TestDataThatChanged:
+    @pytest.fixture
+    def begun(self, make_run, tmp_path) -> RunFolder:
+        """A run whose training was interrupted."""
+        folder = make_run(data__root=str(demonstrate(tmp_path / "d")))
+        with folder.stage("train"):
+            open_to_train(folder)
+        return folder
+
+    def test_the_same_data_go_on(self, begun):
+        stages.check(begun, *ALL)
+        assert open_to_train(begun).fingerprint == began_with(begun)
+
+    @pytest.mark.parametrize("done", [False, True])
+    def test_other_data_are_refused_whether_training_ended_or_not(self, begun, done):
+        if done:
+            begun.note("train", {"done": True, "wall_s": 1.0})
+        demonstrate(begun.dataset, 5)
+        for refuse in (lambda: stages.check(begun, "train"), lambda: stages.check(begun, *ALL), lambda: open_to_train(begun)):
+            with pytest.raises(ValueError, match=r"it has 5 episodes \(then 3\), 50 frames \(then 27\); give --fresh"):
+                refuse()
+
+    def test_fresh_begins_with_the_other_data(self, begun):
+        demonstrate(begun.dataset, 5)
+        stages.check(begun, "train", fresh=True)
+        again = RunFolder.open(begun.root, begun.config, forget=("train", "evaluate"))
+        assert again.fact(FACT) is None
+        assert open_to_train(again).fingerprint.episodes == began_with(again).episodes == 5
+
+    def test_a_run_of_a_version_that_did_not_say_goes_on(self, begun):
+        begun.note(FACT, None)
+        demonstrate(begun.dataset, 5)
+        stages.check(begun, "train")
+        assert open_to_train(begun).fingerprint == began_with(begun)
+
+    def test_the_report_says_that_the_policy_is_of_other_data(self, begun):
+        data, model = open_to_train(begun), tiny_model(shape=RobotShape(action_dim=4, state_dim=4, cameras=1))
+        checkpoint.save(begun.checkpoint, model, model.state_dict(), data.stats, data.facts, step=4)
+        assert "checkpoint_trained_on_another" not in dataset_facts(begun)
+        demonstrate(begun.dataset, 5)
+        stages.check(begun, "evaluate")
+        facts = dataset_facts(begun)
+        assert (facts["episodes"], facts["checkpoint_trained_on_another"]["episodes"]) == (5, 3)
+
+
+class TestInstructionsThatAreTooLong:
+    SAID = r"tokens \(bytes\) too long; raise planner.max_text_tokens=20 to at least"
+
+    def test_of_a_data_set(self, make_run, tmp_path):
+        root = demonstrate(tmp_path / "d", instruction="put the red block into the left bin")
+        short = {"data__root": str(root), "planner__max_text_tokens": 20}
+        with pytest.raises(ValueError, match=rf"15 {self.SAID} 35"):
+            stages.check(make_run(**short), "train")
+        stages.check(make_run("enough", data__root=str(root), planner__max_text_tokens=35), "train")
+
+    def test_of_tasks_that_will_be_recorded(self, make_run):
+        with pytest.raises(ValueError, match=self.SAID):
+            stages.check(make_run(sim__tasks="bin-picking-v3", planner__max_text_tokens=20), *ALL)
+
+    def test_of_tasks_that_a_trained_policy_is_to_do(self, make_run, tmp_path):
+        path = trained(tmp_path / "c", planner__max_text_tokens=20)
+        folder = make_run(sim__tasks="bin-picking-v3", evaluate__checkpoint=str(path))
+        with pytest.raises(ValueError, match=self.SAID):
+            stages.check(folder, "evaluate")
+        with pytest.raises(ValueError, match=self.SAID):
+            evaluation.load_trained(folder, "policy")
+
+    @pytest.mark.parametrize("write", [hugging_face.write_llava, hugging_face.write_internvl])
+    def test_by_a_pretrained_backbone_without_its_weights(self, make_run, tmp_path, write):
+        source = {"planner__backbone": str(write(tmp_path / "model"))}
+        for most in (3, 9):
+            trained(tmp_path / str(most), **source, planner__max_text_tokens=most)
+        evaluated = {most: make_run(f"r{most}", evaluate__checkpoint=str(tmp_path / str(most))) for most in (3, 9)}
+        shutil.rmtree(tmp_path / "model")
+        stages.check(evaluated[9], "evaluate")
+        with pytest.raises(ValueError, match=r"too long; raise planner.max_text_tokens=3"):
+            stages.check(evaluated[3], "evaluate")
+
+    def test_of_tasks_beside_the_data_sets_own(self, make_run, tmp_path):
+        root = demonstrate(tmp_path / "d", instruction="")
+        folder = make_run(data__root=str(root), sim__tasks="bin-picking-v3", planner__max_text_tokens=20)
+        stages.check(folder, "train")
+        with pytest.raises(ValueError, match=self.SAID):
+            stages.check(folder, *ALL)

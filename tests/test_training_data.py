@@ -1,0 +1,67 @@
+"""A data set made ready: odd ones train, and what a reader would not expect of them is said; what cannot be told is refused."""
+
+import numpy as np
+import pytest
+import torch
+
+from libra_ray.config import Config, override, preset
+from libra_ray.data.dataset import write_dataset
+from libra_ray.data.fingerprint import Fingerprint
+from libra_ray.model.backbone import Text
+from libra_ray.training import Fit
+from libra_ray.training_data import TrainingData, distinct_tokens
+from tests.data.builders import make_episode
+
+
+def config(**changes: object) -> Config:
+    few = {"train.steps": 3, "train.batch_size": 4, "train.log_every": 1}
+    return override(preset("debug"), few | {name.replace("__", "."): value for name, value in changes.items()})
+
+
+@pytest.mark.parametrize("normalisation", ["min_max", "quantile"])
+def test_an_episode_of_one_frame_and_constant_dimensions_train(tmp_path, normalisation):
+    """The windows of one frame are padded and masked; a dimension without a range divides nothing."""
+    root = write_dataset([make_episode(length=1, seed=n, instruction=f"task {n}") for n in range(2)], tmp_path / "d", fps=10)
+    data = TrainingData.open(config(data__normalisation=normalisation), root, tmp_path / "frames")
+    assert data.remarks() == [
+        "constant in all training episodes, and so it comes out of the policy as it is: action[3]=0.5",
+        "constant in all training episodes, and so it says nothing to the policy: observation.state[1]=0",
+        "nothing is held out, for no instruction has an episode to spare: there will be no offline measures",
+    ]
+    assert data.validator(torch.device("cpu")) is None
+    model = data.make_model()
+    windows = data.windows(model, data.split.train)
+    batch = windows.batch(np.array([0, 1, 0, 1]), np.random.default_rng(0))
+    assert batch.action_mask.sum(dim=1).tolist() == [1] * 4
+    assert all(torch.isfinite(part).all() for part in (batch.actions, batch.state, batch.plan_state))
+    rows = [progress.metrics for progress in Fit(model, device=torch.device("cpu")).run([batch] * 3)]
+    assert all(np.isfinite(row["loss"]) for row in rows)
+
+
+def test_nothing_is_said_of_ordinary_data(tmp_path):
+    root = write_dataset([make_episode(seed=n, state_dim=2, action_dim=4) for n in range(3)], tmp_path / "d", fps=10)
+    remarks = TrainingData.open(config(), root, tmp_path / "frames").remarks()
+    assert [remark for remark in remarks if "action[3]" not in remark] == []
+
+
+def test_other_data_than_at_the_beginning_are_refused_before_they_are_decoded(tmp_path):
+    root = write_dataset([make_episode()], tmp_path / "d", fps=10)
+    before = TrainingData.open(config(), root, tmp_path / "frames").fingerprint
+    TrainingData.open(config(), root, tmp_path / "frames", before)
+    other = Fingerprint(episodes=2, frames=before.frames, content=before.content)
+    with pytest.raises(ValueError, match=r"it has 1 episodes \(then 2\)"):
+        TrainingData.open(config(), root, tmp_path / "unused", other)
+    assert not (tmp_path / "unused").exists()
+
+
+def test_two_instructions_must_not_be_the_same_to_the_policy():
+    """As of words that a vocabulary does not hold; capitals and spaces at the ends are no other task."""
+
+    def latin_only(texts: list[str]) -> Text:
+        ids = torch.tensor([[ord(c) if ord(c) < 128 else 1 for c in text.strip().lower().ljust(8)] for text in texts])
+        return Text(ids=ids, mask=ids > 0)
+
+    ids, mask = distinct_tokens(latin_only, ["open", "Open ", "close", ""])
+    assert (ids.shape, mask.all()) == ((4, 8), True)
+    with pytest.raises(ValueError, match=r"makes the same tokens of '打开' and '关上'"):
+        distinct_tokens(latin_only, ["open", "打开", "关上"])
