@@ -170,3 +170,6 @@ def make_backbone(config: PlannerConfig, image_size: int, pictures: int, folder:
         return TinyBackbone(image_size, pictures, config.width, config.max_text_tokens)
     source = str(folder / PROCESSOR_FOLDER) if folder else config.backbone
     return PretrainedBackbone(source, image_size, pictures, config.max_text_tokens, pretrained=folder is None)
+
+
+__all__ = ["PROCESSOR_FOLDER", "Backbone", "Features", "PretrainedBackbone", "Text", "TinyBackbone", "make_backbone"]

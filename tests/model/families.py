@@ -452,9 +452,14 @@ OTHERS: dict[str, tuple[Callable[[], Made], str]] = {
 
 
 def write(folder: Path, made: Made) -> Path:
-    """A model folder as the hub has it, with random weights."""
+    """A model folder as the hub has it, with random weights in half precision."""
     kind, config, processor = made
     torch.manual_seed(0)
-    kind(config).to(torch.bfloat16).save_pretrained(folder)
+    model = kind(config)
+    # Gates and projections that begin at zero would shut out the pictures.
+    for weight in model.parameters():
+        if not weight.any():
+            weight.data.normal_(0, 0.1)
+    model.to(torch.bfloat16).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
