@@ -154,7 +154,7 @@ class PretrainedBackbone(nn.Module):
         batch, mask = len(hidden), inputs["attention_mask"].bool()
         seen = hidden[inputs["input_ids"] == self.prompts.placeholder].view(batch, -1, self.width).transpose(1, 2)
         pictures = functional.adaptive_avg_pool1d(seen, VISION_TOKENS * self.pictures).transpose(1, 2)
-        sentence = hidden[torch.arange(batch), mask.sum(dim=1) - 1]
+        sentence = hidden[torch.arange(batch, device=hidden.device), mask.sum(dim=1) - 1]
         summary = torch.cat([pictures.flatten(1), sentence], dim=1)
         return Features(tokens=hidden, mask=mask, summary=summary, pictures=pictures, sentence=sentence)
 
