@@ -1,6 +1,7 @@
 """Every family of vision-language models, as the model's own processor and forward have it."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -117,6 +118,19 @@ def test_the_sign_for_a_picture_is_no_instruction(backbone):
         assert repr(mark) in str(refusal.value)
 
 
+PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+
+
+def test_the_page_says_what_was_tried(backbone):
+    of_each_token = ", ".join(f"`{name}`" for name in list(backbone.prompts.per_token)[1:]) or "–"
+    assert f"| `{backbone.hf_config.architectures[0]}` | {of_each_token} |\n" in PAGE
+
+
+def test_the_page_claims_no_more():
+    tried = {made()[0].__name__ for made in (*FAMILIES.values(), *(made for made, _ in OTHERS.values()))}
+    assert set(re.findall(r"^\| `(\w+)` \|", PAGE, flags=re.MULTILINE)) == tried
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_models_of_other_kinds_are_refused(name, tmp_path):
     made, reason = OTHERS[name]
@@ -124,6 +138,7 @@ def test_models_of_other_kinds_are_refused(name, tmp_path):
         load(families.write(tmp_path / name, made()))
     assert "\n" not in str(refusal.value)
     assert "planner.backbone" in str(refusal.value)
+    assert f"| `{made()[0].__name__}` | {reason} |\n" in PAGE
 
 
 def smolvlm(tile: int) -> tuple[hf.ProcessorMixin, int]:
