@@ -91,7 +91,8 @@ class Prompts:
         longest = max(len(one["input_ids"]) for one in said)
         if longest > self.room:
             raise ValueError(
-                f"an instruction is {longest - self.room} tokens too long; raise planner.max_text_tokens={self.max_text_tokens}"
+                f"an instruction is {longest - self.room} tokens too long; "
+                f"raise planner.max_text_tokens={self.max_text_tokens} to {self.max_text_tokens + longest - self.room}"
             )
         pad = {"input_ids": self.processor.tokenizer.pad_token_id or 0}
         mask = torch.stack([torch.arange(self.room) < len(one["input_ids"]) for one in said])
