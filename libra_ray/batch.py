@@ -20,7 +20,7 @@ class Batch:
         plan_state: `(B, S)` normalised proprioception at the planner's step.
         images: `(B, T, 3, height, width)` uint8, what the refiner sees `offset` steps later.
         state: `(B, S)` normalised proprioception at the refiner's step.
-        text: `(B, W)` instruction token ids; `text_mask` is False on padding.
+        text: `(B, W)` instruction token ids, as the planner tokenises them; `text_mask` is False on padding.
         actions: `(B, L, D)` normalised actions from the planner's step on, in [-1, 1].
         action_mask: `(B, L)` False on steps past the episode's end; these never influence a loss.
         offset: `(B,)` control steps between the planner's and the refiner's picture.

@@ -85,7 +85,7 @@ OWNERS: dict[str, set[str]] = {
     "metaworld": {"sim"},
     "gymnasium": {"sim"},
     "matplotlib": {"report", "benchmarks"},
-    "jinja2": {"report"},
+    "jinja2": {"report", "model"},
     "optuna": {"on_ray"},
 }
 """Outside library -> the parts that may import it; a library not named here is everybody's."""

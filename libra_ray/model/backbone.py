@@ -1,4 +1,4 @@
-"""Vision-language backbones of the planner: a tiny one without downloads, and any Hugging Face image-text-to-text model."""
+"""Vision-language backbones of the planner: a tiny one without downloads, and Hugging Face image-text-to-text models."""
 
 import inspect
 from dataclasses import dataclass
@@ -6,22 +6,16 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
 from libra_ray.config import PlannerConfig
-from libra_ray.model.vision import VISION_TOKENS, ConvEncoder, Gaze, cannot_load
+from libra_ray.model.pretrained import cannot_load, load_checked, same_twice
+from libra_ray.model.prompts import PROBE, Prompts, Text
+from libra_ray.model.vision import VISION_TOKENS, ConvEncoder, Gaze
 
 PROCESSOR_FOLDER = "processor"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Text:
-    """Tokenised instructions: `ids` `(B, W)` int64 and `mask` `(B, W)`, False on padding."""
-
-    ids: Int[Tensor, "B W"]
-    mask: Bool[Tensor, "B W"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,12 +105,13 @@ class TinyBackbone(nn.Module):
 
 
 class PretrainedBackbone(nn.Module):
-    """Any Hugging Face image-text-to-text model, by name or local folder, without its language-model head.
+    """A Hugging Face image-text-to-text model, by name or local folder, without its language-model head.
 
-    Pictures and prompt (placeholders for `pictures` pictures, then the instruction) both go through the model's own processor.
+    It must have one language decoder, and a processor that marks pictures by placeholder tokens. Pictures and prompt
+    (placeholders for `pictures` pictures, then the instruction) both go through that processor.
 
     Raises:
-        ValueError: the model cannot be loaded as an image-text-to-text model.
+        ValueError: the model cannot be loaded, is of another kind, lacks weights, or has two answers to one question.
     """
 
     def __init__(self, source: str, image_size: int, pictures: int, max_text_tokens: int, *, pretrained: bool = True) -> None:
@@ -125,72 +120,58 @@ class PretrainedBackbone(nn.Module):
         from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
         with cannot_load("planner.backbone", source, "image-text-to-text", "tiny"):
-            self.processor = AutoProcessor.from_pretrained(source)
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+            language = config.get_text_config(decoder=True)
+            if config.is_encoder_decoder or language.is_encoder_decoder:
+                raise ValueError("it is an encoder-decoder, and has no one decoder that reads pictures and words together")
+            self.processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
             if pretrained:
-                full = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32)
+                full = load_checked(AutoModelForImageTextToText, source)
             else:
-                full = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(source))
-            self.hf_config, self.model = full.config, full.model
-            self.picture_token = getattr(full.config, "image_token_id", None) or full.config.image_token_index
-        self.width = full.config.get_text_config().hidden_size
-        self.summary_width = self.width * (VISION_TOKENS * pictures + 1)
-        self.image_size, self.pictures, self.max_text_tokens = image_size, pictures, max_text_tokens
-        self.takes = set(inspect.signature(self.model.forward).parameters)
+                full = AutoModelForImageTextToText.from_config(config, dtype=torch.float32, trust_remote_code=False)
+            self.hf_config, self.model = full.config, full.base_model
+            takes = set(inspect.signature(self.model.forward).parameters)
+            if self.model is full or "pixel_values" not in takes:
+                raise ValueError("below its head there is no one decoder that reads pictures and words together")
+            self.width = language.hidden_size
+            self.pictures = pictures
+            self.summary_width = self.width * (VISION_TOKENS * pictures + 1)
+            self.prompts = Prompts(
+                self.processor,
+                image_size=image_size,
+                pictures=pictures,
+                max_text_tokens=max_text_tokens,
+                placeholder=getattr(config, "image_token_id", None),
+                takes=takes,
+            )
+            if pretrained:
+                text = self.tokenise([PROBE])
+                same_twice(lambda: self(self.prompts.noise, text).tokens)
 
     def tokenise(self, instructions: list[str]) -> Text:
         """Prompts with picture placeholders, each by the model's own processor, padded on the right to one length for all.
 
-        One at a time, so that no instruction's tokens depend on its company: many processors pad on the left.
-
         Raises:
-            ValueError: an instruction is longer than `max_text_tokens`.
+            ValueError: an instruction has the model's token for a picture in it, or is longer than `max_text_tokens`.
         """
-        blank = torch.zeros(1, self.pictures, 3, self.image_size, self.image_size, dtype=torch.uint8)
-        prompts = [self._processed(blank, instruction)["input_ids"][0] for instruction in ("", *instructions)]
-        # The placeholders' number depends on the picture size alone, so all prompts fit into one constant length.
-        length = len(prompts.pop(0)) + self.max_text_tokens
-        longest = max(map(len, prompts))
-        if longest > length:
-            raise ValueError(
-                f"an instruction is {longest - length} tokens too long; raise planner.max_text_tokens={self.max_text_tokens}"
-            )
-        pad = self.processor.tokenizer.pad_token_id or 0
-        return Text(
-            ids=torch.stack([functional.pad(ids, (0, length - len(ids)), value=pad) for ids in prompts]),
-            mask=torch.stack([torch.arange(length) < len(ids) for ids in prompts]),
-        )
+        return self.prompts.tokenise(instructions)
 
     def forward(self, images: UInt8[Tensor, "B T C height width"], text: Text) -> Features:
         """The language model's last hidden states over the whole prompt."""
-        inputs = {name: value.to(images.device) for name, value in self._processed(images, "").items() if name in self.takes}
+        inputs = self.prompts.inputs(images, text)
         inputs["pixel_values"] = inputs["pixel_values"].to(next(self.model.parameters()).dtype)
-        shown = text.ids == self.picture_token
-        inputs |= {"input_ids": text.ids, "attention_mask": text.mask.long()}
-        if "mm_token_type_ids" in self.takes:
-            inputs["mm_token_type_ids"] = shown.long()
         hidden = self.model(**inputs).last_hidden_state
-        batch = len(hidden)
-        seen = hidden[shown].view(batch, -1, self.width).transpose(1, 2)
+        batch, mask = len(hidden), inputs["attention_mask"].bool()
+        seen = hidden[inputs["input_ids"] == self.prompts.placeholder].view(batch, -1, self.width).transpose(1, 2)
         pictures = functional.adaptive_avg_pool1d(seen, VISION_TOKENS * self.pictures).transpose(1, 2)
-        sentence = hidden[torch.arange(batch), text.mask.sum(dim=1) - 1]
+        sentence = hidden[torch.arange(batch, device=hidden.device), mask.sum(dim=1) - 1]
         summary = torch.cat([pictures.flatten(1), sentence], dim=1)
-        return Features(tokens=hidden, mask=text.mask, summary=summary, pictures=pictures, sentence=sentence)
+        return Features(tokens=hidden, mask=mask, summary=summary, pictures=pictures, sentence=sentence)
 
     def save_processor(self, folder: Path) -> None:
         """The processor and the architecture's configuration: enough to rebuild the module without any hub."""
         self.processor.save_pretrained(folder / PROCESSOR_FOLDER)
         self.hf_config.save_pretrained(folder / PROCESSOR_FOLDER)
-
-    def _processed(self, images: UInt8[Tensor, "B T C height width"], instruction: str) -> dict[str, Tensor]:
-        """The processor's answer to the same instruction under every window's pictures."""
-        prompts = [self._prompt(instruction)] * len(images)
-        return dict(self.processor(text=prompts, images=[list(window) for window in images], return_tensors="pt"))
-
-    def _prompt(self, instruction: str) -> str:
-        content: list[dict[str, str]] = [{"type": "image"}] * self.pictures + [{"type": "text", "text": instruction}]
-        if getattr(self.processor, "chat_template", None):
-            return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=False)
-        return self.processor.image_token * self.pictures + instruction
 
 
 def make_backbone(config: PlannerConfig, image_size: int, pictures: int, folder: Path | None = None) -> Backbone:
@@ -199,3 +180,6 @@ def make_backbone(config: PlannerConfig, image_size: int, pictures: int, folder:
         return TinyBackbone(image_size, pictures, config.width, config.max_text_tokens)
     source = str(folder / PROCESSOR_FOLDER) if folder else config.backbone
     return PretrainedBackbone(source, image_size, pictures, config.max_text_tokens, pretrained=folder is None)
+
+
+__all__ = ["PROCESSOR_FOLDER", "Backbone", "Features", "PretrainedBackbone", "Text", "TinyBackbone", "make_backbone"]

@@ -1,7 +1,5 @@
 """Eyes: small convolutional encoders, and Hugging Face vision models by name or folder."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +8,8 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
+
+from libra_ray.model.pretrained import cannot_load
 
 ENCODER_FOLDER = "encoder"
 VISION_TOKENS = 4
@@ -155,18 +155,6 @@ def make_encoder(source: str, image_size: int, width: int, folder: Path | None =
     if source == "conv":
         return ConvEncoder(image_size, width)
     return PretrainedEncoder(str(folder / ENCODER_FOLDER) if folder else source, width, pretrained=folder is None)
-
-
-@contextmanager
-def cannot_load(key: str, source: str, kind: str, builtin: str) -> Iterator[None]:
-    """Turn what `transformers` raises over a model it cannot load into a ValueError that says what would be valid."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
-        raise ValueError(
-            f"{key}={source!r} cannot be loaded as a Hugging Face {kind} model ({error}); "
-            f"give `{builtin}`, the name of a model that this machine has or can download, or a local model folder"
-        ) from error
 
 
 def shift_pictures(

@@ -14,17 +14,18 @@ from libra_ray.model.libra import Libra
 from libra_ray.model.vision import PretrainedEncoder
 from libra_ray.policy import LibraPolicy
 from libra_ray.training import Fit
-from tests.model import hugging_face
+from tests.model import families, hugging_face
 from tests.model.builders import SHAPE, make_batch, make_observation, save_checkpoint, tiny_config, tiny_model
 from tests.model.test_libra import answers, losses, said
 
-SOURCES = {"llava": hugging_face.write_llava, "internvl": hugging_face.write_internvl}
+SOURCES = ("llava", "internvl", "mllama")
+"""One without a chat template, the paper's, and one that reads what its processor says of each token."""
 
 
 @pytest.fixture(scope="module", params=SOURCES)
 def source(request, tmp_path_factory) -> Path:
     """A model folder, as the hub has it."""
-    return SOURCES[request.param](tmp_path_factory.mktemp("hub") / request.param)
+    return families.write(tmp_path_factory.mktemp("hub") / request.param, families.FAMILIES[request.param]())
 
 
 @pytest.fixture(scope="module")
