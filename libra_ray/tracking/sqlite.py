@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from mlflow.store.db.utils import _get_latest_schema_revision, _initialize_tables, create_sqlalchemy_engine
-from sqlalchemy import URL, make_url
+from sqlalchemy import make_url
 
 from libra_ray.tracking.faults import TrackingError
 
@@ -33,8 +33,9 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 def sqlite_uri(file: Path) -> str:
-    """The address of a SQLite store, odd characters of its folder escaped."""
-    return URL.create("sqlite", database=str(file.resolve())).render_as_string()
+    """The address of a SQLite store. Nothing is escaped that need not be: MLflow takes it for a path as it stands, too."""
+    path = str(file.resolve()).replace("%", "%25").replace("?", "%3F")
+    return f"sqlite:///{path}"
 
 
 @contextmanager

@@ -1,75 +1,21 @@
-"""Against a real MLflow store in a temporary SQLite file."""
+"""One run in MLflow: the same one after every restart, nothing logged twice, and no work lost where the store fails."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-import mlflow
-import numpy as np
 import pytest
 from mlflow import MlflowClient
-from mlflow.models import Model
 
-from libra_ray import registered_model
+from libra_ray import publish
 from libra_ray.config import TrackingConfig, override, preset
 from libra_ray.overriding import flatten
-from libra_ray.tracking import Tracker, checkpoint_from_registry, observation_action_schema, tracking_uri
-from libra_ray.types import ActionChunk, Plan
+from libra_ray.run_folder import RunFolder
+from libra_ray.tracking import Tracker, TrackingError, publishing, tracking_uri
+from tests.tracking.conftest import JOBS
 
-SCHEMA = observation_action_schema(image_shape=(64, 64, 3), state_dim=4, horizon=5, action_dim=4)
 ROWS = [{"step": step, "loss": 1 / step, "accuracy": None, "lr": 0.1} for step in range(20, 1201, 20)]
 
 
-FIRST_RUN = f"""
-import sys
-from pathlib import Path
-from libra_ray.config import TrackingConfig
-from libra_ray.tracking import Tracker
-Path("checkpoint").mkdir()
-Path("checkpoint", "w.bin").write_bytes(b"x")
-with Tracker.start(TrackingConfig(), Path("runs"), "run") as tracker:
-    tracker.log_metrics(1, {{"loss": 1.0}})
-    tracker.register_model(Path("checkpoint"), {SCHEMA!r}, digest="first")
-assert not {{"torch", "ray"}} & set(sys.modules), "engine loaded"
-"""
-
-
-@pytest.fixture(scope="module")
-def first_process(tmp_path_factory):
-    """A process of its own that makes the store, which takes seconds: all tests go on with it."""
-    folder = tmp_path_factory.mktemp("fresh")
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    command = [sys.executable, "-c", FIRST_RUN, str(folder)]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-
-
-@pytest.fixture(scope="module")
-def runs(first_process):
-    """The folder of all runs."""
-    return Path(first_process.args[-1], "runs")
-
-
-@pytest.fixture
-def tracking():
-    return TrackingConfig()
-
-
-@pytest.fixture
-def client(runs, tracking):
-    return MlflowClient(tracking_uri=tracking_uri(tracking, runs))
-
-
-@pytest.fixture
-def checkpoint(tmp_path):
-    folder = tmp_path / "checkpoint"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(b"weights")
-    return folder
-
-
-def start(tracking, runs, run_id=None):
+def start(tracking, runs, run_id=""):
     return Tracker.start(tracking, runs, "quickstart", run_id)
 
 
@@ -176,95 +122,73 @@ def test_artifacts_lie_beside_the_store(tracking, runs, client, checkpoint):
     assert list((runs / "mlartifacts" / tracker.run_id).rglob("model.safetensors"))
 
 
-def test_a_registered_checkpoint_comes_back(tracking, runs, client, checkpoint):
-    with start(tracking, runs) as tracker:
-        uri = tracker.register_model(checkpoint, SCHEMA, digest="abc")
-    assert uri == "models:/libra@champion"
-    folder = checkpoint_from_registry(uri, tracking, runs)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
-        path.name: path.read_bytes() for path in checkpoint.iterdir()
-    }
-    version = client.get_model_version_by_alias("libra", "champion")
-    assert version.run_id == tracker.run_id
-    assert version.tags["checkpoint_digest"] == "abc"
-
-
-def test_the_registered_model_has_its_schema(tracking, runs, checkpoint):
-    with start(tracking, runs) as tracker:
-        uri = tracker.register_model(checkpoint, SCHEMA, digest="abc")
-    model = Model.load(str(checkpoint_from_registry(uri, tracking, runs).parents[1]))
-    inputs = {spec.name: (spec.type, spec.shape) for spec in model.signature.inputs.inputs}
-    assert inputs["observation.image"] == ("uint8", (-1, 64, 64, 3))
-    assert inputs["observation.state"] == ("float32", (-1, 4))
-    assert inputs["instruction"][1] == (-1,)
-    assert [(spec.name, spec.shape) for spec in model.signature.outputs.inputs] == [("action", (-1, 5, 4))]
-
-
-class StubPolicy:
-    """Plans nothing, and answers each robot with its own state."""
-
-    def plan(self, observations):
-        return [Plan(tokens=np.zeros((10, 4), np.int64), first_step=0) for _ in observations]
-
-    def refine(self, observations, plans):
-        assert [o.instruction for o in observations] == ["open", "close it"]
-        assert observations[0].images["observation.image"].shape == (64, 64, 3)
-        return [ActionChunk(actions=np.tile(o.state, (5, 1)), first_step=0, plan_first_step=0) for o in observations]
-
-
-def test_a_registered_model_predicts_under_its_schema(tracking, runs, checkpoint, monkeypatch):
-    opened = []
-    monkeypatch.setattr(registered_model, "load_policy", lambda folder: opened.append(folder) or StubPolicy())
-    with start(tracking, runs) as tracker:
-        uri = tracker.register_model(checkpoint, SCHEMA, digest="abc")
-    model = mlflow.pyfunc.load_model(uri)
-    assert (opened[0] / "model.safetensors").read_bytes() == b"weights"
-    state = np.arange(8, dtype=np.float32).reshape(2, 4)
-    robots = {
-        "observation.image": np.zeros((2, 64, 64, 3), np.uint8),
-        "observation.state": state,
-        "instruction": np.array(["open", "close it"]),
-    }
-    action = model.predict(robots)["action"]
-    assert action.shape == (2, 5, 4)
-    assert np.array_equal(action[:, 0], state)
-    with pytest.raises(mlflow.MlflowException):
-        model.predict(robots | {"observation.image": np.zeros((2, 32, 32, 3), np.uint8)})
-
-
-def test_a_digest_is_registered_once_per_run(tracking, runs, client, checkpoint):
-    with start(tracking, runs) as tracker:
-        tracker.register_model(checkpoint, SCHEMA, digest="abc")
-        tracker.register_model(checkpoint, SCHEMA, digest="abc", alias="best")
-    with start(tracking, runs, tracker.run_id) as again:
-        again.register_model(checkpoint, SCHEMA, digest="abc")
-        mine = [v for v in client.search_model_versions("name = 'libra'") if v.run_id == tracker.run_id]
-        assert len(mine) == 1
-        again.register_model(checkpoint, SCHEMA, digest="def")
-    newest = client.get_model_version_by_alias("libra", "champion")
-    assert (newest.run_id, newest.tags["checkpoint_digest"]) == (tracker.run_id, "def")
-    assert client.get_model_version_by_alias("libra", "best").version == mine[0].version
-
-
-def test_an_unknown_model_is_refused_with_the_known_ones(tracking, runs, checkpoint):
-    with start(tracking, runs) as tracker:
-        tracker.register_model(checkpoint, SCHEMA, digest="abc")
-        with pytest.raises(ValueError, match="reserved"):
-            tracker.register_model(checkpoint, SCHEMA, digest="abc", alias="latest")
-    with pytest.raises(ValueError, match="models:/libra@champion"):
-        checkpoint_from_registry("models:/libra@nobody", tracking, runs)
-
-
-@pytest.mark.parametrize("uri", ["file:///tmp/mlruns", "mlruns", "/somewhere/mlruns"])
-def test_a_folder_as_store_is_refused(tmp_path, uri):
-    with pytest.raises(ValueError, match="sqlite:///"):
-        Tracker.start(TrackingConfig(uri=uri), tmp_path, "run")
-
-
 def test_a_fresh_store_is_quiet_light_and_leaves_nothing_else(first_process):
     """A new process with a new store: no torch, no Ray, no chatter, no files but its own."""
     assert first_process.returncode == 0, first_process.stderr
     assert first_process.stdout + first_process.stderr == ""
     folder = Path(first_process.args[-1])
     assert {path.name for path in folder.iterdir()} == {"checkpoint", "runs"}
-    assert {path.name for path in (folder / "runs").iterdir()} == {"mlflow.db", "mlartifacts"}
+    assert {path.name for path in (folder / "runs").iterdir()} == {"mlflow.db", ".mlflow.db.lock", "mlartifacts"}
+
+
+def test_jobs_that_begin_together_all_come_to_their_end(first_process, client):
+    """One makes the store, one the experiment, one the registered model; the others wait and take them."""
+    assert first_process.returncode == 0, first_process.stderr
+    experiments = client.search_experiments(filter_string="name = 'libra_ray'")
+    assert len(experiments) == 1
+    begun = [run for run in client.search_runs([experiments[0].experiment_id]) if run.info.run_name == "first"]
+    assert [run.info.status for run in begun] == ["FINISHED"] * JOBS
+    assert all(len(client.get_metric_history(run.info.run_id, "loss")) == 20 for run in begun)
+    versions = [v for v in client.search_model_versions("name = 'libra'") if v.run_id in {run.info.run_id for run in begun}]
+    assert len({v.version for v in versions}) == len({v.tags["checkpoint_digest"] for v in versions}) == JOBS
+
+
+def test_what_is_not_taken_is_said_and_published_by_the_same_command(tracking, runs, client, disk_full, capsys):
+    first = start(tracking, runs)
+    with pytest.raises(TrackingError, match=r"not in MLflow yet: the training; .*run the same command again"), first:  # noqa: PT012
+        with publishing(first, "the training"), disk_full():
+            first.log_step_metrics(ROWS)
+        with publishing(first, "the evaluation"):
+            first.log_metrics(1, {"success": 1.0})
+    [line] = capsys.readouterr().err.splitlines()
+    assert "the training is not in MLflow yet" in line
+    assert str(runs / "mlflow.db") in line
+    with start(tracking, runs, first.run_id) as again, publishing(again, "the training"):
+        again.log_step_metrics(ROWS)
+    assert len(client.get_metric_history(first.run_id, "loss")) == len(ROWS)
+    assert client.get_run(first.run_id).info.status == "FINISHED"
+
+
+def test_a_run_that_cannot_be_closed_hides_no_error(tracking, runs, disk_full, capsys):
+    """The disk is full: the error of the work is raised, that of closing the run is one line before it."""
+    tracker = start(tracking, runs)
+    with pytest.raises(OSError, match="of the work"), disk_full(), tracker:
+        raise OSError("of the work")
+    [line] = capsys.readouterr().err.splitlines()
+    assert "how the run ended is not in MLflow yet" in line
+
+
+def test_a_store_that_is_away_ends_a_job_before_it_begins(away, tmp_path):
+    folder = RunFolder.open(tmp_path / "run", override(preset("debug"), {"tracking.uri": away.uri}))
+    with pytest.raises(TrackingError, match=r"tracking.required") as refused:
+        publish.tracked(folder)
+    assert away.uri in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_store_that_need_not_be_there_is_tried_again(away, tmp_path, runs, client, capsys):
+    """Untracked, a job comes to its end; as soon as the store is back, the run begins there with its settings."""
+    changes = {"tracking.uri": away.uri, "tracking.required": False}
+    folder = RunFolder.open(tmp_path / "untracked", override(preset("debug"), changes))
+    with publish.tracked(folder) as tracker, publishing(tracker, "the training"):
+        tracker.log_step_metrics(ROWS)
+    assert [away.uri in line for line in capsys.readouterr().err.splitlines()] == [True, True]
+    assert not folder.fact(publish.RUN_ID)
+
+    back = override(folder.config, {"tracking.uri": tracking_uri(TrackingConfig(), runs)})
+    with publish.tracked(RunFolder.open(folder.root, back)) as tracker, publishing(tracker, "the training"):
+        tracker.log_step_metrics(ROWS)
+    found = client.get_run(str(folder.fact(publish.RUN_ID)))
+    assert (found.info.status, found.data.params["train.steps"]) == ("FINISHED", str(folder.config.train.steps))
+    assert "loss" in found.data.metrics
+    assert capsys.readouterr().err == ""
