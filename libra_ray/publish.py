@@ -1,5 +1,7 @@
 """What a run leaves for people: the report, the page, and the run in MLflow."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from libra_ray.provenance import describe_hardware
 from libra_ray.report import build_report, write_report
 from libra_ray.results import Evaluation, Rollout, TrainingLog
 from libra_ray.run_folder import RunFolder
-from libra_ray.tracking import Tracker, TrackingError, observation_action_schema, publishing
+from libra_ray.tracking import Tracker, TrackingError, check, observation_action_schema, publishing
 from libra_ray.types import Json
 
 RUN_ID = "mlflow_run_id"
@@ -31,14 +33,33 @@ def tracked(folder: RunFolder) -> Tracker:
 
     tracking = folder.config.tracking
     tracker = Tracker(tracking, folder.root.parent, folder.root.name, run_id=str(folder.fact(RUN_ID) or ""), begun=begun)
-    try:
-        tracker.open()
-    except TrackingError as error:
-        if tracking.required:
-            remedy = "mend that, or give --tracking.required false to go on and publish later"
-            raise TrackingError(f"{error}; {remedy}") from error
-        tracker.missed("how the run began", error)
+    if tracking.required:
+        with _remedy():
+            tracker.open()
+    else:
+        with publishing(tracker, "how the run began"):
+            tracker.open()
     return tracker
+
+
+def check_store(folder: RunFolder) -> None:
+    """Refuse a store that a job needs and cannot use, before anything is written; the run's folder need not exist yet.
+
+    Raises:
+        ValueError: the tracking address is a folder.
+        TrackingError: the store cannot be used.
+    """
+    if folder.config.tracking.required:
+        with _remedy():
+            check(folder.config.tracking, folder.root.parent)
+
+
+@contextmanager
+def _remedy() -> Iterator[None]:
+    try:
+        yield
+    except TrackingError as error:
+        raise TrackingError(f"{error}; mend that, or give --tracking.required false to go on and publish later") from error
 
 
 def publish_training(folder: RunFolder, tracker: Tracker, log: TrainingLog) -> None:

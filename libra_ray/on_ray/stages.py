@@ -8,7 +8,7 @@ from libra_ray.on_ray import evaluate as evaluation
 from libra_ray.on_ray import evaluation_log
 from libra_ray.on_ray import record as recording
 from libra_ray.on_ray import train as training
-from libra_ray.publish import publish_evaluation, publish_training
+from libra_ray.publish import check_store, publish_evaluation, publish_training
 from libra_ray.results import TrainingLog
 from libra_ray.run_folder import RunFolder, Stage
 from libra_ray.sim import check_tasks
@@ -32,6 +32,8 @@ def check(folder: RunFolder, *stages: Stage) -> None:
         ValueError: a task, data set or checkpoint that is not there or does not fit.
     """
     config = folder.config
+    if "train" in stages or "evaluate" in stages:
+        check_store(folder)
     if ("record" in stages and not config.data.root) or "evaluate" in stages:
         check_tasks(config.sim, config.record.counted_tasks)
     if "train" in stages:

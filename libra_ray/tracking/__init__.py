@@ -10,11 +10,12 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
 from libra_ray.tracking.faults import TrackingError
 from libra_ray.tracking.registry import checkpoint_from_registry, observation_action_schema
 from libra_ray.tracking.run import Tracker, publishing
-from libra_ray.tracking.store import tracking_uri
+from libra_ray.tracking.store import check, tracking_uri
 
 __all__ = [
     "Tracker",
     "TrackingError",
+    "check",
     "checkpoint_from_registry",
     "observation_action_schema",
     "publishing",

@@ -88,6 +88,19 @@ def opened(uri: str, *, create: bool = True) -> MlflowClient:
         return client
 
 
+def check(tracking: TrackingConfig, runs_root: Path) -> None:
+    """Refuse a store that cannot be used, as far as that is known without writing anything.
+
+    Raises:
+        ValueError: the address is a folder.
+        TrackingError: it does not answer, or it is a file that is no store of this MLflow.
+    """
+    uri = tracking_uri(tracking, runs_root)
+    with told(uri):
+        if file := sqlite_file(uri):
+            is_whole(file)
+
+
 def experiment_id(client: MlflowClient, uri: str, name: str, runs_root: Path) -> str:
     """The id of the experiment, which is made where there is none; artifacts of a database's lie in `<runs>/mlartifacts`."""
     with alone(uri):
