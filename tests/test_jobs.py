@@ -214,7 +214,7 @@ def _files(runs: Path) -> dict[Path, int]:
         ("train", ["--data.root={tmp}/old"], "convert_dataset_v21_to_v30"),
         ("pipeline", ["--ray.train_workers=3"], "not a multiple of ray.train_workers=3"),
         ("train", ["--tracking.uri=http://127.0.0.1:9"], "--tracking.required false"),
-        ("evaluate", ["--tracking.uri=postgresql://127.0.0.1:9/db"], "tracking.uri=postgresql://127.0.0.1:9/db does not answer"),
+        ("evaluate", ["--tracking.uri=postgresql://127.0.0.1:9/db"], "postgresql://127.0.0.1:9/db does not answer"),
         ("pipeline", ["--tracking.registered_model=team/libra"], "tracking.registered_model='team/libra'"),
         ("pipeline", ["--tracking.uri=mlruns"], "sqlite:///<path>/mlflow.db"),
         ("evaluate", [], "is not a checkpoint"),
