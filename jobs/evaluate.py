@@ -21,8 +21,8 @@ def main() -> None:
             with tracked(folder) as tracker, connected():
                 stages.evaluate(folder)
                 report = stages.report(folder, tracker)
-        print(summary_table(report))
-        print(f"report: {folder.path('report.html')}")
+                print(summary_table(report))
+                print(f"report: {folder.path('report.html')}")
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ def main() -> None:
             folder = RunFolder.open(arguments.prepare(), arguments.config)
             with tracked(folder) as tracker, connected():
                 report = stages.pipeline(folder, tracker, began)
-        print(summary_table(report))
-        print(f"report: {folder.path('report.html')}")
+                print(summary_table(report))
+                print(f"report: {folder.path('report.html')}")
 
 
 if __name__ == "__main__":

@@ -68,9 +68,9 @@ def _sweep(arguments: Arguments) -> None:
             with connected():
                 engine.run(sweep, lambda trial, result: outcome.publish_trial(sweep, tracker, trial, result))
             report = outcome.publish_sweep(sweep, tracker)
-    print(sweep_table(report))
-    print(f"report: {sweep.run.path('report.html')}")
-    print(f"best: {arguments.run_dir / 'best.yaml'}, for --config of any job")
+            print(sweep_table(report))
+            print(f"report: {sweep.run.path('report.html')}")
+            print(f"best: {arguments.run_dir / 'best.yaml'}, for --config of any job")
 
 
 if __name__ == "__main__":

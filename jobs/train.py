@@ -21,7 +21,7 @@ def main() -> None:
             )
             with tracked(folder) as tracker, connected():
                 stages.train(folder, tracker)
-        print(f"checkpoint: {folder.path('checkpoint')}")
+                print(f"checkpoint: {folder.path('checkpoint')}")
 
 
 if __name__ == "__main__":

@@ -274,6 +274,8 @@ class TrackingConfig:
     """Name of the MLflow experiment."""
     registered_model: str = "libra"
     """Name in the model registry."""
+    required: bool = True
+    """Refuse to begin where the store cannot be used; `false` goes on, and the same command publishes later."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,13 @@ SHARES = (
 )  # fmt: skip
 """Settings in [0, 1]."""
 
+NOT_IN_MODEL_NAMES = "/:.%\"'"
+"""Characters that MLflow takes in no name of its model registry."""
+NOT_IN_ADDRESSES = "@?#"
+"""Characters with a meaning of their own in `models:/<name>@<alias>`."""
+LONGEST_MODEL_NAME = 256
+LONGEST_EXPERIMENT = 500
+
 
 def counts_of(pairs: Sequence[str]) -> dict[str, int]:
     """The counts of `TASK=COUNT` pairs.
@@ -67,6 +74,7 @@ def check(settings: Settings) -> None:
     _refuse_misfits(settings)
     _refuse_one_sided(settings)
     _refuse_seen_seeds(settings)
+    _refuse_names(settings)
 
 
 def _refuse_ranges(settings: Settings) -> None:
@@ -125,4 +133,20 @@ def _refuse_seen_seeds(settings: Settings) -> None:
         raise ValueError(
             f"evaluate.seed={evaluated} would evaluate on placements that recording may use (seeds {first} to {end - 1}); "
             f"give a seed of at least {end}"
+        )
+
+
+def _refuse_names(settings: Settings) -> None:
+    """Names that MLflow would refuse when there is something to publish: after training."""
+    name, experiment = settings["tracking.registered_model"], settings["tracking.experiment"]
+    forbidden = NOT_IN_MODEL_NAMES + NOT_IN_ADDRESSES
+    is_plain = name.isprintable() and name == name.strip() and not set(name) & set(forbidden)
+    if not 1 <= len(name) <= LONGEST_MODEL_NAME or not is_plain:
+        raise ValueError(
+            f"tracking.registered_model={name!r} is no name for a registered model; give 1 to {LONGEST_MODEL_NAME} characters "
+            f"without {' '.join(forbidden)}, e.g. libra"
+        )
+    if not experiment.strip() or len(experiment) > LONGEST_EXPERIMENT:
+        raise ValueError(
+            f"tracking.experiment={experiment!r} is no name for an experiment; give 1 to {LONGEST_EXPERIMENT} characters"
         )

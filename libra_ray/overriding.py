@@ -83,7 +83,8 @@ def _scalar(name: str, value: Any, kind: type) -> Any:
         if key not in words:
             raise ValueError(f"{name}={value!r} is not a yes or no; write true or false")
         return words[key]
-    if isinstance(value, bool):
+    # Nearly everything has a text; YAML's empty value or a list was not meant as one.
+    if isinstance(value, bool) or (kind is str and not isinstance(value, str | int | float)):
         raise wrong
     try:
         converted = kind(value)

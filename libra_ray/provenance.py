@@ -57,10 +57,11 @@ def library_versions(*names: str) -> dict[str, str]:
 def public_config(config: Config) -> Json:
     """The flattened configuration, as reports and trackers may show it: credentials inside addresses are masked."""
     flat = flatten(config)
-    return {name: _masked(value) if isinstance(value, str) else value for name, value in flat.items()}
+    return {name: masked(value) if isinstance(value, str) else value for name, value in flat.items()}
 
 
-def _masked(text: str) -> str:
+def masked(text: str) -> str:
+    """A text whose addresses no longer show who asks, e.g. `postgresql://***@host`."""
     return re.sub(r"(?<=://)[^/@\s]+(?=@)", "***", text)
 
 

@@ -1,5 +1,7 @@
 """What a run leaves for people: the report, the page, and the run in MLflow."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,35 +13,71 @@ from libra_ray.provenance import describe_hardware
 from libra_ray.report import build_report, write_report
 from libra_ray.results import Evaluation, Rollout, TrainingLog
 from libra_ray.run_folder import RunFolder
-from libra_ray.tracking import Tracker, observation_action_schema
+from libra_ray.tracking import Tracker, TrackingError, check, observation_action_schema, publishing
 from libra_ray.types import Json
 
 RUN_ID = "mlflow_run_id"
 
 
 def tracked(folder: RunFolder) -> Tracker:
-    """The run's MLflow run, the same one after every restart."""
-    known = folder.fact(RUN_ID)
-    tracker = Tracker.start(
-        folder.config.tracking, folder.root.parent, folder.root.name, run_id=str(known) if known is not None else None
-    )
-    folder.note(RUN_ID, tracker.run_id)
-    tracker.log_config(folder.config)
+    """The run's MLflow run, the same one after every restart.
+
+    Raises:
+        ValueError: the tracking address is a folder.
+        TrackingError: the store cannot be used, and `tracking.required` is set; otherwise that is said, and tried again
+            whenever there is something to publish.
+    """
+
+    def begun(tracker: Tracker) -> None:
+        folder.note(RUN_ID, tracker.run_id)
+        tracker.log_config(folder.config)
+
+    tracking = folder.config.tracking
+    tracker = Tracker(tracking, folder.root.parent, folder.root.name, run_id=str(folder.fact(RUN_ID) or ""), begun=begun)
+    if tracking.required:
+        with _remedy():
+            tracker.open()
+    else:
+        with publishing(tracker, "how the run began"):
+            tracker.open()
     return tracker
+
+
+def check_store(folder: RunFolder) -> None:
+    """Refuse a store that a job needs and cannot use, before anything is written; the run's folder need not exist yet.
+
+    Raises:
+        ValueError: the tracking address is a folder.
+        TrackingError: the store cannot be used.
+    """
+    if folder.config.tracking.required:
+        with _remedy():
+            check(folder.config.tracking, folder.root.parent)
+
+
+@contextmanager
+def _remedy() -> Iterator[None]:
+    try:
+        yield
+    except TrackingError as error:
+        raise TrackingError(f"{error}; mend that, or give --tracking.required false to go on and publish later") from error
 
 
 def publish_training(folder: RunFolder, tracker: Tracker, log: TrainingLog) -> None:
     """Loss curves and the trained model, registered with its observation and action schema."""
-    tracker.log_step_metrics(log.rows)
-    manifest = checkpoint.read_manifest(folder.path("checkpoint"))
-    trained = folder.config
+    path = folder.path("checkpoint")
+    manifest, trained = checkpoint.read_manifest(path), checkpoint.read_config(path)
     signature = observation_action_schema(
-        image_shape=(trained.sim.image_size, trained.sim.image_size, 3),
+        image_keys=manifest.image_keys,
+        image_size=trained.sim.image_size,
+        history=trained.data.history,
         state_dim=manifest.shape.state_dim,
         horizon=trained.action.horizon,
         action_dim=manifest.shape.action_dim,
     )
-    tracker.register_model(folder.path("checkpoint"), signature, digest=manifest.digest)
+    with publishing(tracker, "the training"):
+        tracker.log_step_metrics(log.rows)
+        tracker.register_model(path, signature, digest=manifest.digest)
 
 
 def publish_evaluation(
@@ -56,15 +94,16 @@ def publish_evaluation(
         wall_s={**wall_s, "total": round(total, 2)},
         dataset=dataset_facts(folder),
         checkpoint=checkpoint_facts(folder.checkpoint),
-        mlflow_run_id=tracker.run_id,
+        mlflow_run_id=tracker.run_id or None,
         hardware=describe_hardware(),
     )
     page = write_report(folder.root, report, rollouts, log)
     figures = {f"success_{name}": value for name, value in report["success_mean"].items()}
     figures |= {f"wall_s_{name}": value for name, value in report["wall_s"].items()}
-    tracker.log_metrics(checkpoint.read_manifest(folder.checkpoint).step, figures)
-    tracker.log_artifact(page)
-    tracker.log_artifact(folder.path("report.json"))
+    with publishing(tracker, "the evaluation"):
+        tracker.log_metrics(checkpoint.read_manifest(folder.checkpoint).step, figures)
+        tracker.log_artifact(page)
+        tracker.log_artifact(folder.path("report.json"))
     return report
 
 

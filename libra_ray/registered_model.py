@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from libra_ray.policy import load_policy
-from libra_ray.types import ACTION_KEY, IMAGE_KEY, STATE_KEY, Observation, Policy
+from libra_ray.types import ACTION_KEY, STATE_KEY, Observation, Policy
+
+INSTRUCTION_KEY = "instruction"
 
 
 class RegisteredPolicy:
@@ -24,21 +26,41 @@ class RegisteredPolicy:
         """Actions of the next `H` control steps.
 
         Args:
-            model_input: `observation.image` `(B, height, width, 3)` uint8, `observation.state` `(B, S)` float32 and
-                `instruction` `(B,)` text.
+            model_input: `observation.state` `(B, S)` float32, `instruction` `(B,)` text, and every camera of the checkpoint by
+                its name: `(B, height, width, 3)` uint8, or its last pictures, oldest first, `(B, T, height, width, 3)`.
             params: unused; part of MLflow's interface.
 
         Returns:
             `action` `(B, H, D)` float32, in the robot's own units.
+
+        Raises:
+            ValueError: a camera is missing, or pictures or states are not as the checkpoint needs them.
         """
-        observations = [
-            Observation(images={IMAGE_KEY: image}, state=state, instruction=str(instruction))
-            for image, state, instruction in zip(
-                model_input[IMAGE_KEY], model_input[STATE_KEY], model_input["instruction"], strict=True
-            )
-        ]
+        cameras = {name: _histories(value) for name, value in model_input.items() if name not in (STATE_KEY, INSTRUCTION_KEY)}
+        steps, observations = _steps(cameras), []
+        robots = zip(model_input[STATE_KEY], model_input[INSTRUCTION_KEY], *cameras.values(), strict=True)
+        for state, words, *histories in robots:
+            *past, now = [dict(zip(cameras, (row[step] for row in histories), strict=True)) for step in range(steps)]
+            observations.append(Observation(images=now, past=past, state=state, instruction=str(words)))
         chunks = self.policy.refine(observations, self.policy.plan(observations))
         return {ACTION_KEY: np.stack([chunk.actions for chunk in chunks])}
+
+
+def _histories(pictures: NDArray[Any]) -> NDArray[np.uint8]:
+    """`(B, T, height, width, 3)` of pictures that came without their history."""
+    return pictures if pictures.ndim == 5 else pictures[:, None]
+
+
+def _steps(cameras: Mapping[str, NDArray[np.uint8]]) -> int:
+    """The history that all cameras have, at least 1.
+
+    Raises:
+        ValueError: they have different ones.
+    """
+    found = {name: histories.shape[1] for name, histories in cameras.items()}
+    if len(set(found.values())) > 1:
+        raise ValueError(f"all cameras need pictures of the same steps; got {found}")
+    return max([1, *found.values()])
 
 
 def _load_pyfunc(data_path: str) -> RegisteredPolicy:

@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "progress": set(),
     "pauses": set(),
     "provenance": WORDS,
-    "tracking": WORDS | {"provenance", "registered_model"},
+    "tracking": WORDS | {"progress", "provenance", "registered_model"},
     "registered_model": WORDS | {"policy"},
     "report": WORDS | {"provenance"},
     "publish": WORDS | {"data", "checkpoint", "run_folder", "provenance", "report", "tracking"},

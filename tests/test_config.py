@@ -84,6 +84,28 @@ def test_overrides_of_different_names_commute_and_touch_nothing_else(steps, widt
         ({"sim.tasks": ""}, "at least one task"),
         ({"train.balance": "magic"}, "fixed, gradient, uncertainty"),
         ({"refiner.condition": "none"}, "tokens, features"),
+        ({"tracking.experiment": " "}, "tracking.experiment=' '.*1 to 500"),
+        ({"tracking.experiment": "x" * 501}, "1 to 500"),
+        ({"tracking.uri": None}, "tracking.uri=None.*str"),
+        ({"tracking.experiment": ["a"]}, "tracking.experiment.*str"),
+        *[
+            ({"tracking.registered_model": name}, r"tracking.registered_model=.*without / : \. % \" '")
+            for name in (
+                "",
+                " ",
+                "team/libra",
+                "libra.v2",
+                "libra:new",
+                "50%",
+                '"',
+                "it's",
+                "a@b",
+                "a?b",
+                "a#b",
+                "a\nb",
+                "x" * 257,
+            )
+        ],
     ],
 )
 def test_a_mistake_is_refused_in_words(changes, message):

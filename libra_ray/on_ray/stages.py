@@ -13,7 +13,7 @@ from libra_ray.on_ray import record as recording
 from libra_ray.on_ray import train as training
 from libra_ray.on_ray.run_data import open_unchanged
 from libra_ray.progress import say
-from libra_ray.publish import publish_evaluation, publish_training
+from libra_ray.publish import check_store, publish_evaluation, publish_training
 from libra_ray.results import TrainingLog
 from libra_ray.run_folder import RunFolder, Stage
 from libra_ray.sim import check_robot, check_tasks, instructions, robot_spec
@@ -34,6 +34,8 @@ def check(folder: RunFolder, *stages: Stage, fresh: bool = False) -> None:
         ValueError: a task, data set or checkpoint that is not there or does not fit.
     """
     config = folder.config
+    if "train" in stages or "evaluate" in stages:
+        check_store(folder)
     if ("record" in stages and not config.data.root) or "evaluate" in stages:
         check_tasks(config.sim, config.record.counted_tasks)
     recorded = _recorded(folder, stages, fresh=fresh) if "train" in stages else None

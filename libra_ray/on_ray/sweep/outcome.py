@@ -15,7 +15,7 @@ from libra_ray.provenance import describe_hardware
 from libra_ray.run_folder import write_text
 from libra_ray.sweep_report import build_sweep, write_sweep
 from libra_ray.sweep_results import TrialResult, best, configurations
-from libra_ray.tracking import Tracker
+from libra_ray.tracking import Tracker, publishing
 from libra_ray.types import Json
 
 PUBLISHED = "mlflow_run_id.txt"
@@ -26,8 +26,16 @@ def publish_trial(sweep: SweepFolder, parent: Tracker, trial: TrialFolder, resul
     note = trial.root / PUBLISHED
     if note.exists():
         return
-    run, name = sweep.run, f"{sweep.run.root.name}/{trial.root.name}"
-    begun = parent.child(name)
+    name = f"{sweep.run.root.name}/{trial.root.name}"
+    with publishing(parent, f"trial {trial.root.name}"):
+        write_text(note, _published(sweep, parent, name, trial, result))
+
+
+def _published(sweep: SweepFolder, parent: Tracker, name: str, trial: TrialFolder, result: TrialResult) -> str:
+    """The id of the trial's own run."""
+    run = sweep.run
+    parent.open()
+    begun = parent.child(name) or ""
     child = Tracker.start(run.config.tracking, run.root.parent, name, run_id=begun, parent_id=parent.run_id)
     with child:
         child.log_config(configuration.override(Config(), flatten_mapping(trial.order()["config"])))
@@ -39,7 +47,7 @@ def publish_trial(sweep: SweepFolder, parent: Tracker, trial: TrialFolder, resul
         child.log_metrics(int(result.rungs[-1]["step"]) if result.rungs else 0, figures)
         child.set_tags({"status": result.status, "error": result.error or ""})
         child.finish("FAILED" if result.status == "failed" else "FINISHED" if result.status == "finished" else "KILLED")
-    write_text(note, child.run_id)
+    return child.run_id
 
 
 def publish_sweep(sweep: SweepFolder, tracker: Tracker) -> Json:
@@ -55,16 +63,18 @@ def publish_sweep(sweep: SweepFolder, tracker: Tracker) -> Json:
         importance=parameter_importance(sweep.space, found),
         wall_s=run.wall_s("total"),
         hardware=describe_hardware(),
-        mlflow_run_id=tracker.run_id,
+        mlflow_run_id=tracker.run_id or None,
     )
     page = write_sweep(run.root, report, trials)
     kept = [page, run.path("sweep.json")]
     if chosen := best(found):
         write_text(run.path("best.yaml"), best_yaml(run.config, chosen.values))
         kept.append(run.path("best.yaml"))
-        tracker.log_metrics(0, {"success_best": chosen.success, "latency_ms_best": chosen.latency_ms})
-    for path in kept:
-        tracker.log_artifact(path)
+    with publishing(tracker, "the sweep"):
+        if chosen:
+            tracker.log_metrics(0, {"success_best": chosen.success, "latency_ms_best": chosen.latency_ms})
+        for path in kept:
+            tracker.log_artifact(path)
     return report
 
 
