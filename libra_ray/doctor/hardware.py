@@ -12,8 +12,8 @@ from libra_ray.config import Config
 from libra_ray.doctor import aside
 from libra_ray.doctor.finding import Finding
 from libra_ray.provenance import describe_hardware
+from libra_ray.sim.backend import INSTALL_HINT
 
-RENDERING_FIX = "apt-get install -y libegl1 libgl1 libosmesa6; unset MUJOCO_GL MUJOCO_EGL_DEVICE_ID"
 FLATTEST = 5.0
 """Standard deviation of pixels below which a picture shows nothing."""
 WORST_DIFFERENCE = 12.0
@@ -22,7 +22,11 @@ WORST_DIFFERENCE = 12.0
 
 def gpu(use_gpu: bool, limit_s: float = 120) -> Finding:
     """The GPU, its driver, and whether torch computes on it."""
-    return judge_gpu(aside.call(try_gpu, limit_s=limit_s), driver=describe_hardware()["gpu"], use_gpu=use_gpu)
+    try:
+        tried = aside.call(try_gpu, limit_s=limit_s)
+    except aside.AsideError as error:
+        return Finding.blocker("gpu", f"torch cannot be asked: {error}", "uv sync --locked --reinstall-package torch")
+    return judge_gpu(tried, driver=describe_hardware()["gpu"], use_gpu=use_gpu)
 
 
 def judge_gpu(tried: dict[str, Any], *, driver: str | None, use_gpu: bool) -> Finding:
@@ -37,9 +41,11 @@ def judge_gpu(tried: dict[str, Any], *, driver: str | None, use_gpu: bool) -> Fi
         return Finding.ok("gpu", f"{', '.join(tried['names'])}; torch for CUDA {tried['cuda']}")
     bad = Finding.blocker if use_gpu else Finding.warning
     if not driver:
-        if use_gpu and not os.environ.get("RAY_ADDRESS"):
-            return bad("gpu", "ray.use_gpu is true, but there is no GPU here", "--ray.use_gpu false")
-        return Finding.ok("gpu", "no GPU, the CPU is used")
+        if not use_gpu:
+            return Finding.ok("gpu", "no GPU, the CPU is used")
+        if os.environ.get("RAY_ADDRESS"):
+            return Finding.ok("gpu", "none here; ray.use_gpu is true, so the cluster at RAY_ADDRESS must have some")
+        return bad("gpu", "ray.use_gpu is true, but there is no GPU here", "--ray.use_gpu false")
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if hidden is not None:
         return bad("gpu", f"{driver} is hidden by CUDA_VISIBLE_DEVICES={hidden!r}", "unset CUDA_VISIBLE_DEVICES")
@@ -66,13 +72,16 @@ def try_gpu() -> dict[str, Any]:
 
 def rendering(limit_s: float = 120) -> Finding:
     """A picture of a known scene."""
-    named = os.environ.get("MUJOCO_GL")
-    asked = f"MUJOCO_GL={named}" if named else "MUJOCO_GL is not set"
+    named = os.environ.get("MUJOCO_GL", "")
     try:
         backend = aside.call(try_rendering, limit_s=limit_s)
     except aside.AsideError as error:
-        return Finding.blocker("rendering", f"{error} ({asked})", RENDERING_FIX)
-    return Finding.ok("rendering", f"{backend} draws what is there ({asked})")
+        refused = Finding.refused("rendering", error)
+        asked = f"MUJOCO_GL={named}" if named else "MUJOCO_GL is not set"
+        unset = "; unset MUJOCO_GL MUJOCO_EGL_DEVICE_ID" if named else ""
+        return Finding.blocker("rendering", f"{refused.found} ({asked})", f"{refused.fix or INSTALL_HINT}{unset}")
+    ignored = f"; MUJOCO_GL={named} cannot be used here and is not" if named not in ("", backend) else ""
+    return Finding.ok("rendering", f"{backend} draws what is there{ignored}")
 
 
 def try_rendering() -> str:
@@ -103,7 +112,7 @@ def try_simulator(config_json: str) -> str:
     pictures = environment.reset(0).images
     flat = [name for name, picture in pictures.items() if picture.std() < FLATTEST]
     if flat:
-        raise RuntimeError(f"{sim.tasks[0]}: {', '.join(flat)} shows nothing; {RENDERING_FIX}")
+        raise RuntimeError(f"{sim.tasks[0]}: {', '.join(flat)} shows nothing; {INSTALL_HINT}")
     shown = ", ".join(f"{name} {'x'.join(map(str, picture.shape))}" for name, picture in pictures.items())
     return f"{sim.family} {sim.tasks[0]}, {shown}"
 

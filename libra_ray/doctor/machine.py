@@ -14,6 +14,7 @@ import tomllib
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -129,20 +130,20 @@ def encoding() -> Finding:
     return Finding.ok("encoding", "UTF-8")
 
 
-def proxies(*addresses: str) -> Finding:
-    """Whether requests to this very machine, e.g. one of the `addresses` that jobs ask, would go to a proxy."""
-    known = urllib.request.getproxies()
-    if not set(known) - {"no"}:
+def proxies(tracking_uri: str = "") -> Finding:
+    """Whether requests to this very machine, e.g. to a tracking server on it, would go to a proxy."""
+    known = sorted({f"{scheme}_proxy" for scheme in urllib.request.getproxies()} - {"no_proxy"})
+    if not known:
         return Finding.ok("proxies", "none")
+    names = ", ".join(known)
     caught = [name for name in LOCAL if not urllib.request.proxy_bypass(name)]
     if not caught:
-        return Finding.ok("proxies", f"{', '.join(sorted(set(known) - {'no'}))}; not for this machine")
-    text = f"requests to {' and '.join(caught)} go to the proxy {next(v for k, v in known.items() if k != 'no')}"
+        return Finding.ok("proxies", f"{names}; not for this machine")
+    found = f"requests to {' and '.join(caught)}, this machine, go to the proxy in {names}"
     fix = "export NO_PROXY=127.0.0.1,localhost no_proxy=127.0.0.1,localhost"
-    asked = [address for address in addresses if any(f"//{name}" in address for name in caught)]
-    if asked:
-        return Finding.blocker("proxies", f"{text}, so {asked[0]} is not reached", fix)
-    return Finding.warning("proxies", text, fix)
+    if urlsplit(tracking_uri).hostname in caught:
+        return Finding.blocker("proxies", f"{found}, so tracking.uri is not reached", fix)
+    return Finding.warning("proxies", f"{found}: Ray's dashboard, `ray job submit` and local servers are not reached", fix)
 
 
 def ports(wanted: dict[int, str] | None = None) -> Finding:

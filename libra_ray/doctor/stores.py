@@ -6,9 +6,10 @@ import socket
 import sqlite3
 import urllib.error
 import urllib.request
+from base64 import b64encode
 from contextlib import closing
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from libra_ray.config import TrackingConfig
 from libra_ray.doctor import aside
@@ -45,7 +46,7 @@ def try_store(uri: str, runs: str) -> str:
     place = urlsplit(address)
     shown = f"{scheme}://{place.hostname}" + (f":{place.port}" if place.port else "")
     if scheme in ("http", "https"):
-        return check_server(address.rstrip("/"), shown)
+        return check_server(address, shown)
     if scheme in DATABASE_PORTS and place.hostname:
         try:
             socket.create_connection((place.hostname, place.port or DATABASE_PORTS[scheme]), PATIENCE_S).close()
@@ -85,8 +86,13 @@ def check_sqlite(address: str, path: Path) -> str:
 
 def check_server(address: str, shown: str) -> str:
     """A server's own word that it is well."""
+    place = urlsplit(address)
+    account, at, host = place.netloc.rpartition("@")
+    health = place._replace(netloc=host, path=f"{place.path.rstrip('/')}/health").geturl()
+    login = {"Authorization": f"Basic {b64encode(unquote(account).encode()).decode()}"} if at else {}
     try:
-        with urllib.request.urlopen(f"{address}/health", timeout=PATIENCE_S) as answer:  # noqa: S310  (http and https only)
+        asked = urllib.request.Request(health, headers=login)  # noqa: S310  (http and https only)
+        with urllib.request.urlopen(asked, timeout=PATIENCE_S) as answer:  # noqa: S310
             return f"{shown} answers {answer.read(20).decode(errors='replace')}"
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
