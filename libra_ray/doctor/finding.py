@@ -46,10 +46,10 @@ class Finding:
         return cls(name=name, level="blocker", found=found, fix=fix)
 
     @classmethod
-    def refused(cls, name: str, error: Exception) -> Self:
-        """The blocker that an error of this package says: what is wrong; what would be valid."""
-        found, _, fix = str(error).partition("; ")
-        return cls.blocker(name, found, fix)
+    def refused(cls, name: str, error: Exception, fix: str) -> Self:
+        """The blocker that an error of this package says: what is wrong; what would be valid, or else `fix`."""
+        found, _, valid = str(error).partition("; ")
+        return cls.blocker(name, found, valid or fix)
 
 
 Check = Callable[[], Finding | Iterable[Finding]]

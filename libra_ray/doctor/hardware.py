@@ -76,10 +76,10 @@ def rendering(limit_s: float = 120) -> Finding:
     try:
         backend = aside.call(try_rendering, limit_s=limit_s)
     except aside.AsideError as error:
-        refused = Finding.refused("rendering", error)
+        refused = Finding.refused("rendering", error, INSTALL_HINT)
         asked = f"MUJOCO_GL={named}" if named else "MUJOCO_GL is not set"
         unset = "; unset MUJOCO_GL MUJOCO_EGL_DEVICE_ID" if named else ""
-        return Finding.blocker("rendering", f"{refused.found} ({asked})", f"{refused.fix or INSTALL_HINT}{unset}")
+        return Finding.blocker("rendering", f"{refused.found} ({asked})", f"{refused.fix}{unset}")
     ignored = f"; MUJOCO_GL={named} cannot be used here and is not" if named not in ("", backend) else ""
     return Finding.ok("rendering", f"{backend} draws what is there{ignored}")
 
@@ -100,7 +100,7 @@ def simulator(config: Config, limit_s: float = 180) -> Finding:
     try:
         return Finding.ok("simulator", aside.call(try_simulator, configuration.to_json(config), limit_s=limit_s))
     except aside.AsideError as error:
-        return Finding.refused("simulator", error)
+        return Finding.refused("simulator", error, "uv sync --locked, or give other tasks: --sim.tasks NAMES")
 
 
 def try_simulator(config_json: str) -> str:

@@ -38,7 +38,7 @@ def dataset(config: Config, root: Path, limit_s: float = 300) -> Iterable[Findin
     try:
         found, *remarks = aside.call(try_dataset, configuration.to_json(config), str(root), limit_s=limit_s)
     except aside.AsideError as error:
-        return [Finding.refused("data set", error)]
+        return [Finding.refused("data set", error, "give another one: --data.root FOLDER")]
     return [Finding.ok("data set", found), *(Finding.warning("data set", text, "") for text in remarks)]
 
 
@@ -65,7 +65,7 @@ def checkpoint(folder: Path, name: str = "checkpoint", limit_s: float = 300) -> 
     try:
         return Finding.ok(name, aside.call(try_checkpoint, str(folder), limit_s=limit_s))
     except aside.AsideError as error:
-        return Finding.refused(name, error)
+        return Finding.refused(name, error, "give another one, a folder that training wrote")
 
 
 def try_checkpoint(folder: str) -> str:
@@ -132,5 +132,4 @@ def _model(name: str, tried: Callable[[str], str], config: Config, limit_s: floa
     try:
         return Finding.ok(name, aside.call(tried, configuration.to_json(config), limit_s=limit_s))
     except aside.AsideError as error:
-        found = Finding.refused(name, error)
-        return found if found.fix else Finding.blocker(name, found.found, "give another model, or the built-in one")
+        return Finding.refused(name, error, "give another model, or the built-in one")

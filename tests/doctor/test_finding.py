@@ -26,8 +26,9 @@ def test_a_check_that_raises_is_a_blocker_and_the_others_go_on():
 
 
 def test_an_error_of_ours_is_parted_into_what_is_wrong_and_what_to_do():
-    found = Finding.refused("data set", ValueError("folder x does not exist; name another; or record"))
+    found = Finding.refused("data set", ValueError("folder x does not exist; name another; or record"), "look at it")
     assert (found.found, found.fix) == ("folder x does not exist", "name another; or record")
+    assert Finding.refused("data set", ValueError("it is odd"), "look at it").fix == "look at it"
 
 
 def test_lines_are_aligned_and_the_fix_is_below():

@@ -2,7 +2,6 @@
 
 import pytest
 
-from libra_ray import config as configuration
 from libra_ray.config import Config, override, preset
 from libra_ray.doctor import aside, products
 from tests.model.builders import save_checkpoint, tiny_model
@@ -98,8 +97,3 @@ def test_a_model_that_takes_no_picture(monkeypatch):
     monkeypatch.setattr(aside, "call", call)
     finding = products.backbone(Config())
     assert (finding.level, finding.fix) == ("blocker", "give another model, or the built-in one")
-
-
-def test_settings_travel_to_the_other_process_as_they_are():
-    config = asked(data__root="/data/mine", sim__tasks="reach-v3")
-    assert configuration.from_json(configuration.to_json(config)) == config
