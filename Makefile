@@ -37,6 +37,10 @@ serve: setup  ## the quickstart's checkpoint for robots at ws://127.0.0.1:8765; 
 report: setup  ## open the quickstart's report in the browser
 	uv run python -m webbrowser runs/quickstart/report.html
 
+.PHONY: doctor
+doctor: setup  ## what this machine lacks for the jobs, with what to type against it
+	uv run jobs/doctor.py
+
 .PHONY: test
 test: setup  ## the tests
 	uv run pytest

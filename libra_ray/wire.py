@@ -8,12 +8,12 @@ is; `libra_ray.robot_client` holds one of our own. Neither needs torch or Ray, a
 2. The client sends one map per request and gets one answer per request, in order. A binary answer is a map; a text answer
    is a refusal, one line that says what would have been valid. After a refusal the connection goes on.
 
-A request:
+A request (single values may be plain, numpy scalars, or arrays without dimensions):
 
     <camera>            uint8 (height, width, 3), RGB; or the bytes of a JPEG or PNG; or for policies with a history the last
                         pictures (k, height, width, 3), oldest first. Names as in the handshake, e.g. `observation.image`
     observation.state   (S,) proprioception, any real dtype, finite
-    prompt              the instruction (`task` and `instruction` are taken too)
+    prompt              the instruction, plain text (`task` and `instruction` are taken too)
     step                absolute control step of the observation; left out, the server counts `execute_steps` per request
     seq                 any integer; comes back in the answer
     robot               the robot's name; left out, the server gives one per connection, which the answers carry
@@ -40,6 +40,7 @@ A server that is about to end closes with `GOING_AWAY`: reconnect and go on, wit
 """
 
 import io
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
@@ -56,6 +57,16 @@ PROTOCOL = "libra_ray"
 PROMPT_KEYS = ("prompt", "task", "instruction")
 NUMERIC_KINDS = "biuf"
 """numpy's letters of the dtypes that travel: booleans, integers, floats."""
+NOT_NUMERIC = {
+    "U": "text; send one plain string, e.g. str(value)",
+    "S": "bytes; send text as a plain string, e.g. value.item().decode()",
+    "O": "Python objects, which are never unpickled; send an array of numbers",
+    "V": "records, or of a dtype that is not numpy's own; send numbers, e.g. float32",
+    "c": "complex numbers; send real ones",
+    "M": "dates; send numbers",
+    "m": "durations; send numbers",
+}
+"""numpy's letters of those that do not: what such an array holds, and what to send in its place."""
 MAX_DIMENSIONS = 8
 GOING_AWAY, UNAUTHORISED, TOO_BIG, TRY_LATER = 1012, 1008, 1009, 1013
 """Close codes of RFC 6455 and its registry."""
@@ -207,10 +218,12 @@ def unpack(data: bytes | bytearray | memoryview) -> Json:
     """The map of one message; arrays are read-only views of `data`.
 
     Raises:
-        ValueError: it is no msgpack map, or holds an array of other than plain numbers or of another size than it claims.
+        ValueError: it is no msgpack map, or holds an array of other numbers, size or codec than it should.
     """
     try:
         message = msgpack.unpackb(data, object_hook=_unpack_array)
+    except _BadArrayError as error:
+        raise ValueError(str(error)) from None
     except ValueError as error:
         raise ValueError(f"not a message in msgpack: {str(error) or type(error).__name__}") from error
     if not isinstance(message, dict) or not all(isinstance(key, str) for key in message):
@@ -218,9 +231,15 @@ def unpack(data: bytes | bytearray | memoryview) -> Json:
     return message
 
 
+class _BadArrayError(ValueError):
+    """It is msgpack, but holds an array or scalar that does not travel."""
+
+
 def _pack_array(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind not in NUMERIC_KINDS:
-        raise TypeError(f"an array of {value.dtype} does not travel")
+        raise TypeError(
+            f"an array of {value.dtype} does not travel: it holds {NOT_NUMERIC.get(value.dtype.kind, 'no numbers')}"
+        )
     if isinstance(value, np.ndarray):
         return {b"__ndarray__": True, b"data": value.tobytes(), b"dtype": value.dtype.str, b"shape": value.shape}
     if isinstance(value, np.generic):
@@ -229,16 +248,19 @@ def _pack_array(value: Any) -> Any:
 
 
 def _unpack_array(tree: dict[Any, Any]) -> Any:
-    if b"__ndarray__" in tree:
-        return _array(tree.get(b"data"), _dtype(tree.get(b"dtype")), tree.get(b"shape"))
-    if b"__npgeneric__" in tree:
-        value = tree.get(b"data")
-        if not isinstance(value, bool | int | float):
-            raise ValueError(f"a numpy scalar must be a number; got {type(value).__name__}")
-        try:
-            return _dtype(tree.get(b"dtype")).type(value)
-        except OverflowError as error:
-            raise ValueError(f"a numpy scalar that does not fit its dtype: {error}") from error
+    try:
+        if b"__ndarray__" in tree:
+            return _array(tree.get(b"data"), _dtype(tree.get(b"dtype")), tree.get(b"shape"))
+        if b"__npgeneric__" in tree:
+            return _scalar(tree.get(b"data"), _dtype(tree.get(b"dtype")))
+    except (ValueError, OverflowError) as error:
+        raise _BadArrayError(str(error)) from error
+    if b"nd" in tree and b"data" in tree:
+        # Its sender would not understand the arrays of the answer either.
+        raise _BadArrayError(
+            "an array in the codec of the package msgpack-numpy; this protocol has openpi's: pack and unpack with "
+            "openpi_client.msgpack_numpy, or with libra_ray.wire"
+        )
     return tree
 
 
@@ -248,17 +270,30 @@ def _dtype(name: Any) -> np.dtype[Any]:
     except (TypeError, ValueError, SyntaxError):
         dtype = None
     if dtype is None or dtype.kind not in NUMERIC_KINDS or dtype.subdtype is not None:
-        raise ValueError(f"arrays hold booleans, integers or floats; got dtype {str(name)[:40]!r}")
+        which = f", which is {NOT_NUMERIC[dtype.kind]}" if dtype is not None and dtype.kind in NOT_NUMERIC else ""
+        raise ValueError(f"arrays hold booleans, integers or floats; got dtype {str(name)[:40]!r}{which}")
     return dtype
+
+
+def _scalar(value: Any, dtype: np.dtype[Any]) -> np.generic:
+    if not isinstance(value, bool | int | float):
+        raise ValueError(f"a numpy scalar must be a number; got {type(value).__name__}")
+    try:
+        with np.errstate(over="ignore"):
+            scalar: np.generic = dtype.type(value)
+        kept = np.isinf(scalar) == np.isinf(value) if dtype.kind == "f" else scalar == value
+    except (OverflowError, ValueError):
+        kept = False
+    if not kept:
+        raise ValueError(f"a numpy scalar that does not fit its dtype: {dtype} cannot hold {value}")
+    return scalar
 
 
 def _array(data: Any, dtype: np.dtype[Any], shape: Any) -> NDArray[Any]:
     whole = isinstance(shape, list | tuple) and len(shape) <= MAX_DIMENSIONS
-    if not whole or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape):
+    if not whole or not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 2**63 for n in shape):
         raise ValueError(f"an array's shape is at most {MAX_DIMENSIONS} sizes from 0; got {str(shape)[:80]}")
-    size = dtype.itemsize
-    for n in shape:
-        size *= n
+    size = dtype.itemsize * math.prod(shape)
     if not isinstance(data, bytes) or len(data) != size:
         length = len(data) if isinstance(data, bytes) else type(data).__name__
         raise ValueError(f"an array of {dtype} {tuple(shape)} has {size} bytes; got {length}")

@@ -14,7 +14,7 @@ TENSORS = WORDS | {"batch"}
 ROOMS = {"data", "model", "sim"}
 MEETINGS = {
     "checkpoint", "policy", "control", "training", "training_data", "rollout", "run_folder", "progress", "provenance",
-    "tracking", "registered_model", "report", "publish",
+    "tracking", "registered_model", "report", "publish", "doctor",
 }  # fmt: skip
 ROOF = {"on_ray"}
 
@@ -46,6 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "registered_model": WORDS | {"policy"},
     "report": WORDS | {"provenance"},
     "publish": WORDS | {"data", "checkpoint", "run_folder", "provenance", "report", "tracking"},
+    "doctor": TENSORS | {"data", "model", "sim", "checkpoint", "tracking", "provenance"},
     "driving": WORDS | {"wire", "data", "sim", "rollout", "pauses", "provenance", "report"},
     # roof
     "on_ray": TENSORS | ROOMS | MEETINGS | {"wire", "pauses"},
@@ -74,7 +75,7 @@ FILES_OF: dict[str, set[str]] = {
 OWNERS: dict[str, set[str]] = {
     "ray": {"on_ray", "serve_apps", "tune_spaces"},
     "mlflow": {"tracking"},
-    "torch": {"batch", "data", "model", "checkpoint", "policy", "training", "training_data", "on_ray", "benchmarks"},
+    "torch": {"batch", "data", "model", "checkpoint", "policy", "training", "training_data", "doctor", "on_ray", "benchmarks"},
     "jaxtyping": {"batch", "data", "model", "checkpoint", "policy", "training", "training_data"},
     "safetensors": {"checkpoint", "model"},
     "transformers": {"model", "checkpoint"},

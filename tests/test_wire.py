@@ -75,6 +75,15 @@ def array(data=b"\0" * 8, dtype="<f4", shape=(2,)):
     return msgpack.packb({"x": {b"__ndarray__": True, b"data": data, b"dtype": dtype, b"shape": shape}})
 
 
+def scalar(value, dtype):
+    return msgpack.packb({"x": {b"__npgeneric__": True, b"data": value, b"dtype": dtype}})
+
+
+def msgpack_numpy_package(value):
+    """As the package of that name writes an array."""
+    return {b"nd": True, b"type": value.dtype.str, b"kind": b"", b"shape": value.shape, b"data": value.tobytes()}
+
+
 class Trap:
     def __reduce__(self):
         return exec, ("raise SystemExit('unpickled')",)
@@ -97,8 +106,25 @@ class Trap:
         (array(shape=(1,) * 9), "at most 8"),
         (array(shape="2"), "sizes from 0"),
         (array(data="text"), "got str"),
-        (msgpack.packb({"x": {b"__npgeneric__": True, b"data": b"12345678", b"dtype": "<f8"}}), "must be a number"),
-        (msgpack.packb({"x": {b"__npgeneric__": True, b"data": 300, b"dtype": "|u1"}}), "does not fit"),
+        (array(data=b"", shape=(2**64 - 1, 0)), "sizes from 0"),
+        (array(data=b"", shape=(2**62, 0)), "too big"),
+        (array(np.array("go").tobytes(), "<U2", ()), "which is text; send one plain string"),
+        (array(b"go", "|S2", ()), "which is bytes; send text as a plain string"),
+        (array(bytes(8), "|O", ()), "which is Python objects, which are never unpickled"),
+        (array(bytes(8), "<M8[s]", ()), "which is dates; send numbers"),
+        (array(bytes(8), "<m8[s]", ()), "which is durations; send numbers"),
+        (array(bytes(8), "<c8", ()), "which is complex numbers; send real ones"),
+        (array(bytes(2), "<V2", ()), "which is records, or of a dtype that is not numpy's own"),
+        (array(bytes(8), "[('a', '<f4'), ('b', '<f4')]", ()), "arrays hold booleans, integers or floats"),
+        (scalar("text", "<U4"), "which is text; send one plain string"),
+        (scalar(float("nan"), "<i8"), "int64 cannot hold nan"),
+        (scalar(1.5, "<i8"), "int64 cannot hold 1.5"),
+        (scalar(5, "|b1"), "bool cannot hold 5"),
+        (scalar(1e300, "<f4"), "float32 cannot hold 1e"),
+        (msgpack.packb({"x": msgpack_numpy_package(np.ones(2))}), "the codec of the package msgpack-numpy; .* openpi_client"),
+        (msgpack.packb({"x": {b"nd": False, b"type": "<f8", b"data": bytes(8)}}), "the codec of the package msgpack-numpy"),
+        (scalar(b"12345678", "<f8"), "must be a number"),
+        (scalar(300, "|u1"), "uint8 cannot hold 300"),
         (msgpack.packb([1, 2]), "a map with text keys; got list"),
         (msgpack.packb({1: 2}), "a map with text keys|msgpack"),
         (b"", "not a message in msgpack"),
@@ -110,6 +136,26 @@ class Trap:
 def test_what_cannot_be_a_message_says_why(data, words):
     with pytest.raises(ValueError, match=words):
         unpack(data)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.asfortranarray(np.arange(6).reshape(2, 3)),
+        np.arange(6).reshape(2, 3)[::-1, ::2],
+        np.arange(3, dtype=">f8"),
+        np.arange(3, dtype=">i2"),
+        np.arange(3, dtype=np.float16),
+        np.arange(3, dtype=np.longdouble),
+        np.array([np.nan, np.inf], np.float32),
+        np.array(3),
+        np.empty((0, 5), np.float32),
+    ],
+    ids=lambda value: f"{value.dtype.str}{value.strides}",
+)
+def test_however_an_array_lies_in_memory_its_values_travel(value):
+    for packed in (pack({"x": value}), msgpack_numpy.packb({"x": value})):
+        np.testing.assert_array_equal(unpack(packed)["x"], value)
 
 
 @pytest.mark.parametrize("value", [np.array([object()]), np.array(["text"]), object(), np.array([1j]), 2**70])

@@ -55,13 +55,15 @@ def read_request(message: Json, handshake: Handshake) -> Request:
     Raises:
         BadRequestError: says what would have been valid.
     """
-    version = message.get("version", VERSION)
+    version = _plain(message.get("version", VERSION))
     if not isinstance(version, int) or isinstance(version, bool) or version != VERSION:
-        raise BadRequestError("version", f"version {str(version)[:20]!r} is unknown; this server speaks version {VERSION}")
-    reset, ended = message.get("reset", False), "success" in message
-    success = message.get("success")
-    if not isinstance(reset, bool | np.bool_) or not isinstance(success, bool | np.bool_ | None):
-        raise BadRequestError("value", "reset is true or false; success is true, false or null")
+        raise BadRequestError("version", f"version {_described(version)} is unknown; this server speaks version {VERSION}")
+    reset, success = _plain(message.get("reset", False)), _plain(message.get("success"))
+    ended = "success" in message
+    if not isinstance(reset, bool):
+        raise BadRequestError("value", f"reset is true or false; got {_described(reset)}")
+    if not isinstance(success, bool | None):
+        raise BadRequestError("value", f"success is true, false or null; got {_described(success)}")
     known = {*handshake.observation, *PROMPT_KEYS}
     has_observation = any(name in message for name in known)
     if not has_observation and not reset and not ended:
@@ -70,9 +72,9 @@ def read_request(message: Json, handshake: Handshake) -> Request:
         observation=_observation(message, handshake) if has_observation else None,
         robot=_name(message.get("robot")),
         seq=_whole(message, "seq", -MAX_STEP),
-        reset=bool(reset),
+        reset=reset,
         ended=ended,
-        success=None if success is None else bool(success),
+        success=success,
     )
 
 
@@ -96,7 +98,7 @@ def from_json(tree: Any, handshake: Handshake) -> Json:
                 message[name] = _as_uint8(np.asarray(value))
             else:
                 message[name] = np.asarray(value, np.float64)
-        except (ValueError, TypeError, binascii.Error) as error:
+        except (ValueError, TypeError, OverflowError, binascii.Error) as error:
             raise BadRequestError("format", f"{name} is neither base64 nor a list of numbers of one shape: {error}") from None
     return message
 
@@ -113,7 +115,8 @@ def _observation(message: Json, handshake: Handshake) -> Observation:
         raise BadRequestError("keys", f"{', '.join(missing)} missing; a request needs {_listed(handshake)}")
     prompt = next((message[name] for name in PROMPT_KEYS if name in message), None)
     if not isinstance(prompt, str) or len(prompt) > MAX_PROMPT:
-        raise BadRequestError("prompt", f"the instruction is text of at most {MAX_PROMPT} characters under `prompt`")
+        got = f"{len(prompt)} characters" if isinstance(prompt, str) else _described(prompt)
+        raise BadRequestError("prompt", f"the instruction is text of at most {MAX_PROMPT} characters under `prompt`; got {got}")
     pictures = {name: _pictures(name, message[name], handshake) for name in handshake.cameras}
     history = max((len(stack) for stack in pictures.values()), default=1)
     if any(len(stack) != history for stack in pictures.values()):
@@ -134,9 +137,7 @@ def _pictures(name: str, value: Any, handshake: Handshake) -> NDArray[np.uint8]:
     if isinstance(value, bytes):
         value = _decoded(name, value, shape)
     if not isinstance(value, np.ndarray):
-        raise BadRequestError(
-            "dtype", f"{name} is a uint8 array {shape}, or bytes of a JPEG or PNG; got {type(value).__name__}"
-        )
+        raise BadRequestError("dtype", f"{name} is a uint8 array {shape}, or bytes of a JPEG or PNG; got {_described(value)}")
     stack = value[None] if value.ndim == len(shape) else value
     if value.dtype != np.uint8:
         raise BadRequestError("dtype", f"{name} is {value.dtype}; this policy needs uint8 {shape}")
@@ -158,31 +159,29 @@ def _decoded(name: str, data: bytes, shape: tuple[int, ...]) -> NDArray[np.uint8
 
 
 def _state(value: Any, dims: int) -> NDArray[np.float32]:
-    if isinstance(value, list | tuple) and all(isinstance(v, int | float) for v in value):
-        value = np.asarray(value, np.float64)
+    if isinstance(value, list | tuple):
+        numbers = [_plain(v) for v in value]
+        value = np.asarray(numbers, np.float64) if all(isinstance(v, int | float) for v in numbers) else value
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "iuf":
-        raise BadRequestError(
-            "dtype", f"{STATE_KEY} is {dims} real numbers; got {getattr(value, 'dtype', type(value).__name__)}"
-        )
+        raise BadRequestError("dtype", f"{STATE_KEY} is {dims} real numbers; got {_described(value)}")
     if value.shape != (dims,):
         raise BadRequestError("shape", f"{STATE_KEY} has shape {value.shape}; this policy needs ({dims},)")
     with np.errstate(over="ignore"):
         state = value.astype(np.float32)
     if not np.isfinite(state).all():
-        raise BadRequestError("not finite", f"{STATE_KEY} must be {dims} finite numbers; got {value}")
+        first = int(np.argmin(np.isfinite(state)))
+        raise BadRequestError("not finite", f"{STATE_KEY} must be {dims} finite numbers; number {first} is {value[first]}")
     return state
 
 
 def _whole[T](message: Json, name: str, least: int, *, absent: T = None) -> int | T:  # type: ignore[assignment]  # T is None there
-    value = message.get(name)
+    value = _plain(message.get(name))
     if value is None:
         return absent
-    if isinstance(value, np.generic):
-        value = value.item()
     if isinstance(value, float) and math.isfinite(value) and value.is_integer():
         value = int(value)
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= MAX_STEP:
-        raise BadRequestError("value", f"{name} is a whole number of at least {least}; got {str(value)[:40]!r}")
+        raise BadRequestError("value", f"{name} is a whole number of at least {least}; got {_described(value)}")
     return value
 
 
@@ -190,8 +189,34 @@ def _name(value: Any) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str) or not 1 <= len(value) <= MAX_NAME or not value.isprintable():
-        raise BadRequestError("name", f"robot is a name of 1 to {MAX_NAME} printable characters")
+        raise BadRequestError("name", f"robot is a name of 1 to {MAX_NAME} printable characters; got {_described(value)}")
     return value
+
+
+def _plain(value: Any) -> Any:
+    """What a numpy scalar or an array without dimensions holds; everything else as it is."""
+    return value.item() if isinstance(value, np.generic | np.ndarray) and value.ndim == 0 else value
+
+
+def _described(value: Any) -> str:
+    """What was sent, in a few words."""
+    match value:
+        case np.ndarray():
+            return f"an array of {value.dtype} {value.shape}"
+        case None:
+            return "null"
+        case bool() | int() | float():
+            return f"{type(value).__name__} {value}"[:40]
+        case str():
+            return f"the text {value[:40]!r}"
+        case bytes():
+            return f"{len(value)} bytes (text is sent as a string: value.decode())"
+        case list() | tuple():
+            return f"a list of {len(value)}"
+        case dict():
+            return "a map"
+        case _:
+            return f"a {type(value).__name__}"
 
 
 def _listed(handshake: Handshake) -> str:

@@ -56,13 +56,51 @@ def test_pictures_may_be_jpeg_or_png(data):
     assert abs(picture.mean() - 100) < 3
 
 
+NUMPY = (np.array, np.int64, np.int8, np.uint64, np.float32)
+
+
+@pytest.mark.parametrize("kind", NUMPY, ids=lambda kind: kind.__name__)
+def test_numpys_single_values_are_taken_for_what_they_hold(kind):
+    found = read_request(unpack(pack(good(step=kind(7), seq=kind(5), version=kind(1) if kind is not np.float32 else 1))), SHAKE)
+    assert (found.observation.step, found.seq) == (7, 5)
+    assert type(found.observation.step) is type(found.seq) is int
+
+
+@pytest.mark.parametrize("kind", [np.array, np.bool_], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("truth", [True, False])
+def test_numpys_single_truths_are_taken_for_what_they_hold(kind, truth):
+    found = read_request(unpack(pack(good(reset=kind(truth), success=kind(not truth)))), SHAKE)
+    assert (found.reset, found.success) == (truth, not truth)
+    assert type(found.reset) is type(found.success) is bool
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        np.array([3, 7], ">f8"), np.array([3, 7], ">i2"), np.array([3, 7], np.float16), np.array([3, 7], np.uint8),
+        np.array([7, 3])[::-1], [3, 7], [np.float32(3), np.int8(7)], [np.array(3), np.array(7.0)],
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_a_state_of_any_real_numbers_is_taken(state):
+    found = read_request(unpack(pack(good(**{STATE_KEY: state}))), SHAKE).observation.state
+    assert (found.tolist(), found.dtype) == ([3, 7], np.float32)
+
+
+def test_a_prompt_of_numpys_text_is_text():
+    assert read_request(unpack(pack(good(prompt=np.str_("open"), robot=np.str_("a")))), SHAKE).observation.instruction == "open"
+
+
 BAD = {
     "nothing": ({"hello": 1}, "keys", "a request needs observation.image, observation.state, prompt"),
     "no state": (good(**{STATE_KEY: ...}), "keys", "observation.state missing"),
     "no picture": (good(**{IMAGE_KEY: ...}), "keys", "observation.image missing"),
     "no prompt": (good(prompt=...), "prompt", "under `prompt`"),
     "prompt of bytes": (good(prompt=b"go"), "prompt", "text"),
-    "long prompt": (good(prompt="x" * 3000), "prompt", "2000 characters"),
+    "bytes say how": (good(prompt=b"go"), "prompt", r"got 2 bytes \(text is sent as a string: value.decode\(\)\)"),
+    "list of prompts": (good(prompt=["go"]), "prompt", "text .* got a list of 1"),
+    "no text": (good(prompt=None), "prompt", "text .* got null"),
+    "long prompt": (good(prompt="x" * 3000), "prompt", "2000 characters under `prompt`; got 3000"),
     "nan": (good(**{STATE_KEY: np.array([1, np.nan])}), "not finite", "2 finite numbers"),
     "infinity": (good(**{STATE_KEY: np.array([1e300, 0])}), "not finite", "2 finite numbers"),
     "short state": (good(**{STATE_KEY: np.zeros(1)}), "shape", r"needs \(2,\)"),
@@ -82,9 +120,19 @@ BAD = {
     "step": (good(step=-1), "value", "at least 0"),
     "half step": (good(step=0.5), "value", "at least 0"),
     "huge step": (good(step=2**60), "value", "at least 0"),
-    "seq": (good(seq="one"), "value", "seq"),
-    "reset": (good(reset="yes"), "value", "true or false"),
-    "success": (good(success=1), "value", "true, false or null"),
+    "step of an array": (good(step=np.array([7])), "value", r"at least 0; got an array of int64 \(1,\)"),
+    "half step in an array": (good(step=np.array(0.5)), "value", "at least 0; got float 0.5"),
+    "true step": (good(step=np.array(True)), "value", "at least 0; got bool True"),
+    "nan step": (good(step=np.array(np.nan)), "value", "at least 0; got float nan"),
+    "seq": (good(seq="one"), "value", "seq is a whole number .* got the text 'one'"),
+    "reset": (good(reset="yes"), "value", "true or false; got the text 'yes'"),
+    "reset of a number": (good(reset=np.array(1)), "value", "true or false; got int 1"),
+    "success": (good(success=1), "value", "true, false or null; got int 1"),
+    "success of an array": (good(success=np.array([True])), "value", r"got an array of bool \(1,\)"),
+    "state of one": (good(**{STATE_KEY: np.array(3.0)}), "shape", r"shape \(\); this policy needs \(2,\)"),
+    "state of a map": (good(**{STATE_KEY: {"x": 1}}), "dtype", "2 real numbers; got a map"),
+    "name of bytes": (good(robot=b"a"), "name", "printable characters; got 1 bytes"),
+    "version of an array": (good(version=np.array([1])), "version", "version 1"),
     "no name": (good(robot=""), "name", "1 to 80 printable"),
     "long name": (good(robot="x" * 81), "name", "1 to 80 printable"),
     "odd name": (good(robot="a\nb"), "name", "1 to 80 printable"),
@@ -146,6 +194,7 @@ def test_json_stands_for_the_same_request():
         {IMAGE_KEY: [[[0.5, 0, 0]]]},
         {STATE_KEY: ["a", "b"]},
         {STATE_KEY: {"x": 1}},
+        {STATE_KEY: [10**400, 0]},
     ],
 )
 def test_bad_json_says_so(tree):

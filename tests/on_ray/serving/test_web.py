@@ -11,9 +11,11 @@ import urllib.error
 import urllib.request
 from contextlib import ExitStack, contextmanager
 
+import msgpack
 import numpy as np
 import pytest
 import websockets.sync.client
+from openpi_client import msgpack_numpy as openpi
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -177,6 +179,22 @@ GARBAGE = {
     "dtype": (pack(message(**{IMAGE_KEY: np.zeros((4, 4, 3))})), "needs uint8"),
     "size": (pack(message(**{IMAGE_KEY: np.zeros((40, 40, 3), np.uint8)})), "needs uint8"),
     "keys": (pack({"hello": 1}), "a request needs"),
+    "text in an array": (openpi.packb(message(prompt=np.array("go"))), "which is text; send one plain string"),
+    "bytes in an array": (openpi.packb(message(prompt=np.array(b"go"))), "which is bytes"),
+    "dates": (openpi.packb(message(step=np.array(0, "M8[s]"))), "which is dates"),
+    "bytes as prompt": (openpi.packb(message(prompt=b"go")), "value.decode()"),
+    "step of an array": (openpi.packb(message(step=np.array([0]))), "got an array of int64 (1,)"),
+    "msgpack-numpy": (
+        msgpack.packb(
+            message(**{name: {b"nd": True, b"type": "<f4", b"shape": [1], b"data": b"1234"} for name in (STATE_KEY, IMAGE_KEY)})
+        ),
+        "the codec of the package msgpack-numpy",
+    ),
+    "an endless shape": (
+        msgpack.packb({"x": {b"__ndarray__": True, b"data": b"", b"dtype": "<f4", b"shape": [2**64 - 1, 0]}}),
+        "sizes from 0",
+    ),
+    "a long state": (pack(message(**{STATE_KEY: np.full(100, np.nan)})), "shape (100,)"),
 }
 
 
@@ -296,6 +314,7 @@ def test_plain_http_answers_as_the_socket_does(server):
         (b"xyz", "application/msgpack", "msgpack"),
         (b"x" * (LIMIT + 1), "application/json", f"at most {LIMIT} bytes"),
         (json.dumps({IMAGE_KEY: base64.b64encode(b"no").decode()}).encode(), "application/json", "observation.state missing"),
+        (b'{"%s": [1%s, 0]}' % (STATE_KEY.encode(), b"0" * 400), "application/json", "list of numbers"),
     ],
 )
 def test_a_bad_post_says_what_is_valid(server, body, kind, words):

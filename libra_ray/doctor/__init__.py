@@ -1,0 +1,1 @@
+"""What a machine needs for the jobs, one check a function; `jobs/doctor.py` prints what they find."""
