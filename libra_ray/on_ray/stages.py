@@ -5,7 +5,7 @@ import sys
 from libra_ray import checkpoint
 from libra_ray.data.dataset import open_dataset
 from libra_ray.on_ray import evaluate as evaluation
-from libra_ray.on_ray import evaluation_log
+from libra_ray.on_ray import evaluation_log, session
 from libra_ray.on_ray import record as recording
 from libra_ray.on_ray import train as training
 from libra_ray.publish import publish_evaluation, publish_training
@@ -29,7 +29,8 @@ def check(folder: RunFolder, *stages: Stage) -> None:
         stages: those that will run, each of which makes what the next one needs.
 
     Raises:
-        ValueError: a task, data set or checkpoint that is not there or does not fit.
+        ValueError: a task, data set or checkpoint that is not there or does not fit; a RAY_ADDRESS that is none.
+        RuntimeError: no cluster answers at RAY_ADDRESS.
     """
     config = folder.config
     if ("record" in stages and not config.data.root) or "evaluate" in stages:
@@ -46,6 +47,7 @@ def check(folder: RunFolder, *stages: Stage) -> None:
     if "evaluate" in stages:
         made_before = config.evaluate.checkpoint or "train" not in stages
         evaluation.check_fits(config, checkpoint.read_config(folder.checkpoint) if made_before else config)
+    session.check()
 
 
 def record(folder: RunFolder) -> None:
