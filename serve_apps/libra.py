@@ -53,6 +53,9 @@ def resolved(arguments: Mapping[str, Any]) -> Settings:
 
         tracking, runs = TrackingConfig(uri=store), Path("runs")
         store, folder = tracking_uri(tracking, runs), checkpoint_from_registry(address, tracking, runs)
+        if store.startswith("sqlite:"):
+            # The files behind it lie on this machine as they are, and no replica need load MLflow to find them.
+            address = str(folder)
     checkpoint.read_config(folder)
     return settings.model_copy(update={"checkpoint": address, "tracking_uri": store})
 
