@@ -31,7 +31,7 @@ def read_info(root: Path) -> dict[str, Any]:
             raise DatasetError(_old_format(root, "v1"))
         raise DatasetError(f"{root} is not a LeRobotDataset: it has no meta/info.json")
     try:
-        info: dict[str, Any] = json.loads(path.read_text())
+        info: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise DatasetError(f"{path} is damaged ({error}); {_finalize_hint()}") from error
     check_version(root, str(info.get("codebase_version", "missing")))

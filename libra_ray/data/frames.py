@@ -94,7 +94,7 @@ def _video_files(recorded: Recorded, key: str) -> list[_VideoFile]:
     table = read_table(recorded.root, "meta/episodes", ["episode_index", *names])
     order = np.argsort(table["episode_index"].to_numpy())
     chunk, file, start = (table[name].to_numpy()[order] for name in names)
-    template = json.loads((recorded.root / "meta" / "info.json").read_text()).get("video_path") or _VIDEO_PATH
+    template = json.loads((recorded.root / "meta" / "info.json").read_text(encoding="utf-8")).get("video_path") or _VIDEO_PATH
     times = start[recorded.episode_index] + recorded.frame_index / recorded.fps
     files = []
     for c, f in sorted(set(zip(chunk.tolist(), file.tolist(), strict=True))):
@@ -142,7 +142,7 @@ def resize(picture: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold the file lock at `path`; the system frees it when the process dies."""
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         try:
             yield
