@@ -4,7 +4,6 @@ import ast
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -23,13 +22,13 @@ def left_to_the_locale(source: str) -> list[str]:
         words = [value.value for value in [*call.args, given.get("mode")] if isinstance(value, ast.Constant)]
         modes = [word for word in words if isinstance(word, str) and word and set(word) <= set("rwaxbt+")]
         is_text = (
-            last in ("read_text", "write_text")
-            and "." in name
-            or name == "open"
-            and not any("b" in mode for mode in modes)
-            or last in ("open", "fdopen", "NamedTemporaryFile")
-            and name != "av.open"
-            and any("b" not in mode for mode in modes)
+            (last in ("read_text", "write_text") and "." in name)
+            or (name == "open" and not any("b" in mode for mode in modes))
+            or (
+                last in ("open", "fdopen", "NamedTemporaryFile")
+                and name != "av.open"
+                and any("b" not in mode for mode in modes)
+            )
             or any(isinstance(of := given.get(way), ast.Constant) and of.value for way in ("text", "universal_newlines"))
         )
         if is_text and "encoding" not in given:
