@@ -32,8 +32,8 @@ def app(arguments: Mapping[str, Any]) -> Application:
     if ray.is_initialized():
         return build(resolved(arguments))
     try:
-        settings = resolved(arguments)
         session.prepare_serve_run(_address())
+        settings = resolved(arguments)
     except (ValueError, RuntimeError) as mistake:
         sys.exit(f"serve run: error: {' '.join(str(mistake).split())}")
     return build(settings)
