@@ -184,7 +184,6 @@ def test_a_job_leaves_no_token_and_needs_no_home(tmp_path, home):
 
 LINES = [
     ("checkpoint=runs/nowhere", {}, "no checkpoint at 'runs/nowhere'"),
-    ("checkpoint=models:/libra@champion", {}, "models:/libra@champion"),
     ("checkpoint=runs/nowhere", {"RAY_ADDRESS": "http://127.0.0.1:8265"}, "RAY_ADDRESS='http://127.0.0.1:8265'"),
 ]
 
