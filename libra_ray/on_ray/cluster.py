@@ -84,14 +84,14 @@ def _asks_for_token(where: str, place: str, token: str) -> bool:
 
 def _token() -> str:
     """The user's token, from RAY_AUTH_TOKEN or a file; empty where there is none."""
-    from ray._raylet import AuthenticationTokenLoader
+    from ray._private.authentication.authentication_token_setup import AuthenticationTokenLoader
 
     loader = AuthenticationTokenLoader.instance()
     return str(loader.get_raw_token(ignore_auth_mode=True)) if loader.has_token(ignore_auth_mode=True) else ""
 
 
 def _set_auth_mode(mode: str) -> None:
-    from ray._raylet import Config
+    from ray._private.authentication.authentication_token_setup import Config
 
     os.environ["RAY_AUTH_MODE"] = mode
     # Ray has read its settings when it was imported.

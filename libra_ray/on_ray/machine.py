@@ -89,7 +89,7 @@ def _choose_token(*, shared: bool) -> None:
     Ray would write one into the home folder: every later head asks for that, while `ray job submit` sends it only if told to.
     And there is not always a home folder to write into.
     """
-    from ray._raylet import AuthenticationTokenLoader
+    from ray._private.authentication.authentication_token_setup import AuthenticationTokenLoader
 
     loader = AuthenticationTokenLoader.instance()
     if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token" or loader.has_token(ignore_auth_mode=True):
