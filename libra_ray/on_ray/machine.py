@@ -1,9 +1,11 @@
 """A Ray of this program's own, on the machine as it is: its settings, its folder for sockets and logs, its token."""
 
+import getpass
 import os
 import secrets
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 from libra_ray.on_ray.cluster import wanted
@@ -28,7 +30,11 @@ LEAST_FREE_BYTES = 64 * 2**20
 
 
 def prepare() -> None:
-    """Ray's settings for one machine, where no cluster is wanted; what the user has set stays."""
+    """A name and a home for a user who has none; Ray's settings for one machine, where no cluster is wanted.
+
+    What the user has set stays.
+    """
+    _name_the_user()
     if wanted():
         return
     for name, value in _SETTINGS.items():
@@ -38,6 +44,21 @@ def prepare() -> None:
         from ray._private import ray_constants
 
         ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
+
+
+def _name_the_user() -> None:
+    """In a container the user may be a bare number, at which libraries that ask for a home folder, or a name, end."""
+    try:
+        Path.home()
+    except RuntimeError:
+        home = Path(tempfile.gettempdir(), f"home-{os.getuid()}")
+        home.mkdir(mode=0o700, exist_ok=True)
+        os.environ["HOME"] = str(home)
+        sys.stderr.write(f"this user has no home folder and HOME is unset; caches go to {home}\n")
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["LOGNAME"] = f"uid-{os.getuid()}"
 
 
 def prepare_start(*, shared: bool) -> None:

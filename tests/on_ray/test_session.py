@@ -208,3 +208,15 @@ def test_under_uv_run_serve_uploads_nothing():
     )
     env = {name: value for name, value in os.environ.items() if name != "RAY_ENABLE_UV_RUN_RUNTIME_ENV"}
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=env, check=True)
+
+
+def test_a_user_without_name_and_home_gets_both(monkeypatch, tmp_path, capsys):
+    for name in ("HOME", "LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(machine.os, "getuid", lambda: 54_321)
+    monkeypatch.setattr(machine.tempfile, "gettempdir", lambda: str(tmp_path))
+    machine._name_the_user()
+    assert Path.home() == tmp_path / "home-54321"
+    assert machine.getpass.getuser() == "uid-54321"
+    assert "HOME" in capsys.readouterr().err
