@@ -258,10 +258,11 @@ def finished_run(root: Path) -> tuple[RunFolder, Json]:
     Raises:
         ValueError: the folder holds no report on a policy.
     """
-    report: Json = json.loads(path.read_text()) if (path := root / "report.json").exists() else {"success_mean": {}}
+    path = root / "report.json"
+    report: Json = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"success_mean": {}}
     if "policy" not in report["success_mean"]:
         raise ValueError(f"{root} has no report on a policy; finish the run first, e.g. `uv run jobs/pipeline.py quickstart`")
-    return RunFolder(root.resolve(), configuration.from_json((root / "config.json").read_text())), report
+    return RunFolder(root.resolve(), configuration.from_json((root / "config.json").read_text(encoding="utf-8"))), report
 
 
 def main() -> None:

@@ -174,7 +174,7 @@ def kept_cells(out: Path, changes: Mapping[str, Any]) -> list[Cell]:
     """The cells of an earlier result that were measured under the same settings, on whatever machine."""
     if not out.exists():
         return []
-    cells = [Cell.from_json(tree) for tree in json.loads(out.read_text())["cells"]]
+    cells = [Cell.from_json(tree) for tree in json.loads(out.read_text(encoding="utf-8"))["cells"]]
     wanted = [settings_of(config_of(BENCHES[cell.bench], cell.variant, cell.seed, changes)) for cell in cells]
     return [cell for cell, now in zip(cells, wanted, strict=True) if not differences(dict(cell.settings), now)]
 
@@ -242,7 +242,9 @@ def main() -> None:
     parser.add_argument("--show", type=Path, metavar="JSON", help="print the tables of a finished study and write them anew")
     given = parser.parse_args()
     if given.show:
-        print(publish(given.show, [Cell.from_json(tree) for tree in json.loads(given.show.read_text())["cells"]]))
+        print(
+            publish(given.show, [Cell.from_json(tree) for tree in json.loads(given.show.read_text(encoding="utf-8"))["cells"]])
+        )
         return
     if given.seeds < 1 or (given.steps is not None and given.steps < 1):
         parser.error(f"--seeds {given.seeds} and --steps {given.steps} must be at least 1")

@@ -154,13 +154,13 @@ class Cells:
         """
         identity = self.identity(sweep)
         known = self.folder / "plan.json"
-        if known.exists() and (changed := differences(json.loads(known.read_text()), identity)):
+        if known.exists() and (changed := differences(json.loads(known.read_text(encoding="utf-8")), identity)):
             raise ValueError(
                 f"{self.folder} holds cells of a study with another {', '.join(changed)}; "
                 "give the same settings, or another --results"
             )
         for path in sorted(self.folder.glob("*-seed*.json")):
-            ended = TrialResult.from_json(json.loads(path.read_text()))
+            ended = TrialResult.from_json(json.loads(path.read_text(encoding="utf-8")))
             trial = sweep.write(Order(number=ended.number, seed=ended.seed, values=ended.values))
             if trial.result() is None:
                 trial.end(ended)

@@ -62,9 +62,9 @@ def main(preset: str, options: list[str]) -> None:
     took = measured(["jobs/pipeline.py", preset, *options])
     name = options[options.index("--name") + 1] if "--name" in options else preset
     path = take(ROOT / "runs" / name)
-    report = json.loads(path.read_text())
+    report = json.loads(path.read_text(encoding="utf-8"))
     report["measured"] = {"wall_s": took.wall_s, "peak_memory_gb": took.peak_memory_gb}
-    Path(path).write_text(json.dumps(report, indent=2))
+    Path(path).write_text(json.dumps(report, indent=2), encoding="utf-8")
     write_readme()
     print(f"{preset}: {took.wall_s:.0f} s, {took.peak_memory_gb:.1f} GiB at most")
 

@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=EPISODES, help="per task and scale (default: %(default)s)")
     given = parser.parse_args()
     run = given.run.resolve()
-    trained = configuration.from_json((run / "config.json").read_text())
+    trained = configuration.from_json((run / "config.json").read_text(encoding="utf-8"))
     found = [row for scale in SCALES for row in rows(scale, measure(run, trained, scale, given.episodes))]
     kept = {"hardware": describe_hardware(), "git_revision": git_revision(), "seed": SEED, "rows": found}
     write_text(RESULTS / f"noise_{run.name}.json", dump(kept))

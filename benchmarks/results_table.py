@@ -24,7 +24,7 @@ COLUMNS = {"expert": "expert", "policy": "**dual system**", "coarse_only": "coar
 
 def take(run: Path) -> Path:
     """Copy a finished run's report into the results."""
-    report = json.loads((run / "report.json").read_text())
+    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
     RESULTS.mkdir(parents=True, exist_ok=True)
     target = RESULTS / f"{report['preset']}.json"
     shutil.copyfile(run / "report.json", target)
@@ -69,7 +69,7 @@ def write_pages() -> None:
 def write_between(page: Path, script: str, text: str) -> None:
     """Replace what `script` has written into a page."""
     begin = BEGIN.format(script)
-    before, found, rest = page.read_text().partition(begin)
+    before, found, rest = page.read_text(encoding="utf-8").partition(begin)
     if not found:
         raise ValueError(f"{page.name} has no line {begin}")
     write_text(page, f"{before}{begin}\n\n{text.strip()}\n\n{END}{rest.partition(END)[2]}")
@@ -77,12 +77,12 @@ def write_between(page: Path, script: str, text: str) -> None:
 
 def read_between(page: Path, script: str) -> str:
     """What `script` has written into a page."""
-    return page.read_text().partition(BEGIN.format(script))[2].partition(END)[0].strip()
+    return page.read_text(encoding="utf-8").partition(BEGIN.format(script))[2].partition(END)[0].strip()
 
 
 def _read(name: str) -> dict[str, Any] | None:
     path = RESULTS / name
-    return json.loads(path.read_text()) if path.exists() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def _summary_row(preset: str) -> str:

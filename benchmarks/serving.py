@@ -90,7 +90,9 @@ def compare(given: argparse.Namespace, bench: "Bench") -> None:
 def _bare(given: argparse.Namespace, robots: int) -> Json:
     command = [sys.executable, "-m", "benchmarks.peers.bare", given.checkpoint, robots, given.threads, given.seconds]
     environment = {**os.environ, "OMP_NUM_THREADS": str(given.threads)}
-    done = subprocess.run([*map(str, command)], cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [*map(str, command)], cwd=ROOT, env=environment, check=True, capture_output=True, encoding="utf-8", errors="replace"
+    )
     cell: Json = json.loads(done.stdout.splitlines()[-1])
     return cell
 
@@ -113,7 +115,7 @@ class Bench:
         settings = json.loads(json.dumps(known | {"recorded_observations": dataset.is_dir()}))
         self.result: Json = {"section": given.section, "settings": settings, "cells": {}}
         if given.section == "compare" and self.path.exists() and not given.fresh:
-            self.result = json.loads(self.path.read_text())
+            self.result = json.loads(self.path.read_text(encoding="utf-8"))
             if self.result["settings"] != settings:
                 raise ValueError(f"{self.path} was measured under other settings; give --fresh to begin anew, or another --out")
         self.result |= {"hardware": describe_hardware(), "git_revision": git_revision()}

@@ -123,7 +123,7 @@ class Server:
         while not self._is_ready():
             ended = self._process.poll() is not None
             if ended or time.monotonic() > end:
-                last = "\n".join(self._log.read_text(errors="replace").splitlines()[-15:])
+                last = "\n".join(self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
                 raise RuntimeError(f"{self.name} {'ended' if ended else 'was not ready in time'}:\n{last}")
             time.sleep(0.2)
 
@@ -162,7 +162,7 @@ def ours(checkpoint: Path, threads: int, settings: Mapping[str, Any] | None = No
     }
     application = {"name": "libra", "import_path": "serve_apps.libra:app", "route_prefix": "/", "args": arguments}
     config: Json = {"http_options": {"host": "127.0.0.1", "port": proxy}, "applications": [application]}
-    with tempfile.NamedTemporaryFile("w", prefix="serving-", suffix=".yaml", delete=False) as file:
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", prefix="serving-", suffix=".yaml", delete=False) as file:
         json.dump(config, file)  # JSON is YAML
     return Server(
         name="libra_ray",

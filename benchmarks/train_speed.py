@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60, help="steps measured of each way and turn (default: %(default)s)")
     parser.add_argument("--turns", type=int, default=3, help="the fastest turn of each counts (default: %(default)s)")
     given = parser.parse_args()
-    config = configuration.from_json((given.run / "config.json").read_text())
+    config = configuration.from_json((given.run / "config.json").read_text(encoding="utf-8"))
     every = ways(os.cpu_count() or 1)
     best: dict[str, Json] = {}
     with Progress("train speed", given.turns * len(every), "measures") as bar:

@@ -4,7 +4,10 @@ import argparse
 import ast
 import difflib
 import inspect
+import io
 import itertools
+import locale
+import os
 import re
 import signal
 import sys
@@ -134,6 +137,8 @@ def parse(
         more: options of this job alone, as `add_argument` takes them; a name without dashes is a position after PRESET.
         default_name: the run's name, from `config` and the values of `more`.
     """
+    if argv is None:
+        speak_utf8()
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _parser(description, stage, more)
     try:
@@ -150,6 +155,21 @@ def parse(
     if not _NAME.fullmatch(name):
         parser.error(f"--name {name!r} is not a folder name; use letters, digits, dots, dashes and underscores")
     return Arguments(config=config, run_dir=Path(given["runs"]) / name, fresh=given["fresh"], stage=stage, more=own)
+
+
+def speak_utf8() -> None:
+    """Make this program read and write UTF-8 whatever the locale says, and never end because a terminal lacks a sign.
+
+    Python decides on its start what files, names and libraries use, so a program under another locale is begun again, in
+    Python's UTF-8 mode, which its workers inherit. The terminal keeps its own encoding; signs that it lacks become `?`.
+    """
+    if not sys.flags.utf8_mode and locale.getencoding().lower().replace("-", "") != "utf8":
+        os.environ["PYTHONUTF8"] = "1"
+        os.environ.setdefault("PYTHONIOENCODING", f"{sys.stdout.encoding}:replace")
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606  (this very program)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 class _Parser(argparse.ArgumentParser):

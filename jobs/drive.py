@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import NoReturn
 
+from arguments import speak_utf8
+
 TOKEN = "LIBRA_TOKEN"  # noqa: S105  (the variable's name)
 
 
@@ -45,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     """Drive, print the table, write the JSON."""
+    speak_utf8()
     arguments = parser()
     given = vars(arguments.parse_args())
     out, tasks = given.pop("out"), given.pop("tasks")

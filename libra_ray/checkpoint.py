@@ -120,8 +120,8 @@ def save(
     staging.mkdir(parents=True)
     try:
         save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, staging / "weights.safetensors")
-        (staging / "config.json").write_text(configuration.to_json(model.config))
-        (staging / "stats.json").write_text(stats.to_json())
+        (staging / "config.json").write_text(configuration.to_json(model.config), encoding="utf-8")
+        (staging / "stats.json").write_text(stats.to_json(), encoding="utf-8")
         model.save_processor(staging)
         manifest = Manifest(
             step=step,
@@ -129,7 +129,7 @@ def save(
             digest=digest(staging),
             **{k: getattr(facts, k) for k in asdict(facts)},
         )
-        (staging / "manifest.json").write_text(json.dumps(asdict(manifest), indent=2))
+        (staging / "manifest.json").write_text(json.dumps(asdict(manifest), indent=2), encoding="utf-8")
         if trainer is not None:
             (staging / TRAINER_FOLDER).mkdir()
             torch.save(trainer, staging / TRAINER_FOLDER / "state.pt")
@@ -153,8 +153,8 @@ def load(folder: Path | str, device: torch.device | str = "cpu") -> Checkpoint:
             f"checkpoint {folder} was changed after it was written (digest {found[:12]}, manifest says "
             f"{manifest.digest[:12]}); restore its files or train again"
         )
-    config = configuration.from_json((folder / "config.json").read_text())
-    stats = NormStats.from_json((folder / "stats.json").read_text())
+    config = configuration.from_json((folder / "config.json").read_text(encoding="utf-8"))
+    stats = NormStats.from_json((folder / "stats.json").read_text(encoding="utf-8"))
     stats.check_fits(manifest.shape.state_dim, manifest.shape.action_dim)
     model = Libra(config, manifest.shape, folder)
     try:
@@ -175,7 +175,7 @@ def read_manifest(folder: Path | str) -> Manifest:
     if missing:
         raise ValueError(f"{folder} is not a checkpoint: {', '.join(missing)} missing; give the folder that training wrote")
     try:
-        tree: Json = json.loads((folder / "manifest.json").read_text())
+        tree: Json = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         if tree["format"] != FORMAT:
             raise ValueError(f"checkpoint {folder} has format {tree['format']}, this version reads format {FORMAT}")
         tree |= {name: tuple(tree[name]) for name in ("image_keys", "instructions")}
@@ -192,7 +192,7 @@ def read_config(folder: Path | str) -> Config:
         ValueError: the folder is not a checkpoint of this format.
     """
     read_manifest(folder)
-    return configuration.from_json((Path(folder) / "config.json").read_text())
+    return configuration.from_json((Path(folder) / "config.json").read_text(encoding="utf-8"))
 
 
 def load_trainer_state(folder: Path | str) -> dict[str, Any]:

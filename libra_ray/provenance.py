@@ -67,7 +67,9 @@ def masked(text: str) -> str:
 
 def _cpu_model() -> str:
     info = Path("/proc/cpuinfo")
-    names = re.findall(r"^model name\s*:\s*(.+)$", info.read_text(), flags=re.MULTILINE) if info.exists() else []
+    names = (
+        re.findall(r"^model name\s*:\s*(.+)$", info.read_text(encoding="utf-8"), flags=re.MULTILINE) if info.exists() else []
+    )
     return names[0] if names else platform.processor() or platform.machine()
 
 
@@ -83,7 +85,9 @@ def _output(program: str, *arguments: str) -> str | None:
     if shutil.which(program) is None:
         return None
     try:
-        done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=20, check=False)
+        done = subprocess.run(
+            [program, *arguments], capture_output=True, encoding="utf-8", errors="replace", timeout=20, check=False
+        )
     except subprocess.TimeoutExpired:
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -96,7 +96,7 @@ class TrainingLog:
         Raises:
             ValueError: a line is no row, and no crash explains it.
         """
-        lines = path.read_text().splitlines() if path.exists() else []
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         rows: list[Mapping[str, Any]] = []
         for number, line in enumerate(lines, start=1):
             # After a crash the next row may stand behind the cut one, on the same line.

@@ -74,7 +74,7 @@ class RunFolder:
             kept = {name: value for name, value in folder.stages().items() if name.partition(".")[0] not in gone}
             write_text(folder.path("stages.json"), json.dumps(kept, indent=2))
         if folder.path("config.json").exists():
-            folder._refuse_other_settings(configuration.from_json(folder.path("config.json").read_text()))
+            folder._refuse_other_settings(configuration.from_json(folder.path("config.json").read_text(encoding="utf-8")))
         write_text(folder.path("config.json"), configuration.to_json(config))
         return folder
 
@@ -106,7 +106,7 @@ class RunFolder:
     def stages(self) -> Json:
         """The stages' records as last written."""
         path = self.path("stages.json")
-        return dict(json.loads(path.read_text())) if path.exists() else {}
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
     def done(self, stage: Stage) -> bool:
         """Whether a stage has finished."""
@@ -160,7 +160,7 @@ def locked(root: Path) -> Iterator[None]:
         ValueError: another process is working on it.
     """
     root.parent.mkdir(parents=True, exist_ok=True)
-    with root.with_name(f".{root.name}.lock").open("w") as file:
+    with root.with_name(f".{root.name}.lock").open("w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -195,13 +195,13 @@ class Clock:
 def write_text(path: Path, text: str) -> None:
     """Write a file so that it is there whole or not at all."""
     staging = path.with_name(f".{path.name}.{os.getpid()}")
-    staging.write_text(text)
+    staging.write_text(text, encoding="utf-8")
     staging.replace(path)
 
 
 def append_jsonl(path: Path, rows: list[Json]) -> None:
     """Append rows in one write and flush them to disk."""
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         file.write("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
         file.flush()
         os.fsync(file.fileno())
@@ -211,7 +211,7 @@ def read_jsonl(path: Path) -> list[Json]:
     """All whole rows of a file that may end in the middle of one (a process was killed while writing it)."""
     if not path.exists():
         return []
-    lines = path.read_text().split("\n")
+    lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1] if line]
 
 

@@ -177,7 +177,7 @@ def resize(picture: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold the file lock at `path`; the system frees it when the process dies."""
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         try:
             yield

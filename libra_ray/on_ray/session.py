@@ -7,6 +7,8 @@ from typing import Any
 
 import ray
 
+from libra_ray.on_ray import cluster, machine
+
 _QUIET = {"log_to_driver": False, "logging_level": "error"}
 """The user sees this program's lines; Ray's own are in its log folder."""
 
@@ -16,12 +18,17 @@ START_TRIES = 3
 
 @contextmanager
 def connected() -> Iterator[None]:
-    """Use the cluster this process is connected to, the one at RAY_ADDRESS, or a new local one that ends with the block."""
+    """Use the cluster this process is connected to, the one at RAY_ADDRESS, or a new local one that ends with the block.
+
+    Raises:
+        ValueError: RAY_ADDRESS, or a folder that Ray needs, cannot be used; the message names the variable.
+        RuntimeError: no cluster that can be used answers at RAY_ADDRESS.
+    """
     if ray.is_initialized():
         yield
         return
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**_QUIET)
+    if address := cluster.wanted():
+        _join(address)
     else:
         start_local(include_dashboard=False, **_QUIET)
     try:
@@ -30,12 +37,54 @@ def connected() -> Iterator[None]:
         ray.shutdown()
 
 
+def check() -> None:
+    """Refuse a RAY_ADDRESS that leads nowhere, without connecting.
+
+    Raises:
+        ValueError: it is no address of a cluster.
+        RuntimeError: no cluster that can be used answers there.
+    """
+    if not ray.is_initialized() and (address := cluster.wanted()):
+        cluster.reachable(address)
+
+
+def prepare_serve_run(address: str | None) -> None:
+    """See to it that `serve run`, which connects by itself after it has built the application, does so as `connected` does.
+
+    By itself it would join whatever cluster was last started on this machine, and wait without end where that is dead.
+
+    Args:
+        address: what the user gave it as `--address`; RAY_ADDRESS where they gave none.
+
+    Raises:
+        ValueError: RAY_ADDRESS, or a folder that Ray needs, cannot be used; the message names the variable.
+        RuntimeError: no cluster that can be used answers at RAY_ADDRESS.
+    """
+    os.environ["RAY_ADDRESS"] = address or "local"
+    check()
+    if is_private():
+        machine.prepare_start(shared=True)
+
+
+def _join(address: str) -> None:
+    place = cluster.reachable(address)
+    try:
+        ray.init(address=place, **_QUIET)
+    except Exception as error:
+        ray.shutdown()
+        raise RuntimeError(f"RAY_ADDRESS={address!r} answers, but this machine cannot join it: {error}") from error
+
+
 def start_local(**options: Any) -> None:
     """A new cluster on this machine; `options` are those of `ray.init`.
 
     Ray gives its processes half a minute to come up, whatever else the machine has to do: that it took longer is no reason to
     give up a job.
+
+    Raises:
+        ValueError: RAY_TMPDIR or TMPDIR names a folder that Ray cannot use.
     """
+    machine.prepare_start(shared=options.get("include_dashboard", True))
     for left in reversed(range(START_TRIES)):
         try:
             ray.init(address="local", **options)
@@ -48,7 +97,7 @@ def start_local(**options: Any) -> None:
 
 def is_private() -> bool:
     """Whether the cluster is this process's own, so that no further machines will join it."""
-    return not os.environ.get("RAY_ADDRESS")
+    return not cluster.wanted()
 
 
 def available_cpus() -> int:

@@ -8,7 +8,7 @@ from libra_ray import checkpoint
 from libra_ray.config import Config, override
 from libra_ray.data.dataset import Recorded, open_dataset
 from libra_ray.on_ray import evaluate as evaluation
-from libra_ray.on_ray import evaluation_log
+from libra_ray.on_ray import evaluation_log, session
 from libra_ray.on_ray import record as recording
 from libra_ray.on_ray import train as training
 from libra_ray.on_ray.run_data import open_unchanged
@@ -31,9 +31,11 @@ def check(folder: RunFolder, *stages: Stage, fresh: bool = False) -> None:
         fresh: what earlier starts of these stages left will be put aside, and counts for nothing.
 
     Raises:
-        ValueError: a task, data set or checkpoint that is not there or does not fit.
+        ValueError: a task, data set or checkpoint that is not there or does not fit; a RAY_ADDRESS that is none.
+        RuntimeError: no cluster answers at RAY_ADDRESS.
     """
     config = folder.config
+    session.check()
     if "train" in stages or "evaluate" in stages:
         check_store(folder)
     if ("record" in stages and not config.data.root) or "evaluate" in stages:

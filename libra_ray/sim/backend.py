@@ -44,7 +44,9 @@ def choose_backend() -> str:
             # PyOpenGL reads it once; a value of the other backend would stop MuJoCo's import.
             os.environ["PYOPENGL_PLATFORM"] = backend
             return backend
-    raise RuntimeError(f"neither EGL nor OSMesa can render on this machine; install them with: {INSTALL_HINT}")
+    device = os.environ.get("MUJOCO_EGL_DEVICE_ID")
+    hint = f" (of EGL's devices only MUJOCO_EGL_DEVICE_ID={device} was tried; unset it)" if device else ""
+    raise RuntimeError(f"neither EGL nor OSMesa can render on this machine{hint}; install them with: {INSTALL_HINT}")
 
 
 def _egl_works() -> bool:

@@ -43,7 +43,7 @@ def task_instructions() -> MappingProxyType[str, str]:
     spec = importlib.util.find_spec("lerobot")
     assert spec is not None, "lerobot is a dependency"
     assert spec.origin is not None
-    text = (Path(spec.origin).parent / "envs" / "metaworld_config.json").read_text()
+    text = (Path(spec.origin).parent / "envs" / "metaworld_config.json").read_text(encoding="utf-8")
     return MappingProxyType(json.loads(text)["TASK_DESCRIPTIONS"])
 
 

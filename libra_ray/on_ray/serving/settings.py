@@ -1,9 +1,10 @@
 """What a served application is asked to be: typed, and checked before anything starts."""
 
 import difflib
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 DEFAULT_PORT = 8765
 
@@ -101,6 +102,21 @@ class Settings(_Frozen):
     scale_up_delay_s: float = Field(default=3.0, ge=0, description="Autoscaling: how long a need must last to be met.")
     scale_down_delay_s: float = Field(default=60.0, ge=0, description="Autoscaling: how long a lull must last.")
     max_connections: int = Field(default=1024, ge=1, description="Robots per gateway process.")
+
+    @classmethod
+    def read(cls, arguments: Mapping[str, Any]) -> Self:
+        """The settings that `arguments` ask for, with a message of one line where they cannot be.
+
+        Raises:
+            ValueError: an unknown name or a value outside its range; the message says what is valid.
+        """
+        try:
+            return cls.model_validate(dict(arguments))
+        except ValidationError as error:
+            faults = [
+                (".".join(map(str, fault["loc"])), fault["msg"].removeprefix("Value error, ")) for fault in error.errors()
+            ]
+            raise ValueError("; ".join(f"{place}: {text}" if place else text for place, text in faults)) from None
 
     @model_validator(mode="after")
     def _guarded(self) -> Self:

@@ -117,12 +117,12 @@ class TrialFolder:
 
     def order(self) -> Json:
         """What was ordered: `Order`'s fields, `config`, `frames`, `data` (a fingerprint), `budgets`, `rung_episodes`."""
-        return dict(json.loads((self.root / "trial.json").read_text()))
+        return dict(json.loads((self.root / "trial.json").read_text(encoding="utf-8")))
 
     def result(self) -> TrialResult | None:
         """How it ended; None for one that has not."""
         path = self.root / "result.json"
-        return TrialResult.from_json(json.loads(path.read_text())) if path.exists() else None
+        return TrialResult.from_json(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
     def rungs(self) -> list[Json]:
         """What it has reported so far."""
@@ -174,7 +174,7 @@ class SweepFolder:
                 f"{root.name} holds a sweep with {orders} trials begun; give --resume to continue it, --fresh to start over "
                 "(the old folder is kept aside), or another --name"
             )
-        before, now = json.loads(path.read_text()), json.loads(json.dumps(sweep.identity()))
+        before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(sweep.identity()))
         if changed := differences(before, now):
             told = ", ".join(f"{name} ({was} -> {now.get(name)})" for name, was in changed.items())
             raise ValueError(f"{root.name} was started with another {told}; give the same, or another --name")
@@ -221,7 +221,7 @@ class SweepFolder:
 
     def orders(self) -> list[Order]:
         """All orders given so far, by number and seed."""
-        rows = [json.loads(path.read_text()) for path in sorted(self.run.root.glob("trials/*/trial.json"))]
+        rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(self.run.root.glob("trials/*/trial.json"))]
         orders = [Order(number=row["number"], seed=row["seed"], values=row["values"]) for row in rows]
         return sorted(orders, key=lambda order: (order.number, order.seed))
 

@@ -237,7 +237,7 @@ def _position_error(folder: RunFolder, controller: str) -> float | None:
 
 
 def _failed(trial: TrialFolder, error: Exception) -> TrialResult:
-    (trial.root / "error.txt").write_text("".join(traceback.format_exception(error))[-LONGEST_ERROR:])
+    (trial.root / "error.txt").write_text("".join(traceback.format_exception(error))[-LONGEST_ERROR:], encoding="utf-8")
     order = trial.order()
     return TrialResult(
         number=order["number"],

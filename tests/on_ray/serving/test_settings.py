@@ -56,6 +56,21 @@ def test_the_builder_makes_three_deployments_that_differ_only_by_weights_in_plac
     assert one.user_config() != other.user_config()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"chekpoint": "a"}, "^unknown argument 'chekpoint'; did you mean checkpoint"),
+        ({"checkpoint": "a", "planner.replicas": "x"}, "^planner.replicas: .*integer"),
+        ({"checkpoint": "a", "host": "0.0.0.0"}, "^host='0.0.0.0' lets other machines"),
+        ({}, "^checkpoint: Field required$"),
+    ],
+)
+def test_wrong_arguments_are_told_in_one_line(arguments, says):
+    with pytest.raises(ValueError, match=says) as refused:
+        Settings.read(arguments)
+    assert "\n" not in str(refused.value)
+
+
 def test_a_checkpoint_is_found_before_anything_starts(tmp_path, monkeypatch):
     from libra_ray.on_ray.serving.weights import located
 

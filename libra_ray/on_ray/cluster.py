@@ -1,0 +1,98 @@
+"""Which cluster RAY_ADDRESS means, and whether it answers: asked first, as Ray itself waits for minutes in silence."""
+
+import os
+import re
+
+VALID = "valid: auto (on a machine of the cluster), HOST:PORT such as 10.0.0.1:6379, or unset for a Ray of this program's own"
+ANSWER_S = 15.0
+"""A cluster that does not answer for so long is gone."""
+_HOST_AND_PORT = re.compile(r"([^\s:/@]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}")
+
+
+def wanted() -> str:
+    """What RAY_ADDRESS says; empty where it asks for no cluster but one of this program's own."""
+    address = os.environ.get("RAY_ADDRESS", "").strip()
+    return "" if address == "local" else address
+
+
+def reachable(address: str) -> str:
+    """HOST:PORT of the cluster that RAY_ADDRESS names, which has answered and takes this program's token.
+
+    Where RAY_AUTH_MODE is unset it is set as the cluster needs it: Ray would send the token in the home folder to a local
+    cluster that asks for none, and fail by that. To HOST:PORT a token is sent only where the user says so, as Ray has it.
+
+    Raises:
+        ValueError: it is no address of a cluster.
+        RuntimeError: no cluster answers there, or one of another version, or it asks for another token.
+    """
+    place = _found(address)
+    where = f"RAY_ADDRESS={address!r}" + ("" if place == address else f" (that is {place})")
+    asks = _asks_for_token(where, place, "")
+    mode = os.environ.get("RAY_AUTH_MODE", "").lower()
+    if not mode:
+        _set_auth_mode("token" if asks and address == "auto" and _token() else "disabled")
+    elif mode == "token" and not asks:
+        raise RuntimeError(f"{where} asks for no token, but RAY_AUTH_MODE=token; unset RAY_AUTH_MODE")
+    if asks and (os.environ["RAY_AUTH_MODE"].lower() != "token" or not _token() or _asks_for_token(where, place, _token())):
+        raise RuntimeError(
+            f"{where} asks for the token of its head; export RAY_AUTH_MODE=token, with that token in RAY_AUTH_TOKEN or "
+            "~/.ray/auth_token"
+        )
+    return place
+
+
+def _found(address: str) -> str:
+    from ray._private.services import canonicalize_bootstrap_address
+
+    if address != "auto":
+        if not _HOST_AND_PORT.fullmatch(address):
+            hint = "; a job server's belongs into RAY_API_SERVER_ADDRESS" if address.startswith("http") else ""
+            raise ValueError(f"RAY_ADDRESS={address!r} is not the address of a cluster; {VALID}{hint}")
+        return address
+    try:
+        return str(canonicalize_bootstrap_address(address))
+    except ConnectionError:
+        raise RuntimeError(f"RAY_ADDRESS='auto', but no Ray runs on this machine; {VALID}") from None
+
+
+def _asks_for_token(where: str, place: str, token: str) -> bool:
+    """Whether the cluster refuses the token, or, where that is empty, to answer without one."""
+    import grpc
+    import ray
+    from ray._common.tls_utils import load_certs_from_env
+    from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
+    from ray.core.generated.gcs_service_pb2 import CheckAliveRequest
+    from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
+
+    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+        chain, key, authority = load_certs_from_env()
+        channel = grpc.secure_channel(place, grpc.ssl_channel_credentials(authority, key, chain), GLOBAL_GRPC_OPTIONS)
+    else:
+        channel = grpc.insecure_channel(place, GLOBAL_GRPC_OPTIONS)
+    metadata = [("authorization", f"Bearer {token}")] if token else []
+    try:
+        with channel:
+            answer = NodeInfoGcsServiceStub(channel).CheckAlive(CheckAliveRequest(), timeout=ANSWER_S, metadata=metadata)
+    except grpc.RpcError as error:
+        if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+            return True
+        raise RuntimeError(f"no Ray cluster answers at {where}: {error.details()}; {VALID}") from None
+    if answer.ray_version != ray.__version__:
+        raise RuntimeError(f"{where} runs Ray {answer.ray_version}, this environment has {ray.__version__}; install the same")
+    return False
+
+
+def _token() -> str:
+    """The user's token, from RAY_AUTH_TOKEN or a file; empty where there is none."""
+    from ray._private.authentication.authentication_token_setup import AuthenticationTokenLoader
+
+    loader = AuthenticationTokenLoader.instance()
+    return str(loader.get_raw_token(ignore_auth_mode=True)) if loader.has_token(ignore_auth_mode=True) else ""
+
+
+def _set_auth_mode(mode: str) -> None:
+    from ray._private.authentication.authentication_token_setup import Config
+
+    os.environ["RAY_AUTH_MODE"] = mode
+    # Ray has read its settings when it was imported.
+    Config.initialize("")
