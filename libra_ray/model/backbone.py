@@ -162,7 +162,7 @@ class PretrainedBackbone(nn.Module):
         batch = len(hidden)
         seen = hidden[shown].view(batch, -1, self.width).transpose(1, 2)
         pictures = functional.adaptive_avg_pool1d(seen, VISION_TOKENS * self.pictures).transpose(1, 2)
-        sentence = hidden[torch.arange(batch), text.mask.sum(dim=1) - 1]
+        sentence = hidden[torch.arange(batch, device=hidden.device), text.mask.sum(dim=1) - 1]
         summary = torch.cat([pictures.flatten(1), sentence], dim=1)
         return Features(tokens=hidden, mask=text.mask, summary=summary, pictures=pictures, sentence=sentence)
 
