@@ -20,6 +20,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 import yaml
 
 from libra_ray.config import PRESETS, Config, override, preset
+from libra_ray.disk import NoRoomError, free, lacks_room, megabytes
 from libra_ray.overriding import flatten, flatten_mapping, leaf_types
 
 DEFAULT_PRESET = "quickstart"
@@ -69,19 +70,19 @@ class Arguments:
         """The border between a job and its user: what they did ends the program in one line, what we did with a traceback.
 
         A `ValueError` or `RuntimeError` that this package raised on purpose ends it as a mistake on the command line does,
-        status 2. Ctrl-C ends it with status 130, after everything that was opened inside has been closed; a second Ctrl-C does
-        not wait for that.
+        status 2; so does a full disk, whoever noticed it. Ctrl-C ends it with status 130, after everything that was opened
+        inside has been closed; a second Ctrl-C does not wait for that.
         """
         before = signal.signal(signal.SIGINT, _interrupt)
         try:
             yield
-        except (ValueError, RuntimeError) as mistake:
-            last = traceback.extract_tb(mistake.__traceback__)[-1]
-            ours = Path(inspect.getfile(Config)).parent in Path(last.filename).parents
-            # A library's error may seem raised here too, where its own code is no Python.
-            if not ours or not (last.line or "").startswith("raise "):
+        except Exception as mistake:
+            if _on_purpose(mistake):
+                self.refuse(mistake)
+            if not lacks_room(mistake):
                 raise
-            self.refuse(mistake)
+            full = f"no space left on the disk of {self.run_dir.resolve()}, {megabytes(free(self.run_dir))} are free; make room"
+            self.refuse(f"{full} and run the same command again ({mistake})")
         except KeyboardInterrupt:
             again = "with --resume " if self.more.get("resume") is False else ""
             print(f"{self.stage}.py: interrupted; run the same command again {again}to continue", file=sys.stderr, flush=True)
@@ -92,6 +93,16 @@ class Arguments:
     def refuse(self, message: object) -> NoReturn:
         """End the program as a mistake on the command line does: status 2 and one line on standard error."""
         _Parser(prog=f"{self.stage}.py").error(str(message))
+
+
+def _on_purpose(mistake: Exception) -> bool:
+    """Whether this package raised it as an answer to its user."""
+    if not isinstance(mistake, ValueError | RuntimeError | NoRoomError):
+        return False
+    last = traceback.extract_tb(mistake.__traceback__)[-1]
+    ours = Path(inspect.getfile(Config)).parent in Path(last.filename).parents
+    # A library's error may seem raised here too, where its own code is no Python.
+    return ours and (last.line or "").startswith("raise ")
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:

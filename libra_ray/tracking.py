@@ -90,7 +90,9 @@ class Tracker:
         if kind is None:
             self.finish("FINISHED")
         else:
-            self.finish("FAILED" if issubclass(kind, Exception) else "KILLED")
+            # What ended the run is to be told, not that the store could not be told so (it may lie on the same full disk).
+            with suppress(Exception):
+                self.finish("FAILED" if issubclass(kind, Exception) else "KILLED")
 
     def finish(self, status: RunStatus = "FINISHED") -> None:
         """Close the run; a run already closed by this tracker keeps its status."""

@@ -82,9 +82,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     away = {id(t.elem): t for t in tensors if isinstance(t, Elsewhere)}
     there = bool(away)
     if there and not all(isinstance(t, Elsewhere) for t in tensors) and func.overloadpacket.__name__ not in MAY_MIX:
-        raise RuntimeError(
-            f"{func}: Expected all tensors to be on the same device, but found at least two, {EMULATED} and cpu!"
-        )
+        raise RuntimeError(f"{func}: Expected all tensors to be on the same device, but found at least two, {EMULATED} and cpu")
     if kwargs.get("device") is not None:
         there = torch.device(kwargs["device"]) == INNER
         kwargs = {**kwargs, "device": torch.device("cpu")}

@@ -25,13 +25,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"overriding"},
     "types": set(),
     "batch": set(),
+    "disk": set(),
     "wire": WORDS,
     # rooms, which cannot see one another
     "data": TENSORS,
     "model": TENSORS,
     "sim": WORDS,
     # meetings, without an engine
-    "checkpoint": TENSORS | {"data", "model"},
+    "checkpoint": TENSORS | {"data", "model", "disk"},
     "policy": TENSORS | {"data", "model", "checkpoint"},
     "training": TENSORS | {"data", "model", "checkpoint"},
     "training_data": TENSORS | {"data", "model", "checkpoint", "training"},
@@ -47,9 +48,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "publish": WORDS | {"data", "checkpoint", "run_folder", "provenance", "report", "tracking"},
     "driving": WORDS | {"wire", "data", "sim", "rollout", "pauses", "provenance", "report"},
     # roof
-    "on_ray": TENSORS | ROOMS | MEETINGS | {"wire", "pauses"},
+    "on_ray": TENSORS | ROOMS | MEETINGS | {"wire", "pauses", "disk"},
     # doors
-    "jobs": TENSORS | ROOMS | MEETINGS | ROOF | {"wire", "driving"},
+    "jobs": TENSORS | ROOMS | MEETINGS | ROOF | {"wire", "driving", "disk"},
     "serve_apps": WORDS | MEETINGS | ROOF | {"wire"},
     "tune_spaces": {"overriding", "config"},
     "benchmarks": TENSORS | ROOMS | MEETINGS | ROOF | {"wire", "pauses", "driving"},
