@@ -41,6 +41,10 @@ report: setup  ## open the quickstart's report in the browser
 test: setup  ## the tests
 	uv run pytest
 
+.PHONY: test-gpu
+test-gpu: setup  ## the tests that need a GPU
+	uv run pytest tests/gpu -n0
+
 .PHONY: lint
 lint: setup  ## style, docstrings, annotations
 	uv run ruff check
