@@ -228,6 +228,9 @@ def test_what_ended_a_stage_is_told_even_where_its_time_cannot_be_written(tmp_pa
     def full(path, text):
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(ValueError, match="the cause"), folder.stage("train"):
+    def fail():
         monkeypatch.setattr(run_folder, "write_text", full)
         raise ValueError("the cause")
+
+    with pytest.raises(ValueError, match="the cause"), folder.stage("train"):
+        fail()

@@ -113,6 +113,17 @@ def test_the_way_out_decides_the_status(tracking, runs, client, raised, status):
     assert client.get_run(tracker.run_id).info.status == status
 
 
+def test_a_store_that_cannot_be_told_the_end_does_not_hide_what_ended_the_run(tracking, runs, monkeypatch):
+    tracker = start(tracking, runs)
+
+    def full(status):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tracker, "finish", full)
+    with pytest.raises(ValueError, match="the cause"), tracker:
+        raise ValueError("the cause")
+
+
 def test_the_whole_configuration_is_logged_and_may_be_logged_again(tracking, runs, client):
     config = preset("mt10")
     with start(tracking, runs) as tracker:
