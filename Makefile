@@ -45,6 +45,10 @@ doctor: setup  ## what this machine lacks for the jobs, with what to type agains
 test: setup  ## the tests
 	uv run pytest
 
+.PHONY: test-gpu
+test-gpu: setup  ## the tests that need a GPU
+	uv run pytest tests/gpu -n0
+
 .PHONY: lint
 lint: setup  ## style, docstrings, annotations
 	uv run ruff check

@@ -23,7 +23,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 import yaml
 
 from libra_ray.config import PRESETS, Config, override, preset
-from libra_ray.disk_space import explained
+from libra_ray.disk import explained
 from libra_ray.overriding import flatten, flatten_mapping, leaf_types
 
 DEFAULT_PRESET = "quickstart"
@@ -73,18 +73,15 @@ class Arguments:
         """The border between a job and its user: what they did ends the program in one line, what we did with a traceback.
 
         A `ValueError` or `RuntimeError` that this package raised on purpose ends it as a mistake on the command line does, with
-        status 2; so does a full disk. Ctrl-C ends it with status 130, after everything that was opened inside has been closed;
-        a second Ctrl-C does not wait for that.
+        status 2; so does a full disk, whoever noticed it. Ctrl-C ends it with status 130, after everything that was opened
+        inside has been closed; a second Ctrl-C does not wait for that.
         """
         before = signal.signal(signal.SIGINT, _interrupt)
         try:
             with explained(self.run_dir):
                 yield
         except (ValueError, RuntimeError) as mistake:
-            last = traceback.extract_tb(mistake.__traceback__)[-1]
-            ours = Path(inspect.getfile(Config)).parent in Path(last.filename).parents
-            # A library's error may seem raised here too, where its own code is no Python.
-            if not ours or not (last.line or "").startswith("raise "):
+            if not _on_purpose(mistake):
                 raise
             self.refuse(mistake)
         except KeyboardInterrupt:
@@ -97,6 +94,14 @@ class Arguments:
     def refuse(self, message: object) -> NoReturn:
         """End the program as a mistake on the command line does: status 2 and one line on standard error."""
         _Parser(prog=f"{self.stage}.py").error(str(message))
+
+
+def _on_purpose(mistake: Exception) -> bool:
+    """Whether this package raised it as an answer to its user."""
+    last = traceback.extract_tb(mistake.__traceback__)[-1]
+    ours = Path(inspect.getfile(Config)).parent in Path(last.filename).parents
+    # A library's error may seem raised here too, where its own code is no Python.
+    return ours and (last.line or "").startswith("raise ")
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:

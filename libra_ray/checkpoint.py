@@ -26,6 +26,7 @@ from libra_ray import config as configuration
 from libra_ray.config import Config
 from libra_ray.data.fingerprint import Fingerprint
 from libra_ray.data.transforms import NormStats
+from libra_ray.disk import room_for
 from libra_ray.model.backbone import PROCESSOR_FOLDER
 from libra_ray.model.libra import Libra, RobotShape
 from libra_ray.model.vision import ENCODER_FOLDER
@@ -115,28 +116,58 @@ def save(
         facts: what the data set says.
         step: optimiser steps done.
         trainer: raw weights, optimiser and RNG state for resuming; None leaves the folder out.
+
+    Raises:
+        NoRoomError: the disk of `folder` has no room for it.
     """
     staging = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-    staging.mkdir(parents=True)
     try:
-        save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, staging / "weights.safetensors")
-        (staging / "config.json").write_text(configuration.to_json(model.config), encoding="utf-8")
-        (staging / "stats.json").write_text(stats.to_json(), encoding="utf-8")
-        model.save_processor(staging)
-        manifest = Manifest(
-            step=step,
-            total_steps=model.config.train.steps,
-            digest=digest(staging),
-            **{k: getattr(facts, k) for k in asdict(facts)},
-        )
-        (staging / "manifest.json").write_text(json.dumps(asdict(manifest), indent=2), encoding="utf-8")
-        if trainer is not None:
-            (staging / TRAINER_FOLDER).mkdir()
-            torch.save(trainer, staging / TRAINER_FOLDER / "state.pt")
+        with room_for(folder, _bytes([weights, trainer]), "a checkpoint"):
+            staging.mkdir(parents=True)
+            manifest = _write(staging, model, weights, stats, facts, step, trainer)
         replace_folder(staging, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return manifest
+
+
+def _write(
+    staging: Path,
+    model: Libra,
+    weights: dict[str, torch.Tensor],
+    stats: NormStats,
+    facts: Facts,
+    step: int,
+    trainer: dict[str, Any] | None,
+) -> Manifest:
+    save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, staging / "weights.safetensors")
+    (staging / "config.json").write_text(configuration.to_json(model.config), encoding="utf-8")
+    (staging / "stats.json").write_text(stats.to_json(), encoding="utf-8")
+    model.save_processor(staging)
+    manifest = Manifest(
+        step=step,
+        total_steps=model.config.train.steps,
+        digest=digest(staging),
+        **{k: getattr(facts, k) for k in asdict(facts)},
+    )
+    (staging / "manifest.json").write_text(json.dumps(asdict(manifest), indent=2), encoding="utf-8")
+    if trainer is not None:
+        (staging / TRAINER_FOLDER).mkdir()
+        torch.save(trainer, staging / TRAINER_FOLDER / "state.pt")
+    return manifest
+
+
+def _bytes(tree: Any) -> int:
+    """The size of all tensors in a tree."""
+    match tree:
+        case torch.Tensor():
+            return tree.nbytes
+        case dict():
+            return sum(map(_bytes, tree.values()))
+        case list() | tuple():
+            return sum(map(_bytes, tree))
+        case _:
+            return 0
 
 
 def load(folder: Path | str, device: torch.device | str = "cpu") -> Checkpoint:
@@ -198,6 +229,8 @@ def read_config(folder: Path | str) -> Config:
 def load_trainer_state(folder: Path | str) -> dict[str, Any]:
     """Raw weights, optimiser and step of a checkpoint that `save` wrote with them; nothing is unpickled.
 
+    Weights that the trainer's state leaves out, because they are frozen, are those that the policy runs with.
+
     Raises:
         ValueError: the checkpoint has none.
     """
@@ -205,7 +238,9 @@ def load_trainer_state(folder: Path | str) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"checkpoint {folder} has no trainer state to resume from; give one that training itself wrote")
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return state
+    raw = state.get("model", {})
+    frozen = {n: v for n, v in load_file(Path(folder) / "weights.safetensors").items() if n not in raw}
+    return {**state, "model": raw | frozen}
 
 
 def export(source: Path, target: Path) -> Manifest:

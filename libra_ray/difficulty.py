@@ -4,6 +4,7 @@ The published curve of success over N has no such measure. Here the planner's cr
 has to say, and the refiner's error beside the variance that the tokens leave to it.
 """
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Self
 
@@ -141,8 +142,7 @@ def token_entropy(
     shares = counts / number.clamp(min=1)[:, None]
     plain = -torch.special.xlogy(shares, shares).sum(dim=-1)
     corrected = plain + ((counts > 0).sum(dim=-1) - 1).clamp(min=0) / (2 * number.clamp(min=1))
-    limit = torch.tensor(float(bins), dtype=torch.double).log()
-    return float((corrected.clamp(max=limit) * number).sum() / number.sum().clamp(min=1))
+    return float((corrected.clamp(max=math.log(bins)) * number).sum() / number.sum().clamp(min=1))
 
 
 @dataclass(frozen=True, kw_only=True)

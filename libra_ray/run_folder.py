@@ -9,6 +9,7 @@ runs/<name>/
   frames/           decoded pictures, memory-mapped
   ray/              Ray Train's own folder: checkpoints to resume from
   train_log.jsonl   one row per logged step
+  train_errors.log  whole tracebacks, where training failed
   checkpoint/       the policy
   evaluation.jsonl  one row per episode and per batch of latencies
   report.json, report.html
@@ -20,7 +21,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -42,7 +43,7 @@ STAGE_KEYS: dict[Stage, tuple[str, ...]] = {
 
 PRODUCTS: dict[Stage, tuple[str, ...]] = {
     "record": ("spool", "dataset", "frames"),
-    "train": ("ray", "train_log.jsonl", "checkpoint"),
+    "train": ("ray", "train_log.jsonl", "train_errors.log", "checkpoint"),
     "evaluate": ("evaluation.jsonl", "rollouts"),
 }
 """What a stage leaves in the folder: what starting it over has to put aside."""
@@ -136,7 +137,9 @@ class RunFolder:
         try:
             yield clock
         except BaseException:
-            clock.write(done=False)
+            # What ended the stage is to be told, not that its time could not be written either.
+            with suppress(OSError):
+                clock.write(done=False)
             raise
         clock.write(done=True)
 

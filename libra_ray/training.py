@@ -22,6 +22,8 @@ ACCURACY_MEMORY = 0.98
 """Decay per step of the planner accuracy that the curriculum watches."""
 
 Validate = Callable[[Libra], dict[str, float]]
+Save = Callable[[dict[str, float]], None]
+"""Keeps `Fit.state` and `Fit.weights`; told the metrics of the step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,7 @@ class Progress:
         step: optimiser steps done.
         metrics: losses, their weights, gradient norms of each system and of each loss, learning rate, throughput, held-out
             measures.
-        checkpoint_due: whether the run should be saved now (`Fit.state` and `Fit.weights`).
+        checkpoint_due: whether this step was one to be saved.
     """
 
     step: int
@@ -55,64 +57,96 @@ class Fit:
         self.config: TrainConfig = model.config.train
         self.rank = distributed.get_rank() if distributed.is_initialized() else 0
         self.world = distributed.get_world_size() if distributed.is_initialized() else 1
-        self.average = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
+        # Frozen weights stay what they are: the average shares them.
+        frozen = {id(p): p for p in model.parameters() if not p.requires_grad}
+        self.average = copy.deepcopy(model, frozen).eval().requires_grad_(requires_grad=False)
         # Walking through the modules at every step would cost a small model a twentieth of its time.
-        self._weights: list[Tensor] = list(model.parameters())
-        self._averages: list[Tensor] = list(self.average.parameters())
+        pairs = [(a, p) for a, p in zip(self.average.parameters(), model.parameters(), strict=True) if a is not p]
+        self._averages: list[Tensor] = [a for a, _ in pairs]
+        self._weights: list[Tensor] = [p for _, p in pairs]
+        self._buffers = list(zip(self.average.buffers(), model.buffers(), strict=True))
         self._parts = {"planner": list(model.planner.parameters()), "refiner": list(model.refiner.parameters())}
         self.optimiser = _optimiser(model, self.config)
         self.balance, self.shared = make_balance(self.config), model.shared_parameters()
         self.gradients: Gradients | None = None
         self.step, self.accuracy, self.switched_at = 0, 0.0, -1
+        self.row: dict[str, float] = {}
         if state is not None:
             self._restore(state)
 
-    def run(self, batches: Iterable[Batch], validate: Validate | None = None) -> Iterator[Progress]:
-        """Train to the configured last step; `batches` must start at the present step.
+    def run(
+        self,
+        batches: Iterable[Batch],
+        validate: Validate | None = None,
+        save: Save | None = None,
+        until: int | None = None,
+    ) -> Iterator[Progress]:
+        """Train to the configured last step, or `until`; `batches` must start at the present step.
+
+        `save` is called wherever a checkpoint is due and at `until`, before anything is measured: a validation that fails
+        takes no training with it.
 
         Raises:
             FloatingPointError: a loss is not finite; nothing after the last checkpoint is kept.
         """
         config, meter = self.config, _Meter()
+        until = min(until or config.steps, config.steps)
         for batch in batches:
-            if self.step >= config.steps:
+            if self.step >= until:
                 return
             waited = time.perf_counter()
             metrics = self._optimise(batch.to(self.device))
             meter.add(len(batch) * self.world, waited)
-            last = self.step == config.steps
-            log = last or self.step % config.log_every == 0
-            measured = validate is not None and config.validate_every and (last or self.step % config.validate_every == 0)
-            due = last or self.step % config.checkpoint_every == 0
-            if not (log or measured or due):
+            log = self.step == config.steps or self.step % config.log_every == 0
+            due = self.step == until or self.step % config.checkpoint_every == 0
+            if not (log or due or (validate is not None and self.validation_due)):
                 continue
             row = {name: float(value) for name, value in metrics.items()}
             if not math.isfinite(row["loss"]):
                 raise FloatingPointError(
                     f"the loss became {row['loss']} at step {self.step}; lower train.lr or look at the data"
                 )
-            row |= meter.take()
-            if measured and validate is not None:
-                row |= validate(self.average)
-                meter.restart()
-            yield Progress(step=self.step, metrics=row, checkpoint_due=due)
-            meter.resume()
+            self.row = row | meter.take()
+            if due and save is not None:
+                save(self.row)
+            yield Progress(step=self.step, metrics=self.last_row(validate), checkpoint_due=due)
+            meter.restart()
+
+    @property
+    def validation_due(self) -> bool:
+        """Whether the present step is one to measure at."""
+        every = self.config.validate_every
+        return bool(every) and (self.step == self.config.steps or self.step % every == 0)
+
+    def last_row(self, validate: Validate | None) -> dict[str, float]:
+        """The metrics of the last step that had any, with held-out measures where they are due; empty before the first."""
+        return self.row | (validate(self.average) if validate is not None and self.validation_due else {})
 
     def weights(self) -> dict[str, Tensor]:
-        """The moving average of the weights: what a policy runs with."""
+        """The moving average of the weights, and the frozen ones: what a policy runs with."""
         return self.average.state_dict()
 
     def state(self) -> dict[str, Any]:
-        """Everything needed to continue: raw weights, averages, optimiser, balance, step, curriculum."""
+        """Everything needed to continue: raw weights, averages, optimiser, balance, step, curriculum.
+
+        Frozen weights are not in it: `weights` has them.
+        """
+        frozen = _frozen(self.model)
         return {
-            "model": self.model.state_dict(),
-            "average": self.average.state_dict(),
+            "model": {name: value for name, value in self.model.state_dict().items() if name not in frozen},
+            "average": {name: value for name, value in self.average.state_dict().items() if name not in frozen},
             "optimiser": self.optimiser.state_dict(),
             "balance": self.balance.state(),
             "step": self.step,
             "accuracy": self.accuracy,
             "switched_at": self.switched_at,
+            "row": self.row,
         }
+
+    def checkpoint_bytes(self) -> int:
+        """What `weights` and `state` come to: trained weights also raw, averaged and with both moments of the optimiser."""
+        trained = sum(weight.nbytes for weight in self.model.parameters() if weight.requires_grad)
+        return sum(weight.nbytes for weight in self.weights().values()) + 4 * trained
 
     @property
     def feed(self) -> Feed:
@@ -122,11 +156,13 @@ class Fit:
         return "truth" if self.config.curriculum == "teacher" else "planner"
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
+        frozen = _frozen(self.model)
+        for model, found in ((self.model, state["model"]), (self.average, state["average"])):
+            model.load_state_dict({name: value for name, value in model.state_dict().items() if name in frozen} | found)
         self.optimiser.load_state_dict(state["optimiser"])
         self.balance.restore(state["balance"])
         self.step, self.accuracy, self.switched_at = state["step"], state["accuracy"], state["switched_at"]
+        self.row = state.get("row", {})
 
     def _optimise(self, batch: Batch) -> dict[str, float | Tensor]:
         config, feed, weights = self.config, self.feed, self.balance.weights
@@ -181,6 +217,8 @@ class Fit:
         decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             torch._foreach_lerp_(self._averages, self._weights, 1 - decay)
+            for kept, now in self._buffers:
+                kept.copy_(now)
         self.step += 1
         if losses.plan is None or losses.accuracy is None:
             return
@@ -223,9 +261,13 @@ def _optimiser(model: Libra, config: TrainConfig) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), fused=True)
 
 
+def _frozen(model: nn.Module) -> set[str]:
+    return {name for name, weight in model.named_parameters(remove_duplicate=False) if not weight.requires_grad}
+
+
 def _grad_norm(weights: list[nn.Parameter]) -> Tensor:
     grads = [p.grad for p in weights if p.grad is not None]
-    return nn.utils.get_total_norm(grads) if grads else torch.zeros(())
+    return nn.utils.get_total_norm(grads) if grads else torch.zeros((), device=weights[0].device)
 
 
 class _Meter:
@@ -235,6 +277,7 @@ class _Meter:
         self.restart()
 
     def restart(self) -> None:
+        """Also after a checkpoint, a validation, a report: what they took is nobody's waiting for data."""
         self.samples, self.waited, self.began = 0, 0.0, time.perf_counter()
         self._idle = self.began
 
@@ -248,7 +291,3 @@ class _Meter:
         reading = {"samples_per_s": self.samples / elapsed, "data_wait_share": self.waited / elapsed}
         self.restart()
         return reading
-
-    def resume(self) -> None:
-        """Whoever consumes the progress (a checkpoint, a report) took time that is nobody's waiting for data."""
-        self.restart()

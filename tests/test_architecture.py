@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-WORDS = {"overriding", "config", "types", "disk_space"}
+WORDS = {"overriding", "config", "types", "disk"}
 TENSORS = WORDS | {"batch"}
 ROOMS = {"data", "model", "sim"}
 MEETINGS = {
@@ -24,15 +24,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "overriding": set(),
     "config": {"overriding"},
     "types": set(),
-    "disk_space": set(),
     "batch": set(),
+    "disk": set(),
     "wire": WORDS,
     # rooms, which cannot see one another
     "data": TENSORS,
     "model": TENSORS,
     "sim": WORDS,
     # meetings, without an engine
-    "checkpoint": TENSORS | {"data", "model"},
+    "checkpoint": TENSORS | {"data", "model", "disk"},
     "policy": TENSORS | {"data", "model", "checkpoint"},
     "training": TENSORS | {"data", "model", "checkpoint"},
     "training_data": TENSORS | {"data", "model", "checkpoint", "training"},
@@ -49,9 +49,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "doctor": TENSORS | {"data", "model", "sim", "checkpoint", "tracking", "provenance"},
     "driving": WORDS | {"wire", "data", "sim", "rollout", "pauses", "provenance", "report"},
     # roof
-    "on_ray": TENSORS | ROOMS | MEETINGS | {"wire", "pauses"},
+    "on_ray": TENSORS | ROOMS | MEETINGS | {"wire", "pauses", "disk"},
     # doors
-    "jobs": TENSORS | ROOMS | MEETINGS | ROOF | {"wire", "driving"},
+    "jobs": TENSORS | ROOMS | MEETINGS | ROOF | {"wire", "driving", "disk"},
     "serve_apps": WORDS | MEETINGS | ROOF | {"wire"},
     "tune_spaces": {"overriding", "config"},
     "benchmarks": TENSORS | ROOMS | MEETINGS | ROOF | {"wire", "pauses", "driving"},

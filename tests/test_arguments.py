@@ -1,5 +1,6 @@
 """The command line: complete help, one source of names, mistakes that are one helpful line."""
 
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -184,3 +185,15 @@ def test_every_job_reads_its_command_line_before_anything_else(script, tmp_path)
     assert "train.steps" in done.stderr
     assert done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_ends_a_job_in_one_line_whoever_noticed_it(tmp_path, capsys):
+    """The store's own error, on the same disk, included."""
+    arguments = parse(["debug", f"--runs={tmp_path}"], "", stage="train")
+    for error in (OSError(28, "No space left on device"), sqlite3.OperationalError("database or disk is full")):
+        with pytest.raises(SystemExit) as ended, arguments.refusing():
+            raise error
+        assert ended.value.code == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"train.py: error: no space left on the disk of {tmp_path}/debug, ")
+        assert str(error) in line

@@ -7,17 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from libra_ray.checkpoint import Facts
-from libra_ray.data.splits import Split
-from libra_ray.data.transforms import compute_stats
 from libra_ray.difficulty import BinMeans, Difficulty, groups_of, measure_difficulty, token_entropy
 from libra_ray.model.bins import Bins
-from libra_ray.model.libra import RobotShape, chunk_of
+from libra_ray.model.libra import chunk_of
 from libra_ray.training import Fit
-from libra_ray.training_data import TrainingData
-from libra_ray.types import IMAGE_KEY
-from tests.data.builders import make_frames, make_recorded
 from tests.model.builders import make_batch, tiny_config, tiny_model
+from tests.training_builders import training_data
 
 CPU = torch.device("cpu")
 MONOLITHIC = {"refiner.condition": "features", "evaluate.controllers": "policy"}
@@ -150,20 +145,7 @@ def test_learning_shows():
 @pytest.mark.parametrize("changes", [{}, MONOLITHIC], ids=["dual", "monolithic"])
 def test_held_out_episodes_are_measured_in_training(changes):
     config = tiny_config({"train.validate_every": 2, **changes})
-    recorded = make_recorded([12, 9, 15, 10], ["press the button", "open the drawer"] * 2)
-    data = TrainingData(
-        config=config,
-        recorded=recorded,
-        frames=make_frames(recorded, size=32),
-        split=Split(train=np.arange(2), holdout=np.array([2, 3])),
-        stats=compute_stats(recorded, recorded.rows(np.arange(2))),
-        facts=Facts(
-            shape=RobotShape(action_dim=recorded.action_dim, state_dim=recorded.state_dim, cameras=1),
-            image_keys=(IMAGE_KEY,),
-            control_hz=10,
-            instructions=(),
-        ),
-    )
+    data = training_data(config)
     torch.manual_seed(0)
     model = data.make_model()
     with data.stream(model, rank=0, world=1, start_step=0) as stream:

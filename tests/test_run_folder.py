@@ -220,3 +220,17 @@ def test_shared_frames_may_be_named_from_here(tmp_path, monkeypatch):
     folder.share_frames(Path("frames"))
     assert folder.path("frames").resolve() == tmp_path.resolve() / "frames"
     assert folder.path("frames").is_dir()
+
+
+def test_what_ended_a_stage_is_told_even_where_its_time_cannot_be_written(tmp_path, monkeypatch):
+    folder = RunFolder.open(tmp_path / "run", CONFIG)
+
+    def full(path, text):
+        raise OSError(28, "No space left on device")
+
+    def fail():
+        monkeypatch.setattr(run_folder, "write_text", full)
+        raise ValueError("the cause")
+
+    with pytest.raises(ValueError, match="the cause"), folder.stage("train"):
+        fail()

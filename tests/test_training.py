@@ -251,3 +251,90 @@ def test_both_systems_train_in_bf16_with_weights_in_full_precision():
     rows = trained(fit, 2)
     assert all(math.isfinite(row["loss"]) for row in rows)
     assert {value.dtype for value in fit.weights().values()} == {torch.float32}
+
+
+def test_a_checkpoint_is_saved_before_anything_is_measured():
+    """So a validation that fails takes no step with it."""
+    fit = Fit(tiny_model({"train.validate_every": 2, "train.checkpoint_every": 2}), device=CPU)
+    saved = []
+
+    def validate(model):
+        raise ValueError("held-out episodes are gone")
+
+    run = fit.run(batches(fit.model, 4), validate, lambda row: saved.append((fit.step, row["loss"])))
+    assert next(run).step == 1
+    assert saved == []
+    with pytest.raises(ValueError, match="are gone"):
+        next(run)
+    assert saved == [(2, fit.row["loss"])]
+
+
+def test_training_until_a_step_saves_there():
+    fit = Fit(tiny_model({"train.steps": 9, "train.log_every": 2}), device=CPU)
+    saved = []
+    found = list(fit.run(batches(fit.model, 9), save=lambda _: saved.append(fit.step), until=3))
+    assert [(progress.step, progress.checkpoint_due) for progress in found] == [(2, False), (3, True)]
+    assert saved == [3]
+
+
+FROZEN = {**EVERYTHING_RANDOM, "planner.freeze_backbone": True, "train.lr": 1e-2}
+
+
+def test_frozen_weights_are_held_once_and_stay(tmp_path):
+    """In the policy's weights, not in the trainer's state, and never in the average's own memory."""
+    fit = Fit(tiny_model(FROZEN), device=CPU)
+    start = {name: value.clone() for name, value in fit.model.state_dict().items()}
+    trained(fit, 2)
+    backbone = {name for name in start if name.startswith("planner.backbone.")}
+    assert backbone
+    assert {name for name, value in fit.weights().items() if torch.equal(value, start[name])} >= backbone
+    assert fit.weights().keys() == start.keys()
+    for part in ("model", "average"):
+        assert not backbone & fit.state()[part].keys()
+    for name in backbone:
+        assert fit.weights()[name].data_ptr() == fit.model.state_dict()[name].data_ptr()
+
+
+def test_a_run_with_frozen_weights_resumes_exactly_whatever_its_model_began_with(tmp_path):
+    """The source of a backbone may have changed, or its weights may have come from `train.start_from`."""
+    whole, first = (Fit(tiny_model(FROZEN), device=CPU) for _ in range(2))
+    trained(whole, 4)
+    trained(first, 2)
+    save_checkpoint(tmp_path / "saved", first.model, first.step, first.state())
+    other = tiny_model(FROZEN)
+    for weight in other.parameters():
+        weight.data.add_(1)
+    second = Fit(other, device=CPU, state=checkpoint.load_trainer_state(tmp_path / "saved"))
+    trained(second, 4)
+    assert same(second.model.state_dict(), whole.model.state_dict())
+    assert same(second.weights(), whole.weights())
+
+
+def test_a_frozen_part_does_not_drop_out_while_the_rest_trains():
+    model = tiny_model(FROZEN)
+    model.planner.backbone.extra = nn.Dropout(0.5)
+    fit = Fit(model, device=CPU)
+    trained(fit, 1)
+    assert model.training
+    assert model.planner.blocks.training
+    assert not any(module.training for module in model.planner.backbone.modules())
+
+
+def test_the_averages_statistics_are_those_of_the_model():
+    """Batch normalisation's are no weights: averaging passes them over."""
+    model = tiny_model()
+    model.refiner.extra = nn.BatchNorm1d(2)
+    fit = Fit(model, device=CPU)
+    model.refiner.extra.running_mean += 3
+    trained(fit, 1)
+    assert fit.weights()["refiner.extra.running_mean"].tolist() == [3, 3]
+
+
+def test_a_state_with_frozen_weights_in_it_is_read_too():
+    """Earlier checkpoints have them."""
+    fit = Fit(tiny_model(FROZEN), device=CPU)
+    trained(fit, 2)
+    earlier = fit.state() | {"model": fit.model.state_dict(), "average": fit.average.state_dict()}
+    earlier.pop("row")
+    again = Fit(tiny_model(FROZEN), device=CPU, state=earlier)
+    assert same(again.weights(), fit.weights())

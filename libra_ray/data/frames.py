@@ -21,7 +21,7 @@ from libra_ray.data.checks import DatasetError
 from libra_ray.data.dataset import Recorded
 from libra_ray.data.pictures import PictureFormat, open_image, rgb_of
 from libra_ray.data.video import decode
-from libra_ray.disk_space import explained, require_room, reserve
+from libra_ray.disk import check_room, explained, reserve
 
 _THREADS = 2
 
@@ -77,7 +77,7 @@ def _build(recorded: Recorded, path: Path, image_size: int) -> None:
     shape = (len(recorded.cameras), len(recorded), image_size, image_size, 3)
     what = f"the decoded pictures ({shape[0]} cameras, {shape[1]} frames of {image_size}x{image_size} pixels)"
     size = math.prod(shape)
-    require_room(path.parent, size, what)
+    check_room(path.parent, size, what)
     try:
         with explained(path.parent):
             frames = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)

@@ -49,6 +49,13 @@ class Planner(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.to_logits = nn.Linear(width, dims * bins) if bins else None
 
+    def train(self, mode: bool = True) -> "Planner":
+        """Also without dropout and with fixed statistics in a frozen backbone, which does not train."""
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
+
     def forward(
         self, images: UInt8[Tensor, "B T C height width"], state: Float[Tensor, "B S"], text: Text
     ) -> Float[Tensor, "B L D N"]:

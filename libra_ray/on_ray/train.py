@@ -3,7 +3,6 @@
 import logging
 import tempfile
 import threading
-from collections.abc import Iterator
 from concurrent.futures import Future, wait
 from dataclasses import asdict
 from pathlib import Path
@@ -17,21 +16,24 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch import nn
 
-from libra_ray import checkpoint
+from libra_ray import checkpoint, disk
 from libra_ray import config as configuration
 from libra_ray.config import Config, override
 from libra_ray.data.fingerprint import Fingerprint
 from libra_ray.model.libra import Libra
+from libra_ray.on_ray import faults
 from libra_ray.on_ray.run_data import open_to_train
 from libra_ray.on_ray.session import available_cpus, is_private
 from libra_ray.progress import Progress
 from libra_ray.run_folder import Clock, RunFolder, append_jsonl, read_jsonl, repair_jsonl
-from libra_ray.training import Fit
-from libra_ray.training import Progress as Step
+from libra_ray.training import Fit, Save
 from libra_ray.training_data import TrainingData
 
 TRAIN_NAME = "train"
 LOG_NAME = "train_log.jsonl"
+ERRORS_NAME = "train_errors.log"
+KEPT = 2
+"""Checkpoints to resume from; one more is there while it is written."""
 SHOWN = ("loss_plan", "loss_diff", "plan_accuracy", "samples_per_s")
 """Metrics beside the progress bar."""
 
@@ -44,7 +46,8 @@ def train(folder: RunFolder, clock: Clock, until: int | None = None) -> checkpoi
 
     Raises:
         ValueError: the data set cannot be trained on (see `TrainingData.open`).
-        ray.train.TrainingFailedError: the workers failed more often than `ray.max_failures`.
+        RuntimeError: training ended before its last step, by an error that would come again, or because workers were lost
+            more often than `ray.max_failures`.
     """
     # Decoding and checking happen once, here: a bad data set is refused before any worker starts.
     data = open_to_train(folder)
@@ -66,10 +69,14 @@ def train(folder: RunFolder, clock: Clock, until: int | None = None) -> checkpoi
             name=TRAIN_NAME,
             storage_path=str(folder.path("ray")),
             failure_config=FailureConfig(max_failures=folder.config.ray.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            checkpoint_config=CheckpointConfig(num_to_keep=KEPT),
+            callbacks=[faults.EndAtOnce()],
         ),
     )
-    result = _fitted(trainer, folder, clock)
+    try:
+        result = _fitted(trainer, folder, clock)
+    except ray.train.TrainingFailedError as error:
+        raise RuntimeError(faults.ended(error, folder.path(ERRORS_NAME), folder.config.ray.max_failures)) from error
     assert result.checkpoint is not None, "the last step always saves"
     with result.checkpoint.as_directory() as saved:
         return checkpoint.export(Path(saved), folder.path("checkpoint"))
@@ -97,11 +104,20 @@ def _check_enough(kind: str, wanted: float, present: float, names: str) -> None:
 
 
 def train_loop(settings: dict[str, Any]) -> None:
-    """What every training worker runs: the data, the model, `Fit`, and a report to Ray at every checkpoint."""
+    """What every training worker runs.
+
+    Raises:
+        LastingError: by the first error that another try would not mend.
+    """
     logging.getLogger("ray.train").setLevel(logging.WARNING)
+    rank = ray.train.get_context().get_world_rank()
+    with faults.told(Path(settings["folder"]) / ERRORS_NAME, rank):
+        _train(settings, rank, ray.train.get_context().get_world_size())
+
+
+def _train(settings: dict[str, Any], rank: int, world: int) -> None:
+    """The data, the model, `Fit`, and a report to Ray at every checkpoint."""
     config, root = configuration.from_json(settings["config"]), Path(settings["folder"])
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
     before = Fingerprint(**settings["data"])
     data = TrainingData.open(config, Path(settings["dataset"]), root / "frames", before)
@@ -110,32 +126,47 @@ def train_loop(settings: dict[str, Any]) -> None:
     model = data.make_model(begun=state is not None)
     wrapped = _distributed(model) if world > 1 else model.to(device)
     fit = Fit(model, device=device, wrapped=wrapped, state=state)
-    for progress in advance(fit, data, root, until=settings["until"]):
-        _report(fit, data, progress.metrics, rank)
+    if rank == 0:
+        check_room(root, fit.checkpoint_bytes())
+
+    def save(metrics: dict[str, float]) -> None:
+        _report(fit, data, root, metrics)
+
+    advance(fit, data, root, until=settings["until"], save=save)
     if state is not None and fit.step >= settings["until"] and fit.step == state["step"]:
         # Every rank reports equally often: a run that was already finished says so once, with the checkpoint it has.
-        _report(fit, data, {}, rank)
+        save({})
 
 
-def advance(fit: Fit, data: TrainingData, root: Path, until: int) -> Iterator[Step]:
-    """Train up to step `until`, with a row of the run's log at every logging step.
+def check_room(root: Path, size: int) -> None:
+    """Refuse a run whose checkpoints of `size` bytes will not fit.
 
-    Yields:
-        The progress wherever a checkpoint is due, and at `until`.
+    Raises:
+        NoRoomError: names the folder, what is needed and what is free.
     """
+    disk.check_room(root, (KEPT + 1) * size - disk.bytes_below(root / "ray"), f"training with {KEPT + 1} checkpoints at a time")
+    disk.check_room(Path(tempfile.gettempdir()), size, "a checkpoint, before it is copied to the run's folder")
+
+
+def advance(fit: Fit, data: TrainingData, root: Path, until: int, save: Save) -> None:
+    """Train up to step `until`, with one row of the run's log at every logging step.
+
+    Args:
+        save: called wherever a checkpoint is due, and at `until`.
+    """
+    validate = data.validator(fit.device) if fit.rank == 0 else None
     if fit.rank == 0:
         repair_jsonl(root / LOG_NAME)
+        logged = read_jsonl(root / LOG_NAME)
+        if fit.row and (not logged or logged[-1]["step"] < fit.step):
+            # It ended between the checkpoint and its row, perhaps by what the row was to measure.
+            append_jsonl(root / LOG_NAME, [{"step": fit.step, **fit.last_row(validate)}])
     if fit.step >= until:
         return
-    validate = data.validator(fit.device) if fit.rank == 0 or fit.world == 1 else None
     with data.stream(fit.model, rank=fit.rank, world=fit.world, start_step=fit.step) as batches:
-        for progress in fit.run(batches, validate):
+        for progress in fit.run(batches, validate, save, until):
             if fit.rank == 0:
                 append_jsonl(root / LOG_NAME, [{"step": progress.step, **progress.metrics}])
-            if progress.checkpoint_due or progress.step >= until:
-                yield progress
-            if progress.step >= until:
-                return
 
 
 def _distributed(model: Libra) -> nn.Module:
@@ -146,15 +177,16 @@ def _distributed(model: Libra) -> nn.Module:
     return wrapped
 
 
-def _report(fit: Fit, data: TrainingData, metrics: dict[str, float], rank: int) -> None:
+def _report(fit: Fit, data: TrainingData, root: Path, metrics: dict[str, float]) -> None:
     row = {"step": fit.step, **metrics}
-    if rank != 0:
+    if fit.rank != 0:
         ray.train.report(row)
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "checkpoint"
         checkpoint.save(folder, fit.model, fit.weights(), data.stats, data.facts, fit.step, fit.state())
-        ray.train.report(row, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        with disk.room_for(root, disk.bytes_below(folder), "a checkpoint"):
+            ray.train.report(row, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
 def _last_state() -> dict[str, Any] | None:

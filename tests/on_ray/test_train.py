@@ -8,16 +8,20 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from ray import cloudpickle
 
 from libra_ray import checkpoint
 from libra_ray.on_ray import stages
 from libra_ray.on_ray import train as training
 from libra_ray.run_folder import RunFolder, read_jsonl
 from libra_ray.training_data import TrainingData
+from tests.on_ray import loops
 from tests.on_ray.doubles import debug_config
 from tests.processes import command, family
 
 WORKER = "RayTrainWorker"
+# Workers need not find the tests.
+cloudpickle.register_pickle_by_value(loops)
 
 
 @dataclass
@@ -151,6 +155,38 @@ def test_a_run_that_has_begun_no_longer_needs_what_it_started_from(demonstration
     with folder.stage("train"):
         stages.check(folder, "train")
         data.make_model(begun=True)
+
+
+def test_an_error_that_would_come_again_ends_training_at_once(demonstrations, make_run):
+    """In one line with the place and the log; what was due to be saved at that step is saved, so nothing is trained again."""
+    few = {"train__steps": 6, "train__checkpoint_every": 2, "train__log_every": 1, "train__validate_every": 4}
+    folder = make_run("failing", data__root=str(demonstrations), **few)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "train_loop", loops.failing_at_the_first_validation)
+        with pytest.raises(RuntimeError) as caught:
+            stages.train(folder, StubTracker())
+    errors = folder.path("train_errors.log")
+    first, last = str(caught.value).split(" (libra_ray/training.py, line ")
+    assert first == "training failed: TypeError: no such measure"
+    assert last.endswith(f"); the whole traceback is in {errors}")
+    assert errors.read_text().count("Traceback") == 1, "tried once"
+    assert "in validate\n" in errors.read_text()
+    assert [row["step"] for row in read_jsonl(folder.path(training.LOG_NAME))] == [1, 2, 3]
+    stages.train(folder, StubTracker())
+    rows = read_jsonl(folder.path(training.LOG_NAME))
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6], "step 4 was saved, and its row is made up for"
+    assert ["val_loss_diff" in row for row in rows] == [False] * 3 + [True, False, True]
+
+
+def test_one_workers_error_ends_the_others_too(demonstrations, make_run):
+    """Even where they wait for it in an exchange that will never be."""
+    two = {"ray__train_workers": 2, "ray__train_cpus_per_worker": 1}
+    folder = make_run("one-of-two", data__root=str(demonstrations), **two)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "train_loop", loops.failing_on_the_second_rank)
+        with pytest.raises(RuntimeError, match="training failed: ValueError: rank 1 cannot; the whole traceback is in"):
+            stages.train(folder, StubTracker())
+    assert folder.path("train_errors.log").read_text().count("--- worker 1") == 1
 
 
 @pytest.mark.parametrize(

@@ -133,9 +133,12 @@ def train_until(folder: RunFolder, step: int, clock: Clock) -> None:
     device = torch.device(evaluation.device_of(config))
     state = checkpoint.load_trainer_state(last) if last.exists() else None
     fit = Fit(data.make_model(begun=state is not None).to(device), device=device, state=state)
-    for _ in training.advance(fit, data, folder.root, until=step):
+
+    def save(_: dict[str, float]) -> None:
         checkpoint.save(last, fit.model, fit.weights(), data.stats, data.facts, fit.step, fit.state())
         clock.tick()
+
+    training.advance(fit, data, folder.root, until=step, save=save)
     checkpoint.export(last, folder.path("checkpoint"))
 
 

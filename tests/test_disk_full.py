@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from arguments import parse
 
-from libra_ray import disk_space
+from libra_ray import disk
 from libra_ray.data import frames as frames_module
 from libra_ray.data import spool
 from libra_ray.data.dataset import open_dataset
 from libra_ray.data.frames import frame_cache
 from libra_ray.data.spool import save_episode
-from libra_ray.disk_space import NoRoomError, explained, require_room, reserve
+from libra_ray.disk import NoRoomError, check_room, explained, reserve
 from tests.data.builders import make_episode, make_images
 
 ROOT = Path(__file__).parents[1]
@@ -42,10 +42,10 @@ def raise_full(*_, **__):
 
 
 def test_room_is_asked_for_before_the_folder_is_there(tmp_path, monkeypatch):
-    require_room(tmp_path / "not" / "yet", 1000, "pictures")
+    check_room(tmp_path / "not" / "yet", 1000, "pictures")
     leave_free(monkeypatch, 2_000_000)
-    with pytest.raises(NoRoomError, match=r"pictures need 3\.0 GB on the disk of .*/yet, 2\.0 MB are free; free some"):
-        require_room(tmp_path / "not" / "yet", 3 * 10**9, "pictures")
+    with pytest.raises(NoRoomError, match=r"disk of .*/yet: 3\.0 GB are needed for pictures, 2\.0 MB are free; make room"):
+        check_room(tmp_path / "not" / "yet", 3 * 10**9, "pictures")
 
 
 def test_reserved_room_is_taken_on_disk_and_a_failure_leaves_nothing(tmp_path, monkeypatch):
@@ -55,16 +55,16 @@ def test_reserved_room_is_taken_on_disk_and_a_failure_leaves_nothing(tmp_path, m
     assert path.stat().st_blocks * 512 >= 300_000
     assert path.read_bytes()[:9] == b"beginning"
     monkeypatch.setattr(os, "posix_fallocate", raise_full)
-    with pytest.raises(NoRoomError, match="pictures need 300 kB"):
+    with pytest.raises(NoRoomError, match="300 kB are needed for pictures"):
         reserve(path, 300_000, "pictures")
     assert not path.exists()
 
 
 def test_every_full_disk_in_a_block_is_one_line_and_other_errors_stay(tmp_path):
-    with pytest.raises(NoRoomError, match=rf"no space left on the disk of {tmp_path} \(.* free now\)"), explained(tmp_path):
+    with pytest.raises(NoRoomError, match=rf"no space left on the disk of {tmp_path}, .* are free"), explained(tmp_path):
         raise FULL
     named = OSError(errno.EDQUOT, "quota", str(tmp_path / "sub" / "file"))
-    with pytest.raises(NoRoomError, match=rf"{tmp_path}/sub "), explained(Path("/")):
+    with pytest.raises(NoRoomError, match=rf"{tmp_path}/sub,"), explained(Path("/")):
         raise named
     with pytest.raises(PermissionError), explained(tmp_path):
         raise PermissionError(errno.EACCES, "no")
@@ -94,7 +94,9 @@ def test_pictures_are_decoded_only_into_reserved_room(pictures, tmp_path, monkey
     for spoil in (lambda: leave_free(patched, 9000), lambda: patched.setattr(os, "posix_fallocate", raise_full)):
         with monkeypatch.context() as patched:
             spoil()
-            with pytest.raises(NoRoomError, match=r"decoded pictures \(1 cameras, 80 frames of 64x64 pixels\) need 983 kB"):
+            with pytest.raises(
+                NoRoomError, match=r"983 kB are needed for the decoded pictures \(1 cameras, 80 frames of 64x64 pixels\)"
+            ):
                 frame_cache(pictures, tmp_path, 64)
         assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
     assert (frame_cache(pictures, tmp_path, 64) == 7).all()
@@ -105,15 +107,15 @@ def test_on_a_disk_that_is_really_too_small(pictures, tmp_path):
     body = f"""
         import sys
         from pathlib import Path
-        from libra_ray import disk_space
+        from libra_ray import disk
         from libra_ray.data.dataset import open_dataset
         from libra_ray.data.frames import frame_cache
         if sys.argv[1] == "late":  # as if another process took the room in between
             import libra_ray.data.frames as frames
-            frames.require_room = lambda *_: None
+            frames.check_room = lambda *_: None
         try:
             frame_cache(open_dataset(Path({str(pictures.root)!r})), Path({str(tmp_path / "small")!r}), 64)
-        except disk_space.NoRoomError as error:
+        except disk.NoRoomError as error:
             print(error)
     """
     (tmp_path / "small").mkdir()
@@ -128,7 +130,7 @@ def test_on_a_disk_that_is_really_too_small(pictures, tmp_path):
             [*isolated, command], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
-        assert "need 983 kB" in done.stdout
+        assert "983 kB are needed" in done.stdout
         assert ".npy" not in done.stdout
 
 
@@ -140,4 +142,4 @@ def test_a_recorded_episode_that_does_not_fit_leaves_nothing(tmp_path, monkeypat
 
 
 def test_sizes_in_words():
-    assert [disk_space.words(size) for size in (900, 25_100_000, 3 * 10**9)] == ["1 kB", "25.1 MB", "3.0 GB"]
+    assert [disk.size_text(size) for size in (900, 25_100_000, 3 * 10**9)] == ["1 kB", "25.1 MB", "3.0 GB"]

@@ -1,0 +1,30 @@
+"""A data set in memory, ready to train on: four short episodes, two of them held out."""
+
+import numpy as np
+
+from libra_ray.checkpoint import Facts
+from libra_ray.config import Config
+from libra_ray.data.splits import Split
+from libra_ray.data.transforms import compute_stats
+from libra_ray.model.libra import RobotShape
+from libra_ray.training_data import TrainingData
+from libra_ray.types import IMAGE_KEY
+from tests.data.builders import make_frames, make_recorded
+
+
+def training_data(config: Config) -> TrainingData:
+    """Windows of two instructions; pictures of 32 pixels."""
+    recorded = make_recorded([12, 9, 15, 10], ["press the button", "open the drawer"] * 2)
+    return TrainingData(
+        config=config,
+        recorded=recorded,
+        frames=make_frames(recorded, size=32),
+        split=Split(train=np.arange(2), holdout=np.array([2, 3])),
+        stats=compute_stats(recorded, recorded.rows(np.arange(2))),
+        facts=Facts(
+            shape=RobotShape(action_dim=recorded.action_dim, state_dim=recorded.state_dim, cameras=1),
+            image_keys=(IMAGE_KEY,),
+            control_hz=10,
+            instructions=(),
+        ),
+    )
