@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from libra_ray.config import PlannerConfig
-from libra_ray.model.vision import VISION_TOKENS, ConvEncoder, Gaze, cannot_load
+from libra_ray.model.pretrained import cannot_load
+from libra_ray.model.vision import VISION_TOKENS, ConvEncoder, Gaze
 
 PROCESSOR_FOLDER = "processor"
 

@@ -1,0 +1,98 @@
+"""Models from outside: each is loaded whole, has one answer to one question, and is otherwise refused in one line."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+SHOWN_NAMES = 3
+LONGEST_REASON = 400
+SAME = 1e-3
+"""Largest difference of two answers to one question, as a share of the largest value: what summing in another order can do."""
+
+
+@contextmanager
+def cannot_load(key: str, source: str, kind: str, builtin: str) -> Iterator[None]:
+    """Turn whatever a library raises over a model that it cannot load or run into a ValueError that says what would be valid.
+
+    A folder from outside may hold anything: damaged weights, a configuration of other types, code for a library that is not
+    installed, more than the memory takes. Each comes as another exception of another library.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:LONGEST_REASON].rstrip(". ") or type(error).__name__
+        raise ValueError(
+            f"{key}={source!r} cannot be loaded as a Hugging Face {kind} model ({reason}); "
+            f"give `{builtin}`, the name of a model that this machine has or can download, or a local model folder"
+        ) from error
+
+
+def load_checked(auto_class: Any, source: str, *, forward: Callable[[Any], Tensor] | None = None, **options: Any) -> Any:
+    """`auto_class.from_pretrained(source)` in evaluation mode, no weight that is used left random.
+
+    Args:
+        auto_class: of `transformers`, e.g. `AutoModel`.
+        source: name or folder.
+        forward: the only use that is made of the model, if no more than one: a weight without a part in it may be missing.
+            Without it, all weights of the base model are needed; those of a head that is put upon it are not.
+        options: more of `from_pretrained`'s.
+
+    Raises:
+        ValueError: weights are missing, or have another shape than the configuration says; names them.
+    """
+    from transformers import logging
+
+    verbosity = logging.get_verbosity()
+    # Its report of what did not fit has many lines; ours has one.
+    logging.set_verbosity_error()
+    try:
+        options = {"dtype": torch.float32, "trust_remote_code": False, **options}
+        model, told = auto_class.from_pretrained(source, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    finally:
+        logging.set_verbosity(verbosity)
+    model.eval()
+    wrong = {name: f"{name} is missing" for name in told["missing_keys"]}
+    wrong |= {name: f"{name} is {_shape(found)}, not {_shape(wanted)}" for name, found, wanted in told["mismatched_keys"]}
+    if wrong:
+        used = _used(model, forward) if forward else _below_the_head(model)
+        texts = [wrong[name] for name in sorted(wrong) if name in used]
+        if texts:
+            more = f" and {len(texts) - SHOWN_NAMES} more" if len(texts) > SHOWN_NAMES else ""
+            raise ValueError(f"its weights do not fit its configuration: {', '.join(texts[:SHOWN_NAMES])}{more}")
+    return model
+
+
+def same_twice(forward: Callable[[], Tensor]) -> Tensor:
+    """The answer of `forward`, which is asked twice, without gradients.
+
+    Raises:
+        ValueError: the second answer is another one, as where a model masks at random what it is shown; or it is not finite.
+    """
+    with torch.no_grad():
+        first, second = forward(), forward()
+    if not first.isfinite().all():
+        raise ValueError("its answer is not finite: its weights are damaged")
+    if first.shape != second.shape or (first - second).abs().max() > SAME * first.abs().max():
+        raise ValueError("it answers the same question differently each time: something in it is drawn at random")
+    return first
+
+
+def _used(model: nn.Module, forward: Callable[[Any], Tensor]) -> set[str]:
+    """The names of the weights that an answer depends on."""
+    weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    gradients = torch.autograd.grad(forward(model).sum(), list(weights.values()), allow_unused=True)
+    reached = {name for name, gradient in zip(weights, gradients, strict=True) if gradient is not None}
+    return reached | {name for name, _ in model.named_buffers()}
+
+
+def _below_the_head(model: Any) -> set[str]:
+    """The names of the weights that a head is put upon: all, where there is no head."""
+    inside = "" if model.base_model is model else f"{model.base_model_prefix}."
+    return {name for name in model.state_dict() if name.startswith(inside)}
+
+
+def _shape(size: Any) -> str:
+    return "x".join(map(str, size))
