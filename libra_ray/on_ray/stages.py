@@ -39,8 +39,8 @@ def check(folder: RunFolder, *stages: Stage) -> None:
             raise ValueError(
                 f"train.batch_size={config.train.batch_size} is not a multiple of ray.train_workers={config.ray.train_workers}"
             )
-        if folder.start_from and not folder.begun("train"):
-            checkpoint.read_manifest(folder.start_from)
+        if config.train.start_from and not folder.begun("train"):
+            checkpoint.read_manifest(config.train.start_from)
         if config.data.root or "record" not in stages:
             open_dataset(folder.dataset)
     if "evaluate" in stages:
