@@ -3,17 +3,24 @@
 import sys
 
 from libra_ray import checkpoint
-from libra_ray.data.dataset import open_dataset
+from libra_ray.config import Config
+from libra_ray.data.dataset import Recorded, open_dataset
+from libra_ray.model.dry_run import dry_run
+from libra_ray.model.libra import RobotShape
 from libra_ray.on_ray import evaluate as evaluation
 from libra_ray.on_ray import evaluation_log
 from libra_ray.on_ray import record as recording
 from libra_ray.on_ray import train as training
+from libra_ray.policy import load_policy
 from libra_ray.publish import publish_evaluation, publish_training
 from libra_ray.results import TrainingLog
 from libra_ray.run_folder import RunFolder, Stage
-from libra_ray.sim import check_tasks
+from libra_ray.sim import check_tasks, instruction_of
 from libra_ray.tracking import Tracker
 from libra_ray.types import Json
+
+SAMPLED_EPISODES = 50
+"""Episodes of each task whose words are looked at before the start: the words are few, and drawn again and again."""
 
 
 def say(text: str) -> None:
@@ -41,11 +48,54 @@ def check(folder: RunFolder, *stages: Stage) -> None:
             )
         if config.train.start_from and not folder.begun("train"):
             checkpoint.read_manifest(config.train.start_from)
-        if config.data.root or "record" not in stages:
-            open_dataset(folder.dataset)
+        recorded = open_dataset(folder.dataset) if config.data.root or "record" not in stages else None
+        check_model(folder, recorded, *stages)
     if "evaluate" in stages:
         made_before = config.evaluate.checkpoint or "train" not in stages
         evaluation.check_fits(config, checkpoint.read_config(folder.checkpoint) if made_before else config)
+        if made_before:
+            check_instructions(folder)
+
+
+def check_model(folder: RunFolder, recorded: Recorded | None, *stages: Stage) -> None:
+    """Ask the model to be trained for one answer, and whether it takes the words of every task it will meet.
+
+    Args:
+        folder: the run's.
+        recorded: what it trains on, where that is there already.
+        stages: those that will run.
+
+    Raises:
+        ValueError: see `dry_run`.
+    """
+    config = folder.config
+    if folder.done("train"):
+        return
+    words = list(recorded.tasks if recorded else asked(config, config.record.seed))
+    if "evaluate" in stages and not config.evaluate.checkpoint:
+        words += asked(config, config.evaluate.seed)
+    cameras = len(recorded.image_keys) if recorded else 1 + config.sim.wrist_camera
+    dims = (recorded.action_dim, recorded.state_dim) if recorded else (1, 1)
+    dry_run(config, RobotShape(action_dim=dims[0], state_dim=dims[1], cameras=cameras), words)
+
+
+def check_instructions(folder: RunFolder) -> None:
+    """Refuse tasks whose words the checkpoint to be evaluated does not take.
+
+    Raises:
+        ValueError: it cannot be loaded, or does not take one of them.
+    """
+    config = folder.config
+    if not folder.done("evaluate") and set(config.evaluate.controllers) - {*evaluation.SCRIPTED}:
+        policy = load_policy(folder.checkpoint)
+        for instruction in asked(config, config.evaluate.seed):
+            policy.tokenise(instruction)
+
+
+def asked(config: Config, seed: int) -> list[str]:
+    """What is asked for in the first episodes of every task, from that seed on."""
+    seeds = range(seed, seed + SAMPLED_EPISODES)
+    return list(dict.fromkeys(instruction_of(config.sim, task, s) for task in config.sim.tasks for s in seeds))
 
 
 def record(folder: RunFolder) -> None:

@@ -10,7 +10,7 @@ from libra_ray.config import SimConfig
 from libra_ray.sim.backend import choose_backend
 from libra_ray.types import Environment
 
-__all__ = ["check_tasks", "choose_backend", "control_hz", "make_environment"]
+__all__ = ["check_tasks", "choose_backend", "control_hz", "instruction_of", "make_environment"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,11 +21,13 @@ class _Family:
         module: that defines it.
         environment: its class, made from `(SimConfig, task)`, with an attribute `control_hz`.
         check: its function that refuses an unknown task name.
+        instruction: its function of a task name and a seed: what that episode asks for.
     """
 
     module: str
     environment: str
     check: str
+    instruction: str = "instruction_of"
 
     def load(self, name: str) -> Any:
         # MuJoCo reads the backend when it is imported.
@@ -70,6 +72,17 @@ def check_tasks(sim: SimConfig, others: Iterable[str] = ()) -> None:
     check = family.load(family.check)
     for task in (*sim.tasks, *others):
         check(task)
+
+
+def instruction_of(sim: SimConfig, task: str, seed: int) -> str:
+    """What the episode of a task that a seed determines asks for, without a simulator.
+
+    Raises:
+        ValueError: the family has no such task.
+    """
+    family = _FAMILIES[sim.family]
+    asked: str = family.load(family.instruction)(task, seed)
+    return asked
 
 
 def control_hz(sim: SimConfig) -> int:

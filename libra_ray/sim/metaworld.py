@@ -59,6 +59,15 @@ def task_name(task: str) -> str:
     return name
 
 
+def instruction_of(task: str, seed: int) -> str:
+    """What every episode of the task asks for, whatever its seed.
+
+    Raises:
+        ValueError: there is no such task.
+    """
+    return task_instructions()[task_name(task)]
+
+
 class Metaworld:
     """A simulated Sawyer arm with one Meta-World task; implements `libra_ray.types.Environment`.
 

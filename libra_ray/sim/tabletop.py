@@ -10,7 +10,7 @@ from libra_ray.sim.border import checked_action, checked_seed
 from libra_ray.sim.rendering import OffscreenRenderer
 from libra_ray.sim.tabletop_expert import expert_action
 from libra_ray.sim.tabletop_goals import Progress
-from libra_ray.sim.tabletop_tasks import Part, any_push, draw_parts, instruction, parse_task
+from libra_ray.sim.tabletop_tasks import Part, Task, any_push, draw_parts, instruction, parse_task
 from libra_ray.sim.tabletop_world import CONTROL_HZ, MOUTH_CLEARANCE_M, Placement, World, draw_placement
 from libra_ray.types import IMAGE_KEY, Observation, Transition
 
@@ -84,7 +84,7 @@ class Tabletop:
         """
         self._check_open()
         placement = _placement(checked_seed(seed if scene_seed is None else scene_seed))
-        self.parts = draw_parts(self._task, placement, np.random.default_rng([checked_seed(seed), _INSTRUCTION_STREAM]))
+        self.parts = _parts(self._task, placement, checked_seed(seed))
         self.instruction = instruction(self.parts)
         self._world.reset(placement)
         if self._task.in_hand:
@@ -167,6 +167,19 @@ class Tabletop:
         if self._progress is None:
             raise RuntimeError("no episode is running; call reset(seed) first")
         return self._progress
+
+
+def instruction_of(task: str, seed: int) -> str:
+    """What an episode of the task asks for, without a simulator.
+
+    Raises:
+        ValueError: there is no such task.
+    """
+    return instruction(_parts(parse_task(task), _placement(seed), seed))
+
+
+def _parts(task: Task, placement: Placement, seed: int) -> tuple[Part, ...]:
+    return draw_parts(task, placement, np.random.default_rng([seed, _INSTRUCTION_STREAM]))
 
 
 def _placement(seed: int) -> Placement:
