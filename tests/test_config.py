@@ -168,10 +168,10 @@ def test_a_model_is_a_folder_where_there_is_one_and_a_name_elsewhere(name, tmp_p
     (tmp_path / "models" / "mine").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    for given in ("models/mine", "./models/mine", "~/models/mine", str(tmp_path / "models" / "mine")):
-        assert flatten(override(Config(), {name: given}))[name] == str(tmp_path / "models" / "mine")
-    for given in ("models/another", "google/siglip-base-patch16-224", "tiny"):
-        assert flatten(override(Config(), {name: given}))[name] == given
+    for typed in ("models/mine", "./models/mine", "~/models/mine", str(tmp_path / "models" / "mine")):
+        assert flatten(override(Config(), {name: typed}))[name] == str(tmp_path / "models" / "mine")
+    for typed in ("models/another", "google/siglip-base-patch16-224", "tiny"):
+        assert flatten(override(Config(), {name: typed}))[name] == typed
 
 
 @pytest.mark.parametrize("name", ["tiny", "conv"])

@@ -134,9 +134,13 @@ class PretrainedBackbone(nn.Module):
         One at a time, so that no instruction's tokens depend on its company: many processors pad on the left.
 
         Raises:
-            ValueError: an instruction is longer than `max_text_tokens`.
+            ValueError: an instruction has the model's token for a picture in it, or is longer than `max_text_tokens`.
         """
         blank = torch.zeros(1, self.pictures, 3, self.image_size, self.image_size, dtype=torch.uint8)
+        mark = self.processor.image_token
+        for instruction in instructions:
+            if mark in instruction:
+                raise ValueError(f"the instruction {instruction!r} has {mark!r} in it, which marks a picture")
         prompts = [self._processed(blank, instruction)["input_ids"][0] for instruction in ("", *instructions)]
         # The placeholders' number depends on the picture size alone, so all prompts fit into one constant length.
         length = len(prompts.pop(0)) + self.max_text_tokens
