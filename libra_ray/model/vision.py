@@ -218,7 +218,7 @@ def _colours_of(processor: Any, image_size: int) -> _Colours:
     return _Colours(size=(seen.shape[2], seen.shape[3]), mean=mean, std=std)
 
 
-def _tower(model: nn.Module) -> nn.Module:
+def _tower(model: nn.Module) -> Any:
     """The part that sees, of a model that reads too."""
     return getattr(model, "vision_model", model)
 

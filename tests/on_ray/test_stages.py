@@ -4,12 +4,14 @@ import shutil
 
 import pytest
 
+from libra_ray.data.dataset import write_dataset
 from libra_ray.model.dry_run import dry_run
 from libra_ray.model.libra import Libra, RobotShape
 from libra_ray.on_ray import stages
 from libra_ray.on_ray.sweep import engine
 from libra_ray.on_ray.sweep.space import load_space
 from libra_ray.run_folder import RunFolder
+from tests.data.builders import make_episode
 from tests.model import hugging_face, vision_models
 from tests.model.builders import save_checkpoint, tiny_model
 from tests.on_ray.doubles import debug_config
@@ -34,6 +36,13 @@ def terse(llava, tmp_path_factory):
     folder = tmp_path_factory.mktemp("terse") / "checkpoint"
     save_checkpoint(folder, tiny_model({"planner.backbone": str(llava), "planner.max_text_tokens": 1}))
     return folder
+
+
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory):
+    """A data set of two tasks."""
+    episodes = [make_episode(seed=seed, instruction=("open", "press the button down")[seed % 2]) for seed in range(4)]
+    return write_dataset(episodes, tmp_path_factory.mktemp("data") / "demos", fps=20, robot_type="sawyer")
 
 
 def checked(tmp_path, *jobs, **changes):
@@ -62,10 +71,10 @@ def test_tasks_whose_words_do_not_fit_are_refused_before_recording(tmp_path, lla
         checked(tmp_path, *ALL, **sound | {"planner__max_text_tokens": 1})
 
 
-def test_the_words_of_recorded_tasks_are_looked_at_too(tmp_path, llava, demonstrations):
+def test_the_words_of_recorded_tasks_are_looked_at_too(tmp_path, llava, demos):
     short = {"planner__backbone": str(llava), "planner__max_text_tokens": 1}
     with pytest.raises(ValueError, match="too long"):
-        checked(tmp_path, "train", **short, data__root=str(demonstrations))
+        checked(tmp_path, "train", **short, data__root=str(demos))
 
 
 def test_tasks_whose_words_a_checkpoint_does_not_take_are_refused_before_evaluation(tmp_path, terse):
@@ -74,9 +83,9 @@ def test_tasks_whose_words_a_checkpoint_does_not_take_are_refused_before_evaluat
     checked(tmp_path, "evaluate", evaluate__checkpoint=str(terse), evaluate__controllers="expert,zero_action")
 
 
-def test_a_run_that_is_trained_loads_no_model_again(make_run, llava, tmp_path, demonstrations):
+def test_a_run_that_is_trained_loads_no_model_again(make_run, llava, tmp_path, demos):
     source = shutil.copytree(llava, tmp_path / "source")
-    folder = make_run(planner__backbone=str(source), data__root=str(demonstrations))
+    folder = make_run(planner__backbone=str(source), data__root=str(demos))
     shutil.rmtree(source)
     with pytest.raises(ValueError, match=r"planner\.backbone"):
         stages.check(folder, "train")
