@@ -12,7 +12,7 @@ from libra_ray.on_ray.sweep import engine
 from libra_ray.on_ray.sweep.space import load_space
 from libra_ray.run_folder import RunFolder
 from tests.data.builders import make_episode
-from tests.model import hugging_face, vision_models
+from tests.model import families, vision_models
 from tests.model.builders import save_checkpoint, tiny_model
 from tests.on_ray.doubles import debug_config
 
@@ -22,7 +22,7 @@ SHAPE = RobotShape(action_dim=4, state_dim=4, cameras=1)
 
 @pytest.fixture(scope="module")
 def llava(tmp_path_factory):
-    return hugging_face.write_llava(tmp_path_factory.mktemp("hub") / "llava")
+    return families.write(tmp_path_factory.mktemp("hub") / "llava", families.FAMILIES["llava"]())
 
 
 @pytest.fixture(scope="module")

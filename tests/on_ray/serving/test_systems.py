@@ -17,7 +17,7 @@ from libra_ray.on_ray.serving.systems import Planner, Refiner
 from libra_ray.on_ray.serving.weights import weights_key
 from libra_ray.types import ActionChunk, Plan
 from libra_ray.wire import Reply, request
-from tests.model import hugging_face, vision_models
+from tests.model import families, vision_models
 from tests.model.builders import INSTRUCTIONS, make_observation, save_checkpoint, tiny_model
 from tests.on_ray.serving.stubs import LocalHandle, observe
 
@@ -81,7 +81,7 @@ def test_by_default_plans_that_can_wait_have_what_nobody_else_wants():
 def pretrained_checkpoint(tmp_path_factory):
     """With both parts from outside, whose folders are there no more."""
     folder = tmp_path_factory.mktemp("served")
-    hub = hugging_face.write_llava(folder / "language"), vision_models.dinov2(folder / "eyes")
+    hub = families.write(folder / "language", families.FAMILIES["llava"]()), vision_models.dinov2(folder / "eyes")
     changes = {"planner.backbone": str(hub[0]), "refiner.encoder": str(hub[1]), "planner.max_text_tokens": 6}
     save_checkpoint(folder / "checkpoint", tiny_model(changes))
     for source in hub:
@@ -90,9 +90,7 @@ def pretrained_checkpoint(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("text", "reason"), [("open the door " * 9, "too long"), ("open the <image> door", "'<image>' in it")])
-def test_a_pretrained_policy_is_served_from_its_checkpoint_and_refuses_words_of_one_robot(
-    pretrained_checkpoint, text, reason
-):
+def test_a_pretrained_policy_is_served_from_its_checkpoint_and_refuses_words_of_one_robot(pretrained_checkpoint, text, reason):
     """Robots whose requests come in together: one line for the one, fresh actions for the others, and for it the next time."""
 
     async def work():
