@@ -94,7 +94,9 @@ def test_a_pretrained_policy_is_served_from_its_checkpoint_and_refuses_words_of_
     """Robots whose requests come in together: one line for the one, fresh actions for the others, and for it the next time."""
 
     async def work():
-        settings = Settings.model_validate({"checkpoint": str(pretrained_checkpoint), "refiner.timeout_s": 60, "window_ms": 50})
+        settings = Settings.model_validate(
+            {"checkpoint": str(pretrained_checkpoint), "refiner.timeout_s": 60, "window_ms": 50, "refiner.max_batch": 4}
+        )
         systems = Planner(settings), Refiner(settings)
         core = GatewayCore(settings, *map(LocalHandle, systems))
         for system in systems:
