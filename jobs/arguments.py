@@ -72,9 +72,8 @@ class Arguments:
     def refusing(self) -> Iterator[None]:
         """The border between a job and its user: what they did ends the program in one line, what we did with a traceback.
 
-        A `ValueError` or `RuntimeError` that this package raised on purpose ends it as a mistake on the command line does, with
-        status 2; so does a full disk, whoever noticed it. Ctrl-C ends it with status 130, after everything that was opened
-        inside has been closed; a second Ctrl-C does not wait for that.
+        What this package raised on purpose ends it as a mistake on the command line does, with status 2; so does a full disk,
+        whoever noticed it. Ctrl-C ends it with status 130, after all that was opened has been closed; a second one at once.
         """
         before = signal.signal(signal.SIGINT, _interrupt)
         try:
@@ -110,11 +109,7 @@ def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
 
 
 def set_aside(path: Path) -> Path | None:
-    """Rename a file or folder to `<name>.old-1` (or the next free number); nothing is ever deleted.
-
-    Returns:
-        The new path, or None where there was nothing to move.
-    """
+    """Rename a file or folder to `<name>.old-1`, or the next free number, and return that; None where nothing was there."""
     if not path.exists():
         return None
     number = 1

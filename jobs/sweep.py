@@ -56,8 +56,8 @@ def _sweep(arguments: Arguments) -> None:
     from libra_ray.sweep_report import sweep_table
 
     given, config = arguments.more, arguments.config
-    engine.check(arguments.run_dir, config, given["scheduler"])
     space = load_space(given["space"], config)
+    engine.check(arguments.run_dir, config, given["scheduler"], space)
     size = DEBUG_SIZE if config.preset == "debug" else SIZE
     settings = settings_of(space, config, {**given, "trials": given["trials"] or size[0], "seeds": given["seeds"] or size[1]})
     if not arguments.fresh:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from libra_ray.config_checks import check, counts_of
+from libra_ray.config_paths import in_full
 from libra_ray.overriding import flatten, flatten_mapping, with_changes
 from libra_ray.presets import PRESETS as NAMED
 from libra_ray.presets import QUICKSTART_TASKS
@@ -310,13 +311,13 @@ def preset(name: str) -> Config:
 def override(config: Config, changes: Mapping[str, Any]) -> Config:
     """A copy of `config` with dotted names replaced, e.g. `{"refiner.depth": 6}`.
 
-    Values may be of the field's type or text (from a command line or YAML), which is converted.
+    Values may be of the field's type or text (from a command line or YAML), which is converted; folders become absolute.
 
     Raises:
         ValueError: a name that does not exist (the message names its nearest neighbours), a value of the wrong type or choice,
             or one outside its range.
     """
-    changed = with_changes(config, changes)
+    changed = with_changes(config, in_full(changes))
     check(flatten(changed))
     return changed
 

@@ -3,9 +3,10 @@
 A policy holds no robot's state. The plan is a value that whoever drives the robot hands back.
 """
 
+import functools
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,9 @@ from libra_ray.data.transforms import Pipeline
 from libra_ray.model.backbone import Text
 from libra_ray.types import ActionChunk, Observation, Plan, Policy
 
+KNOWN_TEXTS = 1024
+"""Instructions whose tokens are remembered."""
+
 
 @dataclass
 class LibraPolicy:
@@ -31,13 +35,14 @@ class LibraPolicy:
 
     source: Checkpoint
     device: torch.device | str = "cpu"
-    _texts: dict[str, Text] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Prepare the transforms that training used."""
         self.pipeline = Pipeline(self.source.stats, self.source.config.data.normalisation)
         self.model = self.source.model.to(self.device).eval()
         self.horizon = self.source.config.action.horizon
+        # Robots may be asked for something else at every step, for ever.
+        self._texts = functools.lru_cache(KNOWN_TEXTS)(lambda instruction: self.model.planner.tokenise([instruction]))
 
     def plan(self, observations: Sequence[Observation]) -> list[Plan]:
         """Coarse tokens for the next L steps of every robot."""
@@ -130,11 +135,16 @@ class LibraPolicy:
         raw = np.stack([o.state for o in observations]).astype(np.float32)
         return torch.from_numpy(self.pipeline.inputs_state(raw)).to(self.device)
 
+    def tokenise(self, instruction: str) -> Text:
+        """An instruction's tokens, on the CPU.
+
+        Raises:
+            ValueError: it is too long, or holds what is no text to the backbone.
+        """
+        return self._texts(instruction)
+
     def _text(self, observations: Sequence[Observation]) -> Text:
-        for o in observations:
-            if o.instruction not in self._texts:
-                self._texts[o.instruction] = self.model.planner.tokenise([o.instruction])
-        texts = [self._texts[o.instruction] for o in observations]
+        texts = [self.tokenise(o.instruction) for o in observations]
         return Text(
             ids=torch.cat([t.ids for t in texts]).to(self.device), mask=torch.cat([t.mask for t in texts]).to(self.device)
         )

@@ -86,23 +86,17 @@ class RunFolder:
     @property
     def dataset(self) -> Path:
         """The data set to train on: the configured one, or the run's own recording."""
-        return Path(self.config.data.root).resolve() if self.config.data.root else self.path("dataset")
+        return Path(self.config.data.root) if self.config.data.root else self.path("dataset")
 
     @property
     def checkpoint(self) -> Path:
         """The checkpoint to evaluate: the configured one, or the run's own."""
-        return Path(self.config.evaluate.checkpoint).resolve() if self.config.evaluate.checkpoint else self.path("checkpoint")
+        return Path(self.config.evaluate.checkpoint) if self.config.evaluate.checkpoint else self.path("checkpoint")
 
     def share_frames(self, frames: Path) -> None:
         """Use the pictures that another run has decoded from the same data set."""
         if not self.path("frames").exists():
             self.path("frames").symlink_to(frames.resolve(), target_is_directory=True)
-
-    @property
-    def start_from(self) -> str:
-        """The checkpoint to fine-tune, as an absolute path; empty where training begins with random weights."""
-        name = self.config.train.start_from
-        return str(Path(name).resolve()) if name else ""
 
     def stages(self) -> Json:
         """The stages' records as last written."""

@@ -59,7 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 """Part of the house -> the parts of `libra_ray` it may import, beside itself."""
 
 FILES_OF: dict[str, set[str]] = {
-    "config": {"config", "config_checks", "presets"},
+    "config": {"config", "config_checks", "config_paths", "presets"},
     "checkpoint": {"checkpoint", "fine_tuning"},
     "training": {"training", "balance", "difficulty"},
     "wire": {"wire", "robot_client"},

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from libra_ray.config import PRESETS, Config, from_json, override, preset, to_json
+from libra_ray.config_paths import FOLDERS, NAMES_OR_FOLDERS
 from libra_ray.overriding import flatten, flatten_mapping, leaf_types
 
 LEAVES = leaf_types(Config)
@@ -171,3 +172,33 @@ def test_a_second_number_of_demonstrations_of_a_task_is_refused():
 def test_a_task_named_twice_is_refused():
     with pytest.raises(ValueError, match="only once"):
         override(Config(), {"sim.tasks": "reach-v3,reach-v3"})
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_folder_is_the_same_wherever_it_is_read(name, tmp_path, monkeypatch):
+    """Workers, and a run that is continued, may be in another working folder than the one where it was typed."""
+    monkeypatch.chdir(tmp_path)
+    config = override(Config(), {name: "mine/of-today"})
+    assert flatten(config)[name] == str(tmp_path / "mine" / "of-today")
+    monkeypatch.chdir("/")
+    assert from_json(to_json(config)) == config
+    assert flatten(override(config, {name: ""}))[name] == ""
+
+
+@pytest.mark.parametrize("name", NAMES_OR_FOLDERS)
+def test_a_model_is_a_folder_where_there_is_one_and_a_name_elsewhere(name, tmp_path, monkeypatch):
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for typed in ("models/mine", "./models/mine", "~/models/mine", str(tmp_path / "models" / "mine")):
+        assert flatten(override(Config(), {name: typed}))[name] == str(tmp_path / "models" / "mine")
+    for typed in ("models/another", "google/siglip-base-patch16-224", "tiny"):
+        assert flatten(override(Config(), {name: typed}))[name] == typed
+
+
+@pytest.mark.parametrize("name", ["tiny", "conv"])
+def test_what_is_built_in_is_never_a_folder(name, tmp_path, monkeypatch):
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    key = "planner.backbone" if name == "tiny" else "refiner.encoder"
+    assert flatten(override(Config(), {key: name}))[key] == name

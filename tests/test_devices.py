@@ -10,7 +10,7 @@ from libra_ray import checkpoint
 from libra_ray.policy import load_policy
 from libra_ray.training import Fit
 from tests.devices import EMULATED, Elsewhere, emulated_device
-from tests.model import hugging_face
+from tests.model import families, hugging_face
 from tests.model.builders import make_observation, save_checkpoint, tiny_config, tiny_model
 from tests.training_builders import training_data
 
@@ -31,7 +31,7 @@ def pretrained(tmp_path_factory) -> dict[str, str]:
     """Settings of a model from outside, in both systems."""
     hub = tmp_path_factory.mktemp("hub")
     sources = {
-        "planner.backbone": hugging_face.write_llava(hub / "llava"),
+        "planner.backbone": families.write(hub / "llava", families.FAMILIES["llava"]()),
         "refiner.encoder": hugging_face.write_siglip(hub / "s"),
     }
     return {name: str(folder) for name, folder in sources.items()}

@@ -229,3 +229,12 @@ def test_training_and_policy_share_one_pipeline(policy, source):
     seen = [replace(make_observation(robot), state=row) for robot, row in enumerate(state)]
     trained = Pipeline(source.stats, source.config.data.normalisation).inputs_state(state)
     np.testing.assert_array_equal(policy._state(seen).numpy(), trained)
+
+
+def test_words_that_change_for_ever_do_not_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("libra_ray.policy.KNOWN_TEXTS", 4)
+    save_checkpoint(tmp_path / "checkpoint", tiny_model())
+    policy = load_policy(tmp_path / "checkpoint")
+    for number in range(20):
+        policy.tokenise(f"go to place {number}")
+    assert policy._texts.cache_info().currsize == 4

@@ -45,7 +45,7 @@ def test_the_same_settings_continue(tmp_path):
     [
         ("record", "record.noise_std", 0.1),
         ("record", "sim.image_size", 64),
-        ("record", "data.root", "elsewhere"),
+        ("record", "data.root", "/elsewhere"),
         ("train", "train.lr", 0.1),
         ("train", "refiner.depth", 3),
         ("train", "planner.backbone", "other"),

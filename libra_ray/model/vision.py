@@ -1,19 +1,25 @@
 """Eyes: small convolutional encoders, and Hugging Face vision models by name or folder."""
 
+import inspect
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
-from libra_ray.model.pretrained import cannot_load
+from libra_ray.model.pretrained import cannot_load, load_checked, same_twice
 
 ENCODER_FOLDER = "encoder"
 VISION_TOKENS = 4
 """Tokens that one picture becomes; each is a position-sensitive linear read-out of the whole feature map."""
+MOST_LEADING = 16
+"""Tokens before the patches that are no places: a class token, a few registers. Where there are more, they may be anything."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,42 +108,57 @@ class Gaze(nn.Module):
 
 
 class PretrainedEncoder(nn.Module):
-    """A Hugging Face vision model (SigLIP, DINOv2, ...), its patch tokens mean-pooled by quadrant and projected.
+    """A Hugging Face vision model (SigLIP, DINOv2, ConvNeXt, timm's, ...), its map mean-pooled by quadrant and projected.
+
+    It sees the whole picture at the size, and in the scale of colours, that its own processor makes, however large the pictures
+    are that its configuration speaks of. Width and grid are those of its first answer. It always runs as in evaluation: what
+    it would drop, or normalise by batch, in training gives one picture two answers.
 
     Raises:
-        ValueError: the model cannot be loaded as a vision model.
+        ValueError: the model cannot be loaded, does not take pictures, answers none with a map, or not always with the same.
     """
 
-    def __init__(self, source: str, width: int, *, pretrained: bool = True) -> None:
+    def __init__(self, source: str, image_size: int, width: int, *, pretrained: bool = True) -> None:
         """Load; without `pretrained` the weights stay random, because a checkpoint's will follow."""
         super().__init__()
         from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
         with cannot_load("refiner.encoder", source, "vision", "conv"):
-            self.processor = AutoImageProcessor.from_pretrained(source)
+            self.processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
+            colours = _colours_of(self.processor, image_size)
+            self.size = colours.size
+            self.mean: Tensor
+            self.std: Tensor
+            self.register_buffer("mean", colours.mean, persistent=False)
+            self.register_buffer("std", colours.std, persistent=False)
+            # Of noise: of a picture without anything in it, a part may look like the whole.
+            noise = torch.rand(1, 3, *self.size, generator=torch.Generator().manual_seed(0))
             if pretrained:
-                model = AutoModel.from_pretrained(source, dtype=torch.float32)
+                model = load_checked(AutoModel, source, forward=lambda m: _hidden(_tower(m), noise))
+                seen = same_twice(lambda: _hidden(_tower(model), noise))
             else:
-                model = AutoModel.from_config(AutoConfig.from_pretrained(source))
-        self.model = getattr(model, "vision_model", model)
-        size = self.model.config.image_size
-        self.size = (size, size) if isinstance(size, int) else tuple(size)
-        self.mean: Tensor
-        self.std: Tensor
-        self.register_buffer("mean", torch.tensor(self.processor.image_mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(self.processor.image_std).view(1, 3, 1, 1), persistent=False)
-        self.to_width = nn.Linear(self.model.config.hidden_size, width)
+                config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+                model = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False).eval()
+                with torch.no_grad():
+                    seen = _hidden(_tower(model), noise)
+            self.model = _tower(model)
+            channels = self._map(seen).shape[1]
+        self.to_width = nn.Linear(channels, width)
         self.norm = nn.LayerNorm(width)
         self.width = width
+
+    def train(self, mode: bool = True) -> "PretrainedEncoder":
+        """Training mode, except for the model."""
+        super().train(mode)
+        self.model.eval()
+        return self
 
     def forward(self, images: UInt8[Tensor, "B T C height width"]) -> Float[Tensor, "B S d"]:
         """Pictures to `S = T * 4` tokens."""
         batch = len(images)
         pixels = rearrange(images, "b t c h w -> (b t) c h w").float() / 255
         pixels = functional.interpolate(pixels, self.size, mode="bilinear", antialias=True)
-        hidden = self.model(pixel_values=(pixels - self.mean) / self.std).last_hidden_state
-        side = int(hidden.shape[1] ** 0.5)
-        grid = rearrange(hidden[:, -side * side :], "b (h w) d -> b d h w", h=side)
+        grid = self._map(_hidden(self.model, (pixels - self.mean) / self.std))
         pooled = rearrange(functional.adaptive_avg_pool2d(grid, 2), "b d h w -> b (h w) d")
         return self.norm(self.to_width(pooled)).reshape(batch, -1, self.width)
 
@@ -145,6 +166,68 @@ class PretrainedEncoder(nn.Module):
         """The image processor and the architecture's configuration: enough to rebuild the module without any hub."""
         self.processor.save_pretrained(folder / ENCODER_FOLDER)
         self.model.config.save_pretrained(folder / ENCODER_FOLDER)
+
+    def _map(self, hidden: Tensor) -> Float[Tensor, "B d rows columns"]:
+        """A model's answer as a map: channels first or last, or tokens in reading order behind those that are no places."""
+        height, width = self.size
+
+        def fits(rows: int, columns: int) -> bool:
+            return rows * width == columns * height
+
+        if hidden.ndim == 4 and fits(*hidden.shape[2:]):
+            return hidden
+        if hidden.ndim == 4 and fits(*hidden.shape[1:3]):
+            return rearrange(hidden, "b h w d -> b d h w")
+        if hidden.ndim != 3:
+            raise ValueError(f"it answers a picture with {tuple(hidden.shape)}, which is neither a map nor tokens")
+        count = hidden.shape[1]
+        rows, columns = (math.isqrt(count * a // b) for a, b in (self.size, self.size[::-1]))
+        patch = getattr(self.model.config, "patch_size", None)
+        down, right = patch if isinstance(patch, list | tuple) else (patch, patch)
+        # Some merge their patches into a coarser grid.
+        if down and right and (height // down) * (width // right) <= count:
+            rows, columns = height // down, width // right
+        if not 0 <= count - rows * columns <= MOST_LEADING:
+            raise ValueError(
+                f"it answers a picture with {count} tokens, of which {rows}x{columns} may be places, but not the others"
+            )
+        return rearrange(hidden[:, count - rows * columns :], "b (h w) d -> b d h w", h=rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Colours:
+    """What a processor makes of pictures: `size` (height, width), and `mean` and `std` `(1, 3, 1, 1)` of colours in [0, 1]."""
+
+    size: tuple[int, int]
+    mean: Float[Tensor, "1 3 1 1"]
+    std: Float[Tensor, "1 3 1 1"]
+
+
+def _colours_of(processor: Any, image_size: int) -> _Colours:
+    """Found by showing it pictures of one colour: what it calls its sizes and scales is of no consequence."""
+    shown = torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [1.0, 0.4, 0.2]])
+    pictures = [np.tile((255 * colour).byte().numpy(), (image_size, image_size, 1)) for colour in shown]
+    seen = torch.stack([processor(images=picture, return_tensors="pt")["pixel_values"][0] for picture in pictures]).float()
+    if seen.ndim != 4 or seen.shape[1] != 3:
+        raise ValueError(f"its processor makes {tuple(seen.shape[1:])} of a picture, and not (3, height, width) pixels")
+    black, white, orange = seen[:, :, seen.shape[2] // 2, seen.shape[3] // 2]
+    scale = white - black
+    if not (scale > 0).all() or not torch.allclose(black + scale * shown[2], orange, atol=0.02):
+        raise ValueError("its processor does more with colours than to scale each of red, green and blue")
+    mean, std = (values.view(1, 3, 1, 1) for values in (-black / scale, 1 / scale))
+    return _Colours(size=(seen.shape[2], seen.shape[3]), mean=mean, std=std)
+
+
+def _tower(model: nn.Module) -> Any:
+    """The part that sees, of a model that reads too."""
+    return getattr(model, "vision_model", model)
+
+
+def _hidden(model: nn.Module, pixels: Float[Tensor, "B 3 height width"]) -> Tensor:
+    """A model's last hidden state, its positions stretched to the size of the pictures where it can do that."""
+    takes = inspect.signature(model.forward).parameters
+    stretched = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
+    return model(pixel_values=pixels, **stretched).last_hidden_state
 
 
 def make_encoder(source: str, image_size: int, width: int, folder: Path | None = None) -> nn.Module:
@@ -154,7 +237,7 @@ def make_encoder(source: str, image_size: int, width: int, folder: Path | None =
     """
     if source == "conv":
         return ConvEncoder(image_size, width)
-    return PretrainedEncoder(str(folder / ENCODER_FOLDER) if folder else source, width, pretrained=folder is None)
+    return PretrainedEncoder(str(folder / ENCODER_FOLDER) if folder else source, image_size, width, pretrained=folder is None)
 
 
 def shift_pictures(

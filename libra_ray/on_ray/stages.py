@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from libra_ray import checkpoint
-from libra_ray.config import Config, override
+from libra_ray.config import Config
 from libra_ray.data.dataset import Recorded, open_dataset
+from libra_ray.model.dry_run import dry_run
 from libra_ray.on_ray import evaluate as evaluation
 from libra_ray.on_ray import evaluation_log, session
 from libra_ray.on_ray import record as recording
@@ -53,7 +54,8 @@ def check(folder: RunFolder, *stages: Stage, fresh: bool = False) -> None:
     if "evaluate" in stages:
         if config.evaluate.checkpoint or "train" not in stages:
             evaluation.check_fits(config, checkpoint.read_config(folder.checkpoint))
-            evaluation.check_drives(config, folder.checkpoint)
+            if not folder.done("evaluate") and not set(config.evaluate.controllers) <= set(evaluation.SCRIPTED):
+                evaluation.check_drives(config, folder.checkpoint)
         else:
             evaluation.check_fits(config, config)
             if recorded is not None:
@@ -80,10 +82,9 @@ def _check_drives(config: Config, recorded: Recorded) -> None:
 
 
 def _check_model(folder: RunFolder, recorded: Recorded | None, words: Sequence[str], *, begun: bool) -> None:
-    """Make the model as training will, and let it read every instruction."""
-    config = override(folder.config, {"train.start_from": folder.start_from})
-    robot = robot_spec(config.sim) if recorded is None else recorded.robot
-    model = make_model(config, shape_of(robot), begun=begun)
+    """Make the model as training will, ask it once, and let it read every instruction."""
+    robot = robot_spec(folder.config.sim) if recorded is None else recorded.robot
+    model = dry_run(lambda: make_model(folder.config, shape_of(robot), begun=begun))
     distinct_tokens(model.planner.tokenise, words)
 
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from libra_ray import checkpoint, disk
 from libra_ray import config as configuration
-from libra_ray.config import Config, override
+from libra_ray.config import Config
 from libra_ray.data.fingerprint import Fingerprint
 from libra_ray.model.libra import Libra
 from libra_ray.on_ray import faults
@@ -55,8 +55,7 @@ def train(folder: RunFolder, clock: Clock, until: int | None = None) -> checkpoi
     trainer = TorchTrainer(
         train_loop,
         train_loop_config={
-            # Workers have a working folder of their own, where relative paths lead nowhere.
-            "config": configuration.to_json(override(folder.config, {"train.start_from": folder.start_from})),
+            "config": configuration.to_json(folder.config),
             "folder": str(folder.root),
             "dataset": str(folder.dataset),
             # A worker that is started again later must find this data set and no other.

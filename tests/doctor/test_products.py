@@ -5,7 +5,8 @@ import pytest
 from libra_ray.config import Config, override, preset
 from libra_ray.doctor import aside, products
 from tests.model.builders import save_checkpoint, tiny_model
-from tests.model.hugging_face import write_llava, write_siglip
+from tests.model import families
+from tests.model.hugging_face import write_siglip
 
 
 def asked(**settings):
@@ -72,7 +73,12 @@ def test_checkpoints(tmp_path):
 @pytest.mark.parametrize(
     ("name", "check", "setting", "write"),
     [
-        ("backbone", products.backbone, "planner__backbone", write_llava),
+        (
+            "backbone",
+            products.backbone,
+            "planner__backbone",
+            lambda folder: families.write(folder, families.FAMILIES["llava"]()),
+        ),
         ("encoder", products.encoder, "refiner__encoder", write_siglip),
     ],
 )

@@ -189,7 +189,7 @@ def test_quadrants_keep_where_things_are(eyes, token, top, left):
     moved = torch.zeros(4)
     for seed in range(8):
         torch.manual_seed(seed)
-        encoder = PretrainedEncoder(str(eyes), 32)
+        encoder = PretrainedEncoder(str(eyes), 32, 32)
         moved += (encoder(marked) - encoder(plain)).norm(dim=-1)[0].detach()
     assert moved.argmax() == token
 

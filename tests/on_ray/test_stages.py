@@ -16,7 +16,6 @@ from libra_ray.run_folder import RunFolder
 from libra_ray.sim import robot_spec
 from libra_ray.types import IMAGE_KEY
 from tests.data.builders import make_episode
-from tests.model import hugging_face
 from tests.model.builders import make_stats, tiny_model
 from tests.on_ray.doubles import debug_config
 
@@ -172,9 +171,9 @@ class TestInstructionsThatAreTooLong:
         with pytest.raises(ValueError, match=self.SAID):
             evaluation.load_trained(folder, "policy")
 
-    @pytest.mark.parametrize("write", [hugging_face.write_llava, hugging_face.write_internvl])
-    def test_by_a_pretrained_backbone_without_its_weights(self, make_run, tmp_path, write):
-        source = {"planner__backbone": str(write(tmp_path / "model"))}
+    @pytest.mark.parametrize("family", ["llava", "internvl"])
+    def test_by_a_pretrained_backbone_without_its_weights(self, make_run, tmp_path, family):
+        source = {"planner__backbone": str(families.write(tmp_path / "model", families.FAMILIES[family]()))}
         for most in (3, 9):
             trained(tmp_path / str(most), **source, planner__max_text_tokens=most)
         evaluated = {most: make_run(f"r{most}", evaluate__checkpoint=str(tmp_path / str(most))) for most in (3, 9)}

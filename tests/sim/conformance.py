@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
+from libra_ray.config import SimConfig
 from libra_ray.rollout import run
+from libra_ray.sim import instructions
 from libra_ray.sim.experts import ExpertController
 from libra_ray.types import IMAGE_KEY, Environment, Observation
 
@@ -52,6 +54,13 @@ class EnvironmentConformance:
             assert np.isfinite(seen.state).all()
             assert {key: picture.shape for key, picture in seen.images.items()} == dict(environment.image_shapes)
             assert all(picture.dtype == np.uint8 and picture.flags.c_contiguous for picture in seen.images.values())
+
+    @pytest.mark.parametrize("seed", [0, 1, 7])
+    def test_what_an_episode_asks_for_is_known_without_it(self, environment, seed):
+        family = "tabletop" if type(environment).__name__ == "Tabletop" else "metaworld"
+        seen = environment.reset(seed, render=False)
+        sim = SimConfig(family=family, tasks=(environment.task,))
+        assert instructions(sim, [seed]) == (seen.instruction,)
 
     def test_pictures_show_something(self, environment):
         first, other = (environment.reset(seed).images[IMAGE_KEY].astype(int) for seed in (0, 1))

@@ -17,6 +17,7 @@ from libra_ray.on_ray.serving import calls
 from libra_ray.on_ray.serving.batching import Answer, Batcher
 from libra_ray.on_ray.serving.board import BoardClient
 from libra_ray.on_ray.serving.following import Following
+from libra_ray.on_ray.serving.instructions import Instructions
 from libra_ray.on_ray.serving.planning import Planning, age_s
 from libra_ray.on_ray.serving.requests import BadRequestError, Request, read_request
 from libra_ray.on_ray.serving.robots import Robot, Robots, ServedPlan
@@ -53,6 +54,7 @@ class GatewayCore:
         self.following = Following(settings, planner, refiner, gateway=self.name, space_changed=self.space_changed)
         self._names = itertools.count(1)
         self._missed, self._late = calls.Recent(), calls.Recent()
+        self._instructions = Instructions(self._refusal)
         self.robots = Robots(self._control, 2 * settings.max_connections)
         self._planning = Planning(
             self._plan,
@@ -107,10 +109,13 @@ class GatewayCore:
         Raises:
             BadRequestError: the request is wrong; the text says what would have been valid.
             NotReadyError: planner and refiner have not loaded yet.
-            NoAnswerError: no plan could be had for the first request of an episode.
+            NoAnswerError: no plan could be had for the first request of an episode, or nobody could say whether its
+                instruction is one.
         """
         arrived = time.perf_counter()
         request = read_request(message, self.handshake)
+        if request.observation is not None:
+            await self._instructions.check(self.following.weights, request.observation.instruction)
         robot = self.robots.named(request.robot or name)
         if owner is not None and robot.owner is not owner:
             robot.owner = owner
@@ -155,6 +160,8 @@ class GatewayCore:
             # Robots that hold and ask again at once must not keep the planner's answers from coming in.
             await asyncio.sleep(0)
             return None, None
+        # The plan's weights may be those before, with other ideas of an instruction.
+        await self._instructions.check(plan.weights, observation.instruction)
         try:
             refined = await self._refining.ask(observation, plan, plan.weights)
         except calls.NoAnswerError:
@@ -227,6 +234,12 @@ class GatewayCore:
         answers: Answers = await calls.call(remote, timeout_s=self.settings.planner.timeout_s, tries=1)
         self.telemetry.planner_call(seconds=time.perf_counter() - began, batch_size=len(questions))
         return answers
+
+    async def _refusal(self, weights: str, instruction: str) -> str:
+        # Both systems hold the tokeniser; the refiner is sooner done with what it does.
+        remote = lambda: self._refiner.refusal.remote(weights, instruction)  # noqa: E731
+        refusal: str = await calls.call(remote, timeout_s=self.settings.refiner.timeout_s)
+        return refusal
 
     async def _refine(self, questions: list[Question], weights: str) -> Answers:
         began = time.perf_counter()

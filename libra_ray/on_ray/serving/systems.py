@@ -100,6 +100,24 @@ class _System:
             "normalisation_digest": source.stats.digest(),
         }
 
+    async def refusal(self, weights: str, instruction: str) -> str:
+        """Why a checkpoint does not take an instruction, in one line; empty where it does.
+
+        Raises:
+            UnknownWeightsError: it is not loaded here.
+        """
+        policy = self._policy(weights)
+
+        def work() -> str:
+            try:
+                policy.tokenise(instruction)
+            except ValueError as error:
+                return str(error)
+            return ""
+
+        # Not beside a batch: tokenisers do not serve two threads at a time.
+        return await self._compute(work, patient=False)
+
     def check_health(self) -> None:
         """Asked by Serve now and then; an error has this replica replaced.
 

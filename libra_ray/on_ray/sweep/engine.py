@@ -24,6 +24,7 @@ from libra_ray.on_ray.run_data import open_to_train
 from libra_ray.on_ray.session import available_cpus
 from libra_ray.on_ray.sweep.plan import BUDGETS, FULL, REDUCTION, Settings, SweepFolder, TrialFolder
 from libra_ray.on_ray.sweep.searcher import Orders, make_source
+from libra_ray.on_ray.sweep.space import Space
 from libra_ray.on_ray.sweep.trial import run_trial
 from libra_ray.progress import Progress
 from libra_ray.run_folder import RunFolder
@@ -38,22 +39,24 @@ REFUSED = {
 """Schedulers that would do nothing on this engine, with the reason."""
 
 
-def check(root: Path, config: Config, name: str) -> None:
+def check(root: Path, config: Config, name: str, space: Space) -> None:
     """Refuse what can be known to be wrong before anything is started or written.
 
     Args:
         root: the sweep's folder, which need not exist yet.
         config: what every trial starts from.
         name: the scheduler.
+        space: whose pretrained models are asked once, each.
 
     Raises:
-        ValueError: a scheduler that there is not, or that would do nothing; a task or data set that is not there.
+        ValueError: a scheduler that there is not, or that would do nothing; a task, data set or model that is not there.
     """
     if name in REFUSED:
         raise ValueError(f"--scheduler {name} is refused: {REFUSED[name]}")
     if name not in BUDGETS:
         raise ValueError(f"no --scheduler {name}; there are {', '.join(sorted(BUDGETS))}")
-    stages.check(RunFolder(root.resolve(), override(config, {"evaluate.controllers": "policy"})), "record", "train", "evaluate")
+    for variant in space.models(override(config, {"evaluate.controllers": "policy"})):
+        stages.check(RunFolder(root.resolve(), variant), "record", "train", "evaluate")
 
 
 @dataclass(frozen=True, kw_only=True)

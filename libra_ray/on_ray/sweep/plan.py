@@ -203,7 +203,6 @@ class SweepFolder:
             data = self.data(config)
             own: Mapping[str, Any] = {
                 "data.root": str(data.dataset),
-                "train.start_from": data.start_from,
                 "evaluate.checkpoint": "",
                 "evaluate.controllers": self.settings.controllers,
                 "evaluate.videos_per_task": 0,

@@ -25,6 +25,8 @@ CHECKED_DRAWS = 200
 LARGEST_GRID = 100_000
 OWN_NAMES = ("train.seed", "data.root", "evaluate.checkpoint", "evaluate.controllers", "tracking.", "ray.")
 """What the sweep itself decides."""
+MODELS = ("planner.backbone", "refiner.encoder", "refiner.vision")
+"""Which models from outside a trial loads."""
 
 Values = dict[str, Any]
 """One point of a space: dotted name -> value."""
@@ -83,7 +85,19 @@ class Space:
         Raises:
             ValueError: it does so by a distribution that is not a choice.
         """
-        kept = {name: domain for name, domain in self.domains.items() if name.startswith(STAGE_KEYS["record"])}
+        return self._variants(config, STAGE_KEYS["record"])
+
+    def models(self, config: Config) -> list[Config]:
+        """The configurations whose pretrained models the trials need.
+
+        Raises:
+            ValueError: the space changes them by a distribution that is not a choice.
+        """
+        return self._variants(config, MODELS)
+
+    def _variants(self, config: Config, names: tuple[str, ...]) -> list[Config]:
+        """The configuration under every combination of the settings whose names begin so."""
+        kept = {name: domain for name, domain in self.domains.items() if name.startswith(names)}
         part = Space(name=self.name, domains=kept, objectives=self.objectives, search=self.search)
         return [override(config, point) for point in part.grid()] if kept else [config]
 

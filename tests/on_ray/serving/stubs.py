@@ -12,7 +12,7 @@ from libra_ray.types import IMAGE_KEY, STATE_KEY, Observation
 from libra_ray.wire import Handshake
 
 HORIZON, CHUNKS, DIMS = 5, 2, 5
-HANG, FAIL = "hang the planner", "fail the planner"
+HANG, FAIL, BAD = "hang the planner", "fail the planner", "an instruction with <image> in it"
 FACTS = {
     "observation": {IMAGE_KEY: {"dtype": "uint8", "shape": [4, 4, 3]}, STATE_KEY: {"dtype": "float32", "shape": [2]}},
     "action": {"dtype": "float32", "shape": [HORIZON, DIMS]},
@@ -40,6 +40,7 @@ class _Stub:
         self.keys: list[str] = []
         self.batches: list[list[int]] = []
         self.hurried: list[bool] = []
+        self.looked_at: list[str] = []
 
     async def reconfigure(self, user_config):
         if user_config["checkpoint"] == "broken":
@@ -56,6 +57,11 @@ class _Stub:
             "checkpoint_digest": weights,
         }
 
+    async def refusal(self, weights, instruction):
+        assert weights in self.keys
+        self.looked_at.append(instruction)
+        return "it has '<image>' in it" if instruction == BAD else ""
+
     def check_health(self):
         pass
 
@@ -66,6 +72,7 @@ class StubPlanner(_Stub):
     async def plan(self, rows, pressure=0.0, *, hurry=False):
         assert rows.weights in self.keys
         self.hurried.append(hurry)
+        assert BAD not in rows.instructions, "one robot's words have come into a batch with others"
         if HANG in rows.instructions:
             await asyncio.sleep(3600)
         if FAIL in rows.instructions:
@@ -85,6 +92,7 @@ class StubRefiner(_Stub):
 
     async def refine(self, rows, pressure=0.0):
         assert rows.weights in self.keys
+        assert BAD not in rows.instructions
         await asyncio.sleep(self.delay_s)
         robots = rows.state[:, 0].astype(int)
         self.batches.append(robots.tolist())

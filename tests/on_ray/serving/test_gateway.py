@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from libra_ray.on_ray.serving import planning, robots
+from libra_ray.on_ray.serving import instructions, planning, robots
 from libra_ray.on_ray.serving.batching import Batcher, MixedUpError
 from libra_ray.on_ray.serving.calls import NoAnswerError
 from libra_ray.on_ray.serving.gateway import GatewayCore, NotReadyError
@@ -15,7 +15,7 @@ from libra_ray.on_ray.serving.requests import BadRequestError
 from libra_ray.on_ray.serving.rows import Answers
 from libra_ray.on_ray.serving.settings import Settings
 from libra_ray.wire import Reply, request
-from tests.on_ray.serving.stubs import DIMS, FAIL, HANG, HORIZON, LocalHandle, StubPlanner, StubRefiner, observe
+from tests.on_ray.serving.stubs import BAD, DIMS, FAIL, HANG, HORIZON, LocalHandle, StubPlanner, StubRefiner, observe
 
 CHECKPOINT = {"checkpoint": "first"}
 
@@ -279,6 +279,87 @@ def test_a_planner_that_hangs_or_fails_blocks_no_other_robot():
             await bench.ask(3, 0, FAIL)
         check(await bench.ask(3), 3, 0)
         assert bench.core.telemetry.snapshot().refused["planner call failed"] > 0
+
+    run(work())
+
+
+def test_an_instruction_that_is_none_is_refused_for_its_robot_alone():
+    """However many ask at the same moment, and however often: no batch ever holds it, and nothing of the robot changes."""
+
+    async def work():
+        bench = await Bench(window_ms=20).start()
+        bench.core.connections = 12
+        for step in range(0, 5 * HORIZON, HORIZON):
+            asking = [bench.ask(n, step, BAD if n % 3 == 0 else "go") for n in range(12)]
+            for number, outcome in enumerate(await asyncio.gather(*asking, return_exceptions=True)):
+                if number % 3 == 0:
+                    assert isinstance(outcome, BadRequestError)
+                    assert (outcome.reason, str(outcome)) == ("prompt", "it has '<image>' in it")
+                else:
+                    check(outcome, number, step)
+                    assert not outcome.held
+            await asyncio.sleep(0.02)
+        assert max(map(len, bench.refiner.batches)) > 1
+        check(await bench.ask(0, 0), 0, 0)
+
+    run(work())
+
+
+def test_each_instruction_is_asked_about_once_under_each_weights(monkeypatch):
+    monkeypatch.setattr(instructions, "KNOWN", 3)
+
+    async def work():
+        bench = await Bench().start()
+        await asyncio.gather(*[bench.ask(n) for n in range(8)])
+        await bench.drive(1, 3)
+        assert bench.refiner.looked_at == ["go"]
+        await bench.use({"checkpoint": "second", "revision": ""})
+        await bench.ask(9)
+        assert bench.refiner.looked_at == ["go", "go"]
+        for number in range(9):
+            await bench.ask(9, 0, f"go {number}", reset=True)
+        assert len(bench.core._instructions._known) == 3
+
+    run(work())
+
+
+def test_plans_of_the_weights_before_are_refined_with_words_that_those_take():
+    """The newer weights know an instruction that the older ones, whose plan is not yet at its end, do not."""
+
+    class Learnt(StubRefiner):
+        async def refusal(self, weights, instruction):
+            return "" if "second" in weights or instruction == "go" else "too long"
+
+        async def refine(self, rows, pressure=0.0):
+            assert "second" in rows.weights or set(rows.instructions) == {"go"}
+            return await super().refine(rows, pressure)
+
+    async def work():
+        bench = await Bench(refiner=Learnt).start()
+        await bench.ask(1)
+        await bench.use({"checkpoint": "second", "revision": ""})
+        with pytest.raises(BadRequestError, match="too long"):
+            await bench.ask(1, 5, "go far")
+        assert not (await bench.ask(1, 0, "go far", reset=True)).held
+
+    run(work())
+
+
+def test_nobody_is_refused_because_nobody_could_say():
+    class Flaky(StubRefiner):
+        failures = 3
+
+        async def refusal(self, weights, instruction):
+            if Flaky.failures:
+                Flaky.failures -= 1
+                raise OSError("this replica dies")
+            return await super().refusal(weights, instruction)
+
+    async def work():
+        bench = await Bench(refiner=Flaky).start()
+        with pytest.raises(NoAnswerError, match="this replica dies"):
+            await bench.ask(1)
+        check(await bench.ask(1), 1, 0)
 
     run(work())
 

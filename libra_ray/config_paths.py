@@ -1,0 +1,22 @@
+"""Settings that name a place on disk: each is made absolute where it is given, for workers have other working folders."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+FOLDERS = ("data.root", "train.start_from", "evaluate.checkpoint")
+"""Always folders; empty where there is none."""
+NAMES_OR_FOLDERS = {"planner.backbone": "tiny", "refiner.encoder": "conv"}
+"""Names, unless there is a folder of that name; and what is built in, which no folder changes."""
+
+
+def in_full(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The changes of a configuration, with every folder in them as an absolute path; `~` is the home folder."""
+    return {name: _in_full(name, value) for name, value in changes.items()}
+
+
+def _in_full(name: str, value: Any) -> Any:
+    if name not in (*FOLDERS, *NAMES_OR_FOLDERS) or not isinstance(value, str) or value in ("", NAMES_OR_FOLDERS.get(name)):
+        return value
+    path = Path(value).expanduser()
+    return str(path.resolve()) if name in FOLDERS or path.is_dir() else value
