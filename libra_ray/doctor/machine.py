@@ -206,7 +206,7 @@ def _by(port: int) -> str:
 
 
 def _listening(table: Path, port: int) -> Iterator[str]:
-    rows = table.read_text().splitlines()[1:] if table.exists() else []
+    rows = table.read_text(encoding="utf-8").splitlines()[1:] if table.exists() else []
     for row in rows:
         place, state, inode = (row.split()[i] for i in (1, 3, 9))
         if state == "0A" and re.fullmatch(rf"[0-9A-F]+:{port:04X}", place):

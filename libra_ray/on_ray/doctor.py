@@ -83,7 +83,7 @@ def sockets() -> Finding:
     folder = _temporary()
     name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)), "the default")
     pids = Path("/proc/sys/kernel/pid_max")
-    pid = pids.read_text().strip() if pids.exists() else "99999"
+    pid = pids.read_text(encoding="utf-8").strip() if pids.exists() else "99999"
     length = len(os.fsencode(folder / SOCKET_OF_SESSION.format(pid=pid)))
     fix = "export RAY_TMPDIR=/tmp, or another short folder that exists and can be written to"
     if length > LONGEST_SOCKET:

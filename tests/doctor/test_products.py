@@ -4,8 +4,8 @@ import pytest
 
 from libra_ray.config import Config, override, preset
 from libra_ray.doctor import aside, products
-from tests.model.builders import save_checkpoint, tiny_model
 from tests.model import families
+from tests.model.builders import save_checkpoint, tiny_model
 from tests.model.hugging_face import write_siglip
 
 
