@@ -49,6 +49,10 @@ test: setup  ## the tests
 test-gpu: setup  ## the tests that need a GPU
 	uv run pytest tests/gpu -n0
 
+.PHONY: test-docs
+test-docs: setup  ## every line that README and docs print, run from a clone
+	uv run pytest -n0 -m printed tests/docs
+
 .PHONY: lint
 lint: setup  ## style, docstrings, annotations
 	uv run ruff check

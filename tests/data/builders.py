@@ -140,16 +140,22 @@ def replace_pictures(root: Path, camera: str, picture: NDArray[Any]) -> None:
     edit_column(root, camera, lambda rows: [encoded(picture) for _ in rows])
 
 
-def make_images(root: Path, cameras: Mapping[str, NDArray[Any]], lengths: Sequence[int] = (6, 5)) -> Path:
+def make_images(
+    root: Path,
+    cameras: Mapping[str, NDArray[Any]],
+    lengths: Sequence[int] = (6, 5),
+    state: str = STATE_KEY,
+    action: str = ACTION_KEY,
+) -> Path:
     """A dataset of LeRobot's own making, pictures in the parquet files: each camera shows the same picture in every frame."""
-    features: dict[str, Any] = {key: {"dtype": "float32", "shape": (4,), "names": None} for key in (STATE_KEY, ACTION_KEY)}
+    features: dict[str, Any] = {key: {"dtype": "float32", "shape": (4,), "names": None} for key in (state, action)}
     for key, picture in cameras.items():
         features[key] = {"dtype": "image", "shape": picture.shape, "names": ["height", "width", "channels"]}
     made = LeRobotDataset.create("local/images", 10, features, root=root, use_videos=False)
     for episode, length in enumerate(lengths):
         for t in range(length):
             vector = np.array([episode, t, 1, 2], np.float32)
-            made.add_frame({STATE_KEY: vector, ACTION_KEY: -vector, "task": "wait", **cameras})
+            made.add_frame({state: vector, action: -vector, "task": "wait", **cameras})
         made.save_episode()
     made.finalize()
     return root

@@ -1,0 +1,170 @@
+"""Every line that README and docs print runs as printed, from a clone, and leaves what its page promises.
+
+The clone's presets and sweeps are made small; nothing else of it is changed. `make test-docs` runs this; it takes some
+minutes, needs the default ports of Ray, Serve and MLflow, and is no part of `make test`.
+"""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from tests.data.builders import make_images
+from tests.docs.printed import ROOT
+from tests.docs.steps import STEPS, Step
+from tests.model import families, hugging_face
+
+pytestmark = [pytest.mark.printed, pytest.mark.timeout(900)]
+LIMIT_S = 600
+READY_S = 120
+SMALL = {
+    "sim.image_size": 32, "sim.supersample": 1, "sim.max_steps": 100, "record.episodes_per_task": 3, "record.episodes_of": (),
+    "planner.width": 32, "planner.depth": 1, "refiner.width": 32, "refiner.depth": 1, "train.steps": 20,
+    "train.batch_size": 16, "train.warmup_steps": 2, "train.log_every": 5, "train.checkpoint_every": 10,
+    "train.validate_every": 10, "evaluate.episodes_per_task": 1, "evaluate.robots": 2, "evaluate.videos_per_task": 1,
+}  # fmt: skip
+"""What the clone's presets say instead."""
+SMALL_TASKS = {"quickstart": ("reach-v3",), "mt10": ("reach-v3",), "tabletop": ("touch",), "debug": ("reach-v3",)}
+SMALL_SWEEP = "DEBUG_SIZE, SIZE = (2, 1), (2, 1)"
+
+
+class Reader:
+    """Somebody who has cloned the repository and pastes lines into a terminal."""
+
+    def __init__(self, home: Path) -> None:
+        self.home, self.clone, self.open = home, home / "libra_ray", []
+        self.exported: dict[str, str] = {}
+        # What a reader puts where a page says `your own`.
+        self.own = {"/data/mine": home / "data", "/models/mine": home / "model", "/shared/runs": home / "shared"}
+
+    def environment(self) -> dict[str, str]:
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("RAY_", "PYTEST", "UV_RUN", "VIRTUAL_ENV"))
+        }
+        return kept | {"HOME": str(self.home), "UV_CACHE_DIR": self._cache, "LOGNAME": "reader"} | self.exported
+
+    @property
+    def _cache(self) -> str:
+        return subprocess.run(["uv", "cache", "dir"], capture_output=True, text=True, check=True).stdout.strip()
+
+    def make_small_clone(self) -> None:
+        subprocess.run(["git", "clone", "--quiet", ROOT, self.clone], check=True)
+        presets = next((self.clone / "libra_ray").rglob("presets.py"))
+        small = {name: {**SMALL, "sim.tasks": tasks} for name, tasks in SMALL_TASKS.items()}
+        presets.write_text(
+            f"{presets.read_text()}\nfor _name, _changes in {small!r}.items():\n    PRESETS[_name].update(_changes)\n"
+        )
+        sweep = self.clone / "jobs" / "sweep.py"
+        changed, found = re.subn(r"^DEBUG_SIZE, SIZE = .*$", SMALL_SWEEP, sweep.read_text(), flags=re.MULTILINE)
+        assert found == 1
+        sweep.write_text(changed)
+
+    def typed(self, line: str, smaller: Mapping[str, str]) -> str:
+        """The line with what a reader fills in."""
+        for shown, put in {**{k: str(v) for k, v in self.own.items()}, **smaller}.items():
+            line = line.replace(shown, put)
+        return line
+
+    def types(self, line: str, limit_s: float = LIMIT_S) -> subprocess.CompletedProcess[str]:
+        """Run a line to its end."""
+        return subprocess.run(
+            ["bash", "-c", line], cwd=self.clone, env=self.environment(), capture_output=True, text=True, timeout=limit_s,
+            check=False, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    def leaves_running(self, line: str, address: str) -> str:
+        """Run a line that serves until it is ended; what it answers at `address`."""
+        log = (self.home / f"server-{len(self.open)}.log").open("w+")
+        process = subprocess.Popen(
+            ["bash", "-c", f"exec {line}"], cwd=self.clone, env=self.environment(), stdout=log, stderr=log, process_group=0
+        )
+        self.open.append(process)
+        deadline = time.monotonic() + READY_S
+        while time.monotonic() < deadline and process.poll() is None:
+            try:
+                with urllib.request.urlopen(address, timeout=2) as answer:
+                    return answer.read().decode()
+            except OSError:
+                time.sleep(0.2)
+        log.seek(0)
+        raise AssertionError(f"nothing at {address}: {log.read()[-2000:]}")
+
+    def closes_servers(self) -> None:
+        """End what serves, as by Ctrl-C."""
+        for process in self.open:
+            os.killpg(process.pid, signal.SIGINT)
+        for process in self.open:
+            process.wait(60)
+        self.open.clear()
+
+    def leaves(self) -> None:
+        """End the servers, and whatever a Ray head of this reader has started."""
+        self.closes_servers()
+        mine = [p for p in psutil.process_iter() if _home_of(p) == str(self.home) and p.pid != os.getpid()]
+        for process in mine:
+            with suppress(psutil.Error):
+                process.terminate()
+        for process in psutil.wait_procs(mine, timeout=20)[1]:
+            with suppress(psutil.Error):
+                process.kill()
+
+
+def _home_of(process: psutil.Process) -> str:
+    try:
+        return process.environ().get("HOME", "")
+    except psutil.Error:
+        return ""
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
+    home = tmp_path_factory.mktemp("reader")
+    reader = Reader(home)
+    reader.make_small_clone()
+    picture = np.full((32, 32, 3), 7, np.uint8)
+    make_images(home / "data", {"observation.image": picture}, lengths=(12, 12, 12))
+    make_images(
+        home / "two_cameras", {f"observation.images.{n}": picture for n in ("front", "wrist", "top")}, lengths=(12, 12, 12)
+    )
+    make_images(home / "renamed", {"image": picture}, lengths=(12, 12, 12), state="state", action="actions")
+    families.write(home / "model", families.FAMILIES["llava"]())
+    hugging_face.write_siglip(home / "encoder")
+    Image.fromarray(picture).save(reader.clone / "picture.png")
+    yield reader
+    reader.leaves()
+    shutil.rmtree(reader.clone / ".venv", ignore_errors=True)
+
+
+@pytest.mark.parametrize("step", STEPS, ids=[step.line[:100] for step in STEPS])
+def test_a_printed_line_does_what_its_page_says(step: Step, reader: Reader) -> None:
+    for name in step.forgets:
+        shutil.rmtree(reader.clone / name, ignore_errors=True)
+    line = reader.typed(step.line, step.smaller)
+    if line.startswith("export "):
+        name, _, value = line.removeprefix("export ").partition("=")
+        reader.exported[name] = value
+        return
+    if step.serves:
+        assert reader.leaves_running(line, step.serves)
+        return
+    done = reader.types(line)
+    assert done.returncode == 0, f"{line}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
+    assert re.search(step.says, done.stdout, re.MULTILINE), done.stdout[-2000:]
+    for name in step.leaves:
+        path = reader.home / name[2:] if name.startswith("~/") else reader.clone / name
+        assert path.exists(), f"{line} left no {name}"
+    if step.closes:
+        reader.closes_servers()
