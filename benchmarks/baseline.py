@@ -1,8 +1,7 @@
 """Does the dual system beat a plain network? Behaviour cloning by one small convolutional network, beside a finished run.
 
-The network gets what the run had: its data set, held-out split, statistics, batch size, pixel augmentation, training time, and
-its evaluation seeds and controller rhythm (a fresh picture every H control steps). It is a plain regression: the picture, the
-proprioception and an embedding per instruction in, the next H actions out. Run again, the same command continues.
+The network gets what the run had: data set, held-out split, statistics, batch size, pixel augmentation, training time, seeds
+and rhythm. It is a plain regression: picture, state and an embedding per instruction in, the next H actions out.
 """
 
 import argparse

@@ -15,6 +15,7 @@ import torch
 from libra_ray import checkpoint
 from libra_ray import config as configuration
 from libra_ray.data.fingerprint import Fingerprint
+from libra_ray.disk import NoRoomError
 from libra_ray.fine_tuning import start_from
 from libra_ray.model.libra import RobotShape
 from libra_ray.policy import LibraPolicy
@@ -99,9 +100,9 @@ def test_a_save_that_fails_leaves_the_old_one_whole(folder, breaks, monkeypatch)
 
     monkeypatch.setattr(breaks, fail)
     model = tiny_model({"action.bins": 7})
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(NoRoomError, match="no space"):
         save_checkpoint(folder, model, 4, trainer={"step": 4})
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(NoRoomError, match="no space"):
         save_checkpoint(folder.with_name("new"), model, 4, trainer={"step": 4})
     monkeypatch.undo()
     assert [path.name for path in folder.parent.iterdir()] == ["checkpoint"]

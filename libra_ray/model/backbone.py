@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from libra_ray.config import PlannerConfig
 from libra_ray.model.pretrained import cannot_load, load_checked, same_twice
-from libra_ray.model.prompts import PROBE, Prompts, Text
+from libra_ray.model.prompts import Prompts, Text
 from libra_ray.model.vision import VISION_TOKENS, ConvEncoder, Gaze
 
 PROCESSOR_FOLDER = "processor"
@@ -136,16 +136,18 @@ class PretrainedBackbone(nn.Module):
             self.width = language.hidden_size
             self.pictures = pictures
             self.summary_width = self.width * (VISION_TOKENS * pictures + 1)
-            self.prompts = Prompts(
-                self.processor,
-                image_size=image_size,
-                pictures=pictures,
-                max_text_tokens=max_text_tokens,
-                placeholder=getattr(config, "image_token_id", None),
-                takes=takes,
-            )
+            # Who needs no weights makes the model on the device `meta`; prompts are read all the same.
+            with torch.device("cpu"):
+                self.prompts = Prompts(
+                    self.processor,
+                    image_size=image_size,
+                    pictures=pictures,
+                    max_text_tokens=max_text_tokens,
+                    placeholder=getattr(config, "image_token_id", None),
+                    takes=takes,
+                )
             if pretrained:
-                text = self.tokenise([PROBE])
+                text = self.tokenise([""])
                 same_twice(lambda: self(self.prompts.noise, text).tokens)
 
     def tokenise(self, instructions: list[str]) -> Text:

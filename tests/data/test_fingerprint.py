@@ -25,7 +25,7 @@ def test_a_copy_elsewhere_is_the_same(before, dataset, tmp_path):
     before.check_unchanged(Fingerprint.of(open_dataset(copy)), copy)
 
 
-@pytest.mark.parametrize("name", ["state", "action", "task_index", "fps", "image_keys", "instructions"])
+@pytest.mark.parametrize("name", ["state", "action", "task_index", "fps", "cameras", "instructions"])
 def test_whatever_is_trained_on_counts(before, recorded, name):
     value = getattr(recorded, name)
     if isinstance(value, np.ndarray):

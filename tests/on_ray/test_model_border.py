@@ -13,8 +13,8 @@ from libra_ray.on_ray.sweep.space import load_space
 from libra_ray.run_folder import RunFolder
 from tests.data.builders import make_episode
 from tests.model import families, vision_models
-from tests.model.builders import save_checkpoint, tiny_model
 from tests.on_ray.doubles import debug_config
+from tests.on_ray.trained import trained
 
 ALL = ("record", "train", "evaluate")
 SHAPE = RobotShape(action_dim=4, state_dim=4, cameras=1)
@@ -34,8 +34,7 @@ def mae(tmp_path_factory):
 def terse(llava, tmp_path_factory):
     """A checkpoint that takes instructions of one token."""
     folder = tmp_path_factory.mktemp("terse") / "checkpoint"
-    save_checkpoint(folder, tiny_model({"planner.backbone": str(llava), "planner.max_text_tokens": 1}))
-    return folder
+    return trained(folder, planner__backbone=str(llava), planner__max_text_tokens=1)
 
 
 @pytest.fixture(scope="module")

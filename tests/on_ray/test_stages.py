@@ -16,26 +16,18 @@ from libra_ray.run_folder import RunFolder
 from libra_ray.sim import robot_spec
 from libra_ray.types import IMAGE_KEY
 from tests.data.builders import make_episode
-from tests.model.builders import make_stats, tiny_model
+from tests.model import families
+from tests.model.builders import tiny_model
 from tests.on_ray.doubles import debug_config
+from tests.on_ray.trained import METAWORLD_HZ, trained
 
 ALL = ("record", "train", "evaluate")
-METAWORLD_HZ = 80
 
 
 def demonstrate(root: Path, episodes: int = 3, *, fps: int = METAWORLD_HZ, **robot: object) -> Path:
     """A data set of Meta-World's robot, or of one that differs as the keywords say; it replaces what is there."""
     shutil.rmtree(root, ignore_errors=True)
     return write_dataset([make_episode(seed=n, length=8 + n, **robot) for n in range(episodes)], root, fps=fps)
-
-
-def trained(root: Path, shape: RobotShape | None = None, control_hz: float = METAWORLD_HZ, **changes: object) -> Path:
-    """A checkpoint of a robot with Meta-World's camera."""
-    shape = shape or RobotShape(action_dim=4, state_dim=4, cameras=1)
-    model = tiny_model({name.replace("__", "."): value for name, value in changes.items()}, shape)
-    facts = checkpoint.Facts(shape=shape, image_keys=(IMAGE_KEY,), control_hz=control_hz, instructions=("go",))
-    checkpoint.save(root, model, model.state_dict(), make_stats(shape), facts, step=4)
-    return root
 
 
 def written(root: Path) -> set[Path]:

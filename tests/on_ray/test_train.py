@@ -78,22 +78,23 @@ class StubTracker:
 @pytest.fixture(scope="module")
 def killed_run(ray_cluster, demonstrations, runs_dir) -> Run:
     """A run on two workers, both of which were killed half-way; it came to its end all the same."""
-    config = debug_config(
-        data__root=demonstrations.name,
-        ray__train_workers=2,
-        ray__train_cpus_per_worker=1,
-        train__steps=400,
-        train__checkpoint_every=20,
-        train__log_every=5,
-        train__validate_every=0,
+    changes = {
+        "data__root": demonstrations.name,
+        "ray__train_workers": 2,
+        "ray__train_cpus_per_worker": 1,
+        "train__steps": 400,
+        "train__checkpoint_every": 20,
+        "train__log_every": 5,
+        "train__validate_every": 0,
         # Both losses' gradients are measured beside the exchange between workers, and must not disturb it.
-        refiner__vision="shared",
-        train__balance="gradient",
-    )
+        "refiner__vision": "shared",
+        "train__balance": "gradient",
+    }
     tracker = StubTracker()
     with pytest.MonkeyPatch.context() as patch:
         # A relative data.root is the driver's; workers have folders of their own.
         patch.chdir(demonstrations.parent)
+        config = debug_config(**changes)
         folder = RunFolder.open(runs_dir / "killed", config)
         with Killer(folder.path(training.LOG_NAME), step=60) as killer:
             stages.train(folder, tracker)
