@@ -22,9 +22,10 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import yaml
 
+import libra_ray
 from libra_ray.config import PRESETS, Config, override, preset
+from libra_ray.config.overrides import flatten, flatten_mapping, leaf_types
 from libra_ray.disk import explained
-from libra_ray.overriding import flatten, flatten_mapping, leaf_types
 
 DEFAULT_PRESET = "quickstart"
 _OWN_OPTIONS = ("--help", "--name", "--runs", "--fresh", "--config")
@@ -98,7 +99,7 @@ class Arguments:
 def _on_purpose(mistake: Exception) -> bool:
     """Whether this package raised it as an answer to its user."""
     last = traceback.extract_tb(mistake.__traceback__)[-1]
-    ours = Path(inspect.getfile(Config)).parent in Path(last.filename).parents
+    ours = Path(libra_ray.__file__).parent in Path(last.filename).parents
     # A library's error may seem raised here too, where its own code is no Python.
     return ours and (last.line or "").startswith("raise ")
 

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 from libra_ray.config import Config
-from libra_ray.overriding import flatten
+from libra_ray.config.overrides import flatten
 from libra_ray.types import Json
 
 LIBRARIES = ("ray", "torch", "transformers", "lerobot", "metaworld", "mujoco", "mlflow", "numpy")

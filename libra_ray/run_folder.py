@@ -28,7 +28,7 @@ from typing import Literal
 
 from libra_ray import config as configuration
 from libra_ray.config import Config
-from libra_ray.overriding import flatten
+from libra_ray.config.overrides import flatten
 from libra_ray.types import Json
 
 Stage = Literal["record", "train", "evaluate", "total"]

@@ -9,7 +9,7 @@ import pytest
 from arguments import Arguments, docstrings, parse, set_aside
 
 from libra_ray.config import PRESETS, Config, override, preset, to_json
-from libra_ray.overriding import flatten, leaf_types
+from libra_ray.config.overrides import flatten, leaf_types
 
 JOBS = Path(__file__).parents[1] / "jobs"
 

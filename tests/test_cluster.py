@@ -86,7 +86,7 @@ def test_every_command_is_a_shell_line_and_every_script_in_it_exists(cluster):
 def test_a_submitted_job_uploads_the_code_and_nothing_heavy(tmp_path):
     """`--working-dir .` with Ray's own packer: .gitignore and Ray's default exclusions decide."""
     checkout, package = tmp_path / "checkout", tmp_path / "package.zip"
-    kept = ["jobs/pipeline.py", "libra_ray/config.py", "pyproject.toml", "uv.lock"]
+    kept = ["jobs/pipeline.py", "libra_ray/config/tree.py", "pyproject.toml", "uv.lock"]
     left = [".git/objects/x", ".venv/lib/x", ".uv/bin/uv", "runs/quickstart/x", "mlruns/x", "jobs/__pycache__/x.pyc"]
     for name in kept + left:
         (checkout / name).parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from libra_ray.config_checks import renames_of
+from libra_ray.config.checks import renames_of
 from libra_ray.data.checks import DatasetError
 from libra_ray.types import ACTION_KEY, STATE_KEY
 

@@ -7,7 +7,7 @@ from component_tables import BENCHES, Bench
 from pretraining import checkpoint_of
 
 from benchmarks.components import run_cell
-from libra_ray.overriding import flatten
+from libra_ray.config.overrides import flatten
 from libra_ray.run_folder import RunFolder
 from tests.on_ray.doubles import debug_config
 

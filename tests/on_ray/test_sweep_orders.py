@@ -9,6 +9,7 @@ import sweep as job
 from arguments import parse
 
 from libra_ray.config import Config, override
+from libra_ray.config.overrides import flatten_mapping
 from libra_ray.data.dataset import write_dataset
 from libra_ray.on_ray.sweep import engine
 from libra_ray.on_ray.sweep.importance import parameter_importance
@@ -16,7 +17,6 @@ from libra_ray.on_ray.sweep.plan import Order, Settings, SweepFolder
 from libra_ray.on_ray.sweep.searcher import Orders, make_source
 from libra_ray.on_ray.sweep.space import load_space
 from libra_ray.on_ray.sweep.trial import bind, rung_step, train_until
-from libra_ray.overriding import flatten_mapping
 from libra_ray.run_folder import Clock, RunFolder
 from libra_ray.sweep_results import TrialResult, configurations
 from tests.data.builders import make_episode

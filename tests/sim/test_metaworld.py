@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from libra_ray.config import SimConfig
-from libra_ray.presets import MT10, QUICKSTART_TASKS
+from libra_ray.config.presets import MT10, QUICKSTART_TASKS
 from libra_ray.sim import make_environment
 from libra_ray.sim.metaworld import Metaworld, task_instructions
 from libra_ray.types import IMAGE_KEY

@@ -8,9 +8,9 @@ import yaml
 
 from libra_ray import config as configuration
 from libra_ray.config import Config, preset
+from libra_ray.config.overrides import flatten, flatten_mapping
 from libra_ray.on_ray.sweep.importance import parameter_importance
 from libra_ray.on_ray.sweep.plan import SweepFolder, TrialFolder
-from libra_ray.overriding import flatten, flatten_mapping
 from libra_ray.provenance import describe_hardware
 from libra_ray.run_folder import write_text
 from libra_ray.sweep_report import build_sweep, write_sweep

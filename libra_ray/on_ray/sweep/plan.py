@@ -21,9 +21,9 @@ from typing import Any, Literal, Self
 
 from libra_ray import config as configuration
 from libra_ray.config import Config, override
+from libra_ray.config.overrides import flatten
 from libra_ray.on_ray.run_data import FACT, began_with, open_unchanged
 from libra_ray.on_ray.sweep.space import Search, Space, Values
-from libra_ray.overriding import flatten
 from libra_ray.results import dump
 from libra_ray.run_folder import STAGE_KEYS, RunFolder, read_jsonl, write_text
 from libra_ray.sweep_results import TrialResult

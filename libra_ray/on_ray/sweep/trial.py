@@ -12,6 +12,7 @@ from ray import tune
 
 from libra_ray import checkpoint
 from libra_ray.config import Config, SimConfig, override
+from libra_ray.config.overrides import flatten_mapping
 from libra_ray.data.fingerprint import Fingerprint
 from libra_ray.difficulty import PREFIX
 from libra_ray.on_ray import evaluate as evaluation
@@ -21,7 +22,6 @@ from libra_ray.on_ray.evaluation_log import read_evaluation
 from libra_ray.on_ray.fleet import Fleet
 from libra_ray.on_ray.run_data import keep, open_to_train
 from libra_ray.on_ray.sweep.plan import FULL, RUNGS_NAME, TrialFolder
-from libra_ray.overriding import flatten_mapping
 from libra_ray.policy import load_policy
 from libra_ray.run_folder import Clock, RunFolder, append_jsonl, repair_jsonl
 from libra_ray.sweep_results import VARIANCE_EXPLAINED, TrialResult

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from libra_ray.config import PRESETS, Config, from_json, override, preset, to_json
-from libra_ray.config_paths import FOLDERS, NAMES_OR_FOLDERS
-from libra_ray.overriding import flatten, flatten_mapping, leaf_types
+from libra_ray.config.overrides import flatten, flatten_mapping, leaf_types
+from libra_ray.config.paths import FOLDERS, NAMES_OR_FOLDERS
 
 LEAVES = leaf_types(Config)
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from libra_ray.config_checks import check, counts_of
-from libra_ray.config_paths import in_full
-from libra_ray.overriding import flatten, flatten_mapping, with_changes
-from libra_ray.presets import PRESETS as NAMED
-from libra_ray.presets import QUICKSTART_TASKS
+from libra_ray.config.checks import check, counts_of
+from libra_ray.config.overrides import flatten, flatten_mapping, with_changes
+from libra_ray.config.paths import in_full
+from libra_ray.config.presets import PRESETS as NAMED
+from libra_ray.config.presets import QUICKSTART_TASKS
 
 PRESETS = NAMED
 """Preset -> its changes of the defaults."""

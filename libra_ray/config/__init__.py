@@ -1,0 +1,45 @@
+"""The configuration: one frozen tree, named presets, and `override`, the only way to change a value. Standard library only."""
+
+from libra_ray.config.presets import PRESETS, QUICKSTART_TASKS, TABLETOP_TASKS
+from libra_ray.config.tree import (
+    ActionConfig,
+    Config,
+    ControlConfig,
+    ControllerName,
+    DataConfig,
+    EvaluateConfig,
+    PlannerConfig,
+    RayConfig,
+    RecordConfig,
+    RefinerConfig,
+    SimConfig,
+    TrackingConfig,
+    TrainConfig,
+    from_json,
+    override,
+    preset,
+    to_json,
+)
+
+__all__ = [
+    "PRESETS",
+    "QUICKSTART_TASKS",
+    "TABLETOP_TASKS",
+    "ActionConfig",
+    "Config",
+    "ControlConfig",
+    "ControllerName",
+    "DataConfig",
+    "EvaluateConfig",
+    "PlannerConfig",
+    "RayConfig",
+    "RecordConfig",
+    "RefinerConfig",
+    "SimConfig",
+    "TrackingConfig",
+    "TrainConfig",
+    "from_json",
+    "override",
+    "preset",
+    "to_json",
+]
