@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from libra_ray import config as configuration
 from libra_ray.batch import Batch
 from libra_ray.checkpoint import Facts
+from libra_ray.common.progress import Progress
+from libra_ray.common.provenance import describe_hardware
 from libra_ray.config import Config, override
 from libra_ray.data.stream import BatchStream
 from libra_ray.data.transforms import NormStats, Pipeline
@@ -31,8 +33,6 @@ from libra_ray.model.vision import shift_pictures
 from libra_ray.on_ray import evaluate as evaluation
 from libra_ray.on_ray.run_data import began_with
 from libra_ray.on_ray.session import connected
-from libra_ray.progress import Progress
-from libra_ray.provenance import describe_hardware
 from libra_ray.report import build_report
 from libra_ray.results import TrainingLog, dump
 from libra_ray.run_folder import RunFolder, write_text

@@ -26,6 +26,8 @@ from pretraining import PLACE, checkpoint_of, pretrain
 from results_table import RESULTS, write_between
 
 from libra_ray import checkpoint
+from libra_ray.common.progress import Progress
+from libra_ray.common.provenance import describe_hardware, git_revision, public_config
 from libra_ray.config import Config
 from libra_ray.on_ray import evaluate as evaluation
 from libra_ray.on_ray import stages
@@ -34,8 +36,6 @@ from libra_ray.on_ray.fleet import Fleet
 from libra_ray.on_ray.session import available_cpus, connected
 from libra_ray.on_ray.sweep.plan import MAY_CHANGE, differences
 from libra_ray.on_ray.sweep.trial import train_until
-from libra_ray.progress import Progress
-from libra_ray.provenance import describe_hardware, git_revision, public_config
 from libra_ray.results import dump, plain
 from libra_ray.run_folder import RunFolder, locked, write_text
 from libra_ray.study import Line, Sample, markdown, short, summarise

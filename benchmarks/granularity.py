@@ -20,13 +20,13 @@ from granularity_pages import curve_table, difficulty_table, reading
 from pretraining import PLACE, PRETRAINING, WORDED_TASKS, checkpoint_of, pretrain
 from results_table import write_between
 
+from libra_ray.common.provenance import describe_hardware, git_revision, public_config
 from libra_ray.config import Config, override, preset
 from libra_ray.on_ray.session import connected
 from libra_ray.on_ray.sweep import engine, outcome
 from libra_ray.on_ray.sweep.plan import Order, Settings, SweepFolder, TrialFolder, differences
 from libra_ray.on_ray.sweep.space import Space, load_space
 from libra_ray.peak import Outcomes, paired_difference
-from libra_ray.provenance import describe_hardware, git_revision, public_config
 from libra_ray.publish import tracked
 from libra_ray.results import dump
 from libra_ray.run_folder import locked, write_text

@@ -15,9 +15,9 @@ from results_table import RESULTS
 
 from libra_ray import checkpoint
 from libra_ray import config as configuration
+from libra_ray.common.provenance import describe_hardware, git_revision
 from libra_ray.config import Config, override
 from libra_ray.policy import LibraPolicy
-from libra_ray.provenance import describe_hardware, git_revision
 from libra_ray.results import dump
 from libra_ray.run_folder import RunFolder, write_text
 from libra_ray.types import Json

@@ -11,7 +11,7 @@ import psutil
 from main_job import measured
 from results_table import RESULTS
 
-from libra_ray.provenance import describe_hardware, git_revision
+from libra_ray.common.provenance import describe_hardware, git_revision
 from libra_ray.run_folder import write_text
 
 JOBS = {

@@ -17,11 +17,11 @@ import torch
 from results_table import RESULTS
 
 from libra_ray import config as configuration
+from libra_ray.common.progress import Progress
+from libra_ray.common.provenance import describe_hardware, git_revision
 from libra_ray.config import Config, override
 from libra_ray.data.windows import Windows
 from libra_ray.model import layers
-from libra_ray.progress import Progress
-from libra_ray.provenance import describe_hardware, git_revision
 from libra_ray.results import dump
 from libra_ray.run_folder import write_text
 from libra_ray.training import Fit

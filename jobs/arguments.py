@@ -23,9 +23,9 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 import yaml
 
 import libra_ray
+from libra_ray.common.disk import explained
 from libra_ray.config import PRESETS, Config, override, preset
 from libra_ray.config.overrides import flatten, flatten_mapping, leaf_types
-from libra_ray.disk import explained
 
 DEFAULT_PRESET = "quickstart"
 _OWN_OPTIONS = ("--help", "--name", "--runs", "--fresh", "--config")

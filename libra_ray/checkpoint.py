@@ -23,10 +23,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from libra_ray import config as configuration
+from libra_ray.common.disk import room_for
 from libra_ray.config import Config
 from libra_ray.data.fingerprint import Fingerprint
 from libra_ray.data.transforms import NormStats
-from libra_ray.disk import room_for
 from libra_ray.model.backbone import PROCESSOR_FOLDER
 from libra_ray.model.libra import Libra, RobotShape
 from libra_ray.model.vision import ENCODER_FOLDER

@@ -11,6 +11,8 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
+from libra_ray.common.gc_freeze import settle
+from libra_ray.common.provenance import describe_hardware
 from libra_ray.config import SimConfig
 from libra_ray.config.presets import QUICKSTART_TASKS, TABLETOP_TASKS
 from libra_ray.drive_bodies import Bodies
@@ -18,8 +20,6 @@ from libra_ray.drive_log import DriveLog
 from libra_ray.drive_robots import BodyRobot, StubRobot
 from libra_ray.drive_stubs import Recording, recorded, reflects, synthetic
 from libra_ray.driving import Robot, drive
-from libra_ray.pauses import settle
-from libra_ray.provenance import describe_hardware
 from libra_ray.robot_client import AsyncRobotClient
 from libra_ray.sim import check_tasks
 from libra_ray.types import Json

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from libra_ray import checkpoint
 from libra_ray.checkpoint import Manifest
+from libra_ray.common.provenance import describe_hardware
 from libra_ray.data.dataset import open_dataset
 from libra_ray.data.fingerprint import Fingerprint
-from libra_ray.provenance import describe_hardware
 from libra_ray.report import build_report, write_report
 from libra_ray.results import Evaluation, Rollout, TrainingLog
 from libra_ray.run_folder import RunFolder

@@ -10,9 +10,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from libra_ray.common.provenance import git_revision, public_config
 from libra_ray.config import Config
 from libra_ray.peak import Peak, estimate_peak
-from libra_ray.provenance import git_revision, public_config
 from libra_ray.report import write_atomically
 from libra_ray.report_page import duration, page_environment
 from libra_ray.results import dump, plain

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from libra_ray.common.provenance import describe_hardware, git_revision, public_config
 from libra_ray.config import override, preset
 from libra_ray.intervals import percentiles, wilson
-from libra_ray.provenance import describe_hardware, git_revision, public_config
 from libra_ray.report import build_report, write_report
 from libra_ray.report_table import summary_table
 from libra_ray.results import Evaluation, TrainingLog, plain

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from libra_ray.common.disk import check_room, explained, reserve
 from libra_ray.data.cameras import Camera
 from libra_ray.data.checks import DatasetError
 from libra_ray.data.dataset import Recorded
 from libra_ray.data.pictures import PictureFormat, open_image, rgb_of
 from libra_ray.data.video import decode
-from libra_ray.disk import check_room, explained, reserve
 
 _THREADS = 2
 

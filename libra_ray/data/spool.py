@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from libra_ray.disk import explained
+from libra_ray.common.disk import explained
 from libra_ray.types import Action, Episode, Observation, Step
 
 _NO_AGE = -1

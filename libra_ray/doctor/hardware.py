@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from libra_ray import config as configuration
+from libra_ray.common.provenance import describe_hardware
 from libra_ray.config import Config
 from libra_ray.doctor import aside
 from libra_ray.doctor.finding import Finding
-from libra_ray.provenance import describe_hardware
 from libra_ray.sim.backend import INSTALL_HINT
 
 FLATTEST = 5.0

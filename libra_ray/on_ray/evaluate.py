@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from libra_ray import checkpoint
+from libra_ray.common.progress import Progress
 from libra_ray.config import Config
 from libra_ray.model.backbone import make_backbone
 from libra_ray.on_ray.evaluation_log import LOG_NAME, Job, Notes, read_evaluation
@@ -15,7 +16,6 @@ from libra_ray.on_ray.fleet import Fleet, died
 from libra_ray.on_ray.lockstep import Lockstep
 from libra_ray.on_ray.session import available_cpus
 from libra_ray.policy import load_policy
-from libra_ray.progress import Progress
 from libra_ray.run_folder import Clock, RunFolder, repair_jsonl
 from libra_ray.sim import check_robot, instructions
 from libra_ray.training_data import distinct_tokens

@@ -12,7 +12,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.train import ControllerError, TrainingFailedError, UserCallback, WorkerGroupError
 from torch import distributed
 
-from libra_ray.disk import NoRoomError, free, lacks_room, size_text
+from libra_ray.common.disk import NoRoomError, free, lacks_room, size_text
 
 PACKAGE = Path(__file__).parents[1]
 _OUT_OF_REACH = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH}

@@ -9,8 +9,8 @@ from ray import ObjectRef
 from ray.actor import ActorProxy
 from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
 
+from libra_ray.common.disk import NoRoomError
 from libra_ray.config import SimConfig
-from libra_ray.disk import NoRoomError
 from libra_ray.on_ray.session import available_cpus, is_private
 from libra_ray.on_ray.simulators import Outcome, Simulators
 from libra_ray.types import Episode

@@ -3,9 +3,9 @@
 from dataclasses import asdict
 from typing import Any, cast
 
+from libra_ray.common.progress import say
 from libra_ray.data.dataset import Recorded, open_dataset
 from libra_ray.data.fingerprint import Fingerprint
-from libra_ray.progress import say
 from libra_ray.run_folder import RunFolder
 from libra_ray.training_data import TrainingData
 

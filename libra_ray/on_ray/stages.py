@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from libra_ray import checkpoint
+from libra_ray.common.progress import say
 from libra_ray.config import Config
 from libra_ray.data.dataset import Recorded, open_dataset
 from libra_ray.model.dry_run import dry_run
@@ -13,7 +14,6 @@ from libra_ray.on_ray import evaluation_log, session
 from libra_ray.on_ray import record as recording
 from libra_ray.on_ray import train as training
 from libra_ray.on_ray.run_data import open_unchanged
-from libra_ray.progress import say
 from libra_ray.publish import check_store, publish_evaluation, publish_training
 from libra_ray.results import TrainingLog
 from libra_ray.run_folder import RunFolder, Stage

@@ -16,15 +16,16 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch import nn
 
-from libra_ray import checkpoint, disk
+from libra_ray import checkpoint
 from libra_ray import config as configuration
+from libra_ray.common import disk
+from libra_ray.common.progress import Progress
 from libra_ray.config import Config
 from libra_ray.data.fingerprint import Fingerprint
 from libra_ray.model.libra import Libra
 from libra_ray.on_ray import faults
 from libra_ray.on_ray.run_data import open_to_train
 from libra_ray.on_ray.session import available_cpus, is_private
-from libra_ray.progress import Progress
 from libra_ray.run_folder import Clock, RunFolder, append_jsonl, read_jsonl, repair_jsonl
 from libra_ray.training import Fit, Save
 from libra_ray.training_data import TrainingData

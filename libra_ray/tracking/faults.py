@@ -9,7 +9,7 @@ from alembic.util import CommandError
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from libra_ray.provenance import masked
+from libra_ray.common.provenance import masked
 
 LONGEST_CAUSE = 300
 _FAULTS = (MlflowException, SQLAlchemyError, CommandError, sqlite3.Error, OSError, ImportError)

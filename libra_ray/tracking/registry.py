@@ -16,8 +16,8 @@ from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
 from mlflow.store.artifact.utils.models import get_model_name_and_version
 from mlflow.types.schema import Schema, TensorSpec
 
+from libra_ray.common.provenance import git_revision, library_versions, masked
 from libra_ray.config import TrackingConfig
-from libra_ray.provenance import git_revision, library_versions, masked
 from libra_ray.tracking.sqlite import alone
 from libra_ray.tracking.store import opened, told, tracking_uri
 from libra_ray.types import ACTION_KEY, STATE_KEY, Json

@@ -12,9 +12,9 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
+from libra_ray.common.progress import say
+from libra_ray.common.provenance import git_revision, public_config
 from libra_ray.config import Config, TrackingConfig
-from libra_ray.progress import say
-from libra_ray.provenance import git_revision, public_config
 from libra_ray.tracking.faults import TrackingError
 from libra_ray.tracking.registry import register
 from libra_ray.tracking.store import experiment_id, opened, told, tracking_uri

@@ -10,7 +10,7 @@ from pathlib import Path
 from mlflow.store.db.utils import _get_latest_schema_revision, _initialize_tables, create_sqlalchemy_engine
 from sqlalchemy import make_url
 
-from libra_ray.progress import say
+from libra_ray.common.progress import say
 from libra_ray.tracking.faults import TrackingError
 
 BUSY_S = 20

@@ -9,8 +9,8 @@ from ray.exceptions import ActorDiedError, ObjectLostError, OutOfMemoryError, Ra
 from ray.train import ControllerError, WorkerGroupError
 from torch import distributed
 
+from libra_ray.common.disk import NoRoomError
 from libra_ray.difficulty import Difficulty
-from libra_ray.disk import NoRoomError
 from libra_ray.on_ray import faults
 from libra_ray.on_ray.faults import EndAtOnce, LastingError, ended, may_pass, told
 

@@ -8,8 +8,8 @@ from collections import Counter
 import pytest
 import ray
 
+from libra_ray.common.disk import NoRoomError
 from libra_ray.config import SimConfig
-from libra_ray.disk import NoRoomError
 from libra_ray.on_ray import fleet as module
 from libra_ray.on_ray.fleet import TRIES, Fleet
 from libra_ray.on_ray.simulators import Outcome, Simulators, Start

@@ -8,10 +8,10 @@ from typing import Any
 from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
+from libra_ray.common.gc_freeze import settle
 from libra_ray.on_ray.serving.calls import NoAnswerError, call
 from libra_ray.on_ray.serving.settings import Settings
 from libra_ray.on_ray.serving.weights import weights_key
-from libra_ray.pauses import settle
 from libra_ray.types import Json
 from libra_ray.wire import Handshake
 

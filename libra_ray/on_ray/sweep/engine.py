@@ -18,6 +18,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 from ray.util import placement_group_table, remove_placement_group
 from ray.util.placement_group import PlacementGroup, PlacementGroupID
 
+from libra_ray.common.progress import Progress
 from libra_ray.config import Config, override
 from libra_ray.on_ray import stages
 from libra_ray.on_ray.run_data import open_to_train
@@ -26,7 +27,6 @@ from libra_ray.on_ray.sweep.plan import BUDGETS, FULL, REDUCTION, Settings, Swee
 from libra_ray.on_ray.sweep.searcher import Orders, make_source
 from libra_ray.on_ray.sweep.space import Space
 from libra_ray.on_ray.sweep.trial import run_trial
-from libra_ray.progress import Progress
 from libra_ray.run_folder import RunFolder
 from libra_ray.sweep_results import TrialResult
 

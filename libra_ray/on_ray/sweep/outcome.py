@@ -7,11 +7,11 @@ from typing import Any
 import yaml
 
 from libra_ray import config as configuration
+from libra_ray.common.provenance import describe_hardware
 from libra_ray.config import Config, preset
 from libra_ray.config.overrides import flatten, flatten_mapping
 from libra_ray.on_ray.sweep.importance import parameter_importance
 from libra_ray.on_ray.sweep.plan import SweepFolder, TrialFolder
-from libra_ray.provenance import describe_hardware
 from libra_ray.run_folder import write_text
 from libra_ray.sweep_report import build_sweep, write_sweep
 from libra_ray.sweep_results import TrialResult, best, configurations

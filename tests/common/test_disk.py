@@ -6,8 +6,9 @@ import sqlite3
 import pytest
 import torch
 
-from libra_ray import checkpoint, disk
-from libra_ray.disk import NoRoomError, check_room, lacks_room, room_for
+from libra_ray import checkpoint
+from libra_ray.common import disk
+from libra_ray.common.disk import NoRoomError, check_room, lacks_room, room_for
 from libra_ray.training import Fit
 from tests.model.builders import make_batch, save_checkpoint, tiny_model
 

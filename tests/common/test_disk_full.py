@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 from arguments import parse
 
-from libra_ray import disk
+from libra_ray.common import disk
+from libra_ray.common.disk import NoRoomError, check_room, explained, reserve
 from libra_ray.data import frames as frames_module
 from libra_ray.data import spool
 from libra_ray.data.dataset import open_dataset
 from libra_ray.data.frames import frame_cache
 from libra_ray.data.spool import save_episode
-from libra_ray.disk import NoRoomError, check_room, explained, reserve
 from tests.data.builders import make_episode, make_images
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 Usage = namedtuple("Usage", "total used free")
 

@@ -20,7 +20,7 @@ def git_revision(folder: Path | None = None) -> str | None:
 
     None where the folder is not the root of a git checkout, e.g. in an installed package or a submitted job.
     """
-    root = (folder or Path(__file__).parent.parent).resolve()
+    root = (folder or Path(__file__).parents[2]).resolve()
     if not (root / ".git").exists():
         return None
     commit = _output("git", "-C", str(root), "rev-parse", "HEAD")
