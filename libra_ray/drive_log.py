@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from libra_ray.intervals import percentiles, wilson
+from libra_ray.stats.intervals import percentiles, wilson
 from libra_ray.types import Json
 from libra_ray.wire import Reply
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from libra_ray.common.provenance import git_revision, public_config
 from libra_ray.config import Config, ControllerName
-from libra_ray.intervals import Interval, percentiles, wilson
 from libra_ray.results import Evaluation, Rollout, TrainingLog, dump, plain
+from libra_ray.stats.intervals import Interval, percentiles, wilson
 from libra_ray.types import EpisodeResult, Json
 
 CONTROLLERS: tuple[str, ...] = get_args(ControllerName)

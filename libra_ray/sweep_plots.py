@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from libra_ray.peak import Peak
 from libra_ray.plots import COLOUR, STYLE, legend, svg_text
+from libra_ray.stats.granularity_peak import Peak
 from libra_ray.sweep_results import PLAN_RESOLVED, VARIANCE_EXPLAINED, Configuration
 
 BINS = "action.bins"

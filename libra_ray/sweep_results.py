@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from libra_ray.peak import Outcomes, success_draws
+from libra_ray.stats.granularity_peak import Outcomes, success_draws
 from libra_ray.types import Json
 
 Status = Literal["finished", "stopped", "failed"]

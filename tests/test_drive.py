@@ -20,7 +20,7 @@ from libra_ray.drive_log import DriveLog, Trial
 from libra_ray.drive_robots import BodyRobot, Moved
 from libra_ray.drive_stubs import recorded, synthetic
 from libra_ray.driving import drive
-from libra_ray.intervals import wilson
+from libra_ray.stats.intervals import wilson
 from libra_ray.types import IMAGE_KEY, STATE_KEY, Json, Observation
 from libra_ray.wire import GOING_AWAY, Handshake, Reply, pack, unpack
 from tests.data.builders import make_recorded

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from benchmarks.peers.work import Work
-from libra_ray.intervals import percentiles
+from libra_ray.stats.intervals import percentiles
 from libra_ray.types import Json, Observation
 
 

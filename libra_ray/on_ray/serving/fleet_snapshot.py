@@ -5,7 +5,7 @@ from collections import Counter, deque
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from libra_ray.intervals import PERCENTILES
+from libra_ray.stats.intervals import PERCENTILES
 from libra_ray.types import Json
 
 WINDOW_S = 60

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from libra_ray.intervals import wilson
-from libra_ray.peak import estimate_peak, paired_difference, success_draws
+from libra_ray.stats.granularity_peak import estimate_peak, paired_difference, success_draws
+from libra_ray.stats.intervals import wilson
 
 INVERTED_U = {2: 0.45, 4: 0.6, 6: 0.7, 10: 0.8, 16: 0.72, 32: 0.6, 64: 0.5, 100: 0.4}
 FLAT = dict.fromkeys(INVERTED_U, 0.6)

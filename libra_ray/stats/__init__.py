@@ -1,0 +1,1 @@
+"""Intervals, bootstrap and the peak over granularity; numpy only."""
