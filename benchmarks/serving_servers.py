@@ -18,8 +18,8 @@ from typing import Any, Self
 
 import psutil
 
+from libra_ray.client.client import AsyncRobotClient
 from libra_ray.driving import Endpoint
-from libra_ray.robot_client import AsyncRobotClient
 from libra_ray.types import Json
 
 ROOT = Path(__file__).parent.parent

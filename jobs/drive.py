@@ -51,10 +51,10 @@ def main() -> None:
     arguments = parser()
     given = vars(arguments.parse_args())
     out, tasks = given.pop("out"), given.pop("tasks")
+    from libra_ray.client.client import RefusedError
     from libra_ray.common.progress import Progress
     from libra_ray.drive_fleet import Order, run, table
     from libra_ray.results import dump
-    from libra_ray.robot_client import RefusedError
     from libra_ray.run_folder import write_text
 
     renamed = {"warmup_s": given.pop("warmup"), "patience_s": given.pop("patience"), "jpeg_quality": given.pop("jpeg")}

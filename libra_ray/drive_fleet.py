@@ -11,6 +11,8 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
+from libra_ray.client.client import AsyncRobotClient
+from libra_ray.client.protocol import Handshake
 from libra_ray.common.gc_freeze import settle
 from libra_ray.common.provenance import describe_hardware
 from libra_ray.config import SimConfig
@@ -20,10 +22,8 @@ from libra_ray.drive_log import DriveLog
 from libra_ray.drive_robots import BodyRobot, StubRobot
 from libra_ray.drive_stubs import Recording, recorded, reflects, synthetic
 from libra_ray.driving import Robot, drive
-from libra_ray.robot_client import AsyncRobotClient
 from libra_ray.sim import check_tasks
 from libra_ray.types import Json
-from libra_ray.wire import Handshake
 
 SYNTHETIC = "synthetic"
 TASKS = {"metaworld": QUICKSTART_TASKS, "tabletop": TABLETOP_TASKS}

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from libra_ray.client.protocol import Reply
 from libra_ray.stats.intervals import percentiles, wilson
 from libra_ray.types import Json
-from libra_ray.wire import Reply
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from libra_ray.client.protocol import Reply
 from libra_ray.drive_log import Trial
 from libra_ray.driving import Robot
 from libra_ray.types import Observation
-from libra_ray.wire import Reply
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,12 +10,12 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from libra_ray.client.protocol import Handshake, Reply
 from libra_ray.config import DataConfig, from_json
 from libra_ray.data.dataset import Recorded, open_dataset
 from libra_ray.data.frames import frame_cache
 from libra_ray.drive_robots import Seen
 from libra_ray.types import STATE_KEY, Observation
-from libra_ray.wire import Handshake, Reply
 
 PICTURES = 4
 """Different synthetic observations per robot."""

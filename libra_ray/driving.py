@@ -12,17 +12,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from libra_ray.client.client import RefusedError, WrongRobotError
+from libra_ray.client.protocol import Reply
 from libra_ray.drive_log import Answer, DriveLog
-from libra_ray.robot_client import RefusedError, WrongRobotError
 from libra_ray.types import Observation
-from libra_ray.wire import Reply
 
 ERROR_PAUSE_S = 0.1
 """After an error, so that a server which refuses at once is not flooded."""
 
 
 class Endpoint(Protocol):
-    """One robot's connection; `libra_ray.robot_client.AsyncRobotClient` is one, the benchmarks have those of other servers."""
+    """One robot's connection; `libra_ray.client.client.AsyncRobotClient` is one, the benchmarks have those of other servers."""
 
     reconnects: int
 

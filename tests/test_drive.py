@@ -15,6 +15,7 @@ import pytest
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
+from libra_ray.client.protocol import GOING_AWAY, Handshake, Reply, pack, unpack
 from libra_ray.drive_fleet import SYNTHETIC, WRIST, Order, run, simulation, table
 from libra_ray.drive_log import DriveLog, Trial
 from libra_ray.drive_robots import BodyRobot, Moved
@@ -22,7 +23,6 @@ from libra_ray.drive_stubs import recorded, synthetic
 from libra_ray.driving import drive
 from libra_ray.stats.intervals import wilson
 from libra_ray.types import IMAGE_KEY, STATE_KEY, Json, Observation
-from libra_ray.wire import GOING_AWAY, Handshake, Reply, pack, unpack
 from tests.data.builders import make_recorded
 
 H, D, S = 5, 4, 4

@@ -24,8 +24,8 @@ from lerobot.transport import services_pb2, services_pb2_grpc
 from lerobot.transport.utils import grpc_channel_options, send_bytes_in_chunks
 
 from benchmarks.peers.work import TIMEOUT_S, Work
+from libra_ray.client.protocol import Reply, request
 from libra_ray.types import Observation
-from libra_ray.wire import Reply, request
 
 WORKERS = 4
 """Threads, as in LeRobot's `serve`."""

@@ -19,9 +19,9 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 
 from benchmarks.peers.work import TIMEOUT_S, Work
-from libra_ray.robot_client import RefusedError
+from libra_ray.client.client import RefusedError
+from libra_ray.client.protocol import Reply, request
 from libra_ray.types import Observation
-from libra_ray.wire import Reply, request
 
 
 async def run(work: Work, port: int) -> None:

@@ -14,8 +14,8 @@ from vla_eval.protocol.numpy_codec import set_image_format
 from vla_eval.specs import DimSpec
 
 from benchmarks.peers.work import TIMEOUT_S, Work
+from libra_ray.client.protocol import Reply, request
 from libra_ray.types import Observation
-from libra_ray.wire import Reply, request
 
 MAX_BATCH, MAX_WAIT_S = 64, 0.01
 """As many robots as the benchmark has, and the server's own default."""

@@ -52,7 +52,7 @@ class Work:
         )
 
     def observed(self, message: Mapping[str, Any]) -> Observation:
-        """The observation of a request as `libra_ray.wire.request` writes it."""
+        """The observation of a request as `libra_ray.client.protocol.request` writes it."""
         return Observation(
             images={key: message[key] for key in self.policy.source.manifest.image_keys},
             state=message[STATE_KEY],

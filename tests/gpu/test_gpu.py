@@ -84,10 +84,10 @@ def test_it_evaluates(run):
 def test_it_serves(gpu_cluster, tmp_path):
     from ray import serve
 
+    from libra_ray.client.client import AsyncRobotClient
     from libra_ray.on_ray.serving.app import build
     from libra_ray.on_ray.serving.settings import Settings
     from libra_ray.policy import load_policy
-    from libra_ray.robot_client import AsyncRobotClient
     from tests.on_ray.serving.test_serving import ready
     from tests.on_ray.serving.test_web import free_port
 

@@ -62,7 +62,7 @@ class GatewayBase:
         self._core.following.follow(user_config)
 
     async def act(self, request: Json, robot: str = "handle") -> Json:
-        """The answer to one request, for simulators inside the cluster: the maps of `libra_ray.wire`, without a socket.
+        """The answer to one request without a socket, for simulators in the cluster: maps as in `libra_ray.client.protocol`.
 
         Raises:
             ValueError: the request is wrong; the text says what would have been valid.

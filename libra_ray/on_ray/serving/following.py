@@ -8,12 +8,12 @@ from typing import Any
 from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
+from libra_ray.client.protocol import Handshake
 from libra_ray.common.gc_freeze import settle
 from libra_ray.on_ray.serving.calls import NoAnswerError, call
 from libra_ray.on_ray.serving.settings import Settings
 from libra_ray.on_ray.serving.weights import weights_key
 from libra_ray.types import Json
-from libra_ray.wire import Handshake
 
 AGAIN_S = 0.2
 DESCRIBE_S = 5.0

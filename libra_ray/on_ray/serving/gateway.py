@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from libra_ray.client.protocol import Handshake
 from libra_ray.config import ActionConfig, ControlConfig
 from libra_ray.control import Limits, RobotControl
 from libra_ray.on_ray.serving import calls
@@ -25,7 +26,6 @@ from libra_ray.on_ray.serving.rows import Answers, Question, stacked
 from libra_ray.on_ray.serving.settings import Settings
 from libra_ray.on_ray.serving.telemetry import Telemetry
 from libra_ray.types import ActionChunk, Json, Observation
-from libra_ray.wire import Handshake
 
 BEAT_S = 1.0
 """Between two snapshots for the board, and two looks at the systems' replicas."""

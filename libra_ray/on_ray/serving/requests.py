@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from libra_ray.client.protocol import PROMPT_KEYS, VERSION, Handshake
 from libra_ray.types import STATE_KEY, Json, Observation
-from libra_ray.wire import PROMPT_KEYS, VERSION, Handshake
 
 MAX_NAME = 80
 MAX_PROMPT = 2000

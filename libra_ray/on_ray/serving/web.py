@@ -15,11 +15,11 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from libra_ray.client.protocol import GOING_AWAY, pack, unpack
 from libra_ray.on_ray.serving.board import fleet_page
 from libra_ray.on_ray.serving.calls import NoAnswerError
 from libra_ray.on_ray.serving.gateway import GatewayCore, NotReadyError
 from libra_ray.on_ray.serving.requests import BadRequestError, from_json
-from libra_ray.wire import GOING_AWAY, pack, unpack
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 
+from libra_ray.client.protocol import Reply, request
 from libra_ray.on_ray.serving import instructions, planning, robots
 from libra_ray.on_ray.serving.batching import Batcher, MixedUpError
 from libra_ray.on_ray.serving.calls import NoAnswerError
@@ -14,7 +15,6 @@ from libra_ray.on_ray.serving.gateway import GatewayCore, NotReadyError
 from libra_ray.on_ray.serving.requests import BadRequestError
 from libra_ray.on_ray.serving.rows import Answers
 from libra_ray.on_ray.serving.settings import Settings
-from libra_ray.wire import Reply, request
 from tests.on_ray.serving.stubs import BAD, DIMS, FAIL, HANG, HORIZON, LocalHandle, StubPlanner, StubRefiner, observe
 
 CHECKPOINT = {"checkpoint": "first"}

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
-from libra_ray.robot_client import AsyncRobotClient, RefusedError, RobotClient
+from libra_ray.client.client import AsyncRobotClient, RefusedError, RobotClient
+from libra_ray.client.protocol import Reply, request
 from libra_ray.types import Observation
-from libra_ray.wire import Reply, request
 from tests.on_ray.serving import stubs
 from tests.on_ray.serving.stubs import HORIZON, observe
 from tests.on_ray.serving.test_gateway import check

@@ -9,6 +9,7 @@ import threading
 import numpy as np
 import pytest
 
+from libra_ray.client.protocol import Reply, request
 from libra_ray.on_ray.serving.gateway import GatewayCore
 from libra_ray.on_ray.serving.requests import BadRequestError
 from libra_ray.on_ray.serving.rows import Question, stacked
@@ -16,7 +17,6 @@ from libra_ray.on_ray.serving.settings import Settings
 from libra_ray.on_ray.serving.systems import Planner, Refiner
 from libra_ray.on_ray.serving.weights import weights_key
 from libra_ray.types import ActionChunk, Plan
-from libra_ray.wire import Reply, request
 from tests.model import families, vision_models
 from tests.model.builders import INSTRUCTIONS, make_observation, save_checkpoint, tiny_model
 from tests.on_ray.serving.stubs import LocalHandle, observe

@@ -19,11 +19,11 @@ from openpi_client import msgpack_numpy as openpi
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from libra_ray.client.client import AsyncRobotClient, RefusedError, RobotClient, WrongRobotError
+from libra_ray.client.protocol import GOING_AWAY, TOO_BIG, Handshake, pack, request, unpack
 from libra_ray.on_ray.serving.port import OwnPort
 from libra_ray.on_ray.serving.web import Web
-from libra_ray.robot_client import AsyncRobotClient, RefusedError, RobotClient, WrongRobotError
 from libra_ray.types import IMAGE_KEY, STATE_KEY
-from libra_ray.wire import GOING_AWAY, TOO_BIG, Handshake, pack, request, unpack
 from tests.on_ray.serving.stubs import HORIZON, observe
 from tests.on_ray.serving.test_gateway import Bench, check
 

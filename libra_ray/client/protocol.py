@@ -1,7 +1,7 @@
 """What robots and the server say to each other: WebSocket messages in msgpack with numpy arrays.
 
 The transport is the one openpi's client speaks, so `openpi_client.websocket_client_policy.WebsocketClientPolicy` works as it
-is; `libra_ray.robot_client` holds one of our own. Neither needs torch or Ray, and nothing is ever unpickled.
+is; `libra_ray.client.client` holds one of our own. Neither needs torch or Ray, and nothing is ever unpickled.
 
 1. The client connects, with the header `Authorization: Bearer <token>` (or openpi's `Api-Key <token>`) where the server asks
    for one. The server sends its `Handshake` as a map.
@@ -259,7 +259,7 @@ def _unpack_array(tree: dict[Any, Any]) -> Any:
         # Its sender would not understand the arrays of the answer either.
         raise _BadArrayError(
             "an array in the codec of the package msgpack-numpy; this protocol has openpi's: pack and unpack with "
-            "openpi_client.msgpack_numpy, or with libra_ray.wire"
+            "openpi_client.msgpack_numpy, or with libra_ray.client.protocol"
         )
     return tree
 

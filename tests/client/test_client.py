@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager
 import pytest
 from websockets.asyncio.server import serve
 
-from libra_ray.robot_client import AsyncRobotClient, RefusedError, WrongRobotError
-from libra_ray.wire import Handshake, pack, unpack
+from libra_ray.client.client import AsyncRobotClient, RefusedError, WrongRobotError
+from libra_ray.client.protocol import Handshake, pack, unpack
 
 SHAKE = Handshake(
     observation={}, action={}, control_hz=10, horizon=5, chunks=2, bins=10, execute_steps=5, history=1, rule="overlap",

@@ -13,8 +13,8 @@ from hypothesis import given, strategies
 from hypothesis.extra import numpy as arrays
 from openpi_client import msgpack_numpy
 
+from libra_ray.client.protocol import Handshake, Reply, jpeg, pack, request, unpack
 from libra_ray.types import IMAGE_KEY, STATE_KEY, Observation
-from libra_ray.wire import Handshake, Reply, jpeg, pack, request, unpack
 
 NUMERIC = strategies.one_of(
     arrays.boolean_dtypes(),
@@ -219,7 +219,7 @@ def test_a_reply_needs_actions_and_passes_over_what_it_does_not_know():
 
 def test_the_client_loads_neither_torch_nor_ray():
     code = (
-        "import sys, libra_ray.robot_client, libra_ray.wire;"
+        "import sys, libra_ray.client.client, libra_ray.client.protocol;"
         "loaded = {'torch', 'ray', 'scipy', 'starlette', 'PIL'} & set(sys.modules);"
         "assert not loaded, loaded"
     )

@@ -1,4 +1,4 @@
-"""The light client of the protocol in `libra_ray.wire`, with reconnect; needs neither torch nor Ray."""
+"""The light client of the protocol in `libra_ray.client.protocol`, with reconnect; needs neither torch nor Ray."""
 
 import asyncio
 import random
@@ -10,8 +10,8 @@ from typing import Any, Self
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus
 
+from libra_ray.client.protocol import TOO_BIG, UNAUTHORISED, Handshake, Reply, pack, request, unpack
 from libra_ray.types import Json, Observation
-from libra_ray.wire import TOO_BIG, UNAUTHORISED, Handshake, Reply, pack, request, unpack
 
 _FINAL_CODES = (UNAUTHORISED, TOO_BIG)
 _FINAL_STATUS = (400, 401, 403, 404)

@@ -1,0 +1,1 @@
+"""The wire format and a light client: numpy, msgpack, websockets, pillow."""
