@@ -28,8 +28,8 @@ from libra_ray.config import Config, override
 from libra_ray.data.stream import BatchStream
 from libra_ray.data.transforms import NormStats, Pipeline
 from libra_ray.data.windows import Windows
-from libra_ray.model.planner import masked_mean
-from libra_ray.model.vision import shift_pictures
+from libra_ray.model.parts.planner import masked_mean
+from libra_ray.model.parts.vision import shift_pictures
 from libra_ray.on_ray import evaluate as evaluation
 from libra_ray.on_ray.run_data import began_with
 from libra_ray.on_ray.session import connected

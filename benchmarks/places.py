@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from libra_ray.common.progress import Progress
 from libra_ray.common.provenance import describe_hardware, git_revision
 from libra_ray.config import override, preset
-from libra_ray.model.vision import VISION_TOKENS, ConvEncoder
+from libra_ray.model.parts.vision import VISION_TOKENS, ConvEncoder
 from libra_ray.run_folder import write_text
 from libra_ray.sim import choose_backend
 

@@ -21,7 +21,7 @@ from libra_ray.common.progress import Progress
 from libra_ray.common.provenance import describe_hardware, git_revision
 from libra_ray.config import Config, override
 from libra_ray.data.windows import Windows
-from libra_ray.model import layers
+from libra_ray.model.parts import attention as layers
 from libra_ray.results import dump
 from libra_ray.run_folder import write_text
 from libra_ray.training import Fit

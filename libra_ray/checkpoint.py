@@ -27,9 +27,9 @@ from libra_ray.common.disk import room_for
 from libra_ray.config import Config
 from libra_ray.data.fingerprint import Fingerprint
 from libra_ray.data.transforms import NormStats
-from libra_ray.model.backbone import PROCESSOR_FOLDER
 from libra_ray.model.libra import Libra, RobotShape
-from libra_ray.model.vision import ENCODER_FOLDER
+from libra_ray.model.parts.backbone import PROCESSOR_FOLDER
+from libra_ray.model.parts.vision import ENCODER_FOLDER
 from libra_ray.types import Json, RobotSpec
 
 FORMAT = 1

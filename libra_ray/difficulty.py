@@ -13,10 +13,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from libra_ray.batch import Batch
-from libra_ray.model.backbone import Text
-from libra_ray.model.bins import Bins
 from libra_ray.model.libra import Chunk, Libra, chunk_of
-from libra_ray.model.planner import masked_mean
+from libra_ray.model.parts.action_tokens import Bins
+from libra_ray.model.parts.backbone import Text
+from libra_ray.model.parts.planner import masked_mean
 
 PREFIX = "val_"
 """Of the measures' names in a training log."""

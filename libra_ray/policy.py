@@ -18,7 +18,7 @@ from torch import Tensor
 from libra_ray import checkpoint
 from libra_ray.checkpoint import Checkpoint
 from libra_ray.data.transforms import Pipeline
-from libra_ray.model.backbone import Text
+from libra_ray.model.parts.backbone import Text
 from libra_ray.types import ActionChunk, Observation, Plan, Policy
 
 KNOWN_TEXTS = 1024

@@ -21,8 +21,8 @@ from libra_ray.data.transforms import NormStats, Pipeline, compute_stats, is_con
 from libra_ray.data.windows import Windows
 from libra_ray.difficulty import measure_difficulty
 from libra_ray.fine_tuning import start_from
-from libra_ray.model.backbone import Text
 from libra_ray.model.libra import Libra, RobotShape
+from libra_ray.model.parts.backbone import Text
 from libra_ray.training import Validate
 from libra_ray.types import ACTION_KEY, STATE_KEY, RobotSpec
 

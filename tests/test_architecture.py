@@ -270,10 +270,10 @@ def test_rooms_cannot_see_one_another():
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("libra_ray.model.planner", "from libra_ray.data.windows import Windows"),
-        ("libra_ray.model.planner", "from ..data import windows"),
-        ("libra_ray.model.planner", "from libra_ray import data"),
-        ("libra_ray.data.windows", "def f():\n    import libra_ray.model.bins"),
+        ("libra_ray.model.parts.planner", "from libra_ray.data.windows import Windows"),
+        ("libra_ray.model.parts.planner", "from ...data import windows"),
+        ("libra_ray.model.parts.planner", "from libra_ray import data"),
+        ("libra_ray.data.windows", "def f():\n    import libra_ray.model.parts.action_tokens"),
         ("libra_ray.sim.metaworld", "if True:\n    import torch.nn"),
         ("libra_ray.control", "import torch"),
         ("libra_ray.rollout", "import importlib\nimportlib.import_module('libra_ray.on_ray.fleet')"),
@@ -289,8 +289,8 @@ def test_the_checker_reports_a_planted_violation(module, source):
 
 
 def test_the_checker_lets_lawful_imports_pass():
-    source = "import os\nfrom libra_ray.batch import Batch\nfrom libra_ray.model.bins import Bins\nfrom .bins import Bins"
-    assert violations(source, "libra_ray.model.planner") == []
+    source = "from libra_ray.batch import Batch\nfrom libra_ray.model.parts.action_tokens import Bins\nfrom .bins import Bins"
+    assert violations(source, "libra_ray.model.parts.planner") == []
     assert violations("from .bins import Bins", "libra_ray.model", is_package=True) == []
 
 

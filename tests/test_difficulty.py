@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from libra_ray.difficulty import BinMeans, Difficulty, groups_of, measure_difficulty, token_entropy
-from libra_ray.model.bins import Bins
 from libra_ray.model.libra import chunk_of
+from libra_ray.model.parts.action_tokens import Bins
 from libra_ray.training import Fit
 from tests.model.builders import make_batch, tiny_config, tiny_model
 from tests.training_builders import training_data

@@ -94,7 +94,7 @@ def try_backbone(config_json: str) -> str:
     """
     import torch
 
-    from libra_ray.model.backbone import make_backbone
+    from libra_ray.model.parts.backbone import make_backbone
 
     config = configuration.from_json(config_json)
     size = config.sim.image_size
@@ -118,7 +118,7 @@ def try_encoder(config_json: str) -> str:
     """
     import torch
 
-    from libra_ray.model.vision import make_encoder
+    from libra_ray.model.parts.vision import make_encoder
 
     config = configuration.from_json(config_json)
     size = config.sim.image_size

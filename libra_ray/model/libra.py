@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from libra_ray.batch import Batch
 from libra_ray.config import Config, TrainConfig
-from libra_ray.model.backbone import Backbone, Text, make_backbone
-from libra_ray.model.bins import Bins
-from libra_ray.model.denoise import Objective, make_objective
-from libra_ray.model.planner import Planner, masked_mean, plan_accuracy, plan_loss
-from libra_ray.model.refiner import Refiner
-from libra_ray.model.vision import shift_pictures
+from libra_ray.model.parts.action_tokens import Bins
+from libra_ray.model.parts.backbone import Backbone, Text, make_backbone
+from libra_ray.model.parts.diffusion import Objective, make_objective
+from libra_ray.model.parts.planner import Planner, masked_mean, plan_accuracy, plan_loss
+from libra_ray.model.parts.refiner import Refiner
+from libra_ray.model.parts.vision import shift_pictures
 
 Feed = Literal["truth", "planner"]
 """Whose tokens the refiner reads in training: ground truth, or samples from the planner."""

@@ -10,7 +10,7 @@ import torch
 from libra_ray import checkpoint
 from libra_ray.common.progress import Progress
 from libra_ray.config import Config
-from libra_ray.model.backbone import make_backbone
+from libra_ray.model.parts.backbone import make_backbone
 from libra_ray.on_ray.evaluation_log import LOG_NAME, Job, Notes, read_evaluation
 from libra_ray.on_ray.fleet import Fleet, died
 from libra_ray.on_ray.lockstep import Lockstep

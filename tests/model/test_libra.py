@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from libra_ray.model.backbone import Text
 from libra_ray.model.libra import Libra, RobotShape, augmented, sample_tokens
+from libra_ray.model.parts.backbone import Text
 from libra_ray.training import Fit
 from tests.model.builders import SHAPE, make_batch, tiny_config, tiny_model
 

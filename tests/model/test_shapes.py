@@ -6,7 +6,7 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from libra_ray.model.bins import Bins
+from libra_ray.model.parts.action_tokens import Bins
 from tests.model.builders import make_batch, tiny_model
 from tests.model.test_libra import answers
 

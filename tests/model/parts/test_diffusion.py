@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from libra_ray.model.denoise import DDPM, FlowMatching, make_objective
+from libra_ray.model.parts.diffusion import DDPM, FlowMatching, make_objective
 
 MEAN, STD = 0.4, 0.3
 UNCLIPPED = DDPM(levels=100, clip=math.inf)

@@ -11,8 +11,8 @@ import transformers as hf
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from libra_ray.model.backbone import PROCESSOR_FOLDER, PretrainedBackbone, Text
-from libra_ray.model.prompts import Prompts
+from libra_ray.model.parts.backbone import PROCESSOR_FOLDER, PretrainedBackbone, Text
+from libra_ray.model.parts.prompts import Prompts
 from tests.model import families
 from tests.model.families import FAMILIES, OTHERS
 
@@ -118,7 +118,7 @@ def test_the_sign_for_a_picture_is_no_instruction(backbone):
         assert repr(mark) in str(refusal.value)
 
 
-PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+PAGE = (Path(__file__).parents[3] / "docs" / "models.md").read_text()
 
 
 def test_the_page_says_what_was_tried(backbone):

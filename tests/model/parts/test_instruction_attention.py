@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from libra_ray.model.vision import Gaze
+from libra_ray.model.parts.vision import Gaze
 
 CHANNELS, SIZE = 6, 8
 

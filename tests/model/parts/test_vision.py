@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from libra_ray import checkpoint
-from libra_ray.model.vision import PretrainedEncoder, _hidden, make_encoder
+from libra_ray.model.parts.vision import PretrainedEncoder, _hidden, make_encoder
 from tests.model import vision_models
 from tests.model.builders import make_batch, save_checkpoint, tiny_model
 from tests.model.test_libra import answers, losses

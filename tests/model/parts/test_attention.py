@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from libra_ray.model.layers import FEW, Attention
+from libra_ray.model.parts.attention import FEW, Attention
 
 
 @pytest.mark.parametrize("padded", [0, 2])

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from libra_ray import checkpoint
-from libra_ray.model.backbone import Backbone, PretrainedBackbone, make_backbone
 from libra_ray.model.libra import Libra
-from libra_ray.model.vision import PretrainedEncoder
+from libra_ray.model.parts.backbone import Backbone, PretrainedBackbone, make_backbone
+from libra_ray.model.parts.vision import PretrainedEncoder
 from libra_ray.policy import LibraPolicy
 from libra_ray.training import Fit
 from tests.model import families, hugging_face

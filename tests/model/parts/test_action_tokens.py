@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from libra_ray.model.bins import Bins
+from libra_ray.model.parts.action_tokens import Bins
 
 ACTIONS = st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=20).map(torch.tensor)
 COUNTS = st.integers(2, 500)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from libra_ray.config import PlannerConfig
-from libra_ray.model.pretrained import cannot_load, load_checked, same_twice
-from libra_ray.model.prompts import Prompts, Text
-from libra_ray.model.vision import VISION_TOKENS, ConvEncoder, Gaze
+from libra_ray.model.parts.pretrained import cannot_load, load_checked, same_twice
+from libra_ray.model.parts.prompts import Prompts, Text
+from libra_ray.model.parts.vision import VISION_TOKENS, ConvEncoder, Gaze
 
 PROCESSOR_FOLDER = "processor"
 

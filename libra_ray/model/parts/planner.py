@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from libra_ray.config import PlannerConfig
-from libra_ray.model.backbone import Backbone, Features, Text
-from libra_ray.model.layers import ModulatedBlock
+from libra_ray.model.parts.attention import ModulatedBlock
+from libra_ray.model.parts.backbone import Backbone, Features, Text
 
 
 @dataclass(frozen=True, kw_only=True)

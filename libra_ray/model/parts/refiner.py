@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from libra_ray.config import RefinerConfig
-from libra_ray.model.layers import ModulatedBlock, sinusoids
-from libra_ray.model.vision import VISION_TOKENS, PretrainedEncoder, make_encoder
+from libra_ray.model.parts.attention import ModulatedBlock, sinusoids
+from libra_ray.model.parts.vision import VISION_TOKENS, PretrainedEncoder, make_encoder
 
 CODE_WIDTH = 16
 Steering = Sequence[Tensor]

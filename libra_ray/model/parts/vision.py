@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
-from libra_ray.model.pretrained import cannot_load, load_checked, same_twice
+from libra_ray.model.parts.pretrained import cannot_load, load_checked, same_twice
 
 ENCODER_FOLDER = "encoder"
 VISION_TOKENS = 4
