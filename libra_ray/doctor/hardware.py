@@ -12,7 +12,7 @@ from libra_ray.common.provenance import describe_hardware
 from libra_ray.config import Config
 from libra_ray.doctor import aside
 from libra_ray.doctor.finding import Finding
-from libra_ray.sim.backend import INSTALL_HINT
+from libra_ray.sim.render.gl_backend import INSTALL_HINT
 
 FLATTEST = 5.0
 """Standard deviation of pixels below which a picture shows nothing."""
@@ -89,7 +89,7 @@ def try_rendering() -> str:
     from libra_ray.sim import choose_backend
 
     backend = choose_backend()
-    from libra_ray.sim.known_scene import check_renderer
+    from libra_ray.sim.render.known_scene import check_renderer
 
     check_renderer()
     return backend

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from libra_ray.config import SimConfig
-from libra_ray.sim.backend import choose_backend
+from libra_ray.sim.render.gl_backend import choose_backend
 from libra_ray.types import Environment, RobotSpec
 
 __all__ = ["check_robot", "check_tasks", "choose_backend", "control_hz", "instructions", "make_environment", "robot_spec"]
@@ -37,7 +37,7 @@ class _Family:
 _FAMILIES: Mapping[str, _Family] = MappingProxyType(
     {
         "metaworld": _Family(module="libra_ray.sim.metaworld", environment="Metaworld", check="task_name"),
-        "tabletop": _Family(module="libra_ray.sim.tabletop", environment="Tabletop", check="parse_task"),
+        "tabletop": _Family(module="libra_ray.sim.tabletop.environment", environment="Tabletop", check="parse_task"),
     }
 )
 

@@ -17,9 +17,9 @@ from metaworld.sawyer_xyz_env import SawyerXYZEnv
 from numpy.typing import NDArray
 
 from libra_ray.config import SimConfig
-from libra_ray.sim.border import checked_action, checked_seed
-from libra_ray.sim.meshes import lighter_copy
-from libra_ray.sim.rendering import OffscreenRenderer
+from libra_ray.sim.render.mesh_decimation import lighter_copy
+from libra_ray.sim.render.offscreen import OffscreenRenderer
+from libra_ray.sim.validation import checked_action, checked_seed
 from libra_ray.types import IMAGE_KEY, Observation, RobotSpec, Transition
 
 ACTION_DIM = 4

@@ -8,7 +8,7 @@ import pytest
 from libra_ray.config import override, preset
 from libra_ray.data import video
 from libra_ray.doctor import aside, hardware
-from libra_ray.sim import known_scene
+from libra_ray.sim.render import known_scene
 
 FINE = {"names": ["NVIDIA H100"], "cuda": "13.0", "error": ""}
 OLD = {"names": [], "cuda": "13.0", "error": "The NVIDIA driver on your system is too old (found version 11040)."}

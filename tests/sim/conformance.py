@@ -8,7 +8,7 @@ import pytest
 from libra_ray.config import SimConfig
 from libra_ray.rollout import run
 from libra_ray.sim import instructions
-from libra_ray.sim.experts import ExpertController
+from libra_ray.sim.scripted_controllers import ExpertController
 from libra_ray.types import IMAGE_KEY, Environment, Observation
 
 STEPS = 12

@@ -60,7 +60,7 @@ def test_the_goal_is_visible_to_the_expert():
 
 AS_LEROBOT = """
 import sys, numpy as np
-from libra_ray.sim.backend import choose_backend
+from libra_ray.sim.render.gl_backend import choose_backend
 choose_backend()
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 env = ALL_V3_ENVIRONMENTS["drawer-open-v3"](render_mode="rgb_array", camera_name="corner2")
@@ -90,7 +90,7 @@ def test_a_simulator_worker_loads_neither_torch_nor_ray():
     loaded = loaded_after(
         "from libra_ray.config import SimConfig",
         "from libra_ray.sim import make_environment",
-        "from libra_ray.sim.experts import ExpertController",
+        "from libra_ray.sim.scripted_controllers import ExpertController",
         "from libra_ray.rollout import run",
         "environment = make_environment(SimConfig(max_steps=3), 'reach-v3')",
         "assert len(run(environment, ExpertController(noise_std=0.3, noise_share=1), 0, render=True).steps) == 3",

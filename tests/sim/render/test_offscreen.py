@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from libra_ray.config import SimConfig
-from libra_ray.sim import backend, make_environment
-from libra_ray.sim.meshes import lighter_copy
+from libra_ray.sim import make_environment
 from libra_ray.sim.metaworld import ROBOT_BODY, ROBOT_FACE_SHARE, Metaworld
-from libra_ray.sim.rendering import OffscreenRenderer
+from libra_ray.sim.render import gl_backend as backend
+from libra_ray.sim.render.mesh_decimation import lighter_copy
+from libra_ray.sim.render.offscreen import OffscreenRenderer
 from libra_ray.types import IMAGE_KEY
 
 TASKS = ("drawer-open-v3", "reach-v3", "plate-slide-v3")
@@ -59,7 +60,7 @@ def write_both(path):
 
 def in_own_process(call, **environ):
     """Call a function of this module in a new interpreter."""
-    program = f"import sys; sys.path.insert(0, {str(HERE)!r}); import test_rendering as t; t.{call}"
+    program = f"import sys; sys.path.insert(0, {str(HERE)!r}); import test_offscreen as t; t.{call}"
     subprocess.run([sys.executable, "-c", program], check=True, env={**os.environ, **environ})
 
 

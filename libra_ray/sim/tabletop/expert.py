@@ -3,9 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from libra_ray.sim.tabletop_goals import Progress
-from libra_ray.sim.tabletop_tasks import DIRECTIONS, Part
-from libra_ray.sim.tabletop_world import BLOCK_HALF_M, PEG, PEG_HALF_M, STEP_M, World
+from libra_ray.sim.tabletop.goals import Progress
+from libra_ray.sim.tabletop.physics import BLOCK_HALF_M, PEG, PEG_HALF_M, STEP_M, World
+from libra_ray.sim.tabletop.tasks import DIRECTIONS, Part
 
 OPEN, CLOSE = -1.0, 1.0
 _GAIN = 0.6

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from libra_ray.sim.tabletop_tasks import DIRECTIONS, PUSH_M, Part
-from libra_ray.sim.tabletop_world import BLOCK_HALF_M, OBJECTS, PEG_HALF_M, World
+from libra_ray.sim.tabletop.physics import BLOCK_HALF_M, OBJECTS, PEG_HALF_M, World
+from libra_ray.sim.tabletop.tasks import DIRECTIONS, PUSH_M, Part
 
 PUSH_STRAY_M = 0.015
 """How far a push may stray sideways."""

@@ -8,12 +8,12 @@ from gymnasium.utils.env_checker import check_env
 from libra_ray.config import Config, SimConfig, override
 from libra_ray.rollout import run
 from libra_ray.sim import check_tasks, control_hz, make_environment
-from libra_ray.sim.experts import ExpertController
-from libra_ray.sim.gym import GymEnvironment
-from libra_ray.sim.tabletop import Tabletop
-from libra_ray.sim.tabletop_goals import Progress
-from libra_ray.sim.tabletop_tasks import TOLERANCES_MM, Part, parse_task
-from libra_ray.sim.tabletop_world import BLOCK_HALF_M, OPENING_M, PEG_HALF_M
+from libra_ray.sim.gym_adapter import GymEnvironment
+from libra_ray.sim.scripted_controllers import ExpertController
+from libra_ray.sim.tabletop.environment import Tabletop
+from libra_ray.sim.tabletop.goals import Progress
+from libra_ray.sim.tabletop.physics import BLOCK_HALF_M, OPENING_M, PEG_HALF_M
+from libra_ray.sim.tabletop.tasks import TOLERANCES_MM, Part, parse_task
 from libra_ray.types import IMAGE_KEY, STATE_KEY
 from tests.sim.conformance import EnvironmentConformance
 from tests.test_imports import loaded_after

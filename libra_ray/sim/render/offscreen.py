@@ -10,7 +10,7 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from libra_ray.sim.backend import choose_backend
+from libra_ray.sim.render.gl_backend import choose_backend
 
 MAX_GEOMS = 1000
 _COSTLY_EFFECTS = (

@@ -8,7 +8,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from libra_ray.sim.tabletop_world import BINS, BLOCKS, MARKS, OBJECTS, PEG, SOCKETS, Placement
+from libra_ray.sim.tabletop.physics import BINS, BLOCKS, MARKS, OBJECTS, PEG, SOCKETS, Placement
 
 TOLERANCES_MM = (20.0, 5.0, 2.0, 1.0, 0.5)
 LONGEST_CHAIN = 4

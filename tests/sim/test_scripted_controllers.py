@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from libra_ray.sim.experts import GRIPPER, ExpertController, ZeroController
+from libra_ray.sim.scripted_controllers import GRIPPER, ExpertController, ZeroController
 from libra_ray.types import Observation
 
 OBSERVATION = Observation(images={}, state=np.zeros(4, np.float32), instruction="wait")

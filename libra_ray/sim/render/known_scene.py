@@ -4,8 +4,8 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from libra_ray.sim.backend import INSTALL_HINT
-from libra_ray.sim.rendering import OffscreenRenderer
+from libra_ray.sim.render.gl_backend import INSTALL_HINT
+from libra_ray.sim.render.offscreen import OffscreenRenderer
 
 COLOURS = {
     "upper left": (255, 0, 0),

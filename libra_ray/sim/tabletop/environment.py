@@ -6,12 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from libra_ray.config import SimConfig
-from libra_ray.sim.border import checked_action, checked_seed
-from libra_ray.sim.rendering import OffscreenRenderer
-from libra_ray.sim.tabletop_expert import expert_action
-from libra_ray.sim.tabletop_goals import Progress
-from libra_ray.sim.tabletop_tasks import Part, Task, any_push, draw_parts, instruction, parse_task
-from libra_ray.sim.tabletop_world import CONTROL_HZ, MOUTH_CLEARANCE_M, Placement, World, draw_placement
+from libra_ray.sim.render.offscreen import OffscreenRenderer
+from libra_ray.sim.tabletop.expert import expert_action
+from libra_ray.sim.tabletop.goals import Progress
+from libra_ray.sim.tabletop.physics import CONTROL_HZ, MOUTH_CLEARANCE_M, Placement, World, draw_placement
+from libra_ray.sim.tabletop.tasks import Part, Task, any_push, draw_parts, instruction, parse_task
+from libra_ray.sim.validation import checked_action, checked_seed
 from libra_ray.types import IMAGE_KEY, Observation, RobotSpec, Transition
 
 ACTION_DIM = 4

@@ -1,0 +1,1 @@
+"""Pictures from MuJoCo without a screen."""

@@ -1,0 +1,1 @@
+"""The table: tasks where language decides, with precision and length as dials."""
