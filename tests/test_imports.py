@@ -22,7 +22,7 @@ def loaded_after(*statements: str, cwd: Path = ROOT) -> set[str]:
 LAWS = [
     ("import libra_ray.config", HEAVY | {"numpy"}),
     ("import libra_ray.types", HEAVY),
-    ("import libra_ray.control, libra_ray.rollout", HEAVY),
+    ("import libra_ray.control.robot, libra_ray.rollout", HEAVY),
     ("import libra_ray.sim, libra_ray.sim.metaworld, libra_ray.rollout", {"torch", "ray", "lerobot", "transformers", "mlflow"}),
     ("import libra_ray.data.spool", {"torch", "ray", "mlflow", "transformers"}),
     ("import libra_ray.report", {"torch", "ray", "lerobot", "mlflow", "transformers", "matplotlib", "scipy", "av"}),

@@ -1,7 +1,8 @@
 """The work that every server does per chunk request, so that they differ in how they serve and in nothing else.
 
 A robot's first request of an episode and every M-th after it is planned (Semantic Planner); every request is refined (Action
-Refiner) from its own fresh picture. That is the published FIFO rule, by the code that evaluation runs (`libra_ray.control`).
+Refiner) from its own fresh picture. That is the published FIFO rule, by the code that evaluation runs
+(`libra_ray.control.robot`).
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from libra_ray.config import Config, ControlConfig
-from libra_ray.control import Latencies, RobotControl, drive
+from libra_ray.control.robot import Latencies, RobotControl, drive
 from libra_ray.policy import LibraPolicy, load_policy
 from libra_ray.types import STATE_KEY, ActionChunk, Observation
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from libra_ray.config import Config
-from libra_ray.control import Latencies, RobotControl, drive
+from libra_ray.control.robot import Latencies, RobotControl, drive
 from libra_ray.on_ray.evaluation_log import Job
 from libra_ray.on_ray.fleet import TRIES, Fleet, died
 from libra_ray.on_ray.simulators import Outcome, Start

@@ -11,7 +11,7 @@ import torch
 from benchmarks.baseline import BaselinePolicy, TimedFit, beside, markdown, train, windows
 from libra_ray.checkpoint import Facts
 from libra_ray.config import Config, override, preset
-from libra_ray.control import Latencies, RobotControl, drive
+from libra_ray.control.robot import Latencies, RobotControl, drive
 from libra_ray.data.splits import Split
 from libra_ray.data.stream import BatchStream
 from libra_ray.data.transforms import compute_stats

@@ -87,7 +87,7 @@ def test_observations_carry_as_many_pictures_as_asked(history):
 
 def test_lockstep_is_what_a_single_robot_does(untrained):
     """Two robots in one batch, and each alone by `rollout.run`: the same episodes up to float noise."""
-    from libra_ray.control import PolicyController
+    from libra_ray.control.robot import PolicyController
     from libra_ray.policy import load_policy
     from libra_ray.rollout import run
     from libra_ray.sim import make_environment

@@ -13,7 +13,7 @@ import numpy as np
 
 from libra_ray.client.protocol import Handshake
 from libra_ray.config import ActionConfig, ControlConfig
-from libra_ray.control import Limits, RobotControl
+from libra_ray.control.robot import Limits, RobotControl
 from libra_ray.on_ray.serving import calls
 from libra_ray.on_ray.serving.batching import Answer, Batcher
 from libra_ray.on_ray.serving.board import BoardClient

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from libra_ray.control import RobotControl
+from libra_ray.control.robot import RobotControl
 from libra_ray.types import Observation, Plan
 
 FORGET_S = 120.0

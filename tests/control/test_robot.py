@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from libra_ray.config import ActionConfig, ControlConfig
-from libra_ray.control import Latencies, PolicyController, RobotControl, drive
+from libra_ray.control.robot import Latencies, PolicyController, RobotControl, drive
 from libra_ray.types import ActionChunk, Controller, Observation, Plan
 
 ACTION = ActionConfig(horizon=5, chunks=2)

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, strategies
 
 from libra_ray.config import ActionConfig, ControlConfig
-from libra_ray.control import Latencies, Limits, RobotControl, drive
-from libra_ray.drift import Drift, Usual
+from libra_ray.control.robot import Latencies, Limits, RobotControl, drive
+from libra_ray.control.surprise import Drift, Usual
 from libra_ray.types import IMAGE_KEY, ActionChunk, Observation, Plan
 
 ACTION = ActionConfig(horizon=5, chunks=4)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from libra_ray.config import ActionConfig, ControlConfig
-from libra_ray.drift import Drift
+from libra_ray.control.surprise import Drift
 from libra_ray.types import Action, ActionChunk, Environment, Observation, Plan, Policy
 
 
@@ -41,7 +41,7 @@ class RobotControl:
         overlap: the planner runs freely. A new plan is asked for at every chunk boundary at which none is under way, and
             replaces the rest of the old one at the right step as soon as it arrives.
         event: like overlap, but only where the plan will be used up before the next chunk ends, or where what is seen is a
-            surprise (`libra_ray.drift`): the world has drifted from what the plan assumed. Saves plans where M > 2.
+            surprise (`libra_ray.control.surprise`): the world has drifted from what the plan assumed. Saves plans where M > 2.
 
     A plan asked for at step s may be used from step s + `planner_delay_steps` on; only the first plan of an episode is waited
     for. Where neither plan nor chunk covers a step, the last action is held, marked and counted.
