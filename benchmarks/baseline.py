@@ -36,8 +36,8 @@ from libra_ray.on_ray.session import connected
 from libra_ray.report import build_report
 from libra_ray.results import TrainingLog, dump
 from libra_ray.run_folder import RunFolder, write_text
-from libra_ray.training import uses_bf16
-from libra_ray.training_data import TrainingData
+from libra_ray.training.data import TrainingData
+from libra_ray.training.fit import uses_bf16
 from libra_ray.types import ActionChunk, Json, Observation, Plan, Policy
 
 LR, LR_FINAL_SHARE = 1e-3, 0.01

@@ -59,7 +59,7 @@ class Cell:
         cpu: that it was run on.
         settings: what its result depends on, by dotted name.
         episodes: controller -> its episodes, in the order of tasks and seeds.
-        difficulty: the last held-out measures (`libra_ray.difficulty`), with their log's prefix.
+        difficulty: the last held-out measures (`libra_ray.training.difficulty`), with their log's prefix.
     """
 
     bench: str

@@ -24,8 +24,8 @@ from libra_ray.data.windows import Windows
 from libra_ray.model.parts import attention as layers
 from libra_ray.results import dump
 from libra_ray.run_folder import write_text
-from libra_ray.training import Fit
-from libra_ray.training_data import TrainingData
+from libra_ray.training.data import TrainingData
+from libra_ray.training.fit import Fit
 from libra_ray.types import Json
 
 WARM_UP = 20

@@ -205,7 +205,8 @@ def _training(log: TrainingLog) -> Json:
 def _difficulty(log: TrainingLog) -> Json:
     """The last held-out measures, and of both losses' gradients the median over the last tenth of the log.
 
-    Empty where nothing was held out; the names are explained in `libra_ray.difficulty` and `libra_ray.balance`.
+    Empty where nothing was held out; the names are explained in `libra_ray.training.difficulty` and
+    `libra_ray.training.loss_balance`.
     """
     names = sorted({key for row in log.rows for key in row if key.startswith("val_")})
     held_out = {name.removeprefix("val_"): values[-1] for name in names if (values := log.series(name)[1])}

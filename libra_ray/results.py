@@ -77,8 +77,8 @@ class TrainingLog:
     Known keys: `loss`, `loss_plan`, `loss_diff`, `plan_accuracy`; `grad_norm_planner`, `grad_norm_refiner` of each system's
     parameters under the weighted loss; `weight_plan`, `weight_diff`; `grad_norm_loss_plan`, `grad_norm_loss_diff` of each loss
     alone, and `grad_cosine_shared` between both where the systems share parameters; `teacher_forcing` (1 while the refiner
-    reads ground-truth tokens), `samples_per_s`, `data_wait_share`, and `val_*` on held-out episodes (`libra_ray.difficulty`).
-    A row need not have all of them.
+    reads ground-truth tokens), `samples_per_s`, `data_wait_share`, and `val_*` on held-out episodes
+    (`libra_ray.training.difficulty`). A row need not have all of them.
     """
 
     rows: Sequence[Mapping[str, Any]] = ()

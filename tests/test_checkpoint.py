@@ -16,9 +16,9 @@ from libra_ray import checkpoint
 from libra_ray import config as configuration
 from libra_ray.common.disk import NoRoomError
 from libra_ray.data.fingerprint import Fingerprint
-from libra_ray.fine_tuning import start_from
 from libra_ray.model.libra import RobotShape
 from libra_ray.policy import LibraPolicy
+from libra_ray.training.fine_tuning import start_from
 from libra_ray.types import RobotSpec
 from tests.model.builders import (
     INSTRUCTIONS,

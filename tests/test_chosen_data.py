@@ -6,7 +6,7 @@ import torch
 from libra_ray import checkpoint
 from libra_ray.config import override, preset
 from libra_ray.policy import load_policy
-from libra_ray.training_data import TrainingData
+from libra_ray.training.data import TrainingData
 from libra_ray.types import ACTION_KEY, Observation
 from tests.data.builders import edit_info, make_images, rename_features
 

@@ -8,11 +8,11 @@ import torch
 
 from libra_ray import checkpoint
 from libra_ray.policy import load_policy
-from libra_ray.training import Fit
+from libra_ray.training.fit import Fit
 from tests.devices import EMULATED, Elsewhere, emulated_device
 from tests.model import families, hugging_face
 from tests.model.builders import make_observation, save_checkpoint, tiny_config, tiny_model
-from tests.training_builders import training_data
+from tests.training.builders import training_data
 
 RANDOM = {"train.augment_pixels": 2, "train.augment_state": 0.1, "refiner.condition_dropout": 0.5, "refiner.max_staleness": 2}
 MONOLITHIC = {"refiner.condition": "features", "evaluate.controllers": "policy"}

@@ -7,7 +7,7 @@ from libra_ray.common.progress import say
 from libra_ray.data.dataset import Recorded, open_dataset
 from libra_ray.data.fingerprint import Fingerprint
 from libra_ray.run_folder import RunFolder
-from libra_ray.training_data import TrainingData
+from libra_ray.training.data import TrainingData
 
 FACT = "train.data"
 """What a run keeps of the data set that its training began with, beside the stages."""

@@ -19,7 +19,7 @@ from libra_ray.results import TrainingLog
 from libra_ray.run_folder import RunFolder, Stage
 from libra_ray.sim import check_robot, check_tasks, instructions, robot_spec
 from libra_ray.tracking import Tracker
-from libra_ray.training_data import distinct_tokens, make_model, shape_of
+from libra_ray.training.data import distinct_tokens, make_model, shape_of
 from libra_ray.types import Json
 
 

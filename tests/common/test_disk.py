@@ -9,7 +9,7 @@ import torch
 from libra_ray import checkpoint
 from libra_ray.common import disk
 from libra_ray.common.disk import NoRoomError, check_room, lacks_room, room_for
-from libra_ray.training import Fit
+from libra_ray.training.fit import Fit
 from tests.model.builders import make_batch, save_checkpoint, tiny_model
 
 MORE_THAN_THERE_IS = 2**62

@@ -7,7 +7,7 @@ import torch
 
 from libra_ray.model.libra import Libra, RobotShape, augmented, sample_tokens
 from libra_ray.model.parts.backbone import Text
-from libra_ray.training import Fit
+from libra_ray.training.fit import Fit
 from tests.model.builders import SHAPE, make_batch, tiny_config, tiny_model
 
 ABLATIONS = {

@@ -44,7 +44,7 @@ def untrained(demonstrations, runs_dir) -> Path:
     import torch
 
     from libra_ray import checkpoint
-    from libra_ray.training_data import TrainingData
+    from libra_ray.training.data import TrainingData
 
     torch.manual_seed(0)
     data = TrainingData.open(debug_config(), demonstrations, runs_dir / "frames")

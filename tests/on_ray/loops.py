@@ -16,7 +16,7 @@ def failing_at_the_first_validation(settings):
     def validate(model):
         raise TypeError("no such measure")
 
-    with patch("libra_ray.training_data.TrainingData.validator", lambda data, device: validate):
+    with patch("libra_ray.training.data.TrainingData.validator", lambda data, device: validate):
         training.train_loop(settings)
 
 

@@ -10,9 +10,9 @@ from ray.train import ControllerError, WorkerGroupError
 from torch import distributed
 
 from libra_ray.common.disk import NoRoomError
-from libra_ray.difficulty import Difficulty
 from libra_ray.on_ray import faults
 from libra_ray.on_ray.faults import EndAtOnce, LastingError, ended, may_pass, told
+from libra_ray.training.difficulty import Difficulty
 
 PASSING = [
     ActorDiedError(),
@@ -71,7 +71,7 @@ def test_a_loss_alone_does_not_end_training():
 
 
 def test_the_place_is_named(tmp_path):
-    words = r"ValueError: step 4 has no .*\(libra_ray/difficulty.py, line \d+\); the whole"
+    words = r"ValueError: step 4 has no .*\(libra_ray/training/difficulty.py, line \d+\); the whole"
     with pytest.raises(LastingError, match=words), told(tmp_path / "log", 0):
         Difficulty.from_row({"step": 4})
 

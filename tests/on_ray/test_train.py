@@ -14,7 +14,7 @@ from libra_ray import checkpoint
 from libra_ray.on_ray import stages
 from libra_ray.on_ray import train as training
 from libra_ray.run_folder import RunFolder, read_jsonl
-from libra_ray.training_data import TrainingData
+from libra_ray.training.data import TrainingData
 from tests.on_ray import loops
 from tests.on_ray.doubles import debug_config
 from tests.processes import command, family
@@ -167,7 +167,7 @@ def test_an_error_that_would_come_again_ends_training_at_once(demonstrations, ma
         with pytest.raises(RuntimeError) as caught:
             stages.train(folder, StubTracker())
     errors = folder.path("train_errors.log")
-    first, last = str(caught.value).split(" (libra_ray/training.py, line ")
+    first, last = str(caught.value).split(" (libra_ray/training/fit.py, line ")
     assert first == "training failed: TypeError: no such measure"
     assert last.endswith(f"); the whole traceback is in {errors}")
     assert errors.read_text().count("Traceback") == 1, "tried once"

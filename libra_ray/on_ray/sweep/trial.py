@@ -14,7 +14,6 @@ from libra_ray import checkpoint
 from libra_ray.config import Config, SimConfig, override
 from libra_ray.config.overrides import flatten_mapping
 from libra_ray.data.fingerprint import Fingerprint
-from libra_ray.difficulty import PREFIX
 from libra_ray.on_ray import evaluate as evaluation
 from libra_ray.on_ray import stages
 from libra_ray.on_ray import train as training
@@ -25,7 +24,8 @@ from libra_ray.on_ray.sweep.plan import FULL, RUNGS_NAME, TrialFolder
 from libra_ray.policy import load_policy
 from libra_ray.run_folder import Clock, RunFolder, append_jsonl, repair_jsonl
 from libra_ray.sweep_results import VARIANCE_EXPLAINED, TrialResult
-from libra_ray.training import Fit
+from libra_ray.training.difficulty import PREFIX
+from libra_ray.training.fit import Fit
 from libra_ray.types import Json, Observation
 
 KEPT_MEASURES = ("loss", "loss_plan", "loss_diff", "plan_accuracy", "teacher_forcing")

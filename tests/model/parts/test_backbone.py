@@ -13,7 +13,7 @@ from libra_ray.model.libra import Libra
 from libra_ray.model.parts.backbone import Backbone, PretrainedBackbone, make_backbone
 from libra_ray.model.parts.vision import PretrainedEncoder
 from libra_ray.policy import LibraPolicy
-from libra_ray.training import Fit
+from libra_ray.training.fit import Fit
 from tests.model import families, hugging_face
 from tests.model.builders import SHAPE, make_batch, make_observation, save_checkpoint, tiny_config, tiny_model
 from tests.model.test_libra import answers, losses, said

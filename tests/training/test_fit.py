@@ -12,7 +12,7 @@ from torch import nn
 from libra_ray import checkpoint
 from libra_ray.config import override
 from libra_ray.model.libra import Losses
-from libra_ray.training import Fit, learning_rate, uses_bf16
+from libra_ray.training.fit import Fit, learning_rate, uses_bf16
 from tests.model.builders import make_batch, save_checkpoint, tiny_config, tiny_model
 
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ from libra_ray.config import Config
 from libra_ray.data.splits import Split
 from libra_ray.data.transforms import compute_stats
 from libra_ray.model.libra import RobotShape
-from libra_ray.training_data import TrainingData
+from libra_ray.training.data import TrainingData
 from libra_ray.types import IMAGE_KEY
 from tests.data.builders import make_frames, make_recorded
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from libra_ray.difficulty import BinMeans, Difficulty, groups_of, measure_difficulty, token_entropy
 from libra_ray.model.libra import chunk_of
 from libra_ray.model.parts.action_tokens import Bins
-from libra_ray.training import Fit
+from libra_ray.training.difficulty import BinMeans, Difficulty, groups_of, measure_difficulty, token_entropy
+from libra_ray.training.fit import Fit
 from tests.model.builders import make_batch, tiny_config, tiny_model
-from tests.training_builders import training_data
+from tests.training.builders import training_data
 
 CPU = torch.device("cpu")
 MONOLITHIC = {"refiner.condition": "features", "evaluate.controllers": "policy"}

@@ -8,8 +8,8 @@ from libra_ray.config import Config, override, preset
 from libra_ray.data.dataset import write_dataset
 from libra_ray.data.fingerprint import Fingerprint
 from libra_ray.model.parts.backbone import Text
-from libra_ray.training import Fit
-from libra_ray.training_data import TrainingData, distinct_tokens
+from libra_ray.training.data import TrainingData, distinct_tokens
+from libra_ray.training.fit import Fit
 from tests.data.builders import make_episode
 
 

@@ -19,11 +19,11 @@ from libra_ray.data.splits import Split, split_episodes
 from libra_ray.data.stream import BatchStream
 from libra_ray.data.transforms import NormStats, Pipeline, compute_stats, is_constant
 from libra_ray.data.windows import Windows
-from libra_ray.difficulty import measure_difficulty
-from libra_ray.fine_tuning import start_from
 from libra_ray.model.libra import Libra, RobotShape
 from libra_ray.model.parts.backbone import Text
-from libra_ray.training import Validate
+from libra_ray.training.difficulty import measure_difficulty
+from libra_ray.training.fine_tuning import start_from
+from libra_ray.training.fit import Validate
 from libra_ray.types import ACTION_KEY, STATE_KEY, RobotSpec
 
 VALIDATION_WINDOWS = 512

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from libra_ray.balance import Gradients, make_balance, measure_gradients, shared_gradient
 from libra_ray.batch import Batch
 from libra_ray.config import TrainConfig
 from libra_ray.model.libra import Feed, Libra, Losses
+from libra_ray.training.loss_balance import Gradients, make_balance, measure_gradients, shared_gradient
 
 ACCURACY_MEMORY = 0.98
 """Decay per step of the planner accuracy that the curriculum watches."""

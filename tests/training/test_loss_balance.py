@@ -8,9 +8,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from libra_ray.balance import EqualGradients, Gradients, Uncertainty, make_balance, measure_gradients, shared_gradient
 from libra_ray.config import override
-from libra_ray.training import Fit
+from libra_ray.training.fit import Fit
+from libra_ray.training.loss_balance import (
+    EqualGradients,
+    Gradients,
+    Uncertainty,
+    make_balance,
+    measure_gradients,
+    shared_gradient,
+)
 from tests.model.builders import make_batch, tiny_config, tiny_model
 
 CPU = torch.device("cpu")
