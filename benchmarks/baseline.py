@@ -34,8 +34,8 @@ from libra_ray.on_ray import evaluate as evaluation
 from libra_ray.on_ray.run_data import began_with
 from libra_ray.on_ray.session import connected
 from libra_ray.report import build_report
-from libra_ray.results import TrainingLog, dump
-from libra_ray.run_folder import RunFolder, write_text
+from libra_ray.runs.folder import RunFolder, write_text
+from libra_ray.runs.results import TrainingLog, dump
 from libra_ray.training.data import TrainingData
 from libra_ray.training.fit import uses_bf16
 from libra_ray.types import ActionChunk, Json, Observation, Plan, Policy

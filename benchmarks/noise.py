@@ -18,8 +18,8 @@ from libra_ray import config as configuration
 from libra_ray.common.provenance import describe_hardware, git_revision
 from libra_ray.config import Config, override
 from libra_ray.policy import LibraPolicy
-from libra_ray.results import dump
-from libra_ray.run_folder import RunFolder, write_text
+from libra_ray.runs.folder import RunFolder, write_text
+from libra_ray.runs.results import dump
 from libra_ray.types import Json
 
 TASKS = ("push-v3", "pick-place-v3", "peg-insert-side-v3", "door-open-v3")

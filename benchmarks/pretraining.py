@@ -14,7 +14,7 @@ from libra_ray.data.dataset import open_dataset
 from libra_ray.data.frames import frame_cache
 from libra_ray.on_ray import stages
 from libra_ray.on_ray.train import train
-from libra_ray.run_folder import RunFolder
+from libra_ray.runs.folder import RunFolder
 
 PART = "planner.backbone"
 PLACE = "train.start_from"

@@ -29,8 +29,8 @@ from benchmarks.stolen import MOST_STOLEN, StolenCpu
 from libra_ray.common.gc_freeze import settle
 from libra_ray.common.progress import Progress
 from libra_ray.common.provenance import describe_hardware, git_revision
-from libra_ray.results import dump
-from libra_ray.run_folder import write_text
+from libra_ray.runs.folder import write_text
+from libra_ray.runs.results import dump
 from libra_ray.types import Json
 
 RESULTS = ROOT / "benchmarks" / "results"

@@ -12,7 +12,7 @@ from main_job import measured
 from results_table import RESULTS
 
 from libra_ray.common.provenance import describe_hardware, git_revision
-from libra_ray.run_folder import write_text
+from libra_ray.runs.folder import write_text
 
 JOBS = {
     "jobs/pipeline.py debug": 90.0,

@@ -22,8 +22,8 @@ from libra_ray.common.provenance import describe_hardware, git_revision
 from libra_ray.config import Config, override
 from libra_ray.data.windows import Windows
 from libra_ray.model.parts import attention as layers
-from libra_ray.results import dump
-from libra_ray.run_folder import write_text
+from libra_ray.runs.folder import write_text
+from libra_ray.runs.results import dump
 from libra_ray.training.data import TrainingData
 from libra_ray.training.fit import Fit
 from libra_ray.types import Json

@@ -41,7 +41,7 @@ def checks_of(arguments: "Arguments") -> "dict[str, Check]":
     """The checks that apply to what a job is given, in the order in which they are shown."""
     from libra_ray.doctor import hardware, machine, products, stores
     from libra_ray.on_ray import doctor as ray
-    from libra_ray.run_folder import RunFolder
+    from libra_ray.runs.folder import RunFolder
 
     config, runs = arguments.config, arguments.run_dir.parent
     folder = RunFolder(arguments.run_dir.resolve(), config)

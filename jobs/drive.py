@@ -54,8 +54,8 @@ def main() -> None:
     from libra_ray.client.client import RefusedError
     from libra_ray.common.progress import Progress
     from libra_ray.drive_fleet import Order, run, table
-    from libra_ray.results import dump
-    from libra_ray.run_folder import write_text
+    from libra_ray.runs.folder import write_text
+    from libra_ray.runs.results import dump
 
     renamed = {"warmup_s": given.pop("warmup"), "patience_s": given.pop("patience"), "jpeg_quality": given.pop("jpeg")}
     try:

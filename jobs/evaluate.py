@@ -11,7 +11,7 @@ def main() -> None:
         from libra_ray.on_ray.session import connected
         from libra_ray.publish import tracked
         from libra_ray.report_table import summary_table
-        from libra_ray.run_folder import RunFolder, locked, products
+        from libra_ray.runs.folder import RunFolder, locked, products
 
         stages.check(RunFolder(arguments.run_dir.resolve(), arguments.config), "evaluate", fresh=arguments.fresh)
         with locked(arguments.run_dir):

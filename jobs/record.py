@@ -9,7 +9,7 @@ def main() -> None:
     with arguments.refusing():
         from libra_ray.on_ray import stages
         from libra_ray.on_ray.session import connected
-        from libra_ray.run_folder import RunFolder, locked
+        from libra_ray.runs.folder import RunFolder, locked
 
         stages.check(RunFolder(arguments.run_dir.resolve(), arguments.config), "record", fresh=arguments.fresh)
         with locked(arguments.run_dir):

@@ -10,7 +10,7 @@ def main() -> None:
         from libra_ray.on_ray import stages
         from libra_ray.on_ray.session import connected
         from libra_ray.publish import tracked
-        from libra_ray.run_folder import RunFolder, locked, products
+        from libra_ray.runs.folder import RunFolder, locked, products
 
         stages.check(RunFolder(arguments.run_dir.resolve(), arguments.config), "train", fresh=arguments.fresh)
         with locked(arguments.run_dir):

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from libra_ray.results import TrainingLog
+from libra_ray.runs.results import TrainingLog
 from libra_ray.types import Json
 
 VARIABLES = ("ink", "line", "planner", "refiner", "expert", "policy", "coarse_only", "zero_action", "other", "mark")

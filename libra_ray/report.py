@@ -10,7 +10,7 @@ import numpy as np
 
 from libra_ray.common.provenance import git_revision, public_config
 from libra_ray.config import Config, ControllerName
-from libra_ray.results import Evaluation, Rollout, TrainingLog, dump, plain
+from libra_ray.runs.results import Evaluation, Rollout, TrainingLog, dump, plain
 from libra_ray.stats.intervals import Interval, percentiles, wilson
 from libra_ray.types import EpisodeResult, Json
 

@@ -12,7 +12,7 @@ import jinja2
 import numpy as np
 
 from libra_ray.plots import controller_name, intent_age_plot, latency_plot, success_plot, training_plots
-from libra_ray.results import Rollout, TrainingLog
+from libra_ray.runs.results import Rollout, TrainingLog
 from libra_ray.types import Json
 
 VIDEO_BUDGET_BYTES = 3_500_000

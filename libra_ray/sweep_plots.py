@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from libra_ray.plots import COLOUR, STYLE, legend, svg_text
+from libra_ray.runs.trials import PLAN_RESOLVED, VARIANCE_EXPLAINED, Configuration
 from libra_ray.stats.granularity_peak import Peak
-from libra_ray.sweep_results import PLAN_RESOLVED, VARIANCE_EXPLAINED, Configuration
 
 BINS = "action.bins"
 SHARES = {

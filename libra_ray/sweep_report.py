@@ -14,10 +14,8 @@ from libra_ray.common.provenance import git_revision, public_config
 from libra_ray.config import Config
 from libra_ray.report import write_atomically
 from libra_ray.report_page import duration, page_environment
-from libra_ray.results import dump, plain
-from libra_ray.stats.granularity_peak import Peak, estimate_peak
-from libra_ray.sweep_plots import BINS, Curve, granularity_plot, importance_plot, pareto_plot
-from libra_ray.sweep_results import (
+from libra_ray.runs.results import dump, plain
+from libra_ray.runs.trials import (
     PLAN_RESOLVED,
     VARIANCE_EXPLAINED,
     Configuration,
@@ -26,6 +24,8 @@ from libra_ray.sweep_results import (
     configurations,
     pareto_front,
 )
+from libra_ray.stats.granularity_peak import Peak, estimate_peak
+from libra_ray.sweep_plots import BINS, Curve, granularity_plot, importance_plot, pareto_plot
 from libra_ray.types import Json
 
 Importance = Mapping[str, Mapping[str, float]]

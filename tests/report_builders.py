@@ -6,7 +6,7 @@ import numpy as np
 
 from libra_ray.config import Config, override, preset
 from libra_ray.report import build_report
-from libra_ray.results import Evaluation, Rollout, TrainingLog
+from libra_ray.runs.results import Evaluation, Rollout, TrainingLog
 from libra_ray.types import EpisodeResult, Json
 
 SUCCESS = {"expert": 1.0, "policy": 0.92, "coarse_only": 0.6, "zero_action": 0.0}

@@ -21,8 +21,8 @@ from arguments import parse
 
 from libra_ray.config import preset
 from libra_ray.data.dataset import open_dataset
-from libra_ray.results import TrainingLog
-from libra_ray.run_folder import locked
+from libra_ray.runs.folder import locked
+from libra_ray.runs.results import TrainingLog
 from libra_ray.stats.intervals import wilson
 from tests.processes import command, family, survivors
 

@@ -10,7 +10,7 @@ from libra_ray.common.provenance import describe_hardware, git_revision, public_
 from libra_ray.config import override, preset
 from libra_ray.report import build_report, write_report
 from libra_ray.report_table import summary_table
-from libra_ray.results import Evaluation, TrainingLog, plain
+from libra_ray.runs.results import Evaluation, TrainingLog, plain
 from libra_ray.stats.intervals import percentiles, wilson
 from libra_ray.types import EpisodeResult
 from tests import report_builders as builders

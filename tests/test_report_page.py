@@ -13,7 +13,7 @@ import pytest
 from libra_ray.config import preset
 from libra_ray.report import write_report
 from libra_ray.report_page import VIDEO_BUDGET_BYTES, duration, encode_mp4, render_page
-from libra_ray.results import Rollout, TrainingLog
+from libra_ray.runs.results import Rollout, TrainingLog
 from tests import report_builders as builders
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -16,7 +16,7 @@ from libra_ray.on_ray.fleet import Fleet, died
 from libra_ray.on_ray.lockstep import Lockstep
 from libra_ray.on_ray.session import available_cpus
 from libra_ray.policy import load_policy
-from libra_ray.run_folder import Clock, RunFolder, repair_jsonl
+from libra_ray.runs.folder import Clock, RunFolder, repair_jsonl
 from libra_ray.sim import check_robot, instructions
 from libra_ray.training.data import distinct_tokens
 from libra_ray.types import Policy

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from libra_ray.common.progress import Progress
 from libra_ray.control.robot import Latencies
-from libra_ray.results import Evaluation, Rollout
-from libra_ray.run_folder import Clock, RunFolder, append_jsonl, read_jsonl
+from libra_ray.runs.folder import Clock, RunFolder, append_jsonl, read_jsonl
+from libra_ray.runs.results import Evaluation, Rollout
 from libra_ray.types import Episode, EpisodeResult, Json
 
 LOG_NAME = "evaluation.jsonl"

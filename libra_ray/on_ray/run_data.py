@@ -6,7 +6,7 @@ from typing import Any, cast
 from libra_ray.common.progress import say
 from libra_ray.data.dataset import Recorded, open_dataset
 from libra_ray.data.fingerprint import Fingerprint
-from libra_ray.run_folder import RunFolder
+from libra_ray.runs.folder import RunFolder
 from libra_ray.training.data import TrainingData
 
 FACT = "train.data"

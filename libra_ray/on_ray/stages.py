@@ -15,8 +15,8 @@ from libra_ray.on_ray import record as recording
 from libra_ray.on_ray import train as training
 from libra_ray.on_ray.run_data import open_unchanged
 from libra_ray.publish import check_store, publish_evaluation, publish_training
-from libra_ray.results import TrainingLog
-from libra_ray.run_folder import RunFolder, Stage
+from libra_ray.runs.folder import RunFolder, Stage
+from libra_ray.runs.results import TrainingLog
 from libra_ray.sim import check_robot, check_tasks, instructions, robot_spec
 from libra_ray.tracking import Tracker
 from libra_ray.training.data import distinct_tokens, make_model, shape_of

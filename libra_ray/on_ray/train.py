@@ -26,7 +26,7 @@ from libra_ray.model.libra import Libra
 from libra_ray.on_ray import faults
 from libra_ray.on_ray.run_data import open_to_train
 from libra_ray.on_ray.session import available_cpus, is_private
-from libra_ray.run_folder import Clock, RunFolder, append_jsonl, read_jsonl, repair_jsonl
+from libra_ray.runs.folder import Clock, RunFolder, append_jsonl, read_jsonl, repair_jsonl
 from libra_ray.training.data import TrainingData
 from libra_ray.training.fit import Fit, Save
 

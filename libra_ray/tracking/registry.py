@@ -22,7 +22,7 @@ from libra_ray.tracking.sqlite import alone
 from libra_ray.tracking.store import opened, told, tracking_uri
 from libra_ray.types import ACTION_KEY, STATE_KEY, Json
 
-LOADER_MODULE = "libra_ray.registered_model"
+LOADER_MODULE = "libra_ray.runs.mlflow_model"
 """Opens a registered model; named, not imported, because it needs torch."""
 UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
@@ -53,7 +53,7 @@ def register(
     """Register a checkpoint folder as a version of the model `name`, and point `alias` at it.
 
     The same digest is registered once per run. Needs no torch: the checkpoint is copied as it is, and opened by
-    `libra_ray.registered_model` only when somebody loads it.
+    `libra_ray.runs.mlflow_model` only when somebody loads it.
 
     Args:
         signature: as `observation_action_schema` makes it.

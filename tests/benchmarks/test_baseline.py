@@ -16,7 +16,7 @@ from libra_ray.data.splits import Split
 from libra_ray.data.stream import BatchStream
 from libra_ray.data.transforms import compute_stats
 from libra_ray.model.libra import RobotShape
-from libra_ray.run_folder import RunFolder
+from libra_ray.runs.folder import RunFolder
 from libra_ray.training.data import TrainingData
 from libra_ray.types import IMAGE_KEY, Observation
 from tests.data.builders import make_frames, make_recorded

@@ -9,7 +9,7 @@ import pytest
 
 from libra_ray.config import override, preset
 from libra_ray.on_ray.sweep.space import load_space
-from libra_ray.sweep_results import TrialResult
+from libra_ray.runs.trials import TrialResult
 
 ROOT = Path(__file__).parents[2]
 RATES = {2: 0.3, 4: 0.5, 10: 0.8, 32: 0.6, 100: 0.35}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from libra_ray.run_folder import RunFolder
+from libra_ray.runs.folder import RunFolder
 from tests.on_ray.doubles import debug_config
 
 MakeRun = Callable[..., RunFolder]

@@ -8,7 +8,7 @@ from pretraining import checkpoint_of
 
 from benchmarks.components import run_cell
 from libra_ray.config.overrides import flatten
-from libra_ray.run_folder import RunFolder
+from libra_ray.runs.folder import RunFolder
 from tests.on_ray.doubles import debug_config
 
 

@@ -10,7 +10,7 @@ from libra_ray.model.libra import Libra, RobotShape
 from libra_ray.on_ray import stages
 from libra_ray.on_ray.sweep import engine
 from libra_ray.on_ray.sweep.space import load_space
-from libra_ray.run_folder import RunFolder
+from libra_ray.runs.folder import RunFolder
 from tests.data.builders import make_episode
 from tests.model import families, vision_models
 from tests.on_ray.doubles import debug_config

@@ -12,7 +12,7 @@ from libra_ray.on_ray import evaluate as evaluation
 from libra_ray.on_ray import stages
 from libra_ray.on_ray.run_data import FACT, began_with, open_to_train
 from libra_ray.publish import dataset_facts
-from libra_ray.run_folder import RunFolder
+from libra_ray.runs.folder import RunFolder
 from libra_ray.sim import robot_spec
 from libra_ray.types import IMAGE_KEY
 from tests.data.builders import make_episode

@@ -17,8 +17,8 @@ from libra_ray.on_ray.sweep.plan import Order, Settings, SweepFolder
 from libra_ray.on_ray.sweep.searcher import Orders, make_source
 from libra_ray.on_ray.sweep.space import load_space
 from libra_ray.on_ray.sweep.trial import bind, rung_step, train_until
-from libra_ray.run_folder import Clock, RunFolder
-from libra_ray.sweep_results import TrialResult, configurations
+from libra_ray.runs.folder import Clock, RunFolder
+from libra_ray.runs.trials import TrialResult, configurations
 from tests.data.builders import make_episode
 from tests.on_ray.doubles import debug_config
 

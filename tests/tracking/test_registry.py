@@ -8,12 +8,13 @@ import pytest
 from mlflow.models import Model
 
 from libra_ray import checkpoint as checkpoints
-from libra_ray import publish, registered_model
+from libra_ray import publish
 from libra_ray.config import Config, TrackingConfig, override
 from libra_ray.model.libra import RobotShape
 from libra_ray.policy import load_policy
-from libra_ray.results import TrainingLog
-from libra_ray.run_folder import RunFolder
+from libra_ray.runs import mlflow_model as registered_model
+from libra_ray.runs.folder import RunFolder
+from libra_ray.runs.results import TrainingLog
 from libra_ray.tracking import Tracker, TrackingError, checkpoint_from_registry
 from libra_ray.types import ActionChunk, Plan
 from tests.model.builders import KEYS, make_observation, save_checkpoint, tiny_model

@@ -27,8 +27,8 @@ from libra_ray.on_ray.sweep.plan import BUDGETS, FULL, REDUCTION, Settings, Swee
 from libra_ray.on_ray.sweep.searcher import Orders, make_source
 from libra_ray.on_ray.sweep.space import Space
 from libra_ray.on_ray.sweep.trial import run_trial
-from libra_ray.run_folder import RunFolder
-from libra_ray.sweep_results import TrialResult
+from libra_ray.runs.folder import RunFolder
+from libra_ray.runs.trials import TrialResult
 
 Ended = Callable[[TrialFolder, TrialResult], None]
 

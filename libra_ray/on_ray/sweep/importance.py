@@ -9,7 +9,7 @@ from optuna.trial import create_trial
 from ray.tune.search.optuna import OptunaSearch
 
 from libra_ray.on_ray.sweep.space import Objective, Space
-from libra_ray.sweep_results import Configuration
+from libra_ray.runs.trials import Configuration
 
 FEWEST = 8
 """Configurations below which a forest has nothing to say."""

@@ -24,9 +24,9 @@ from libra_ray.config import Config, override
 from libra_ray.config.overrides import flatten
 from libra_ray.on_ray.run_data import FACT, began_with, open_unchanged
 from libra_ray.on_ray.sweep.space import Search, Space, Values
-from libra_ray.results import dump
-from libra_ray.run_folder import STAGE_KEYS, RunFolder, read_jsonl, write_text
-from libra_ray.sweep_results import TrialResult
+from libra_ray.runs.folder import STAGE_KEYS, RunFolder, read_jsonl, write_text
+from libra_ray.runs.results import dump
+from libra_ray.runs.trials import TrialResult
 from libra_ray.types import Json
 
 Scheduler = Literal["asha", "fifo"]

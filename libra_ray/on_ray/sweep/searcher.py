@@ -11,7 +11,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from libra_ray.on_ray.sweep.plan import Order, SweepFolder, TrialFolder
 from libra_ray.on_ray.sweep.space import MODES, Objective, Values
-from libra_ray.sweep_results import TrialResult, mean
+from libra_ray.runs.trials import TrialResult, mean
 
 
 class Source(Protocol):

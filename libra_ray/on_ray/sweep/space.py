@@ -14,7 +14,7 @@ import numpy as np
 from ray.tune.search.sample import Categorical, Domain
 
 from libra_ray.config import Config, override
-from libra_ray.run_folder import STAGE_KEYS
+from libra_ray.runs.folder import STAGE_KEYS
 
 Search = Literal["grid", "random", "optuna"]
 Objective = Literal["success", "latency_ms"]

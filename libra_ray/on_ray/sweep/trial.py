@@ -22,8 +22,8 @@ from libra_ray.on_ray.fleet import Fleet
 from libra_ray.on_ray.run_data import keep, open_to_train
 from libra_ray.on_ray.sweep.plan import FULL, RUNGS_NAME, TrialFolder
 from libra_ray.policy import load_policy
-from libra_ray.run_folder import Clock, RunFolder, append_jsonl, repair_jsonl
-from libra_ray.sweep_results import VARIANCE_EXPLAINED, TrialResult
+from libra_ray.runs.folder import Clock, RunFolder, append_jsonl, repair_jsonl
+from libra_ray.runs.trials import VARIANCE_EXPLAINED, TrialResult
 from libra_ray.training.difficulty import PREFIX
 from libra_ray.training.fit import Fit
 from libra_ray.types import Json, Observation

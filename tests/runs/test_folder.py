@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from libra_ray import run_folder
 from libra_ray.config import override, preset
-from libra_ray.run_folder import RunFolder, append_jsonl, read_jsonl, repair_jsonl, write_text
+from libra_ray.runs import folder as run_folder
+from libra_ray.runs.folder import RunFolder, append_jsonl, read_jsonl, repair_jsonl, write_text
 
 CONFIG = preset("debug")
 
