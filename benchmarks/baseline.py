@@ -33,7 +33,7 @@ from libra_ray.model.parts.vision import shift_pictures
 from libra_ray.on_ray import evaluate as evaluation
 from libra_ray.on_ray.run_data import began_with
 from libra_ray.on_ray.session import connected
-from libra_ray.report import build_report
+from libra_ray.report.run_report import build_report
 from libra_ray.runs.folder import RunFolder, write_text
 from libra_ray.runs.results import TrainingLog, dump
 from libra_ray.training.data import TrainingData

@@ -36,10 +36,10 @@ from libra_ray.on_ray.fleet import Fleet
 from libra_ray.on_ray.session import available_cpus, connected
 from libra_ray.on_ray.sweep.plan import MAY_CHANGE, differences
 from libra_ray.on_ray.sweep.trial import train_until
+from libra_ray.report.comparison import Line, Sample, markdown, short, summarise
+from libra_ray.report.interval_plot import Panel, interval_plot
 from libra_ray.runs.folder import RunFolder, locked, write_text
 from libra_ray.runs.results import dump, plain
-from libra_ray.study import Line, Sample, markdown, short, summarise
-from libra_ray.study_plots import Panel, interval_plot
 from libra_ray.types import EpisodeResult, Json
 
 ROOT = Path(__file__).parent.parent

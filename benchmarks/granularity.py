@@ -26,13 +26,13 @@ from libra_ray.on_ray.session import connected
 from libra_ray.on_ray.sweep import engine, outcome
 from libra_ray.on_ray.sweep.plan import Order, Settings, SweepFolder, TrialFolder, differences
 from libra_ray.on_ray.sweep.space import Space, load_space
-from libra_ray.publish import tracked
+from libra_ray.report.publish import tracked
+from libra_ray.report.sweep_plots import BINS, Curve, granularity_plot, standalone
+from libra_ray.report.sweep_report import configuration_row, curve_row, curves
 from libra_ray.runs.folder import locked, write_text
 from libra_ray.runs.results import dump
 from libra_ray.runs.trials import TrialResult, configurations
 from libra_ray.stats.granularity_peak import Outcomes, paired_difference
-from libra_ray.sweep_plots import BINS, Curve, granularity_plot, standalone
-from libra_ray.sweep_report import configuration_row, curve_row, curves
 from libra_ray.types import Json
 
 ROOT = Path(__file__).parent.parent

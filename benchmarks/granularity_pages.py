@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from libra_ray.report.sweep_plots import BINS
+from libra_ray.report.sweep_report import peak_words
 from libra_ray.runs.trials import PLAN_RESOLVED, VARIANCE_EXPLAINED
-from libra_ray.sweep_plots import BINS
-from libra_ray.sweep_report import peak_words
 
 MEASURES = {
     "val_token_entropy": "token entropy",

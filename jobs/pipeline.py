@@ -12,8 +12,8 @@ def main() -> None:
     with arguments.refusing():
         from libra_ray.on_ray import stages
         from libra_ray.on_ray.session import connected
-        from libra_ray.publish import tracked
-        from libra_ray.report_table import summary_table
+        from libra_ray.report.publish import tracked
+        from libra_ray.report.table import summary_table
         from libra_ray.runs.folder import RunFolder, locked
 
         stages.check(

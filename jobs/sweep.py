@@ -51,9 +51,9 @@ def _sweep(arguments: Arguments) -> None:
     from libra_ray.on_ray.sweep import engine, outcome
     from libra_ray.on_ray.sweep.plan import SweepFolder, settings_of
     from libra_ray.on_ray.sweep.space import load_space
-    from libra_ray.publish import tracked
+    from libra_ray.report.publish import tracked
+    from libra_ray.report.sweep_report import sweep_table
     from libra_ray.runs.folder import locked
-    from libra_ray.sweep_report import sweep_table
 
     given, config = arguments.more, arguments.config
     space = load_space(given["space"], config)

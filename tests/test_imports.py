@@ -25,7 +25,7 @@ LAWS = [
     ("import libra_ray.control.robot, libra_ray.rollout", HEAVY),
     ("import libra_ray.sim, libra_ray.sim.metaworld, libra_ray.rollout", {"torch", "ray", "lerobot", "transformers", "mlflow"}),
     ("import libra_ray.data.spool", {"torch", "ray", "mlflow", "transformers"}),
-    ("import libra_ray.report", {"torch", "ray", "lerobot", "mlflow", "transformers", "matplotlib", "scipy", "av"}),
+    ("import libra_ray.report.run_report", {"torch", "ray", "lerobot", "mlflow", "transformers", "matplotlib", "scipy", "av"}),
     ("import libra_ray.on_ray.serving.board", {"torch", "lerobot", "transformers", "mlflow", "matplotlib", "scipy"}),
     ("import libra_ray.checkpoint, libra_ray.policy, libra_ray.training.fit", {"ray", "mlflow", "mujoco", "metaworld"}),
     ("import libra_ray.drive_fleet, libra_ray.drive_bodies", {"torch", "ray", "lerobot", "transformers", "mlflow"}),

@@ -14,7 +14,7 @@ from libra_ray.on_ray import evaluation_log, session
 from libra_ray.on_ray import record as recording
 from libra_ray.on_ray import train as training
 from libra_ray.on_ray.run_data import open_unchanged
-from libra_ray.publish import check_store, publish_evaluation, publish_training
+from libra_ray.report.publish import check_store, publish_evaluation, publish_training
 from libra_ray.runs.folder import RunFolder, Stage
 from libra_ray.runs.results import TrainingLog
 from libra_ray.sim import check_robot, check_tasks, instructions, robot_spec

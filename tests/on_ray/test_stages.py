@@ -11,7 +11,7 @@ from libra_ray.model.libra import RobotShape
 from libra_ray.on_ray import evaluate as evaluation
 from libra_ray.on_ray import stages
 from libra_ray.on_ray.run_data import FACT, began_with, open_to_train
-from libra_ray.publish import dataset_facts
+from libra_ray.report.publish import dataset_facts
 from libra_ray.runs.folder import RunFolder
 from libra_ray.sim import robot_spec
 from libra_ray.types import IMAGE_KEY

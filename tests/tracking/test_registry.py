@@ -8,10 +8,10 @@ import pytest
 from mlflow.models import Model
 
 from libra_ray import checkpoint as checkpoints
-from libra_ray import publish
 from libra_ray.config import Config, TrackingConfig, override
 from libra_ray.model.libra import RobotShape
 from libra_ray.policy import load_policy
+from libra_ray.report import publish
 from libra_ray.runs import mlflow_model as registered_model
 from libra_ray.runs.folder import RunFolder
 from libra_ray.runs.results import TrainingLog

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from libra_ray import publish
 from libra_ray.config import TrackingConfig, override, preset
 from libra_ray.config.overrides import flatten
+from libra_ray.report import publish
 from libra_ray.runs.folder import RunFolder
 from libra_ray.tracking import Tracker, TrackingError, publishing, tracking_uri
 from tests.tracking.conftest import JOBS

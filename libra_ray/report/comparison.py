@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from libra_ray.report.interval_plot import Mark
 from libra_ray.stats.granularity_peak import DRAWS, Outcomes, estimate, success_draws
-from libra_ray.study_plots import Mark
 
 EPISODES = "seeds × episodes"
 

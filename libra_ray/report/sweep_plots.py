@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from libra_ray.plots import COLOUR, STYLE, legend, svg_text
+from libra_ray.report.plots import COLOUR, STYLE, legend, svg_text
 from libra_ray.runs.trials import PLAN_RESOLVED, VARIANCE_EXPLAINED, Configuration
 from libra_ray.stats.granularity_peak import Peak
 
@@ -80,7 +80,7 @@ def granularity_plot(curves: Sequence[Curve]) -> str:
 
 def standalone(svg: str) -> str:
     """A plot for a file of its own: the page's light colours in place of its variables, on white."""
-    style = importlib.resources.files("libra_ray").joinpath("templates/style.html.j2").read_text(encoding="utf-8")
+    style = importlib.resources.files("libra_ray.report").joinpath("templates/style.html.j2").read_text(encoding="utf-8")
     # The page says the light colours first.
     colours = dict(re.findall(r"--([a-z_]+): (#[0-9a-f]{6})", style.partition("@media")[0]))
     text = re.sub(r"var\(--([a-z_]+)\)", lambda name: colours[name[1]], svg)

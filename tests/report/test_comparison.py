@@ -5,8 +5,8 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from libra_ray.study import Sample, markdown, summarise
-from libra_ray.study_plots import Mark, Panel, interval_plot
+from libra_ray.report.comparison import Sample, markdown, summarise
+from libra_ray.report.interval_plot import Mark, Panel, interval_plot
 
 
 def sample(label, rates, episodes=100, errors_mm=(), tasks=1):

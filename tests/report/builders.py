@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from libra_ray.config import Config, override, preset
-from libra_ray.report import build_report
+from libra_ray.report.run_report import build_report
 from libra_ray.runs.results import Evaluation, Rollout, TrainingLog
 from libra_ray.types import EpisodeResult, Json
 

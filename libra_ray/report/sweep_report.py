@@ -12,8 +12,9 @@ from rich.table import Table
 
 from libra_ray.common.provenance import git_revision, public_config
 from libra_ray.config import Config
-from libra_ray.report import write_atomically
-from libra_ray.report_page import duration, page_environment
+from libra_ray.report.page import duration, page_environment
+from libra_ray.report.run_report import write_atomically
+from libra_ray.report.sweep_plots import BINS, Curve, granularity_plot, importance_plot, pareto_plot
 from libra_ray.runs.results import dump, plain
 from libra_ray.runs.trials import (
     PLAN_RESOLVED,
@@ -25,7 +26,6 @@ from libra_ray.runs.trials import (
     pareto_front,
 )
 from libra_ray.stats.granularity_peak import Peak, estimate_peak
-from libra_ray.sweep_plots import BINS, Curve, granularity_plot, importance_plot, pareto_plot
 from libra_ray.types import Json
 
 Importance = Mapping[str, Mapping[str, float]]

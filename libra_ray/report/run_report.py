@@ -78,7 +78,7 @@ def build_report(
 def write_report(run_dir: Path, report: Json, rollouts: Sequence[Rollout], training_log: TrainingLog) -> Path:
     """Write `report.json` and the page `report.html` into `run_dir`, each whole or not at all; returns the page's path."""
     # Here, because it brings matplotlib, which costs every job seconds that draws nothing.
-    from libra_ray.report_page import render_page
+    from libra_ray.report.page import render_page
 
     run_dir.mkdir(parents=True, exist_ok=True)
     page = run_dir / "report.html"

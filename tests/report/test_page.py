@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from libra_ray.config import preset
-from libra_ray.report import write_report
-from libra_ray.report_page import VIDEO_BUDGET_BYTES, duration, encode_mp4, render_page
+from libra_ray.report.page import VIDEO_BUDGET_BYTES, duration, encode_mp4, render_page
+from libra_ray.report.run_report import write_report
 from libra_ray.runs.results import Rollout, TrainingLog
-from tests import report_builders as builders
+from tests.report import builders
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_browser = pytest.mark.skipif(

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from libra_ray.config import preset
+from libra_ray.report.sweep_report import build_sweep, sweep_table, write_sweep
 from libra_ray.runs.trials import TrialResult, best, configurations, pareto_front
-from libra_ray.sweep_report import build_sweep, sweep_table, write_sweep
 
 BINS = (2, 6, 10, 32, 100)
 

@@ -10,7 +10,7 @@ from libra_ray.checkpoint import Manifest
 from libra_ray.common.provenance import describe_hardware
 from libra_ray.data.dataset import open_dataset
 from libra_ray.data.fingerprint import Fingerprint
-from libra_ray.report import build_report, write_report
+from libra_ray.report.run_report import build_report, write_report
 from libra_ray.runs.folder import RunFolder
 from libra_ray.runs.results import Evaluation, Rollout, TrainingLog
 from libra_ray.tracking import Tracker, TrackingError, check, observation_action_schema, publishing

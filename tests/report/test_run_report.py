@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from libra_ray.common.provenance import describe_hardware, git_revision, public_config
 from libra_ray.config import override, preset
-from libra_ray.report import build_report, write_report
-from libra_ray.report_table import summary_table
+from libra_ray.report.run_report import build_report, write_report
+from libra_ray.report.table import summary_table
 from libra_ray.runs.results import Evaluation, TrainingLog, plain
 from libra_ray.stats.intervals import percentiles, wilson
 from libra_ray.types import EpisodeResult
-from tests import report_builders as builders
+from tests.report import builders
 
 
 def result(*, seed=0, controller="policy", task="reach-v3", **changes):

@@ -11,7 +11,7 @@ import av
 import jinja2
 import numpy as np
 
-from libra_ray.plots import controller_name, intent_age_plot, latency_plot, success_plot, training_plots
+from libra_ray.report.plots import controller_name, intent_age_plot, latency_plot, success_plot, training_plots
 from libra_ray.runs.results import Rollout, TrainingLog
 from libra_ray.types import Json
 
@@ -68,7 +68,7 @@ def render_page(report: Json, rollouts: Sequence[Rollout], training_log: Trainin
 def page_environment() -> jinja2.Environment:
     """Where the pages' templates and filters are."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("libra_ray"),
+        loader=jinja2.PackageLoader("libra_ray.report"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
