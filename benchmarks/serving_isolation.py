@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.serving_load import Load
 from benchmarks.serving_servers import free_port
 from libra_ray.client.client import AsyncRobotClient
-from libra_ray.driving import drive
+from libra_ray.fleet.robot import drive
 from libra_ray.stats.intervals import percentiles
 from libra_ray.types import Json
 

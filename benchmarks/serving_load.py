@@ -14,10 +14,10 @@ from benchmarks.peers.work import Work
 from benchmarks.serving_servers import Server
 from libra_ray.client.protocol import Handshake, Reply
 from libra_ray.data.dataset import open_dataset
-from libra_ray.drive_log import DriveLog
-from libra_ray.drive_robots import Seen, StubRobot
-from libra_ray.drive_stubs import Recording
-from libra_ray.driving import Endpoint, drive
+from libra_ray.fleet.log import DriveLog
+from libra_ray.fleet.replay import Recording
+from libra_ray.fleet.robot import Endpoint, drive
+from libra_ray.fleet.robots import Seen, StubRobot
 from libra_ray.types import STATE_KEY, Json, Observation, Plan
 
 CHUNKS_PER_EPISODE = 100

@@ -19,7 +19,7 @@ from typing import Any, Self
 import psutil
 
 from libra_ray.client.client import AsyncRobotClient
-from libra_ray.driving import Endpoint
+from libra_ray.fleet.robot import Endpoint
 from libra_ray.types import Json
 
 ROOT = Path(__file__).parent.parent

@@ -15,8 +15,8 @@ import psutil
 from benchmarks.serving_isolation import isolation, settings_of
 from benchmarks.serving_load import Load
 from benchmarks.serving_servers import DEPLOYMENTS, Server, ours
-from libra_ray.drive_log import DriveLog
-from libra_ray.driving import drive
+from libra_ray.fleet.log import DriveLog
+from libra_ray.fleet.robot import drive
 from libra_ray.types import Json
 
 Lines = dict[str, list[list[float]]]

@@ -53,7 +53,7 @@ def main() -> None:
     out, tasks = given.pop("out"), given.pop("tasks")
     from libra_ray.client.client import RefusedError
     from libra_ray.common.progress import Progress
-    from libra_ray.drive_fleet import Order, run, table
+    from libra_ray.fleet.run import Order, run, table
     from libra_ray.runs.folder import write_text
     from libra_ray.runs.results import dump
 

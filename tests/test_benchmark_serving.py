@@ -23,8 +23,8 @@ from benchmarks.serving_pages import markdown, plot, summary
 from benchmarks.serving_servers import Server, free_port
 from benchmarks.serving_stress import aftermath, growth
 from benchmarks.stolen import StolenCpu
-from libra_ray.drive_log import Answer, DriveLog
-from libra_ray.driving import drive
+from libra_ray.fleet.log import Answer, DriveLog
+from libra_ray.fleet.robot import drive
 from tests.model.builders import save_checkpoint, tiny_model
 from tests.processes import survivors
 

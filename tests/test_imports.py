@@ -28,7 +28,7 @@ LAWS = [
     ("import libra_ray.report.run_report", {"torch", "ray", "lerobot", "mlflow", "transformers", "matplotlib", "scipy", "av"}),
     ("import libra_ray.on_ray.serving.board", {"torch", "lerobot", "transformers", "mlflow", "matplotlib", "scipy"}),
     ("import libra_ray.checkpoint, libra_ray.policy, libra_ray.training.fit", {"ray", "mlflow", "mujoco", "metaworld"}),
-    ("import libra_ray.drive_fleet, libra_ray.drive_bodies", {"torch", "ray", "lerobot", "transformers", "mlflow"}),
+    ("import libra_ray.fleet.run, libra_ray.fleet.simulated", {"torch", "ray", "lerobot", "transformers", "mlflow"}),
     ("import libra_ray.on_ray.fleet", {"torch", "lerobot", "transformers", "mlflow"}),
 ]
 

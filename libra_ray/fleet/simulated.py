@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from libra_ray.config import SimConfig
-from libra_ray.drive_robots import Moved
+from libra_ray.fleet.robots import Moved
 from libra_ray.rollout import Rollout
 from libra_ray.sim import make_environment
 from libra_ray.types import Action, Environment
@@ -136,7 +136,7 @@ class Bodies:
 
 
 class _Body:
-    """One robot of a fleet; see `libra_ray.driving.Body`."""
+    """One robot of a fleet; see `libra_ray.fleet.robot.Body`."""
 
     def __init__(self, bodies: Bodies, *, pool: int, robot: int, task: str, seeds: Any) -> None:
         self.task = task

@@ -16,11 +16,11 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
 from libra_ray.client.protocol import GOING_AWAY, Handshake, Reply, pack, unpack
-from libra_ray.drive_fleet import SYNTHETIC, WRIST, Order, run, simulation, table
-from libra_ray.drive_log import DriveLog, Trial
-from libra_ray.drive_robots import BodyRobot, Moved
-from libra_ray.drive_stubs import recorded, synthetic
-from libra_ray.driving import drive
+from libra_ray.fleet.log import DriveLog, Trial
+from libra_ray.fleet.replay import recorded, synthetic
+from libra_ray.fleet.robot import drive
+from libra_ray.fleet.robots import BodyRobot, Moved
+from libra_ray.fleet.run import SYNTHETIC, WRIST, Order, run, simulation, table
 from libra_ray.stats.intervals import wilson
 from libra_ray.types import IMAGE_KEY, STATE_KEY, Json, Observation
 from tests.data.builders import make_recorded
@@ -338,8 +338,8 @@ def test_no_two_stub_robots_look_alike():
 def test_a_data_set_is_replayed_in_the_order_it_was_recorded(tmp_path, monkeypatch):
     data = make_recorded([12, 9, 15], ["open it", "push it", "open it"])
     pictures = np.arange(len(data), dtype=np.uint8)[None, :, None, None, None] * np.ones((1, 1, 16, 16, 3), np.uint8)
-    monkeypatch.setattr("libra_ray.drive_stubs.open_dataset", lambda root, settings, state_dim: data)
-    monkeypatch.setattr("libra_ray.drive_stubs.frame_cache", lambda *_: pictures)
+    monkeypatch.setattr("libra_ray.fleet.replay.open_dataset", lambda root, settings, state_dim: data)
+    monkeypatch.setattr("libra_ray.fleet.replay.frame_cache", lambda *_: pictures)
     seen = list(islice(recorded(HANDSHAKE, tmp_path).robot(1, 2), 5))
     assert [s.observation.step for s in seen] == [0, 5, 0, 5, 10]  # episode 1 of 9 frames, then episode 3, which is 0 again
     assert [s.begins for s in seen] == [True, False, True, False, False]

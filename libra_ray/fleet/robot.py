@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from libra_ray.client.client import RefusedError, WrongRobotError
 from libra_ray.client.protocol import Reply
-from libra_ray.drive_log import Answer, DriveLog
+from libra_ray.fleet.log import Answer, DriveLog
 from libra_ray.types import Observation
 
 ERROR_PAUSE_S = 0.1

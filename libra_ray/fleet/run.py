@@ -17,11 +17,11 @@ from libra_ray.common.gc_freeze import settle
 from libra_ray.common.provenance import describe_hardware
 from libra_ray.config import SimConfig
 from libra_ray.config.presets import QUICKSTART_TASKS, TABLETOP_TASKS
-from libra_ray.drive_bodies import Bodies
-from libra_ray.drive_log import DriveLog
-from libra_ray.drive_robots import BodyRobot, StubRobot
-from libra_ray.drive_stubs import Recording, recorded, reflects, synthetic
-from libra_ray.driving import Robot, drive
+from libra_ray.fleet.log import DriveLog
+from libra_ray.fleet.replay import Recording, recorded, reflects, synthetic
+from libra_ray.fleet.robot import Robot, drive
+from libra_ray.fleet.robots import BodyRobot, StubRobot
+from libra_ray.fleet.simulated import Bodies
 from libra_ray.sim import check_tasks
 from libra_ray.types import Json
 

@@ -14,7 +14,7 @@ from libra_ray.client.protocol import Handshake, Reply
 from libra_ray.config import DataConfig, from_json
 from libra_ray.data.dataset import Recorded, open_dataset
 from libra_ray.data.frames import frame_cache
-from libra_ray.drive_robots import Seen
+from libra_ray.fleet.robots import Seen
 from libra_ray.types import STATE_KEY, Observation
 
 PICTURES = 4

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from libra_ray.client.protocol import Reply
-from libra_ray.drive_log import Trial
-from libra_ray.driving import Robot
+from libra_ray.fleet.log import Trial
+from libra_ray.fleet.robot import Robot
 from libra_ray.types import Observation
 
 
@@ -108,7 +108,7 @@ class Moved:
 
 
 class Body(Protocol):
-    """A simulated robot, e.g. `libra_ray.drive_bodies.Bodies.body`."""
+    """A simulated robot, e.g. `libra_ray.fleet.simulated.Bodies.body`."""
 
     task: str
 

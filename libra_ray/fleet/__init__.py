@@ -1,0 +1,1 @@
+"""Robots that drive a server in real time."""
