@@ -12,12 +12,8 @@ from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, Ray
 from libra_ray.common.disk import NoRoomError
 from libra_ray.config import SimConfig
 from libra_ray.on_ray.session import available_cpus, is_private
-from libra_ray.on_ray.simulators import Outcome, Simulators
-from libra_ray.types import Episode
+from libra_ray.on_ray.simulators import TRIES, Outcome, Simulators
 
-TRIES = 3
-"""How often an episode is begun before it counts as an error: one that kills its process would do so for ever."""
-DIED = f"the simulator's process died {TRIES} times in this episode"
 _LOST = (RayActorError, ObjectLostError, OutOfMemoryError)
 
 
@@ -135,8 +131,3 @@ class Fleet:
         # It may only be out of reach: what is killed cannot go on with an episode that somebody else begins again.
         ray.kill(self.actors[index])
         self.actors[index] = self._start()
-
-
-def died(task: str, seed: int) -> Episode:
-    """The episode that killed its process every time: one counted error."""
-    return Episode(task=task, instruction="", seed=seed, steps=(), success=False, error=DIED)

@@ -1,9 +1,9 @@
 """A policy drives a fleet in lockstep time: all robots look, think as one batch, and act; then time advances."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from libra_ray.config import Config
 from libra_ray.control.robot import Latencies, RobotControl, drive
 from libra_ray.on_ray.evaluation_log import Job
-from libra_ray.on_ray.fleet import TRIES, Fleet, died
-from libra_ray.on_ray.simulators import Outcome, Start
+from libra_ray.on_ray.simulators import TRIES, Outcome, Start, died
 from libra_ray.types import Action, Episode, Observation, Policy
 
 FLUSH_CALLS = 200
@@ -29,6 +28,17 @@ class Noting(Protocol):
         """The wall time of batched calls."""
 
 
+class Pool(Protocol):
+    """Simulated robots in slots, wherever their processes are."""
+
+    def ask(self, method: str, orders: Mapping[int, Any], alone: Collection[int] = ()) -> dict[int, Outcome]:
+        """Call `begin` or `advance` with every slot's order; slots in `alone` get a call of their own.
+
+        Where a process dies, the robots of the call it died in answer `Outcome(died=True)`; other robots of that process are
+        lost (`Outcome()`).
+        """
+
+
 @dataclass
 class Lockstep:
     """Robots in slots; a slot whose episode ends takes the next one.
@@ -43,7 +53,7 @@ class Lockstep:
 
     config: Config
     trained: Config
-    fleet: Fleet
+    fleet: Pool
     policy: Policy
     notes: Noting
     robots: dict[int, RobotControl] = field(default_factory=dict)

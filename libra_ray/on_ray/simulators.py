@@ -14,6 +14,10 @@ from libra_ray.sim import make_environment
 from libra_ray.sim.scripted_controllers import ExpertController, ZeroController
 from libra_ray.types import Action, Controller, Environment, Episode, Observation
 
+TRIES = 3
+"""How often an episode is begun before it counts as an error: one that kills its process would do so for ever."""
+DIED = f"the simulator's process died {TRIES} times in this episode"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
@@ -143,6 +147,11 @@ class Simulators:
 def not_begun(task: str, seed: int, error: Exception) -> Episode:
     """The episode of an environment that could not even be made: one counted error like any other."""
     return Episode(task=task, instruction="", seed=seed, steps=(), success=False, error=f"{type(error).__name__}: {error}")
+
+
+def died(task: str, seed: int) -> Episode:
+    """The episode that killed its process every time: one counted error."""
+    return Episode(task=task, instruction="", seed=seed, steps=(), success=False, error=DIED)
 
 
 def without_pictures(episode: Episode) -> Episode:

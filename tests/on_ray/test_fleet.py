@@ -11,8 +11,8 @@ import ray
 from libra_ray.common.disk import NoRoomError
 from libra_ray.config import SimConfig
 from libra_ray.on_ray import fleet as module
-from libra_ray.on_ray.fleet import TRIES, Fleet
-from libra_ray.on_ray.simulators import Outcome, Simulators, Start
+from libra_ray.on_ray.fleet import Fleet
+from libra_ray.on_ray.simulators import TRIES, Outcome, Simulators, Start
 from tests.on_ray.doubles import debug_config
 
 HEAVY = {"torch", "lerobot", "transformers", "mlflow"}

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from libra_ray.on_ray.evaluation_log import Job
-from libra_ray.on_ray.fleet import DIED, TRIES
 from libra_ray.on_ray.lockstep import Lockstep
-from libra_ray.on_ray.simulators import Simulators, Start
+from libra_ray.on_ray.simulators import DIED, TRIES, Simulators, Start
 from libra_ray.types import Action
 from tests.on_ray.doubles import STEPS, LocalFleet, Noted, StubPolicy, StubSimulators, debug_config
 

@@ -10,8 +10,12 @@ from ray.serve import Application, Deployment
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.handle import DeploymentHandle
 
+from libra_ray.on_ray.serving.board import BoardClient
+from libra_ray.on_ray.serving.engine import Engine
 from libra_ray.on_ray.serving.gateway import GatewayCore
 from libra_ray.on_ray.serving.port import OwnPort
+from libra_ray.on_ray.serving.prometheus import register
+from libra_ray.on_ray.serving.replica_counts import applications
 from libra_ray.on_ray.serving.scaling import LOOK_BACK_S, METRICS_S
 from libra_ray.on_ray.serving.settings import Replicas, Settings
 from libra_ray.on_ray.serving.web import Web
@@ -23,6 +27,11 @@ APP_NAME = "default"
 LEAVE_S = 3.0
 CALLS_AT_ONCE = 4
 """Batches that a replica takes in: one computes, the others wait or answer `describe`."""
+
+
+def engine(gateway: str) -> Engine:
+    """Ray, as the gateway of that name sees it."""
+    return Engine(board=BoardClient(gateway), register=register, applications=applications)
 
 
 class GatewayBase:
@@ -37,7 +46,7 @@ class GatewayBase:
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, settings: Settings, planner: DeploymentHandle[Any], refiner: DeploymentHandle[Any]
     ) -> None:
-        self._core = GatewayCore(settings, _direct(planner), _direct(refiner))
+        self._core = GatewayCore(settings, _direct(planner), _direct(refiner), engine)
         self._web = Web(self._core)
         self._core.space_changed_hooks.append(self._web.send_away)
         self._port: OwnPort | None = None

@@ -1,60 +1,19 @@
-"""The fleet's board: one small actor that adds up the gateways' snapshots, and the live page that shows it."""
+"""The gateways' way to the fleet's board, which is one small actor."""
 
 import asyncio
-import base64
-import hashlib
 import time
-from collections import deque
-from collections.abc import Callable
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
+from libra_ray.on_ray.serving.fleet_board import FleetBoard
 from libra_ray.on_ray.serving.fleet_snapshot import FleetSnapshot
 from libra_ray.types import Json
 
 BOARD_NAME = "libra_ray_fleet_board"
-SILENT_S = 5.0
-"""A gateway that says nothing for so long is gone."""
-HISTORY_S = 180
 PATIENCE_S = 2.0
 """A board that does not answer for so long, because it still starts or its node is lost, is done without for now."""
-
-
-class FleetBoard:
-    """The latest snapshot of every gateway replica, and the curves of the last minutes. An actor's class, plain Python.
-
-    Args:
-        clock: seconds that never go back.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._latest: dict[str, tuple[float, FleetSnapshot]] = {}
-        self._history: deque[tuple[float, Json]] = deque(maxlen=HISTORY_S)
-        self._next_point = clock()
-
-    def report(self, gateway: str, snapshot: FleetSnapshot) -> None:
-        """A gateway's snapshot replaces its last one; about one call a second and gateway."""
-        now = self._clock()
-        self._latest[gateway] = (now, snapshot)
-        if now >= self._next_point:
-            self._next_point = now + 0.9
-            self._history.append((now, self._merged().point()))
-
-    def fleet(self) -> Json:
-        """The content of `fleet.json`: `FleetSnapshot.to_json` of the whole fleet, and `history`, a point per second."""
-        now = self._clock()
-        history = [{"seconds_ago": round(now - at, 2), **point} for at, point in self._history]
-        return {**self._merged().to_json(), "history": history}
-
-    def _merged(self) -> FleetSnapshot:
-        now = self._clock()
-        self._latest = {name: known for name, known in self._latest.items() if now - known[0] < SILENT_S}
-        return FleetSnapshot.merged((snapshot for _, snapshot in self._latest.values()), time=time.time())
 
 
 class BoardClient:
@@ -92,22 +51,3 @@ class BoardClient:
         except (RayError, ValueError):
             self._board = None
             return None
-
-
-@cache
-def fleet_page() -> str:
-    """The live page: one self-contained HTML text that asks its own server for `fleet.json` every second and nothing else.
-
-    Its Content-Security-Policy lets only its own script and style run, by their hashes.
-    """
-    folder = files("libra_ray.on_ray.serving")
-    page, style, script = (folder.joinpath(f"fleet.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
-    policy = (
-        f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; connect-src 'self'; "
-        "img-src data:; base-uri 'none'; form-action 'none'"
-    )
-    return page.replace("%POLICY%", policy).replace("%STYLE%", style).replace("%SCRIPT%", script)
-
-
-def _digest(text: str) -> str:
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

@@ -5,9 +5,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from ray.serve.context import _get_global_client
-from ray.serve.handle import DeploymentHandle
-
 from libra_ray.client.protocol import Handshake
 from libra_ray.common.gc_freeze import settle
 from libra_ray.on_ray.serving.calls import NoAnswerError, call
@@ -27,7 +24,7 @@ class Running:
         settled: whether all of them are as they were last asked to be.
     """
 
-    def __init__(self, handle: DeploymentHandle[Any], at_least: int) -> None:
+    def __init__(self, handle: Any, at_least: int) -> None:
         self.running, self.settled = at_least, False
         self._app, self._name = handle.app_name, handle.deployment_name
 
@@ -50,6 +47,7 @@ class Following:
         planner: handle of the planner's deployment.
         refiner: handle of the refiner's deployment.
         gateway: this replica's name.
+        applications: see `Engine`.
         space_changed: called where the new weights take or give something else than the old ones.
 
     Attributes:
@@ -61,14 +59,15 @@ class Following:
     def __init__(
         self,
         settings: Settings,
-        planner: DeploymentHandle[Any],
-        refiner: DeploymentHandle[Any],
+        planner: Any,
+        refiner: Any,
         *,
         gateway: str,
+        applications: Callable[[], Mapping[str, Any]],
         space_changed: Callable[[], None],
     ) -> None:
         self._settings, self._systems = settings, (planner, refiner)
-        self._gateway, self._space_changed = gateway, space_changed
+        self._gateway, self._applications, self._space_changed = gateway, applications, space_changed
         self.planners = Running(planner, settings.planner.replicas)
         self.refiners = Running(refiner, settings.refiner.replicas)
         self.handshake: Handshake | None = None
@@ -84,7 +83,7 @@ class Following:
 
     async def look(self) -> None:
         """Ask Serve how many replicas run."""
-        applications = await asyncio.to_thread(_applications)
+        applications = await asyncio.to_thread(self._applications)
         for running in (self.planners, self.refiners):
             running.update(applications)
 
@@ -129,12 +128,6 @@ class Following:
         self.loaded.set()
         if before is not None and _space(before) != _space(handshake):
             self._space_changed()
-
-
-def _applications() -> Mapping[str, Any]:
-    """What `serve.status` is made of. Making it costs a gateway a tenth of its CPU, mostly for parts that nobody asks for."""
-    details: Json = _get_global_client().get_serve_details()
-    return details["applications"]
 
 
 def _space(handshake: Handshake) -> tuple[Any, ...]:

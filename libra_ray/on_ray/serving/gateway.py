@@ -16,7 +16,7 @@ from libra_ray.config import ActionConfig, ControlConfig
 from libra_ray.control.robot import Limits, RobotControl
 from libra_ray.on_ray.serving import calls
 from libra_ray.on_ray.serving.batching import Answer, Batcher
-from libra_ray.on_ray.serving.board import BoardClient
+from libra_ray.on_ray.serving.engine import Engine
 from libra_ray.on_ray.serving.following import Following
 from libra_ray.on_ray.serving.instructions import Instructions
 from libra_ray.on_ray.serving.planning import Planning, age_s
@@ -42,16 +42,25 @@ class GatewayCore:
         settings: the application's.
         planner: handle of the planner's deployment.
         refiner: handle of the refiner's deployment.
+        engine: what runs this gateway, made for its name.
     """
 
-    def __init__(self, settings: Settings, planner: Any, refiner: Any) -> None:
+    def __init__(self, settings: Settings, planner: Any, refiner: Any, engine: Callable[[str], Engine]) -> None:
         self.settings, self._planner, self._refiner = settings, planner, refiner
         self.name = f"{socket.gethostname()}-{os.getpid()}"
-        self.telemetry, self.board = Telemetry("gateway"), BoardClient(self.name)
+        made = engine(self.name)
+        self.telemetry, self.board = Telemetry("gateway", made.register), made.board
         self.connections = 0
         self.draining = False
         self.space_changed_hooks: list[Callable[[], None]] = []
-        self.following = Following(settings, planner, refiner, gateway=self.name, space_changed=self.space_changed)
+        self.following = Following(
+            settings,
+            planner,
+            refiner,
+            gateway=self.name,
+            applications=made.applications,
+            space_changed=self.space_changed,
+        )
         self._names = itertools.count(1)
         self._missed, self._late = calls.Recent(), calls.Recent()
         self._instructions = Instructions(self._refusal)

@@ -1,16 +1,8 @@
-"""The Prometheus metrics of serving, declared once: what registers them, the dashboard and its test read this table.
-
-Ray exports a metric under the name below with the prefix `ray_`, and adds the label `WorkerId`, one per replica.
-It sends a histogram's buckets on as if every value lay in the middle of its bucket, so counts and quantiles are right and
-`_sum` is approximate; nothing here reads it.
-"""
+"""The metrics of serving, declared once: what registers them, the dashboard and its test read this table."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-from ray.util.metrics import Counter, Gauge, Histogram
-
-PREFIX = "ray_"
 _SECONDS = (
     *(0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075),
     *(0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0),
@@ -31,22 +23,6 @@ class Metric:
     description: str
     boundaries: tuple[float, ...] = ()
     label: str | None = None
-
-    @property
-    def exported(self) -> frozenset[str]:
-        """The names of its time series as Prometheus sees them."""
-        suffixes = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("_total",), "gauge": ("",)}[self.kind]
-        return frozenset(f"{PREFIX}{self.name}{suffix}" for suffix in suffixes)
-
-    def register(self, deployment: str) -> Counter | Gauge | Histogram:
-        """Announce the metric in this process; what is recorded carries the deployment's name."""
-        labels = ("deployment", self.label) if self.label else ("deployment",)
-        if self.kind == "histogram":
-            metric: Counter | Gauge | Histogram = Histogram(self.name, self.description, list(self.boundaries), labels)
-        else:
-            metric = (Counter if self.kind == "counter" else Gauge)(self.name, self.description, labels)
-        metric.set_default_tags({"deployment": deployment})
-        return metric
 
 
 def _histogram(name: str, description: str, boundaries: tuple[float, ...]) -> Metric:

@@ -1,4 +1,4 @@
-"""What a gateway measures of its robots: Prometheus metrics through Ray, and a snapshot for the live page."""
+"""What a gateway measures of its robots: metrics, and a snapshot for the live page."""
 
 import random
 import time
@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from libra_ray.on_ray.serving.engine import Register
 from libra_ray.on_ray.serving.fleet_snapshot import WINDOW_S, Distribution, FleetSnapshot, RobotRow, SlidingCounts, rounded
 from libra_ray.on_ray.serving.metrics import EVENTS, MEASURES, ROBOTS_CONNECTED
 
@@ -71,16 +72,17 @@ class Telemetry:
 
     Args:
         deployment: the label `deployment` of every metric.
+        register: announces a metric.
         clock: seconds that never go back.
     """
 
-    def __init__(self, deployment: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, deployment: str, register: Register, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._windows: dict[str, SlidingCounts[float]] = {name: SlidingCounts() for name in MEASURES}
         self._events: SlidingCounts[str] = SlidingCounts()
-        self._observe = {name: metric.register(deployment).observe for name, metric in MEASURES.items()}
-        self._count = {name: metric.register(deployment).inc for name, metric in EVENTS.items()}
-        self._robots_connected = ROBOTS_CONNECTED.register(deployment)
+        self._observe = {name: register(metric, deployment).observe for name, metric in MEASURES.items()}
+        self._count = {name: register(metric, deployment).inc for name, metric in EVENTS.items()}
+        self._robots_connected = register(ROBOTS_CONNECTED, deployment)
         self._robots: dict[str, _Robot] = {}
         self._refused: Counter[str] = Counter()
         self._episodes: Counter[str] = Counter()

@@ -16,8 +16,8 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from libra_ray.client.protocol import GOING_AWAY, pack, unpack
-from libra_ray.on_ray.serving.board import fleet_page
 from libra_ray.on_ray.serving.calls import NoAnswerError
+from libra_ray.on_ray.serving.fleet_page import fleet_page
 from libra_ray.on_ray.serving.gateway import GatewayCore, NotReadyError
 from libra_ray.on_ray.serving.requests import BadRequestError, from_json
 

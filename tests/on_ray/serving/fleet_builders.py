@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from libra_ray.on_ray.serving.board import FleetBoard, fleet_page
+from libra_ray.on_ray.serving.fleet_board import FleetBoard
+from libra_ray.on_ray.serving.fleet_page import fleet_page
+from libra_ray.on_ray.serving.prometheus import register
 from libra_ray.on_ray.serving.telemetry import Telemetry
 
 
@@ -24,7 +26,7 @@ class Clock:
 def busy_fleet(robots: int, *, seconds: int = 40, names: str = "robot-{}", seed: int = 0) -> FleetBoard:
     """A board that two gateways reported to for a while; every fifth robot succeeds less often, the last one has left."""
     noise, clock = random.Random(seed), Clock()
-    board, gateways = FleetBoard(clock), [Telemetry("gateway", clock=clock) for _ in range(2)]
+    board, gateways = FleetBoard(clock), [Telemetry("gateway", register, clock=clock) for _ in range(2)]
     for i in range(robots):
         gateways[i % 2].connected(names.format(i))
     for second in range(seconds):

@@ -9,6 +9,7 @@ import pytest
 
 from libra_ray.client.protocol import Reply, request
 from libra_ray.on_ray.serving import instructions, planning, robots
+from libra_ray.on_ray.serving.app import engine
 from libra_ray.on_ray.serving.batching import Batcher, MixedUpError
 from libra_ray.on_ray.serving.calls import NoAnswerError
 from libra_ray.on_ray.serving.gateway import GatewayCore, NotReadyError
@@ -26,7 +27,7 @@ class Bench:
     def __init__(self, planner=StubPlanner, refiner=StubRefiner, **changes):
         self.settings = Settings.model_validate({**CHECKPOINT, "refiner.timeout_s": 0.2, "planner.timeout_s": 0.2, **changes})
         self.planner, self.refiner = planner(self.settings), refiner(self.settings)
-        self.core = GatewayCore(self.settings, LocalHandle(self.planner), LocalHandle(self.refiner))
+        self.core = GatewayCore(self.settings, LocalHandle(self.planner), LocalHandle(self.refiner), engine)
 
     async def start(self):
         await self.use(self.settings.user_config())

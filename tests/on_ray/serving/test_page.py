@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from libra_ray.on_ray.serving.board import fleet_page
+from libra_ray.on_ray.serving.fleet_page import fleet_page
 from tests.on_ray.serving.fleet_builders import UNPROTECTED, busy_fleet, page_server
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from libra_ray.client.protocol import Reply, request
+from libra_ray.on_ray.serving.app import engine
 from libra_ray.on_ray.serving.gateway import GatewayCore
 from libra_ray.on_ray.serving.requests import BadRequestError
 from libra_ray.on_ray.serving.rows import Question, stacked
@@ -98,7 +99,7 @@ def test_a_pretrained_policy_is_served_from_its_checkpoint_and_refuses_words_of_
             {"checkpoint": str(pretrained_checkpoint), "refiner.timeout_s": 60, "window_ms": 50, "refiner.max_batch": 4}
         )
         systems = Planner(settings), Refiner(settings)
-        core = GatewayCore(settings, *map(LocalHandle, systems))
+        core = GatewayCore(settings, *map(LocalHandle, systems), engine)
         for system in systems:
             await system.reconfigure(settings.user_config())
         core.following.follow(settings.user_config())

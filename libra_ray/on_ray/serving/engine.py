@@ -1,0 +1,37 @@
+"""What a gateway needs of the engine that runs it, handed in: the gateway itself knows none."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from libra_ray.on_ray.serving.fleet_snapshot import FleetSnapshot
+from libra_ray.on_ray.serving.metrics import Metric
+from libra_ray.types import Json
+
+Register = Callable[[Metric, str], Any]
+"""Announces a metric for a deployment; returns what records it: `observe`, `inc` or `set`, by its kind."""
+
+
+class Board(Protocol):
+    """Where all gateways meet: adds up their snapshots for the live page."""
+
+    async def report(self, snapshot: FleetSnapshot) -> None:
+        """Take this gateway's snapshot; called once a second."""
+
+    async def fleet(self) -> Json:
+        """The content of `fleet.json`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """The engine as a gateway sees it.
+
+    Attributes:
+        board: the fleet's.
+        register: of metrics.
+        applications: the present state of every application, by name, in the form of Serve's REST API; may block.
+    """
+
+    board: Board
+    register: Register
+    applications: Callable[[], Mapping[str, Any]]
