@@ -29,11 +29,11 @@ from libra_ray import checkpoint
 from libra_ray.common.progress import Progress
 from libra_ray.common.provenance import describe_hardware, git_revision, public_config
 from libra_ray.config import Config
+from libra_ray.evaluation.log import read_evaluation
 from libra_ray.on_ray import evaluate as evaluation
 from libra_ray.on_ray import stages
-from libra_ray.on_ray.evaluation_log import read_evaluation
-from libra_ray.on_ray.fleet import Fleet
 from libra_ray.on_ray.session import available_cpus, connected
+from libra_ray.on_ray.simulator_pool import Fleet
 from libra_ray.on_ray.sweep.plan import MAY_CHANGE, differences
 from libra_ray.on_ray.sweep.trial import train_until
 from libra_ray.report.comparison import Line, Sample, markdown, short, summarise

@@ -22,14 +22,17 @@ def loaded_after(*statements: str, cwd: Path = ROOT) -> set[str]:
 LAWS = [
     ("import libra_ray.config", HEAVY | {"numpy"}),
     ("import libra_ray.types", HEAVY),
-    ("import libra_ray.control.robot, libra_ray.rollout", HEAVY),
-    ("import libra_ray.sim, libra_ray.sim.metaworld, libra_ray.rollout", {"torch", "ray", "lerobot", "transformers", "mlflow"}),
+    ("import libra_ray.control.robot, libra_ray.evaluation.rollout", HEAVY),
+    (
+        "import libra_ray.sim, libra_ray.sim.metaworld, libra_ray.evaluation.rollout",
+        {"torch", "ray", "lerobot", "transformers", "mlflow"},
+    ),
     ("import libra_ray.data.spool", {"torch", "ray", "mlflow", "transformers"}),
     ("import libra_ray.report.run_report", {"torch", "ray", "lerobot", "mlflow", "transformers", "matplotlib", "scipy", "av"}),
     ("import libra_ray.on_ray.serving.board", {"torch", "lerobot", "transformers", "mlflow", "matplotlib", "scipy"}),
     ("import libra_ray.checkpoint, libra_ray.policy, libra_ray.training.fit", {"ray", "mlflow", "mujoco", "metaworld"}),
     ("import libra_ray.fleet.run, libra_ray.fleet.simulated", {"torch", "ray", "lerobot", "transformers", "mlflow"}),
-    ("import libra_ray.on_ray.fleet", {"torch", "lerobot", "transformers", "mlflow"}),
+    ("import libra_ray.on_ray.simulator_pool", {"torch", "lerobot", "transformers", "mlflow"}),
 ]
 
 

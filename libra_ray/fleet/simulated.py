@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from libra_ray.config import SimConfig
+from libra_ray.evaluation.rollout import Rollout
 from libra_ray.fleet.robots import Moved
-from libra_ray.rollout import Rollout
 from libra_ray.sim import make_environment
 from libra_ray.types import Action, Environment
 

@@ -10,12 +10,12 @@ import torch
 from libra_ray import checkpoint
 from libra_ray.common.progress import Progress
 from libra_ray.config import Config
+from libra_ray.evaluation.lockstep import Lockstep
+from libra_ray.evaluation.log import LOG_NAME, Job, Notes, read_evaluation
+from libra_ray.evaluation.simulators import died
 from libra_ray.model.parts.backbone import make_backbone
-from libra_ray.on_ray.evaluation_log import LOG_NAME, Job, Notes, read_evaluation
-from libra_ray.on_ray.fleet import Fleet
-from libra_ray.on_ray.lockstep import Lockstep
 from libra_ray.on_ray.session import available_cpus
-from libra_ray.on_ray.simulators import died
+from libra_ray.on_ray.simulator_pool import Fleet
 from libra_ray.policy import load_policy
 from libra_ray.runs.folder import Clock, RunFolder, repair_jsonl
 from libra_ray.sim import check_robot, instructions

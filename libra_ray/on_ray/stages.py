@@ -8,10 +8,11 @@ from libra_ray import checkpoint
 from libra_ray.common.progress import say
 from libra_ray.config import Config
 from libra_ray.data.dataset import Recorded, open_dataset
+from libra_ray.evaluation import log as evaluation_log
 from libra_ray.model.dry_run import dry_run
 from libra_ray.on_ray import evaluate as evaluation
-from libra_ray.on_ray import evaluation_log, session
 from libra_ray.on_ray import record as recording
+from libra_ray.on_ray import session
 from libra_ray.on_ray import train as training
 from libra_ray.on_ray.run_data import open_unchanged
 from libra_ray.report.publish import check_store, publish_evaluation, publish_training

@@ -70,8 +70,8 @@ def test_it_resumes(run):
 
 
 def test_it_evaluates(run):
+    from libra_ray.evaluation.log import read_evaluation
     from libra_ray.on_ray import evaluate as evaluation
-    from libra_ray.on_ray.evaluation_log import read_evaluation
 
     assert evaluation.device_of(run.config) == "cuda"
     with run.stage("evaluate") as clock:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from libra_ray.config import Config, SimConfig, override, preset
-from libra_ray.on_ray.simulators import Outcome, Simulators
+from libra_ray.evaluation.simulators import Outcome, Simulators
 from libra_ray.types import IMAGE_KEY, ActionChunk, Observation, Plan, Transition
 
 STEPS = 12

@@ -6,9 +6,9 @@ from dataclasses import asdict
 import pytest
 
 from libra_ray.config import override
+from libra_ray.evaluation.log import LOG_NAME, Job, Notes, read_evaluation, read_rollouts
 from libra_ray.on_ray import evaluate as evaluation
 from libra_ray.on_ray import stages
-from libra_ray.on_ray.evaluation_log import LOG_NAME, Job, Notes, read_evaluation, read_rollouts
 from libra_ray.runs.folder import RunFolder, append_jsonl
 from libra_ray.types import EpisodeResult
 from tests.on_ray.doubles import StubEnvironment, debug_config, dying
@@ -40,7 +40,7 @@ def test_resumes_after_an_interruption_and_outlives_its_simulators(ray_cluster, 
     before = folder.path(LOG_NAME).read_text()
     with folder.path(LOG_NAME).open("a") as file:
         file.write('{"episode": {"task": "reach-v3", "contr')
-    monkeypatch.setattr("libra_ray.on_ray.fleet.Simulators", dying("advance", folder.path("died"), call=2))
+    monkeypatch.setattr("libra_ray.on_ray.simulator_pool.Simulators", dying("advance", folder.path("died"), call=2))
     _evaluate(folder)
     assert folder.path("died").exists()
     assert folder.path(LOG_NAME).read_text().startswith(before), "what was there is not run again"
@@ -87,7 +87,7 @@ def test_a_broken_rollout_file_is_never_left_behind(make_run, monkeypatch):
     """Killed while pictures are written, the report of the next start does not stumble over half a file."""
     import numpy as np
 
-    from libra_ray.rollout import Rollout
+    from libra_ray.evaluation.rollout import Rollout
 
     folder: RunFolder = make_run()
     rollout = Rollout(StubEnvironment("reach-v3"), 0)

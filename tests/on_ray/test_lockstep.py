@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from libra_ray.on_ray.evaluation_log import Job
-from libra_ray.on_ray.lockstep import Lockstep
-from libra_ray.on_ray.simulators import DIED, TRIES, Simulators, Start
+from libra_ray.evaluation.lockstep import Lockstep
+from libra_ray.evaluation.log import Job
+from libra_ray.evaluation.simulators import DIED, TRIES, Simulators, Start
 from libra_ray.types import Action
 from tests.on_ray.doubles import STEPS, LocalFleet, Noted, StubPolicy, StubSimulators, debug_config
 
@@ -87,8 +87,8 @@ def test_observations_carry_as_many_pictures_as_asked(history):
 def test_lockstep_is_what_a_single_robot_does(untrained):
     """Two robots in one batch, and each alone by `rollout.run`: the same episodes up to float noise."""
     from libra_ray.control.robot import PolicyController
+    from libra_ray.evaluation.rollout import run
     from libra_ray.policy import load_policy
-    from libra_ray.rollout import run
     from libra_ray.sim import make_environment
 
     config = debug_config(sim__max_steps=27, evaluate__robots=2)

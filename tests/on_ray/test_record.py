@@ -9,10 +9,10 @@ import pytest
 from libra_ray.config import RecordConfig
 from libra_ray.data.dataset import open_dataset
 from libra_ray.data.spool import load_episode
+from libra_ray.evaluation.simulators import Attempt, Simulators
 from libra_ray.on_ray import record as recording
 from libra_ray.on_ray import stages
 from libra_ray.on_ray.record import TaskTally
-from libra_ray.on_ray.simulators import Attempt, Simulators
 from tests.on_ray.doubles import dying
 
 WANTED = 6
@@ -111,7 +111,7 @@ def test_a_second_start_adds_only_what_is_missing(ray_cluster, make_run, monkeyp
     kept = {path: path.stat().st_mtime_ns for path in (spool / "reach-v3").iterdir()}
     assert len(kept) == 2
     monkeypatch.setattr(recording.shutil, "rmtree", lambda path, **_: None)
-    monkeypatch.setattr("libra_ray.on_ray.fleet.Simulators", dying("demonstrate", folder.path("died")))
+    monkeypatch.setattr("libra_ray.on_ray.simulator_pool.Simulators", dying("demonstrate", folder.path("died")))
     with folder.stage("record") as clock:
         recording.record(folder, clock)
     assert folder.path("died").exists()

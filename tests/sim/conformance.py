@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from libra_ray.config import SimConfig
-from libra_ray.rollout import run
+from libra_ray.evaluation.rollout import run
 from libra_ray.sim import instructions
 from libra_ray.sim.scripted_controllers import ExpertController
 from libra_ray.types import IMAGE_KEY, Environment, Observation

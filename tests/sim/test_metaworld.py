@@ -91,7 +91,7 @@ def test_a_simulator_worker_loads_neither_torch_nor_ray():
         "from libra_ray.config import SimConfig",
         "from libra_ray.sim import make_environment",
         "from libra_ray.sim.scripted_controllers import ExpertController",
-        "from libra_ray.rollout import run",
+        "from libra_ray.evaluation.rollout import run",
         "environment = make_environment(SimConfig(max_steps=3), 'reach-v3')",
         "assert len(run(environment, ExpertController(noise_std=0.3, noise_share=1), 0, render=True).steps) == 3",
     )

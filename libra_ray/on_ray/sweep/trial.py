@@ -14,12 +14,12 @@ from libra_ray import checkpoint
 from libra_ray.config import Config, SimConfig, override
 from libra_ray.config.overrides import flatten_mapping
 from libra_ray.data.fingerprint import Fingerprint
+from libra_ray.evaluation.log import read_evaluation
 from libra_ray.on_ray import evaluate as evaluation
 from libra_ray.on_ray import stages
 from libra_ray.on_ray import train as training
-from libra_ray.on_ray.evaluation_log import read_evaluation
-from libra_ray.on_ray.fleet import Fleet
 from libra_ray.on_ray.run_data import keep, open_to_train
+from libra_ray.on_ray.simulator_pool import Fleet
 from libra_ray.on_ray.sweep.plan import FULL, RUNGS_NAME, TrialFolder
 from libra_ray.policy import load_policy
 from libra_ray.runs.folder import Clock, RunFolder, append_jsonl, repair_jsonl

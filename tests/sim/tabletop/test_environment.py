@@ -6,7 +6,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from libra_ray.config import Config, SimConfig, override
-from libra_ray.rollout import run
+from libra_ray.evaluation.rollout import run
 from libra_ray.sim import check_tasks, control_hz, make_environment
 from libra_ray.sim.gym_adapter import GymEnvironment
 from libra_ray.sim.scripted_controllers import ExpertController

@@ -10,9 +10,9 @@ import ray
 
 from libra_ray.common.disk import NoRoomError
 from libra_ray.config import SimConfig
-from libra_ray.on_ray import fleet as module
-from libra_ray.on_ray.fleet import Fleet
-from libra_ray.on_ray.simulators import TRIES, Outcome, Simulators, Start
+from libra_ray.evaluation.simulators import TRIES, Outcome, Simulators, Start
+from libra_ray.on_ray import simulator_pool as module
+from libra_ray.on_ray.simulator_pool import Fleet
 from tests.on_ray.doubles import debug_config
 
 HEAVY = {"torch", "lerobot", "transformers", "mlflow"}

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from libra_ray.config import Config
 from libra_ray.control.robot import Latencies, RobotControl, drive
-from libra_ray.on_ray.evaluation_log import Job
-from libra_ray.on_ray.simulators import TRIES, Outcome, Start, died
+from libra_ray.evaluation.log import Job
+from libra_ray.evaluation.simulators import TRIES, Outcome, Start, died
 from libra_ray.types import Action, Episode, Observation, Policy
 
 FLUSH_CALLS = 200

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from libra_ray.rollout import Rollout, run, run_counted
+from libra_ray.evaluation.rollout import Rollout, run, run_counted
 from libra_ray.types import IMAGE_KEY, Action, Observation, Transition
 
 MAX_STEPS = 10

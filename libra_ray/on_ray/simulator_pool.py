@@ -11,8 +11,8 @@ from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, Ray
 
 from libra_ray.common.disk import NoRoomError
 from libra_ray.config import SimConfig
+from libra_ray.evaluation.simulators import TRIES, Outcome, Simulators
 from libra_ray.on_ray.session import available_cpus, is_private
-from libra_ray.on_ray.simulators import TRIES, Outcome, Simulators
 
 _LOST = (RayActorError, ObjectLostError, OutOfMemoryError)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from libra_ray.config import RecordConfig, SimConfig
 from libra_ray.data.spool import save_episode
-from libra_ray.rollout import Rollout, failed, run_counted
+from libra_ray.evaluation.rollout import Rollout, failed, run_counted
 from libra_ray.sim import make_environment
 from libra_ray.sim.scripted_controllers import ExpertController, ZeroController
 from libra_ray.types import Action, Controller, Environment, Episode, Observation
