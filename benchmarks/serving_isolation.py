@@ -97,7 +97,7 @@ def _paced(call: Callable[[], Any], given: argparse.Namespace) -> list[float]:
 def _in_process(given: argparse.Namespace, bench: Any, *, slow: bool) -> Iterator[tuple[Any, int]]:
     # Starting Ray takes seconds that the other sections need not spend here.
     from libra_ray.on_ray.serving.probe import served
-    from libra_ray.on_ray.serving.settings import Settings
+    from libra_ray.serving.settings import Settings
 
     port, proxy_port = free_port(), free_port()
     arguments = {**settings_of(given, bench), "checkpoint": str(given.checkpoint.resolve()), "port": port}

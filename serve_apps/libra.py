@@ -13,8 +13,8 @@ from libra_ray import checkpoint
 from libra_ray.config import TrackingConfig
 from libra_ray.on_ray import session
 from libra_ray.on_ray.serving.app import build
-from libra_ray.on_ray.serving.settings import Settings
-from libra_ray.on_ray.serving.weights import REGISTRY, located
+from libra_ray.serving.settings import Settings
+from libra_ray.serving.weights import REGISTRY, located
 
 
 def app(arguments: Mapping[str, Any]) -> Application:

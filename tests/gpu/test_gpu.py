@@ -86,10 +86,10 @@ def test_it_serves(gpu_cluster, tmp_path):
 
     from libra_ray.client.client import AsyncRobotClient
     from libra_ray.on_ray.serving.app import build
-    from libra_ray.on_ray.serving.settings import Settings
     from libra_ray.policy import load_policy
+    from libra_ray.serving.settings import Settings
     from tests.on_ray.serving.test_serving import ready
-    from tests.on_ray.serving.test_web import free_port
+    from tests.serving.test_web import free_port
 
     save_checkpoint(tmp_path / "saved", tiny_model())
     light = {f"{system}.num_cpus": 0.1 for system in ("planner", "refiner", "gateway")}

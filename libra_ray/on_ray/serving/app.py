@@ -11,15 +11,15 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.handle import DeploymentHandle
 
 from libra_ray.on_ray.serving.board import BoardClient
-from libra_ray.on_ray.serving.engine import Engine
-from libra_ray.on_ray.serving.gateway import GatewayCore
-from libra_ray.on_ray.serving.port import OwnPort
 from libra_ray.on_ray.serving.prometheus import register
 from libra_ray.on_ray.serving.replica_counts import applications
 from libra_ray.on_ray.serving.scaling import LOOK_BACK_S, METRICS_S
-from libra_ray.on_ray.serving.settings import Replicas, Settings
-from libra_ray.on_ray.serving.web import Web
-from libra_ray.on_ray.serving.weights import located
+from libra_ray.serving.engine import Engine
+from libra_ray.serving.gateway import GatewayCore
+from libra_ray.serving.listener import OwnPort
+from libra_ray.serving.settings import Replicas, Settings
+from libra_ray.serving.web import Web
+from libra_ray.serving.weights import located
 from libra_ray.types import Json
 
 APP_NAME = "default"
@@ -121,7 +121,7 @@ def build(settings: Settings, planner: type | None = None, refiner: type | None 
     Args:
         planner: another class than `Planner`, for tests; `refiner` likewise.
     """
-    from libra_ray.on_ray.serving.systems import Planner, Refiner
+    from libra_ray.serving.replica import Planner, Refiner
 
     parts = {
         "Planner": (planner or Planner, settings.planner, "by_intent_age"),

@@ -7,8 +7,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from libra_ray.on_ray.serving.fleet_board import FleetBoard
-from libra_ray.on_ray.serving.fleet_snapshot import FleetSnapshot
+from libra_ray.serving.board import FleetBoard
+from libra_ray.serving.fleet_snapshot import FleetSnapshot
 from libra_ray.types import Json
 
 BOARD_NAME = "libra_ray_fleet_board"

@@ -10,11 +10,11 @@ from typing import Any
 from ray import serve
 
 from libra_ray.on_ray.serving.app import APP_NAME, build
-from libra_ray.on_ray.serving.rows import Answers, Question, stacked
-from libra_ray.on_ray.serving.settings import Settings
-from libra_ray.on_ray.serving.systems import Planner
-from libra_ray.on_ray.serving.weights import weights_key
 from libra_ray.on_ray.session import connected
+from libra_ray.serving.batches import Answers, Question, stacked
+from libra_ray.serving.replica import Planner
+from libra_ray.serving.settings import Settings
+from libra_ray.serving.weights import weights_key
 from libra_ray.types import Observation, Plan
 
 SLOWER = 10

@@ -7,7 +7,7 @@ It sends a histogram's buckets on as if every value lay in the middle of its buc
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from libra_ray.on_ray.serving.metrics import Metric
+from libra_ray.serving.metrics import Metric
 
 PREFIX = "ray_"
 

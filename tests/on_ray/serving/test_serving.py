@@ -16,11 +16,11 @@ from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from libra_ray.client.client import AsyncRobotClient, RefusedError, RobotClient
 from libra_ray.client.protocol import Reply, request
 from libra_ray.types import Observation
-from tests.on_ray.serving import stubs
-from tests.on_ray.serving.stubs import HORIZON, observe
-from tests.on_ray.serving.test_gateway import check
-from tests.on_ray.serving.test_web import free_port
 from tests.processes import command, family, loaded
+from tests.serving import stubs
+from tests.serving.stubs import HORIZON, observe
+from tests.serving.test_gateway import check
+from tests.serving.test_web import free_port
 
 PATIENCE_S = 60
 LIGHT = {"planner.num_cpus": 0.1, "refiner.num_cpus": 0.1, "gateway.num_cpus": 0.1}
@@ -58,7 +58,7 @@ def deployed(proxy_port, tmp_path_factory):
     from ray import serve
 
     from libra_ray.on_ray.serving.app import build
-    from libra_ray.on_ray.serving.settings import Settings
+    from libra_ray.serving.settings import Settings
     from tests.model.builders import save_checkpoint, tiny_model
 
     folders = [tmp_path_factory.mktemp("serving") / name for name in ("first", "second")]

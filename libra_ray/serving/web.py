@@ -16,10 +16,10 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from libra_ray.client.protocol import GOING_AWAY, pack, unpack
-from libra_ray.on_ray.serving.calls import NoAnswerError
-from libra_ray.on_ray.serving.fleet_page import fleet_page
-from libra_ray.on_ray.serving.gateway import GatewayCore, NotReadyError
-from libra_ray.on_ray.serving.requests import BadRequestError, from_json
+from libra_ray.serving.gateway import GatewayCore, NotReadyError
+from libra_ray.serving.page.live_page import fleet_page
+from libra_ray.serving.requests import BadRequestError, from_json
+from libra_ray.serving.retry import NoAnswerError
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

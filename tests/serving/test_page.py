@@ -8,8 +8,8 @@ import subprocess
 
 import pytest
 
-from libra_ray.on_ray.serving.fleet_page import fleet_page
-from tests.on_ray.serving.fleet_builders import UNPROTECTED, busy_fleet, page_server
+from libra_ray.serving.page.live_page import fleet_page
+from tests.serving.fleet_builders import UNPROTECTED, busy_fleet, page_server
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_browser = pytest.mark.skipif(

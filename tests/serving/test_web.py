@@ -21,11 +21,11 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from libra_ray.client.client import AsyncRobotClient, RefusedError, RobotClient, WrongRobotError
 from libra_ray.client.protocol import GOING_AWAY, TOO_BIG, Handshake, pack, request, unpack
-from libra_ray.on_ray.serving.port import OwnPort
-from libra_ray.on_ray.serving.web import Web
+from libra_ray.serving.listener import OwnPort
+from libra_ray.serving.web import Web
 from libra_ray.types import IMAGE_KEY, STATE_KEY
-from tests.on_ray.serving.stubs import HORIZON, observe
-from tests.on_ray.serving.test_gateway import Bench, check
+from tests.serving.stubs import HORIZON, observe
+from tests.serving.test_gateway import Bench, check
 
 LIMIT = 64 * 1024
 
@@ -390,7 +390,7 @@ def test_an_answer_to_another_robot_is_never_taken():
         asked = unpack(connection.recv())
         connection.send(pack(asked | {"robot": "another", "actions": np.zeros((5, 5), np.float32), "first_step": 0}))
 
-    from tests.on_ray.serving.stubs import FACTS
+    from tests.serving.stubs import FACTS
 
     shake = FACTS | {"execute_steps": 5, "rule": "fifo", "max_message_bytes": 1}
     port = free_port()

@@ -6,9 +6,9 @@ import os
 import numpy as np
 
 from libra_ray.client.protocol import Handshake
-from libra_ray.on_ray.serving.rows import Answers
-from libra_ray.on_ray.serving.settings import Settings
-from libra_ray.on_ray.serving.weights import weights_key
+from libra_ray.serving.batches import Answers
+from libra_ray.serving.settings import Settings
+from libra_ray.serving.weights import weights_key
 from libra_ray.types import IMAGE_KEY, STATE_KEY, Observation
 
 HORIZON, CHUNKS, DIMS = 5, 2, 5

@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given, strategies
 
 from libra_ray.on_ray.serving import scaling
-from libra_ray.on_ray.serving.settings import Settings
+from libra_ray.serving.settings import Settings
 
 
 def test_defaults_need_a_checkpoint_and_nothing_else():
@@ -72,7 +72,7 @@ def test_wrong_arguments_are_told_in_one_line(arguments, says):
 
 
 def test_a_checkpoint_is_found_before_anything_starts(tmp_path, monkeypatch):
-    from libra_ray.on_ray.serving.weights import located
+    from libra_ray.serving.weights import located
 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"jobs/pipeline.py makes one"):
@@ -89,7 +89,7 @@ def test_a_checkpoint_is_found_before_anything_starts(tmp_path, monkeypatch):
 def test_the_file_for_serve_deploy_is_valid():
     from ray.serve.schema import ServeDeploySchema
 
-    tree = yaml.safe_load((Path(__file__).parents[3] / "serve_apps" / "libra.yaml").read_text())
+    tree = yaml.safe_load((Path(__file__).parents[2] / "serve_apps" / "libra.yaml").read_text())
     [application] = ServeDeploySchema.model_validate(tree).applications
     assert Settings.model_validate(application.args).refiner.max_replicas > 1
     module, _, name = application.import_path.partition(":")

@@ -7,9 +7,9 @@ from typing import Any
 
 from libra_ray.client.protocol import Handshake
 from libra_ray.common.gc_freeze import settle
-from libra_ray.on_ray.serving.calls import NoAnswerError, call
-from libra_ray.on_ray.serving.settings import Settings
-from libra_ray.on_ray.serving.weights import weights_key
+from libra_ray.serving.retry import NoAnswerError, call
+from libra_ray.serving.settings import Settings
+from libra_ray.serving.weights import weights_key
 from libra_ray.types import Json
 
 AGAIN_S = 0.2

@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from libra_ray.on_ray.serving.fleet_snapshot import FleetSnapshot
+from libra_ray.serving.fleet_snapshot import FleetSnapshot
 from libra_ray.types import Json
 
 SILENT_S = 5.0

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from libra_ray.on_ray.serving.engine import Register
-from libra_ray.on_ray.serving.fleet_snapshot import WINDOW_S, Distribution, FleetSnapshot, RobotRow, SlidingCounts, rounded
-from libra_ray.on_ray.serving.metrics import EVENTS, MEASURES, ROBOTS_CONNECTED
+from libra_ray.serving.engine import Register
+from libra_ray.serving.fleet_snapshot import WINDOW_S, Distribution, FleetSnapshot, RobotRow, SlidingCounts, rounded
+from libra_ray.serving.metrics import EVENTS, MEASURES, ROBOTS_CONNECTED
 
 MAX_ROBOTS = 4096
 """Robots remembered; beyond, those silent for longest are forgotten: names come from outside and may be made up."""

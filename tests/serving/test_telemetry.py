@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from libra_ray.on_ray.serving import telemetry as telemetry_module
 from libra_ray.on_ray.serving.board import BOARD_NAME, BoardClient
-from libra_ray.on_ray.serving.fleet_board import HISTORY_S, SILENT_S, FleetBoard
-from libra_ray.on_ray.serving.fleet_snapshot import (
+from libra_ray.on_ray.serving.prometheus import exported, register
+from libra_ray.serving import telemetry as telemetry_module
+from libra_ray.serving.board import HISTORY_S, SILENT_S, FleetBoard
+from libra_ray.serving.fleet_snapshot import (
     LISTED_ROBOTS,
     RECENT_S,
     WINDOW_S,
@@ -26,12 +27,11 @@ from libra_ray.on_ray.serving.fleet_snapshot import (
     SlidingCounts,
     rounded,
 )
-from libra_ray.on_ray.serving.metrics import ALL_METRICS
-from libra_ray.on_ray.serving.prometheus import exported, register
-from libra_ray.on_ray.serving.telemetry import MAX_NAME, MAX_REASONS, MAX_ROBOTS, Telemetry
-from tests.on_ray.serving.fleet_builders import Clock, busy_fleet, one_request
+from libra_ray.serving.metrics import ALL_METRICS
+from libra_ray.serving.telemetry import MAX_NAME, MAX_REASONS, MAX_ROBOTS, Telemetry
+from tests.serving.fleet_builders import Clock, busy_fleet, one_request
 
-DASHBOARD = Path(__file__).parents[3] / "deploy" / "grafana" / "libra_ray.json"
+DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana" / "libra_ray.json"
 DEPLOYMENT = "MeasuredGateway"
 
 

@@ -14,17 +14,17 @@ import numpy as np
 from libra_ray.client.protocol import Handshake
 from libra_ray.config import ActionConfig, ControlConfig
 from libra_ray.control.robot import Limits, RobotControl
-from libra_ray.on_ray.serving import calls
-from libra_ray.on_ray.serving.batching import Answer, Batcher
-from libra_ray.on_ray.serving.engine import Engine
-from libra_ray.on_ray.serving.following import Following
-from libra_ray.on_ray.serving.instructions import Instructions
-from libra_ray.on_ray.serving.planning import Planning, age_s
-from libra_ray.on_ray.serving.requests import BadRequestError, Request, read_request
-from libra_ray.on_ray.serving.robots import Robot, Robots, ServedPlan
-from libra_ray.on_ray.serving.rows import Answers, Question, stacked
-from libra_ray.on_ray.serving.settings import Settings
-from libra_ray.on_ray.serving.telemetry import Telemetry
+from libra_ray.serving import retry as calls
+from libra_ray.serving.batches import Answers, Question, stacked
+from libra_ray.serving.batching import Answer, Batcher
+from libra_ray.serving.engine import Engine
+from libra_ray.serving.instructions import Instructions
+from libra_ray.serving.plan_scheduler import Planning, age_s
+from libra_ray.serving.requests import BadRequestError, Request, read_request
+from libra_ray.serving.robot_sessions import Robot, Robots, ServedPlan
+from libra_ray.serving.settings import Settings
+from libra_ray.serving.telemetry import Telemetry
+from libra_ray.serving.weight_switch import Following
 from libra_ray.types import ActionChunk, Json, Observation
 
 BEAT_S = 1.0

@@ -9,9 +9,9 @@ from hypothesis import given, strategies
 from PIL import Image
 
 from libra_ray.client.protocol import pack, request, unpack
-from libra_ray.on_ray.serving.requests import BadRequestError, from_json, read_request
+from libra_ray.serving.requests import BadRequestError, from_json, read_request
 from libra_ray.types import IMAGE_KEY, STATE_KEY
-from tests.on_ray.serving.stubs import SHAKE, observe
+from tests.serving.stubs import SHAKE, observe
 
 
 def good(**changes):

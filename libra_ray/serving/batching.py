@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from libra_ray.on_ray.serving.rows import Answers, Question
+from libra_ray.serving.batches import Answers, Question
 from libra_ray.types import Observation, Plan
 
 WINDOW_SHARE = 0.1

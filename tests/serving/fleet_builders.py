@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from libra_ray.on_ray.serving.fleet_board import FleetBoard
-from libra_ray.on_ray.serving.fleet_page import fleet_page
 from libra_ray.on_ray.serving.prometheus import register
-from libra_ray.on_ray.serving.telemetry import Telemetry
+from libra_ray.serving.board import FleetBoard
+from libra_ray.serving.page.live_page import fleet_page
+from libra_ray.serving.telemetry import Telemetry
 
 
 class Clock:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from libra_ray.on_ray.serving.requests import BadRequestError
+from libra_ray.serving.requests import BadRequestError
 
 KNOWN = 1024
 """Instructions remembered: beyond, those asked about first are forgotten."""

@@ -12,7 +12,7 @@ def fleet_page() -> str:
 
     Its Content-Security-Policy lets only its own script and style run, by their hashes.
     """
-    folder = files("libra_ray.on_ray.serving")
+    folder = files("libra_ray.serving.page")
     page, style, script = (folder.joinpath(f"fleet.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
     policy = (
         f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; connect-src 'self'; "

@@ -12,9 +12,9 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from libra_ray.on_ray.serving.batching import MixedUpError
-from libra_ray.on_ray.serving.robots import Robot, ServedPlan
-from libra_ray.on_ray.serving.rows import Answers, Question
+from libra_ray.serving.batches import Answers, Question
+from libra_ray.serving.batching import MixedUpError
+from libra_ray.serving.robot_sessions import Robot, ServedPlan
 from libra_ray.types import Observation
 
 AGAIN_S = 0.1

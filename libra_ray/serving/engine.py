@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from libra_ray.on_ray.serving.fleet_snapshot import FleetSnapshot
-from libra_ray.on_ray.serving.metrics import Metric
+from libra_ray.serving.fleet_snapshot import FleetSnapshot
+from libra_ray.serving.metrics import Metric
 from libra_ray.types import Json
 
 Register = Callable[[Metric, str], Any]

@@ -11,16 +11,16 @@ import pytest
 
 from libra_ray.client.protocol import Reply, request
 from libra_ray.on_ray.serving.app import engine
-from libra_ray.on_ray.serving.gateway import GatewayCore
-from libra_ray.on_ray.serving.requests import BadRequestError
-from libra_ray.on_ray.serving.rows import Question, stacked
-from libra_ray.on_ray.serving.settings import Settings
-from libra_ray.on_ray.serving.systems import Planner, Refiner
-from libra_ray.on_ray.serving.weights import weights_key
+from libra_ray.serving.batches import Question, stacked
+from libra_ray.serving.gateway import GatewayCore
+from libra_ray.serving.replica import Planner, Refiner
+from libra_ray.serving.requests import BadRequestError
+from libra_ray.serving.settings import Settings
+from libra_ray.serving.weights import weights_key
 from libra_ray.types import ActionChunk, Plan
 from tests.model import families, vision_models
 from tests.model.builders import INSTRUCTIONS, make_observation, save_checkpoint, tiny_model
-from tests.on_ray.serving.stubs import LocalHandle, observe
+from tests.serving.stubs import LocalHandle, observe
 
 
 class Noting:

@@ -17,10 +17,10 @@ import torch
 
 from libra_ray.common.gc_freeze import settle
 from libra_ray.config import TrackingConfig
-from libra_ray.on_ray.serving.rows import Answers, Rows, chunk_answers, plan_answers
-from libra_ray.on_ray.serving.settings import Settings, System
-from libra_ray.on_ray.serving.weights import REGISTRY, FailedComputingError, UnknownWeightsError, weights_key
 from libra_ray.policy import LibraPolicy, load_policy
+from libra_ray.serving.batches import Answers, Rows, chunk_answers, plan_answers
+from libra_ray.serving.settings import Settings, System
+from libra_ray.serving.weights import REGISTRY, FailedComputingError, UnknownWeightsError, weights_key
 from libra_ray.types import STATE_KEY, Json, Observation
 
 KEPT = 2

@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 
 from libra_ray.client.protocol import Reply, request
-from libra_ray.on_ray.serving import instructions, planning, robots
 from libra_ray.on_ray.serving.app import engine
-from libra_ray.on_ray.serving.batching import Batcher, MixedUpError
-from libra_ray.on_ray.serving.calls import NoAnswerError
-from libra_ray.on_ray.serving.gateway import GatewayCore, NotReadyError
-from libra_ray.on_ray.serving.requests import BadRequestError
-from libra_ray.on_ray.serving.rows import Answers
-from libra_ray.on_ray.serving.settings import Settings
-from tests.on_ray.serving.stubs import BAD, DIMS, FAIL, HANG, HORIZON, LocalHandle, StubPlanner, StubRefiner, observe
+from libra_ray.serving import instructions
+from libra_ray.serving import plan_scheduler as planning
+from libra_ray.serving import robot_sessions as robots
+from libra_ray.serving.batches import Answers
+from libra_ray.serving.batching import Batcher, MixedUpError
+from libra_ray.serving.gateway import GatewayCore, NotReadyError
+from libra_ray.serving.requests import BadRequestError
+from libra_ray.serving.retry import NoAnswerError
+from libra_ray.serving.settings import Settings
+from tests.serving.stubs import BAD, DIMS, FAIL, HANG, HORIZON, LocalHandle, StubPlanner, StubRefiner, observe
 
 CHECKPOINT = {"checkpoint": "first"}
 

@@ -1,0 +1,1 @@
+"""The gateway and the replicas' work, without an engine."""
