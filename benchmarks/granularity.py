@@ -211,7 +211,7 @@ def main() -> None:
     changes = {**STUDY, **(QUICK if given.quick else {}), "ray.use_gpu": given.gpu}
     changes[PLACE] = str(checkpoint_of(root / PRETRAINED))
     config = override(preset("tabletop"), changes | ({"train.steps": given.steps} if given.steps else {}))
-    space = load_space(SPACE, config)
+    space = load_space(SPACE, config, ROOT / "tune_spaces")
     settings = study(space, quick=given.quick, seeds=given.seeds, hours=given.hours, concurrent=given.concurrent)
     with locked(root):
         resume = (root / "plan.json").exists()

@@ -8,6 +8,7 @@ from arguments import Arguments, Options, parse
 
 from libra_ray.config import Config
 
+SPACES = Path(__file__).parents[1] / "tune_spaces"
 DEBUG_SIZE, SIZE = (4, 1), (24, 3)
 """Configurations, and seeds of each, where the command line does not say."""
 
@@ -56,7 +57,7 @@ def _sweep(arguments: Arguments) -> None:
     from libra_ray.runs.folder import locked
 
     given, config = arguments.more, arguments.config
-    space = load_space(given["space"], config)
+    space = load_space(given["space"], config, SPACES)
     engine.check(arguments.run_dir, config, given["scheduler"], space)
     size = DEBUG_SIZE if config.preset == "debug" else SIZE
     settings = settings_of(space, config, {**given, "trials": given["trials"] or size[0], "seeds": given["seeds"] or size[1]})

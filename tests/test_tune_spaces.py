@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from libra_ray.config import PRESETS, override, preset
-from libra_ray.on_ray.sweep.space import SHIPPED, load_space
+from tests.spaces import SHIPPED, load_space
 
 FILE = "from ray import tune\nSPACE = {{{space}}}\n{more}"
 
@@ -74,7 +74,7 @@ def test_what_does_not_exist_is_refused(space, more, said, file):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("granularty", "granularity, encoder, balance, joint"), ("nowhere/mine.py", "no such file")]
+    ("name", "said"), [("granularty", "balance, encoder, granularity, joint"), ("nowhere/mine.py", "no such file")]
 )
 def test_a_space_that_is_not_there(name, said):
     with pytest.raises(ValueError, match=said):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from libra_ray.config import override, preset
-from libra_ray.on_ray.sweep.space import load_space
 from libra_ray.runs.trials import TrialResult
+from tests.spaces import load_space
 
 ROOT = Path(__file__).parents[2]
 RATES = {2: 0.3, 4: 0.5, 10: 0.8, 32: 0.6, 100: 0.35}

@@ -107,7 +107,7 @@ def test_on_a_disk_that_is_really_too_small(pictures, tmp_path):
     body = f"""
         import sys
         from pathlib import Path
-        from libra_ray import disk
+        from libra_ray.common import disk
         from libra_ray.data.dataset import open_dataset
         from libra_ray.data.frames import frame_cache
         if sys.argv[1] == "late":  # as if another process took the room in between

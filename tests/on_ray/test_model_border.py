@@ -9,12 +9,12 @@ from libra_ray.model.dry_run import dry_run
 from libra_ray.model.libra import Libra, RobotShape
 from libra_ray.on_ray import stages
 from libra_ray.on_ray.sweep import engine
-from libra_ray.on_ray.sweep.space import load_space
 from libra_ray.runs.folder import RunFolder
 from tests.data.builders import make_episode
 from tests.model import families, vision_models
 from tests.on_ray.doubles import debug_config
 from tests.on_ray.trained import trained
+from tests.spaces import load_space
 
 ALL = ("record", "train", "evaluate")
 SHAPE = RobotShape(action_dim=4, state_dim=4, cameras=1)

@@ -19,12 +19,12 @@ from arguments import parse
 
 from libra_ray.on_ray.sweep import engine, outcome
 from libra_ray.on_ray.sweep.plan import SweepFolder, settings_of
-from libra_ray.on_ray.sweep.space import load_space
 from libra_ray.report.publish import tracked
 from libra_ray.runs.folder import read_jsonl
 from libra_ray.runs.results import TrainingLog
 from libra_ray.types import Json
 from tests.processes import command, family
+from tests.spaces import load_space
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.timeout(1200)  # one fixture runs the sweep, killed and continued

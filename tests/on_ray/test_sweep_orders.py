@@ -15,12 +15,12 @@ from libra_ray.on_ray.sweep import engine
 from libra_ray.on_ray.sweep.importance import parameter_importance
 from libra_ray.on_ray.sweep.plan import Order, Settings, SweepFolder
 from libra_ray.on_ray.sweep.searcher import Orders, make_source
-from libra_ray.on_ray.sweep.space import load_space
 from libra_ray.on_ray.sweep.trial import bind, rung_step, train_until
 from libra_ray.runs.folder import Clock, RunFolder
 from libra_ray.runs.trials import TrialResult, configurations
 from tests.data.builders import make_episode
 from tests.on_ray.doubles import debug_config
+from tests.spaces import load_space
 
 TASK = "reach-v3"
 
@@ -197,7 +197,7 @@ def test_rungs_are_steps_of_the_log(steps):
         (["granularity", "--scheduler=hyperband"], "asha, fifo"),
         (["granularity", "--resume"], "no sweep to continue"),
         (["granularity", "--trials=-1"], "--trials -1 is too small"),
-        (["granularty"], "granularity, encoder, balance, joint"),
+        (["granularty"], "balance, encoder, granularity, joint"),
         (["balance", "--search=grid"], "train.lambda_plan"),
         (["granularity", "--sim.tasks=reach"], "reach-v3"),
         (["granularity", "--trails=3"], "did you mean --trials"),

@@ -1,6 +1,5 @@
 """Search spaces: dotted configuration names to `ray.tune` distributions, checked through `override` before anything starts."""
 
-import importlib
 import importlib.util
 import itertools
 import sys
@@ -20,7 +19,6 @@ Search = Literal["grid", "random", "optuna"]
 Objective = Literal["success", "latency_ms"]
 MODES: dict[Objective, str] = {"success": "max", "latency_ms": "min"}
 
-SHIPPED = ("granularity", "encoder", "balance", "joint")
 CHECKED_DRAWS = 200
 LARGEST_GRID = 100_000
 OWN_NAMES = ("train.seed", "data.root", "evaluate.checkpoint", "evaluate.controllers", "tracking.", "ray.")
@@ -107,17 +105,18 @@ def plain_value(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def load_space(name: str, config: Config) -> Space:
+def load_space(name: str, config: Config, shipped: Path) -> Space:
     """A shipped space by its name, or one of the user's by the path of a Python file with `SPACE`.
 
     Args:
-        name: one of `SHIPPED`, or a path ending in `.py`. The file may also say `OBJECTIVES` and `SEARCH`.
+        name: a file of `shipped` without its ending, or a path ending in `.py`. It may also say `OBJECTIVES` and `SEARCH`.
         config: what the trials start from; every value is tried on it.
+        shipped: the folder of the shipped spaces.
 
     Raises:
         ValueError: there is no such space, or it names a setting or value that does not exist.
     """
-    module = _module(name)
+    module = _module(_file(name, shipped))
     given = getattr(module, "SPACE", None)
     if not isinstance(given, dict) or not given:
         raise ValueError(f"{name} must define SPACE, a dictionary of dotted names to ray.tune distributions")
@@ -133,20 +132,24 @@ def load_space(name: str, config: Config) -> Space:
     return space
 
 
-def _module(name: str) -> ModuleType:
-    if not name.endswith(".py"):
-        if name not in SHIPPED:
-            raise ValueError(f"no space {name!r}; there are {', '.join(SHIPPED)}, or give the path of a file ending in .py")
-        return importlib.import_module(f"tune_spaces.{name}")
-    spec = importlib.util.spec_from_file_location("space_of_the_user", name)
-    if spec is None or spec.loader is None or not Path(name).is_file():
-        raise ValueError(f"no space in {name}: there is no such file")
+def _file(name: str, shipped: Path) -> Path:
+    path = Path(name) if name.endswith(".py") else shipped / f"{name}.py"
+    if not path.is_file():
+        there = ", ".join(sorted(found.stem for found in shipped.glob("*.py")))
+        raise ValueError(f"no space {name}: there is no such file; there are {there}, or give the path of a file ending in .py")
+    return path
+
+
+def _module(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"space_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise ValueError(f"the space in {name} cannot be read: {type(error).__name__}: {error}") from error
+        raise ValueError(f"the space in {path} cannot be read: {type(error).__name__}: {error}") from error
     return module
 
 
