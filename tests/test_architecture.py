@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "registered_model": WORDS | {"policy"},
     "report": WORDS | {"provenance"},
     "publish": WORDS | {"data", "checkpoint", "run_folder", "provenance", "report", "tracking"},
-    "doctor": TENSORS | {"data", "model", "sim", "checkpoint", "tracking", "provenance"},
+    "doctor": TENSORS | {"data", "model", "sim", "checkpoint", "training_data", "tracking", "provenance", "disk"},
     "driving": WORDS | {"wire", "data", "sim", "rollout", "pauses", "provenance", "report"},
     # roof
     "on_ray": TENSORS | ROOMS | MEETINGS | {"wire", "pauses", "disk"},
