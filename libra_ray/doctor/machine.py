@@ -9,7 +9,6 @@ import tomllib
 import urllib.request
 from pathlib import Path
 
-import psutil
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -169,7 +168,11 @@ def _is_taken(port: int) -> bool:
 
 
 def _by(port: int) -> str:
-    """Which process listens, as far as this user may know."""
+    """Which process listens, as far as this user may know and the tool to ask with, which is the developers', is there."""
+    try:
+        import psutil
+    except ImportError:
+        return ""
     try:
         connections = psutil.net_connections("tcp")
         pid = next(c.pid for c in connections if c.pid and c.status == psutil.CONN_LISTEN and c.laddr.port == port)

@@ -50,6 +50,9 @@ def folder(limit_s: float = 60) -> Iterable[Finding]:
     Raises:
         ValueError: Ray cannot use it.
     """
+    if cluster.wanted():
+        yield Finding.ok("that of the cluster at RAY_ADDRESS")
+        return
     place, passed_over = machine.sessions_folder()
     yield Finding.warning(passed_over, "export RAY_TMPDIR=/tmp, or unset TMPDIR") if passed_over else Finding.ok(f"{place}/ray")
     left = Path(place, "ray", "ray_current_cluster")

@@ -32,7 +32,7 @@ def closed_address():
 
 
 def test_addresses_that_lead_nowhere(monkeypatch):
-    for address in ("http://127.0.0.1:8265", "head", closed_address()):
+    for address in ("http://127.0.0.1:8265", closed_address()):
         monkeypatch.setenv("RAY_ADDRESS", address)
         [finding] = looked(doctor.address)
         assert finding.level == "blocker"
@@ -104,6 +104,9 @@ def test_a_tmpdir_that_is_passed_over_and_a_ray_tmpdir_that_ends_jobs(monkeypatc
         assert finding.level == "blocker"
         assert f"RAY_TMPDIR={folder} " in finding.found
         assert finding.fix.startswith("set RAY_TMPDIR to a folder")
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    [finding] = looked(doctor.folder)
+    assert finding.level == "ok", "a cluster has a folder of its own"
 
 
 def test_the_address_that_a_dead_cluster_left_behind(monkeypatch, tmp_path):
