@@ -25,48 +25,48 @@ def main() -> None:
     from libra_ray.doctor.finding import chosen, examined, page, summary
 
     arguments = parse(None, __doc__, stage="doctor", more=OPTIONS)
-    # A folder's name may hold what the terminal cannot show.
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     colour, width = sys.stdout.isatty(), shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     findings = []
     with arguments.refusing():
-        for finding in examined(chosen(checks_of(arguments), arguments.more["only"])):
+        for name, finding in examined(chosen(checks_of(arguments), arguments.more["only"])):
             findings.append(finding)
-            print(page(finding, colour=colour, width=width), flush=True)
+            print(page(name, finding, colour=colour, width=width), flush=True)
     print(summary(findings, colour=colour))
     sys.exit(any(finding.level == "blocker" for finding in findings))
 
 
 def checks_of(arguments: "Arguments") -> "dict[str, Check]":
     """The checks that apply to what a job is given, in the order in which they are shown."""
+    from libra_ray.config import to_json
     from libra_ray.doctor import hardware, machine, products, stores
+    from libra_ray.doctor.aside import call
+    from libra_ray.doctor.finding import Check
     from libra_ray.on_ray import doctor as ray
     from libra_ray.runs.folder import RunFolder
 
     config, runs = arguments.config, arguments.run_dir.parent
     folder = RunFolder(arguments.run_dir.resolve(), config)
-    checks: dict[str, Check] = {
-        "python": machine.python,
-        "libraries": machine.libraries,
-        "runs folder": partial(machine.runs_folder, runs),
-        "shared memory": machine.shared_memory,
-        "home": machine.home,
-        "user": machine.user,
-        "encoding": machine.encoding,
-        "proxies": partial(machine.proxies, config.tracking.uri),
-        "ports": machine.ports,
-        "ray address": ray.address,
-        "ray token": ray.token,
-        "ray leftover": ray.leftover,
-        "ray sockets": ray.sockets,
-        "gpu": partial(hardware.gpu, config.ray.use_gpu),
-        "rendering": hardware.rendering,
-        "simulator": partial(hardware.simulator, config),
-        "video": partial(hardware.video, config.record.video_codec),
-        "mlflow": partial(stores.store, config.tracking, runs),
+    see = partial(call, hardware.try_simulator, to_json(config), limit_s=180)
+    film = partial(call, hardware.try_video, config.record.video_codec, limit_s=120)
+    checks = {
+        "python": Check(look=machine.python),
+        "libraries": Check(look=machine.libraries),
+        "runs folder": Check(look=partial(machine.runs_folder, runs)),
+        "shared memory": Check(look=machine.shared_memory),
+        "home": Check(look=machine.home),
+        "encoding": Check(look=machine.encoding),
+        "proxies": Check(look=machine.proxies),
+        "ports": Check(look=machine.ports),
+        "ray address": Check(look=ray.address, fix="unset RAY_ADDRESS"),
+        "ray token": Check(look=ray.token),
+        "ray folder": Check(look=ray.folder, fix="export RAY_TMPDIR=/tmp"),
+        "gpu": Check(look=partial(hardware.gpu, config.ray.use_gpu), fix="uv sync --locked --reinstall-package torch"),
+        "rendering": Check(look=hardware.rendering),
+        "simulator": Check(look=see, fix="uv sync --locked, or give other tasks: --sim.tasks NAMES"),
+        "video": Check(look=film, fix="uv sync --locked --reinstall-package av, or --record.video_codec libsvtav1"),
+        "mlflow": Check(look=partial(stores.store, config, runs), fix=stores.FIX),
     }
-    given = products.checks_of(config, folder.dataset, folder.checkpoint, folder.start_from)
-    return checks | given
+    return checks | products.checks_of(config, folder.dataset, folder.checkpoint)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tracking": RECORDS | {"common"},
     "evaluation": RECORDS | HELPERS | {"data", "sim", "control", "runs"},
     "report": RECORDS | HELPERS | {"data", "checkpoint", "runs", "tracking"},
-    "doctor": RECORDS | {"common", "data", "model", "sim", "checkpoint", "tracking"},
+    "doctor": TENSORS | {"common", "data", "model", "sim", "checkpoint", "training", "tracking"},
     "serving": RECORDS | HELPERS | {"client", "control", "policy", "tracking"},
     "fleet": RECORDS | HELPERS | {"client", "data", "sim", "evaluation"},
     # engine

@@ -19,41 +19,50 @@ class Finding:
     """One line of the doctor.
 
     Attributes:
-        name: what was looked at.
         level: a `blocker` stops a job, a `warning` may.
         found: what there is.
         fix: what to do or type; empty where nothing is wrong.
     """
 
-    name: str
     level: Level
     found: str
     fix: str = ""
 
     @classmethod
-    def ok(cls, name: str, found: str) -> Self:
+    def ok(cls, found: str) -> Self:
         """All is well."""
-        return cls(name=name, level="ok", found=found)
+        return cls(level="ok", found=found)
 
     @classmethod
-    def warning(cls, name: str, found: str, fix: str) -> Self:
+    def warning(cls, found: str, fix: str = "") -> Self:
         """Jobs run, but not all, or not well."""
-        return cls(name=name, level="warning", found=found, fix=fix)
+        return cls(level="warning", found=found, fix=fix)
 
     @classmethod
-    def blocker(cls, name: str, found: str, fix: str) -> Self:
+    def blocker(cls, found: str, fix: str) -> Self:
         """A job ends over it."""
-        return cls(name=name, level="blocker", found=found, fix=fix)
+        return cls(level="blocker", found=found, fix=fix)
 
     @classmethod
-    def refused(cls, name: str, error: Exception, fix: str) -> Self:
-        """The blocker that an error of this package says: what is wrong; what would be valid, or else `fix`."""
-        found, _, valid = str(error).partition("; ")
-        return cls.blocker(name, found, valid or fix)
+    def refused(cls, error: Exception, fix: str, level: Level = "blocker") -> Self:
+        """What an error of this package says: what is wrong, and behind its last semicolon the remedy, or else `fix`."""
+        text = " ".join(str(error).split())
+        found, _, remedy = text.rpartition("; ")
+        return cls(level=level, found=found or remedy, fix=remedy if found else fix)
 
 
-Check = Callable[[], Finding | Iterable[Finding]]
-"""One look at the machine; it may find several things of one kind."""
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One look at the machine.
+
+    Attributes:
+        look: returns what there is, in words where all is well; it may find several things of one kind. Its ValueError or
+            RuntimeError is a blocker.
+        fix: of an error that names no remedy.
+    """
+
+    look: Callable[[], str | Finding | Iterable[Finding]]
+    fix: str = "mend what is named, or report it"
 
 
 def chosen(checks: Mapping[str, Check], only: str) -> dict[str, Check]:
@@ -68,27 +77,32 @@ def chosen(checks: Mapping[str, Check], only: str) -> dict[str, Check]:
     return {name: checks[name] for name in names}
 
 
-def examined(checks: Mapping[str, Check]) -> Iterator[Finding]:
-    """What the checks find, in their order, each as soon as it is known; a check that raises is a blocker of its name."""
+def examined(checks: Mapping[str, Check]) -> Iterator[tuple[str, Finding]]:
+    """What the checks find, by name and in their order, each as soon as it is known; one that raises is a blocker."""
     with ThreadPoolExecutor(AT_A_TIME) as pool:
-        for findings in pool.map(_outcome, checks, checks.values()):
-            yield from findings
+        for name, findings in zip(checks, pool.map(outcome, checks.values()), strict=True):
+            yield from ((name, finding) for finding in findings)
 
 
-def _outcome(name: str, check: Check) -> list[Finding]:
+def outcome(check: Check) -> list[Finding]:
+    """What one check finds."""
     try:
-        found = check()
+        found = check.look()
+        if isinstance(found, str):
+            return [Finding.ok(found)]
         return [found] if isinstance(found, Finding) else list(found)
+    except (ValueError, RuntimeError) as error:
+        return [Finding.refused(error, check.fix)]
     except Exception as error:  # noqa: BLE001  (the border of one check: the others go on)
-        lines = str(error).split("\n")
-        text = f"this check failed itself: {type(error).__name__}: {lines[0]}"
-        return [Finding.blocker(name, text, "mend what the error names, or report it")]
+        return [Finding.blocker(f"this check failed itself: {type(error).__name__}: {error}", check.fix)]
 
 
-def page(finding: Finding, *, colour: bool = False, width: int = 0) -> str:
+def page(name: str, finding: Finding, *, colour: bool = False, width: int = 0) -> str:
     """One line and, where there is one, the fix below it.
 
     Args:
+        name: what was looked at.
+        finding: what was found.
         colour: mark the level in its colour.
         width: columns of the terminal that lines are broken at; 0 breaks none.
     """
@@ -99,7 +113,7 @@ def page(finding: Finding, *, colour: bool = False, width: int = 0) -> str:
     rows = _broken(finding.found, width, margin)
     if finding.fix:
         rows += _broken(f"fix: {finding.fix}", width, margin)
-    return "\n".join([f"{mark} {finding.name:{NAME_WIDTH}} {rows[0]}", *(margin + row for row in rows[1:])])
+    return "\n".join([f"{mark} {name:{NAME_WIDTH}} {rows[0]}", *(margin + row for row in rows[1:])])
 
 
 def summary(findings: Iterable[Finding], *, colour: bool = False) -> str:

@@ -9,7 +9,6 @@ import numpy as np
 
 from libra_ray import config as configuration
 from libra_ray.common.provenance import describe_hardware
-from libra_ray.config import Config
 from libra_ray.doctor import aside
 from libra_ray.doctor.finding import Finding
 from libra_ray.sim.render.gl_backend import INSTALL_HINT
@@ -20,16 +19,12 @@ WORST_DIFFERENCE = 12.0
 """Mean difference of pixels, of 255, that a lossy video may have."""
 
 
-def gpu(use_gpu: bool, limit_s: float = 120) -> Finding:
+def gpu(use_gpu: bool, limit_s: float = 120) -> str | Finding:
     """The GPU, its driver, and whether torch computes on it."""
-    try:
-        tried = aside.call(try_gpu, limit_s=limit_s)
-    except aside.AsideError as error:
-        return Finding.blocker("gpu", f"torch cannot be asked: {error}", "uv sync --locked --reinstall-package torch")
-    return judge_gpu(tried, driver=describe_hardware()["gpu"], use_gpu=use_gpu)
+    return judge_gpu(aside.call(try_gpu, limit_s=limit_s), driver=describe_hardware()["gpu"], use_gpu=use_gpu)
 
 
-def judge_gpu(tried: dict[str, Any], *, driver: str | None, use_gpu: bool) -> Finding:
+def judge_gpu(tried: dict[str, Any], *, driver: str | None, use_gpu: bool) -> str | Finding:
     """The finding.
 
     Args:
@@ -38,21 +33,21 @@ def judge_gpu(tried: dict[str, Any], *, driver: str | None, use_gpu: bool) -> Fi
         use_gpu: whether the jobs are asked to use one.
     """
     if not tried["error"]:
-        return Finding.ok("gpu", f"{', '.join(tried['names'])}; torch for CUDA {tried['cuda']}")
-    bad = Finding.blocker if use_gpu else Finding.warning
+        return f"{', '.join(tried['names'])}; torch for CUDA {tried['cuda']}"
+    if not driver and not use_gpu:
+        return "no GPU, the CPU is used"
+    if not driver and os.environ.get("RAY_ADDRESS"):
+        return "none here; ray.use_gpu is true, so the cluster at RAY_ADDRESS must have some"
     if not driver:
-        if not use_gpu:
-            return Finding.ok("gpu", "no GPU, the CPU is used")
-        if os.environ.get("RAY_ADDRESS"):
-            return Finding.ok("gpu", "none here; ray.use_gpu is true, so the cluster at RAY_ADDRESS must have some")
-        return bad("gpu", "ray.use_gpu is true, but there is no GPU here", "--ray.use_gpu false")
+        return Finding.blocker("ray.use_gpu is true, but there is no GPU here", "--ray.use_gpu false")
+    bad = Finding.blocker if use_gpu else Finding.warning
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if hidden is not None:
-        return bad("gpu", f"{driver} is hidden by CUDA_VISIBLE_DEVICES={hidden!r}", "unset CUDA_VISIBLE_DEVICES")
+        return bad(f"{driver} is hidden by CUDA_VISIBLE_DEVICES={hidden!r}", "unset CUDA_VISIBLE_DEVICES")
     if not tried["cuda"]:
-        return bad("gpu", f"{driver}, but this torch was built without CUDA", "uv sync --locked")
+        return bad(f"{driver}, but this torch was built without CUDA", "uv sync --locked")
     fix = f"install an NVIDIA driver for CUDA {tried['cuda']} or newer; until then --ray.use_gpu false"
-    return bad("gpu", f"{driver}, but torch cannot use it: {tried['error']}", fix)
+    return bad(f"{driver}, but torch cannot use it: {tried['error']}", fix)
 
 
 def try_gpu() -> dict[str, Any]:
@@ -70,18 +65,18 @@ def try_gpu() -> dict[str, Any]:
     return {"names": names, "cuda": torch.version.cuda, "error": error or ("" if names else "no device")}
 
 
-def rendering(limit_s: float = 120) -> Finding:
+def rendering(limit_s: float = 120) -> str | Finding:
     """A picture of a known scene."""
     named = os.environ.get("MUJOCO_GL", "")
     try:
         backend = aside.call(try_rendering, limit_s=limit_s)
     except aside.AsideError as error:
-        refused = Finding.refused("rendering", error, INSTALL_HINT)
-        asked = f"MUJOCO_GL={named}" if named else "MUJOCO_GL is not set"
-        unset = "; unset MUJOCO_GL MUJOCO_EGL_DEVICE_ID" if named else ""
-        return Finding.blocker("rendering", f"{refused.found} ({asked})", f"{refused.fix}{unset}")
+        refused = Finding.refused(error, INSTALL_HINT)
+        if not named:
+            return refused
+        return Finding.blocker(f"{refused.found} (MUJOCO_GL={named})", f"{refused.fix}; unset MUJOCO_GL MUJOCO_EGL_DEVICE_ID")
     ignored = f"; MUJOCO_GL={named} cannot be used here and is not" if named not in ("", backend) else ""
-    return Finding.ok("rendering", f"{backend} draws what is there{ignored}")
+    return f"{backend} draws what is there{ignored}"
 
 
 def try_rendering() -> str:
@@ -95,16 +90,13 @@ def try_rendering() -> str:
     return backend
 
 
-def simulator(config: Config, limit_s: float = 180) -> Finding:
-    """One robot of the first task, and what its camera sees."""
-    try:
-        return Finding.ok("simulator", aside.call(try_simulator, configuration.to_json(config), limit_s=limit_s))
-    except aside.AsideError as error:
-        return Finding.refused("simulator", error, "uv sync --locked, or give other tasks: --sim.tasks NAMES")
-
-
 def try_simulator(config_json: str) -> str:
-    """What was seen, in words."""
+    """What the camera of one robot of the first task sees, in words.
+
+    Raises:
+        ValueError: there is no such task.
+        RuntimeError: nothing is seen.
+    """
     from libra_ray.sim import make_environment
 
     sim = configuration.from_json(config_json).sim
@@ -117,17 +109,13 @@ def try_simulator(config_json: str) -> str:
     return f"{sim.family} {sim.tasks[0]}, {shown}"
 
 
-def video(codec: str, limit_s: float = 120) -> Finding:
-    """A small video, written and read as recordings are."""
-    try:
-        return Finding.ok("video", aside.call(try_video, codec, limit_s=limit_s))
-    except aside.AsideError as error:
-        fix = "uv sync --locked --reinstall-package av; or another encoder, e.g. --record.video_codec libsvtav1"
-        return Finding.blocker("video", str(error), fix)
-
-
 def try_video(codec: str) -> str:
-    """How it came back, in words."""
+    """How a small video, written and read as recordings are, came back, in words.
+
+    Raises:
+        ValueError: there is no such codec.
+        RuntimeError: it came back otherwise.
+    """
     from libra_ray.data.video import VideoWriter, decode, encoder_config
 
     steps = np.linspace(0, 255, 64)

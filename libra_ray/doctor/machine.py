@@ -1,159 +1,143 @@
-"""The machine and its account: versions, room, home, name, encoding, proxies, ports."""
+"""The machine and its account: versions, room, home, encoding, proxies, ports."""
 
-import getpass
 import importlib.metadata
-import locale
-import os
 import platform
-import re
-import shutil
 import socket
 import sys
 import tempfile
 import tomllib
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from libra_ray.common.disk import check_room, free, size_text
 from libra_ray.doctor.finding import Finding
 
 ROOT = Path(__file__).parents[2]
 SYNC = "uv sync --locked"
-GIB = 2**30
-LEAST_DISK, GOOD_DISK = 1 * GIB, 10 * GIB
-GOOD_SHM = 2 * GIB
+LEAST_DISK, GOOD_DISK, GOOD_SHM = 10**9, 10**10, 2 * 10**9
 PORTS = {8765: "the gateways", 8000: "Ray Serve", 8265: "Ray's dashboard"}
 LOCAL = ("127.0.0.1", "localhost")
 
 
-def python() -> Finding:
-    """The interpreter, against pyproject.toml."""
+def python() -> str:
+    """The interpreter, against pyproject.toml.
+
+    Raises:
+        ValueError: it is another one.
+    """
     wanted = _project()["requires-python"]
     found = f"{platform.python_version()} at {sys.executable}"
     if not Requirement(f"python{wanted}").specifier.contains(platform.python_version(), prereleases=True):
-        return Finding.blocker("python", f"{found}, but {wanted} is needed", f"start jobs with `uv run`, or: {SYNC}")
-    return Finding.ok("python", found)
+        raise ValueError(f"{found}, but {wanted} is needed; start jobs with `uv run`, or: {SYNC}")
+    return found
 
 
-def libraries(installed: dict[str, str] | None = None) -> Finding:
+def libraries(installed: dict[str, str] | None = None) -> str | Finding:
     """The installed libraries, against pyproject.toml and uv.lock.
 
     Args:
         installed: name to version; None looks into this environment.
+
+    Raises:
+        ValueError: one is missing, or of a version that is not to be.
     """
     found = _installed() if installed is None else installed
     wanted = [Requirement(text) for text in _project()["dependencies"]]
     names = [canonicalize_name(requirement.name) for requirement in wanted]
-    missing = [name for name in names if name not in found]
-    if missing:
-        return Finding.blocker("libraries", f"{', '.join(missing)} missing", SYNC)
     wrong = [
-        f"{name} {found[name]} ({requirement.specifier} needed)"
+        f"{name} {found.get(name, 'missing')} ({requirement.specifier} needed)"
         for name, requirement in zip(names, wanted, strict=True)
-        if not requirement.specifier.contains(found[name], prereleases=True)
+        if name not in found or not requirement.specifier.contains(found[name], prereleases=True)
     ]
     if wrong:
-        return Finding.blocker("libraries", ", ".join(wrong), SYNC)
+        raise ValueError(f"{', '.join(wrong)}; {SYNC}")
     locked = _locked()
     other = [f"{n} {v} ({' or '.join(sorted(locked[n]))} locked)" for n, v in found.items() if v not in locked.get(n, {v})]
     if other:
         more = f" and {len(other) - 5} more" if len(other) > 5 else ""
-        return Finding.warning("libraries", f"other versions than tested: {', '.join(other[:5])}{more}", SYNC)
-    return Finding.ok("libraries", f"{sum(name in locked for name in found)} as in uv.lock")
+        return Finding.warning(f"other versions than tested: {', '.join(other[:5])}{more}", SYNC)
+    return f"{sum(name in locked for name in found)} as in uv.lock"
 
 
-def runs_folder(runs: Path) -> Finding:
-    """Room for recordings, pictures and checkpoints, and leave to write them."""
-    there = next(folder for folder in (runs.absolute(), *runs.absolute().parents) if folder.exists())
-    if not there.is_dir() or not writable(there):
-        what = "is not a folder" if not there.is_dir() else "cannot be written to"
-        return Finding.blocker("runs folder", f"{there} {what}", "give another one: --runs FOLDER")
-    free = shutil.disk_usage(there).free
-    found = f"{runs}, {free / GIB:.1f} GiB free"
-    fix = f"free some in {there}, or give a folder on another disk: --runs FOLDER"
-    if free < LEAST_DISK:
-        return Finding.blocker("runs folder", f"{found}; a run needs {LEAST_DISK / GIB:.0f} GiB and more", fix)
-    if free < GOOD_DISK:
-        return Finding.warning("runs folder", f"{found}; that is little for pictures and checkpoints", fix)
-    return Finding.ok("runs folder", found)
+def runs_folder(runs: Path) -> str | Finding:
+    """Leave to write recordings, pictures and checkpoints, and room for them.
+
+    Raises:
+        ValueError: nothing can be written there.
+        NoRoomError: not even a small run fits.
+    """
+    if fault := obstacle(runs):
+        raise ValueError(f"{fault}; give another one: --runs FOLDER")
+    check_room(runs, LEAST_DISK, "a small run")
+    found = f"{runs}, {size_text(free(runs))} free"
+    if free(runs) < GOOD_DISK:
+        return Finding.warning(f"{found}, little for pictures and checkpoints", "make room, or give another: --runs FOLDER")
+    return found
 
 
-def shared_memory(folder: Path = Path("/dev/shm")) -> Finding:  # noqa: S108  (it is looked at, nothing is written)
+def shared_memory(folder: Path = Path("/dev/shm")) -> str | Finding:  # noqa: S108  (it is looked at, nothing is written)
     """Where Ray keeps its objects; where it is small, Ray puts them on the disk, which is slow."""
     if not sys.platform.startswith("linux"):
-        return Finding.ok("shared memory", "not used on this system")
+        return "not used on this system"
+    found = f"{size_text(free(folder))} free in {folder}" if folder.is_dir() else f"{folder} does not exist"
+    if folder.is_dir() and free(folder) >= GOOD_SHM:
+        return found
     fix = f"docker run --shm-size=8g, or: mount -o remount,size=8g {folder}"
-    if not folder.is_dir():
-        return Finding.warning("shared memory", f"{folder} does not exist, so Ray's objects go to the disk", fix)
-    free = shutil.disk_usage(folder).free
-    found = f"{free / GIB:.1f} GiB free in {folder}"
-    if free < GOOD_SHM:
-        return Finding.warning("shared memory", f"{found}, so Ray's objects go to the disk", fix)
-    return Finding.ok("shared memory", found)
+    return Finding.warning(f"{found}, so Ray's objects go to the disk", fix)
 
 
-def home() -> Finding:
-    """Where Ray keeps its token, and Hugging Face its models."""
-    fix = "export HOME=FOLDER, one that you can write to"
-    try:
-        folder = Path.home()
-    except RuntimeError:
-        return Finding.blocker("home", "HOME is not set, and the system knows no home of this user", fix)
-    if not folder.is_dir():
-        return Finding.blocker("home", f"{folder} does not exist", fix)
-    if not writable(folder):
-        return Finding.blocker("home", f"{folder} cannot be written to", fix)
-    return Finding.ok("home", str(folder))
+def home() -> str | Finding:
+    """Where Hugging Face keeps what it downloads, and Ray's commands their token; jobs run without."""
+    fault = obstacle(Path.home()) if Path.home().exists() else f"{Path.home()} does not exist"
+    if fault:
+        return Finding.warning(f"{fault}, downloaded models cannot be kept", "export HOME=FOLDER, one that you can write to")
+    return str(Path.home())
 
 
-def user() -> Finding:
-    """The user's name, which caches are named by."""
-    try:
-        return Finding.ok("user", getpass.getuser())
-    except (KeyError, OSError):
-        found = f"user number {os.getuid()} has no name here"
-        return Finding.warning("user", found, "export USER=NAME LOGNAME=NAME")
+def encoding() -> str | Finding:
+    """What the terminal can show; files are UTF-8 whatever it says."""
+    used = sys.stdout.encoding or "none"
+    if used.lower().replace("-", "") == "utf8":
+        return "UTF-8"
+    return Finding.warning(f"standard output is {used}, signs that it lacks are shown as ?", "export LC_ALL=C.UTF-8")
 
 
-def encoding() -> Finding:
-    """How text is printed and, where a library does not say it, written."""
-    used = {"the locale": locale.getencoding(), "standard output": sys.stdout.encoding or "none"}
-    other = [f"{where} is {name}" for where, name in used.items() if name.lower().replace("-", "") != "utf8"]
-    if sys.flags.utf8_mode:
-        other = [text for text in other if not text.startswith("the locale")]
-    if other:
-        return Finding.warning("encoding", f"{' and '.join(other)}, not UTF-8", "export PYTHONUTF8=1 LC_ALL=C.UTF-8")
-    return Finding.ok("encoding", "UTF-8")
-
-
-def proxies(tracking_uri: str = "") -> Finding:
+def proxies() -> str | Finding:
     """Whether requests to this very machine, e.g. to a tracking server on it, would go to a proxy."""
-    known = sorted({f"{scheme}_proxy" for scheme in urllib.request.getproxies()} - {"no_proxy"})
-    if not known:
-        return Finding.ok("proxies", "none")
-    names = ", ".join(known)
-    caught = [name for name in LOCAL if not urllib.request.proxy_bypass(name)]
+    names = ", ".join(sorted({f"{scheme}_proxy" for scheme in urllib.request.getproxies()} - {"no_proxy"}))
+    caught = [name for name in LOCAL if names and not urllib.request.proxy_bypass(name)]
     if not caught:
-        return Finding.ok("proxies", f"{names}; not for this machine")
-    found = f"requests to {' and '.join(caught)}, this machine, go to the proxy in {names}"
-    fix = "export NO_PROXY=127.0.0.1,localhost no_proxy=127.0.0.1,localhost"
-    if urlsplit(tracking_uri).hostname in caught:
-        return Finding.blocker("proxies", f"{found}, so tracking.uri is not reached", fix)
-    return Finding.warning("proxies", f"{found}: Ray's dashboard, `ray job submit` and local servers are not reached", fix)
+        return f"{names}; not for this machine" if names else "none"
+    return Finding.warning(
+        f"requests to {' and '.join(caught)} go to the proxy in {names}, so Ray's dashboard and local servers are not reached",
+        "export NO_PROXY=127.0.0.1,localhost no_proxy=127.0.0.1,localhost",
+    )
 
 
-def ports(wanted: dict[int, str] | None = None) -> Finding:
+def ports(wanted: dict[int, str] | None = None) -> str | Finding:
     """The ports that serving takes."""
     wanted = PORTS if wanted is None else wanted
     taken = [port for port in wanted if _is_taken(port)]
     if not taken:
-        return Finding.ok("ports", f"{', '.join(map(str, wanted))} are free")
+        return f"{', '.join(map(str, wanted))} are free"
     text = ", ".join(f"{port} ({wanted[port]}) is taken{_by(port)}" for port in taken)
-    return Finding.warning("ports", text, "end that process, or give other ports: docs/serving.md")
+    return Finding.warning(text, "end that process, or give other ports: docs/serving.md")
+
+
+def obstacle(folder: Path) -> str:
+    """Why no file can be made below `folder`, which need not exist yet; empty where one can.
+
+    One is made and removed: asking for permissions alone forgets read-only mounts, quotas and root.
+    """
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            return ""
+    except OSError as error:
+        return f"{there} cannot be written to ({error.strerror})" if there.is_dir() else f"{there} is not a folder"
 
 
 def _project() -> dict:
@@ -173,15 +157,6 @@ def _installed() -> dict[str, str]:
     return {canonicalize_name(d.metadata["Name"]): d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
 
 
-def writable(folder: Path) -> bool:
-    """Whether a file can be made there; asking for permissions alone forgets read-only mounts, quotas and root."""
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            return True
-    except OSError:
-        return False
-
-
 def _is_taken(port: int) -> bool:
     with socket.socket() as tried:
         tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -193,21 +168,14 @@ def _is_taken(port: int) -> bool:
 
 
 def _by(port: int) -> str:
-    """Which process listens, as far as this user may know."""
-    sockets = {inode for table in ("tcp", "tcp6") for inode in _listening(Path("/proc/net") / table, port)}
-    for entry in Path("/proc").glob("[0-9]*/fd/*"):
-        try:
-            if str(entry.readlink()) in sockets:
-                command = (entry.parents[1] / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-                return f" by process {entry.parents[1].name} ({command[:60]})"
-        except OSError:
-            continue
-    return ""
-
-
-def _listening(table: Path, port: int) -> Iterator[str]:
-    rows = table.read_text(encoding="utf-8").splitlines()[1:] if table.exists() else []
-    for row in rows:
-        place, state, inode = (row.split()[i] for i in (1, 3, 9))
-        if state == "0A" and re.fullmatch(rf"[0-9A-F]+:{port:04X}", place):
-            yield f"socket:[{inode}]"
+    """Which process listens, as far as this user may know and the tool to ask with, which is the developers', is there."""
+    try:
+        import psutil
+    except ImportError:
+        return ""
+    try:
+        connections = psutil.net_connections("tcp")
+        pid = next(c.pid for c in connections if c.pid and c.status == psutil.CONN_LISTEN and c.laddr.port == port)
+        return f" by process {pid} ({' '.join(psutil.Process(pid).cmdline())[:60]})"
+    except (psutil.Error, StopIteration):
+        return ""

@@ -3,7 +3,10 @@
 import os
 import re
 
-VALID = "valid: auto (on a machine of the cluster), HOST:PORT such as 10.0.0.1:6379, or unset for a Ray of this program's own"
+VALID = (
+    "give auto (on a machine of the cluster) or HOST:PORT such as 10.0.0.1:6379, "
+    "or unset RAY_ADDRESS for a Ray of this program's own"
+)
 ANSWER_S = 15.0
 """A cluster that does not answer for so long is gone."""
 _HOST_AND_PORT = re.compile(r"([^\s:/@]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}")
@@ -27,13 +30,13 @@ def reachable(address: str) -> str:
     """
     place = _found(address)
     where = f"RAY_ADDRESS={address!r}" + ("" if place == address else f" (that is {place})")
-    asks = _asks_for_token(where, place, "")
+    asks = asks_for_token(where, place, "")
     mode = os.environ.get("RAY_AUTH_MODE", "").lower()
     if not mode:
         _set_auth_mode("token" if asks and address == "auto" and _token() else "disabled")
     elif mode == "token" and not asks:
         raise RuntimeError(f"{where} asks for no token, but RAY_AUTH_MODE=token; unset RAY_AUTH_MODE")
-    if asks and (os.environ["RAY_AUTH_MODE"].lower() != "token" or not _token() or _asks_for_token(where, place, _token())):
+    if asks and (os.environ["RAY_AUTH_MODE"].lower() != "token" or not _token() or asks_for_token(where, place, _token())):
         raise RuntimeError(
             f"{where} asks for the token of its head; export RAY_AUTH_MODE=token, with that token in RAY_AUTH_TOKEN or "
             "~/.ray/auth_token"
@@ -46,8 +49,8 @@ def _found(address: str) -> str:
 
     if address != "auto":
         if not _HOST_AND_PORT.fullmatch(address):
-            hint = "; a job server's belongs into RAY_API_SERVER_ADDRESS" if address.startswith("http") else ""
-            raise ValueError(f"RAY_ADDRESS={address!r} is not the address of a cluster; {VALID}{hint}")
+            hint = " (a job server's belongs into RAY_API_SERVER_ADDRESS)" if address.startswith("http") else ""
+            raise ValueError(f"RAY_ADDRESS={address!r} is not the address of a cluster{hint}; {VALID}")
         return address
     try:
         return str(canonicalize_bootstrap_address(address))
@@ -55,8 +58,17 @@ def _found(address: str) -> str:
         raise RuntimeError(f"RAY_ADDRESS='auto', but no Ray runs on this machine; {VALID}") from None
 
 
-def _asks_for_token(where: str, place: str, token: str) -> bool:
-    """Whether the cluster refuses the token, or, where that is empty, to answer without one."""
+def asks_for_token(where: str, place: str, token: str) -> bool:
+    """Whether the cluster refuses the token, or, where that is empty, to answer without one.
+
+    Args:
+        where: the cluster as the user knows it, for the message.
+        place: its HOST:PORT.
+        token: to show.
+
+    Raises:
+        RuntimeError: no cluster answers there, or one of another version.
+    """
     import grpc
     import ray
     from ray._common.tls_utils import load_certs_from_env

@@ -75,15 +75,26 @@ def prepare_start(*, shared: bool) -> None:
 
 
 def _choose_folder() -> None:
-    """Ray's sessions lie below RAY_TMPDIR, else TMPDIR, else /tmp; a TMPDIR that cannot be used is passed over, aloud."""
+    folder, passed_over = sessions_folder()
+    if passed_over:
+        sys.stderr.write(f"{passed_over}\n")
+        os.environ["RAY_TMPDIR"] = folder
+
+
+def sessions_folder() -> tuple[str, str]:
+    """The folder of Ray's sessions, RAY_TMPDIR, else TMPDIR, else /tmp; and why a TMPDIR that it cannot use is passed over.
+
+    Raises:
+        ValueError: RAY_TMPDIR names a folder that Ray cannot use, or TMPDIR, and /tmp is none either.
+    """
     named = next((name for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)), "")
     folder = os.environ.get(named) or _LAST_RESORT
     fault = _fault(folder)
-    if fault and named == "TMPDIR" and not _fault(_LAST_RESORT):
-        sys.stderr.write(f"TMPDIR={folder} {fault}; Ray's sockets and logs go to {_LAST_RESORT}/ray\n")
-        os.environ["RAY_TMPDIR"] = _LAST_RESORT
-    elif fault:
-        raise ValueError(f"{f'{named}=' if named else ''}{folder} {fault}; set RAY_TMPDIR to a folder that it can use")
+    if not fault:
+        return folder, ""
+    if named == "TMPDIR" and not _fault(_LAST_RESORT):
+        return _LAST_RESORT, f"TMPDIR={folder} {fault}; Ray's sockets and logs go to {_LAST_RESORT}/ray"
+    raise ValueError(f"{f'{named}=' if named else ''}{folder} {fault}; set RAY_TMPDIR to a folder that it can use")
 
 
 def _fault(folder: str) -> str:

@@ -21,6 +21,7 @@ from libra_ray.tracking.sqlite import alone, is_whole, make, sqlite_file, sqlite
 ANSWERS_WITHIN_S = 10
 AWAY = (502, 503, 504)
 """What a proxy says whose server is away."""
+SERVERS = ("http://", "https://")
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 """Databases, with the port of each that an address may leave out."""
 
@@ -93,12 +94,14 @@ def check(tracking: TrackingConfig, runs_root: Path) -> None:
 
     Raises:
         ValueError: the address is a folder.
-        TrackingError: it does not answer, or it is a file that is no store of this MLflow.
+        TrackingError: it does not answer, or not as MLflow does, or it is a file that is no store of this MLflow.
     """
     uri = tracking_uri(tracking, runs_root)
     with told(uri):
         if file := sqlite_file(uri):
             is_whole(file)
+        elif uri.startswith(SERVERS):
+            _client(uri).search_experiments(max_results=1)
 
 
 def experiment_id(client: MlflowClient, uri: str, name: str, runs_root: Path) -> str:
@@ -131,7 +134,7 @@ def _client(uri: str) -> MlflowClient:
 
 def _ask(uri: str) -> None:
     """Raise where nobody is at the address: MLflow itself would ask again for minutes, without a word."""
-    if uri.startswith(("http://", "https://")):
+    if uri.startswith(SERVERS):
         creds = get_default_host_creds(uri)
         asked = {"max_retries": 0, "retry_codes": (), "raise_on_status": False, "timeout": ANSWERS_WITHIN_S}
         answer = http_request(creds, "/health", "GET", **asked)

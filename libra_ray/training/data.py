@@ -90,10 +90,11 @@ class TrainingData:
     facts: Facts
 
     @classmethod
-    def open(cls, config: Config, dataset: Path, frames_root: Path, before: Fingerprint | None = None) -> Self:
+    def open(cls, config: Config, dataset: Path, frames_root: Path | None, before: Fingerprint | None = None) -> Self:
         """Check, split and decode the data set; decoding is done once and kept under `frames_root`.
 
         Args:
+            frames_root: None leaves the pictures where they are, for who only looks at the numbers.
             before: the data set that training began with, where this is another start of it.
 
         Raises:
@@ -112,10 +113,11 @@ class TrainingData:
             instructions=recorded.instructions,
             data=data,
         )
+        frames = np.empty((len(recorded.cameras), 0), np.uint8)
         return cls(
             config=config,
             recorded=recorded,
-            frames=frame_cache(recorded, frames_root, config.sim.image_size),
+            frames=frame_cache(recorded, frames_root, config.sim.image_size) if frames_root else frames,
             split=split,
             stats=compute_stats(recorded, recorded.rows(split.train)),
             facts=facts,

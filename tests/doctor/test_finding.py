@@ -6,48 +6,63 @@ import time
 import pytest
 
 from libra_ray.doctor import aside
-from libra_ray.doctor.finding import MARKS, Finding, chosen, examined, page, summary
+from libra_ray.doctor.finding import MARKS, Check, Finding, chosen, examined, outcome, page, summary
 
-OK = Finding.ok("home", "/home/robot")
-BAD = Finding.blocker("ray address", "nothing answers at RAY_ADDRESS=127.0.0.1:1", "unset RAY_ADDRESS")
-LITTLE = Finding.warning("shared memory", "0.1 GiB free", "docker run --shm-size=8g")
+OK = Finding.ok("/home/robot")
+BAD = Finding.blocker("nothing answers at RAY_ADDRESS=127.0.0.1:1", "unset RAY_ADDRESS")
+LITTLE = Finding.warning("0.1 GB free", "docker run --shm-size=8g")
 
 
 def explode():
     raise KeyError("a fault of ours\nwith a second line")
 
 
+def seen_late():
+    yield OK
+    raise RuntimeError("it is gone; look again")
+
+
 def test_a_check_that_raises_is_a_blocker_and_the_others_go_on():
-    found = list(examined({"first": lambda: OK, "second": explode, "third": lambda: [LITTLE, BAD]}))
-    assert [finding.level for finding in found] == ["ok", "blocker", "warning", "blocker"]
-    assert found[1].name == "second"
-    assert "KeyError" in found[1].found
-    assert "\n" not in page(found[1]).replace("\n" + " " * 20, " ")
+    looks = {"first": lambda: "/home/robot", "second": explode, "third": lambda: [LITTLE, BAD], "fourth": seen_late}
+    found = list(examined({name: Check(look=look, fix="mend it") for name, look in looks.items()}))
+    assert [name for name, _ in found] == ["first", "second", "third", "third", "fourth"]
+    (_, first), (_, second), *_, (_, last) = found
+    assert first == OK
+    assert (second.level, second.fix) == ("blocker", "mend it")
+    assert "KeyError" in second.found
+    assert last == Finding.blocker("it is gone", "look again")
+    assert "\n" not in page("second", second).replace("\n" + " " * 20, " ")
 
 
 def test_an_error_of_ours_is_parted_into_what_is_wrong_and_what_to_do():
-    found = Finding.refused("data set", ValueError("folder x does not exist; name another; or record"), "look at it")
-    assert (found.found, found.fix) == ("folder x does not exist", "name another; or record")
-    assert Finding.refused("data set", ValueError("it is odd"), "look at it").fix == "look at it"
+    def refused(text):
+        def look():
+            raise ValueError(text)
+
+        return outcome(Check(look=look, fix="look at it"))
+
+    assert refused("folder x has; three faults;\nname another") == [
+        Finding.blocker("folder x has; three faults", "name another"),
+    ]
+    assert refused("it is odd") == [Finding.blocker("it is odd", "look at it")]
 
 
 def test_lines_are_aligned_and_the_fix_is_below():
-    shown = [page(finding) for finding in (OK, BAD, LITTLE)]
-    assert shown[0] == "ok    home          /home/robot"
-    assert shown[1].splitlines() == [
+    assert page("home", OK) == "ok    home          /home/robot"
+    assert page("ray address", BAD).splitlines() == [
         "FAIL  ray address   nothing answers at RAY_ADDRESS=127.0.0.1:1",
         "                    fix: unset RAY_ADDRESS",
     ]
-    assert shown[2].startswith("warn  shared memory 0.1 GiB free\n")
+    assert page("shared memory", LITTLE).startswith("warn  shared memory 0.1 GB free\n")
 
 
 def test_colour_only_where_asked_and_lines_as_wide_as_the_terminal():
-    assert "\x1b" not in page(BAD)
-    assert page(OK, colour=True).startswith("\x1b[32mok")
-    assert page(LITTLE, colour=True).startswith("\x1b[33mwarn")
-    assert page(BAD, colour=True).startswith("\x1b[31mFAIL")
-    assert max(map(len, page(BAD, width=60).splitlines())) <= 60
-    assert page(BAD, width=60).split() == page(BAD).split()
+    assert "\x1b" not in page("x", BAD)
+    assert page("x", OK, colour=True).startswith("\x1b[32mok")
+    assert page("x", LITTLE, colour=True).startswith("\x1b[33mwarn")
+    assert page("x", BAD, colour=True).startswith("\x1b[31mFAIL")
+    assert max(map(len, page("x", BAD, width=60).splitlines())) <= 60
+    assert page("x", BAD, width=60).split() == page("x", BAD).split()
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 LINE = re.compile(r"(ok  |warn|FAIL)  (.{13}) \S.*|( {20})\S.*")
 
@@ -31,7 +29,7 @@ def test_this_machine_is_fit(tmp_path):
     *lines, last = done.stdout.splitlines()
     assert all(LINE.fullmatch(line) for line in lines), done.stdout
     names = [found[2].strip() for line in lines if (found := LINE.fullmatch(line)) and found[1]]
-    assert len(names) == len(set(names)) == 18
+    assert len(names) == len(set(names)) == 16
     assert last.endswith((" 0 blockers: everything is well", " 0 blockers: jobs run"))
     assert not (tmp_path / "runs").exists(), "looking leaves nothing behind"
 
@@ -40,21 +38,20 @@ def test_a_broken_machine_is_red_and_says_the_fixes(tmp_path):
     (tmp_path / "empty").mkdir()
     done = doctor(
         "debug", "--runs", str(tmp_path / "runs"), "--data.root", str(tmp_path / "empty"),
-        "--only", "home,ray address,ray sockets,data set,python",
-        HOME="/no/such/home", RAY_ADDRESS="http://127.0.0.1:8265", TMPDIR=f"/tmp/{'x' * 80}",
+        "--only", "home,ray address,data set,python",
+        HOME="/no/such/home", RAY_ADDRESS="http://127.0.0.1:8265",
     )  # fmt: skip
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stderr == ""
     assert "\x1b" not in done.stdout
-    for words in ("export HOME=FOLDER", "unset RAY_ADDRESS", "export RAY_TMPDIR=/tmp", "it has no meta/info.json"):
+    for words in ("export HOME=FOLDER", "unset RAY_ADDRESS", "it has no meta/info.json"):
         assert words in done.stdout
-    assert done.stdout.splitlines()[-1] == "1 ok, 0 warnings, 4 blockers: jobs end over what FAIL says"
+    assert done.stdout.splitlines()[-1] == "1 ok, 1 warning, 2 blockers: jobs end over what FAIL says"
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-def test_names_that_the_terminal_cannot_show(tmp_path, encoding):
+def test_names_that_the_terminal_cannot_show(tmp_path):
     folder = tmp_path / "données-数据"
-    done = doctor("debug", "--only", "data set", "--data.root", str(folder), PYTHONIOENCODING=encoding)
+    done = doctor("debug", "--only", "data set", "--data.root", str(folder), PYTHONIOENCODING="ascii")
     assert done.returncode == 1
     assert "does not exist" in done.stdout
     assert "Traceback" not in done.stderr

@@ -2,8 +2,11 @@
 
 import pytest
 
-from libra_ray.config import Config, override, preset
+from libra_ray.config import override, preset
+from libra_ray.data.dataset import write_dataset
 from libra_ray.doctor import aside, products
+from libra_ray.doctor.finding import outcome
+from tests.data.builders import make_episode, rename_features
 from tests.model import families
 from tests.model.builders import save_checkpoint, tiny_model
 from tests.model.hugging_face import write_siglip
@@ -13,93 +16,101 @@ def asked(**settings):
     return override(preset("debug"), {name.replace("__", "."): str(value) for name, value in settings.items()})
 
 
-def tried(function, *arguments):
-    """The check, without the process of its own."""
+def looked(config, name, data, policy):
+    """What the check finds, without the process of its own."""
+
+    def here(function, *arguments, limit_s):
+        assert limit_s > 0
+        try:
+            return function(*arguments)
+        except (ValueError, RuntimeError) as error:
+            raise aside.AsideError(str(error)) from error
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(aside, "call", _here)
-        found = function(*arguments)
-    return found if isinstance(found, list) else [found]
-
-
-def _here(function, *arguments, limit_s):
-    assert limit_s > 0
-    try:
-        return function(*arguments)
-    except (ValueError, RuntimeError) as error:
-        raise aside.AsideError(str(error)) from error
+        patch.setattr(aside, "call", here)
+        return outcome(products.checks_of(config, data, policy)[name])
 
 
 def test_what_is_looked_at_is_what_is_configured_or_there(tmp_path):
     (tmp_path / "dataset").mkdir()
-    given = (tmp_path / "dataset", tmp_path / "checkpoint", "")
-    assert list(products.checks_of(Config(), *given)) == ["data set"]
-    settings = asked(data__root="a", evaluate__checkpoint="b", planner__backbone="c", refiner__encoder="d")
-    everything = products.checks_of(settings, tmp_path / "a", tmp_path / "b", "e")
-    assert list(everything) == ["data set", "checkpoint", "start from", "backbone", "encoder"]
-    shared = override(settings, {"refiner.vision": "shared"})
-    assert "encoder" not in products.checks_of(shared, tmp_path / "a", tmp_path / "b", "")
+    given = (tmp_path / "dataset", tmp_path / "checkpoint")
+    assert list(products.checks_of(asked(), *given)) == ["data set"]
+    everything = asked(data__root="a", evaluate__checkpoint="b", planner__backbone="c")
+    assert list(products.checks_of(everything, *given)) == ["data set", "checkpoint", "model"]
+    for setting in ("planner__backbone", "refiner__encoder", "train__start_from"):
+        assert "model" in products.checks_of(asked(**{setting: "c"}), *given)
+    assert "model" not in products.checks_of(asked(refiner__encoder="c", refiner__vision="shared"), *given)
 
 
-def test_a_data_set_that_is_none(tmp_path):
-    for folder, found in ((tmp_path / "none", "does not exist"), (tmp_path, "it has no meta/info.json")):
-        [finding] = tried(products.dataset, Config(), folder)
+@pytest.fixture
+def demos(tmp_path):
+    episodes = [make_episode(seed=seed, cameras=("observation.image", "observation.images.top")) for seed in range(2)]
+    return write_dataset(episodes, tmp_path / "demos", fps=10)
+
+
+def test_a_data_set_as_the_settings_read_it_and_every_remark_on_it(demos, tmp_path):
+    rename_features(demos, action="actions")
+    settings = asked(data__root=demos, data__keys="action=actions", data__cameras="observation.images.top")
+    good, *remarks = looked(settings, "data set", demos, tmp_path / "none")
+    assert good.level == "ok"
+    assert f"{demos}: 2 episodes, 24 frames at 10 Hz, observation.images.top, state " in good.found
+    assert {finding.level for finding in remarks} == {"warning"}
+    said = " ".join(finding.found for finding in remarks)
+    assert "observation.image" in said, "a camera is left out"
+    assert "action[3]=0.5" in said, "a dimension is constant"
+    [finding] = looked(asked(data__root=demos), "data set", demos, tmp_path / "none")
+    assert (finding.level, "data.keys" in finding.found + finding.fix) == ("blocker", True)
+
+
+def test_a_data_set_that_is_none(demos, tmp_path):
+    next(demos.rglob("*.mp4")).write_bytes(b"no video")
+    for folder, found in ((tmp_path / "none", "does not exist"), (tmp_path, "no meta/info.json"), (demos, "read as a video")):
+        [finding] = looked(asked(data__root=folder), "data set", folder, tmp_path / "none")
         assert finding.level == "blocker"
         assert found in finding.found
-
-
-def test_every_remark_on_a_data_set_is_a_line(monkeypatch, tmp_path):
-    monkeypatch.setattr(aside, "call", lambda *_, **__: ["3 episodes", "the camera top is left out", "state[2] is constant"])
-    levels = [finding.level for finding in products.dataset(Config(), tmp_path)]
-    assert levels == ["ok", "warning", "warning"]
+        assert finding.fix
 
 
 def test_checkpoints(tmp_path):
-    [finding] = tried(products.checkpoint, tmp_path, "start from")
-    assert (finding.name, finding.level) == ("start from", "blocker")
-    assert "weights.safetensors" in finding.found
-    assert finding.fix == "give the folder that training wrote"
+    def checked(folder):
+        [finding] = looked(asked(evaluate__checkpoint=folder), "checkpoint", tmp_path / "none", folder)
+        return finding
+
+    assert "weights.safetensors" in checked(tmp_path).found
+    assert checked(tmp_path).fix == "give the folder that training wrote"
     save_checkpoint(tmp_path / "whole", tiny_model(), step=3)
-    [finding] = tried(products.checkpoint, tmp_path / "whole")
-    assert finding.level == "ok"
-    assert "step 3 of" in finding.found
+    assert checked(tmp_path / "whole").level == "ok"
+    assert "step 3 of" in checked(tmp_path / "whole").found
     with (tmp_path / "whole" / "config.json").open("a") as file:
         file.write(" ")
-    [finding] = tried(products.checkpoint, tmp_path / "whole")
-    assert finding.level == "blocker"
-    assert "was changed after it was written" in finding.found
+    finding = checked(tmp_path / "whole")
+    assert (finding.level, "was changed after it was written" in finding.found) == ("blocker", True)
     assert finding.fix.startswith("restore its files")
 
 
-@pytest.mark.parametrize(
-    ("name", "check", "setting", "write"),
-    [
-        (
-            "backbone",
-            products.backbone,
-            "planner__backbone",
-            lambda folder: families.write(folder, families.FAMILIES["llava"]()),
-        ),
-        ("encoder", products.encoder, "refiner__encoder", write_siglip),
-    ],
-)
-def test_models(tmp_path, name, check, setting, write):
-    (tmp_path / "good").mkdir()
-    write(tmp_path / "good")
-    [finding] = tried(check, asked(**{setting: tmp_path / "good", "planner__max_text_tokens": 16}))
-    assert (finding.name, finding.level) == (name, "ok"), finding
-    assert "tokens of width" in finding.found
-    for file in (tmp_path / "good").glob("*config.json"):
+def write_llava(folder):
+    families.write(folder, families.FAMILIES["llava"]())
+
+
+@pytest.mark.parametrize(("setting", "write"), [("planner__backbone", write_llava), ("refiner__encoder", write_siglip)])
+def test_models_as_training_makes_them(tmp_path, setting, write):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    write(folder)
+    settings = asked(**{setting: folder, "planner__max_text_tokens": 48})
+    [finding] = looked(settings, "model", tmp_path / "none", tmp_path / "none")
+    assert (finding.level, str(folder) in finding.found) == ("ok", True), finding
+    for file in folder.glob("*config.json"):
         file.unlink()
-    [finding] = tried(check, asked(**{setting: tmp_path / "good"}))
+    [finding] = looked(settings, "model", tmp_path / "none", tmp_path / "none")
     assert finding.level == "blocker"
-    assert setting.replace("__", ".") in finding.found
-    assert finding.fix
+    assert f"{setting.replace('__', '.')}='{folder}' cannot be loaded" in finding.found
+    assert finding.fix.startswith("give `")
 
 
-def test_a_model_that_takes_no_picture(monkeypatch):
-    def call(*_, **__):
-        raise aside.AsideError("TypeError: forward() got an unexpected argument")
-
-    monkeypatch.setattr(aside, "call", call)
-    finding = products.backbone(Config())
-    assert (finding.level, finding.fix) == ("blocker", "give another model, or the built-in one")
+def test_a_start_that_does_not_fit_the_data(demos, tmp_path):
+    save_checkpoint(tmp_path / "other", tiny_model(), step=3)
+    settings = asked(data__root=demos, train__start_from=tmp_path / "other")
+    [finding] = looked(settings, "model", demos, tmp_path / "none")
+    assert (finding.level, "is a checkpoint of another robot" in finding.found) == ("blocker", True)
+    assert finding.fix.startswith("give --train.start_parts")

@@ -40,8 +40,9 @@ def test_an_episode_of_one_frame_and_constant_dimensions_train(tmp_path, normali
 
 def test_nothing_is_said_of_ordinary_data(tmp_path):
     root = write_dataset([make_episode(seed=n, state_dim=2, action_dim=4) for n in range(3)], tmp_path / "d", fps=10)
-    remarks = TrainingData.open(config(), root, tmp_path / "frames").remarks()
+    remarks = TrainingData.open(config(), root, None).remarks()
     assert [remark for remark in remarks if "action[3]" not in remark] == []
+    assert not list(tmp_path.rglob("*.npy")), "who only looks decodes nothing"
 
 
 def test_other_data_than_at_the_beginning_are_refused_before_they_are_decoded(tmp_path):
