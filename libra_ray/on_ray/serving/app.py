@@ -15,7 +15,7 @@ from libra_ray.on_ray.serving.port import OwnPort
 from libra_ray.on_ray.serving.scaling import LOOK_BACK_S, METRICS_S
 from libra_ray.on_ray.serving.settings import Replicas, Settings
 from libra_ray.on_ray.serving.web import Web
-from libra_ray.on_ray.serving.weights import located
+from libra_ray.on_ray.serving.weights import pinned
 from libra_ray.types import Json
 
 APP_NAME = "default"
@@ -178,7 +178,7 @@ def update_weights(checkpoint: str, revision: str = "", app_name: str = APP_NAME
     """Have a running application use another checkpoint, without dropping a robot; returns when it does.
 
     Args:
-        checkpoint: a folder that all machines see, or a `models:/` address.
+        checkpoint: a folder that all machines see, or a `models:/` address of the store that the application began with.
         revision: another text than before loads the same address again.
 
     Raises:
@@ -186,5 +186,5 @@ def update_weights(checkpoint: str, revision: str = "", app_name: str = APP_NAME
         RuntimeError: the application does not run, or cannot load the checkpoint.
     """
     settings: Settings = serve.get_app_handle(app_name).settings.remote().result()
-    changed = settings.model_copy(update={"checkpoint": located(checkpoint), "revision": revision})
+    changed = pinned(settings.model_copy(update={"checkpoint": checkpoint, "revision": revision}))
     serve.run(build(changed), name=app_name, route_prefix="/")
