@@ -10,6 +10,7 @@ from ray.serve import Application, Deployment
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.handle import DeploymentHandle
 
+from libra_ray.on_ray import session
 from libra_ray.on_ray.serving.gateway import GatewayCore
 from libra_ray.on_ray.serving.port import OwnPort
 from libra_ray.on_ray.serving.scaling import LOOK_BACK_S, METRICS_S
@@ -177,14 +178,21 @@ def _version(settings: Settings) -> str:
 def update_weights(checkpoint: str, revision: str = "", app_name: str = APP_NAME) -> None:
     """Have a running application use another checkpoint, without dropping a robot; returns when it does.
 
+    Joins the cluster at RAY_ADDRESS where this process is connected to none.
+
     Args:
         checkpoint: a folder that all machines see, or a `models:/` address of the store that the application began with.
         revision: another text than before loads the same address again.
+        app_name: as `serve status` shows it.
 
     Raises:
-        ValueError: there is no such checkpoint.
-        RuntimeError: the application does not run, or cannot load the checkpoint.
+        ValueError: there is no such checkpoint or application, or RAY_ADDRESS names no cluster.
+        RuntimeError: the cluster does not answer, or the application cannot load the checkpoint.
     """
-    settings: Settings = serve.get_app_handle(app_name).settings.remote().result()
-    changed = pinned(settings.model_copy(update={"checkpoint": checkpoint, "revision": revision}))
-    serve.run(build(changed), name=app_name, route_prefix="/")
+    with session.joined():
+        running = serve.status().applications
+        if app_name not in running:
+            raise ValueError(f"no application {app_name!r} runs; running: {', '.join(running) or 'none'}")
+        settings: Settings = serve.get_app_handle(app_name).settings.remote().result()
+        changed = pinned(settings.model_copy(update={"checkpoint": checkpoint, "revision": revision}))
+        serve.run(build(changed), name=app_name, route_prefix="/")
