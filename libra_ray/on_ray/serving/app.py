@@ -8,7 +8,9 @@ from typing import Any
 from ray import serve
 from ray.serve import Application, Deployment
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema, ServeInstanceDetails
 
 from libra_ray.on_ray import session
 from libra_ray.on_ray.serving.gateway import GatewayCore
@@ -21,6 +23,8 @@ from libra_ray.types import Json
 
 APP_NAME = "default"
 """What `serve run` calls an application that was given no name."""
+NAMES = ("Planner", "Refiner", "Gateway")
+"""Its deployments."""
 LEAVE_S = 3.0
 CALLS_AT_ONCE = 4
 """Batches that a replica takes in: one computes, the others wait or answer `describe`."""
@@ -195,4 +199,26 @@ def update_weights(checkpoint: str, revision: str = "", app_name: str = APP_NAME
             raise ValueError(f"no application {app_name!r} runs; running: {', '.join(running) or 'none'}")
         settings: Settings = serve.get_app_handle(app_name).settings.remote().result()
         changed = pinned(settings.model_copy(update={"checkpoint": checkpoint, "revision": revision}))
-        serve.run(build(changed), name=app_name, route_prefix="/")
+        if not _declared_anew(app_name, changed.user_config()):
+            serve.run(build(changed), name=app_name, route_prefix="/")
+
+
+def _declared_anew(app_name: str, user_config: Mapping[str, str]) -> bool:
+    """Change the file's weights of an application that came by `serve deploy`; False where it did not.
+
+    To `serve.run` it would be another application of that name, with all of its processes started anew.
+    """
+    client = _get_global_client()
+    details = ServeInstanceDetails(**client.get_serve_details())
+    declared = {name: app.deployed_app_config for name, app in details.applications.items() if app.deployed_app_config}
+    if app_name not in declared:
+        return False
+    tree = declared[app_name].model_dump(exclude_unset=True)
+    deployments = {part["name"]: part for part in tree.get("deployments", [])}
+    named = [{**deployments.pop(name, {"name": name}), "user_config": dict(user_config)} for name in NAMES]
+    tree["deployments"] = [*named, *deployments.values()]
+    declared[app_name] = ServeApplicationSchema.model_validate(tree)
+    # All of them: Serve ends those that a file no longer names.
+    client.deploy_apps(ServeDeploySchema(applications=list(declared.values())))
+    client._wait_for_application_running(app_name)  # noqa: SLF001
+    return True
