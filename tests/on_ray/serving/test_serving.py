@@ -202,7 +202,7 @@ def test_so_they_do_where_the_application_came_by_serve_deploy(deployed):
 def test_new_weights_are_refused_for_an_application_that_does_not_run(deployed):
     from libra_ray.on_ray.serving.app import update_weights
 
-    with pytest.raises(ValueError, match="no application 'nobody' runs; running: .*real"):
+    with pytest.raises(ValueError, match=r"no application 'nobody' runs; running: .*real"):
         update_weights(str(deployed[2][0]), app_name="nobody")
 
 
