@@ -2,19 +2,16 @@
 
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import click
 import ray
 from ray.serve import Application
 
-from libra_ray import checkpoint
-from libra_ray.config import TrackingConfig
 from libra_ray.on_ray import session
 from libra_ray.on_ray.serving.app import build
 from libra_ray.serving.settings import Settings
-from libra_ray.serving.weights import REGISTRY, located
+from libra_ray.serving.weights import pinned
 
 
 def app(arguments: Mapping[str, Any]) -> Application:
@@ -30,34 +27,13 @@ def app(arguments: Mapping[str, Any]) -> Application:
         ValueError: there is no such checkpoint, or no such argument.
     """
     if ray.is_initialized():
-        return build(resolved(arguments))
+        return build(pinned(Settings.read(arguments)))
     try:
         session.prepare_serve_run(_address())
-        settings = resolved(arguments)
+        settings = pinned(Settings.read(arguments))
     except (ValueError, RuntimeError) as mistake:
         sys.exit(f"serve run: error: {' '.join(str(mistake).split())}")
     return build(settings)
-
-
-def resolved(arguments: Mapping[str, Any]) -> Settings:
-    """The settings, with every place in full: replicas run in another folder than the one that this was typed in.
-
-    Raises:
-        ValueError: there is no such checkpoint, or no such argument.
-    """
-    settings = Settings.read(arguments)
-    address, store = located(settings.checkpoint), settings.tracking_uri
-    folder = Path(address)
-    if address.startswith(REGISTRY):
-        from libra_ray.tracking import checkpoint_from_registry, tracking_uri
-
-        tracking, runs = TrackingConfig(uri=store), Path("runs")
-        store, folder = tracking_uri(tracking, runs), checkpoint_from_registry(address, tracking, runs)
-        if store.startswith("sqlite:"):
-            # The files behind it lie on this machine as they are, and no replica need load MLflow to find them.
-            address = str(folder)
-    checkpoint.read_config(folder)
-    return settings.model_copy(update={"checkpoint": address, "tracking_uri": store})
 
 
 def _address() -> str | None:

@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": RECORDS | HELPERS | {"data", "sim", "control", "runs"},
     "report": RECORDS | HELPERS | {"data", "checkpoint", "runs", "tracking"},
     "doctor": TENSORS | {"common", "data", "model", "sim", "checkpoint", "training", "tracking"},
-    "serving": RECORDS | HELPERS | {"client", "control", "policy", "tracking"},
+    "serving": RECORDS | HELPERS | {"client", "control", "checkpoint", "policy", "tracking"},
     "fleet": RECORDS | HELPERS | {"client", "data", "sim", "evaluation"},
     # engine
     "on_ray": TENSORS | HELPERS | COMPONENTS | DOMAIN | {"client", "serving"},

@@ -3,10 +3,8 @@
 import os
 import re
 
-VALID = (
-    "give auto (on a machine of the cluster) or HOST:PORT such as 10.0.0.1:6379, "
-    "or unset RAY_ADDRESS for a Ray of this program's own"
-)
+A_CLUSTER = "give auto (on a machine of the cluster) or HOST:PORT such as 10.0.0.1:6379"
+VALID = f"{A_CLUSTER}, or unset RAY_ADDRESS for a Ray of this program's own"
 ANSWER_S = 15.0
 """A cluster that does not answer for so long is gone."""
 _HOST_AND_PORT = re.compile(r"([^\s:/@]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}")

@@ -40,10 +40,15 @@ def prepare() -> None:
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     if "ray" in sys.modules and os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] == "0":
-        # The command `serve run` has imported Ray before any module of ours, and Ray has read this one then.
-        from ray._private import ray_constants
+        # The command `serve run` has imported Ray before any module of ours.
+        bring_nothing()
 
-        ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
+
+def bring_nothing() -> None:
+    """Under `uv run`, keep Ray from uploading the checkout and installing its environment anew; Ray may be imported already."""
+    from ray._private import ray_constants
+
+    ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
 
 
 def _name_the_user() -> None:

@@ -37,6 +37,27 @@ def connected() -> Iterator[None]:
         ray.shutdown()
 
 
+@contextmanager
+def joined() -> Iterator[None]:
+    """Use the cluster this process is connected to, or the one at RAY_ADDRESS, to ask something of what runs there.
+
+    Raises:
+        ValueError: RAY_ADDRESS is unset, or no address of a cluster.
+        RuntimeError: no cluster that can be used answers at RAY_ADDRESS.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    if not (address := cluster.wanted()):
+        raise ValueError(f"RAY_ADDRESS is unset, so nothing says which cluster is meant; {cluster.A_CLUSTER}")
+    machine.bring_nothing()
+    _join(address)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
 def check() -> None:
     """Refuse a RAY_ADDRESS that leads nowhere, without connecting.
 

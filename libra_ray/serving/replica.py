@@ -10,17 +10,15 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from libra_ray.common.gc_freeze import settle
-from libra_ray.config import TrackingConfig
 from libra_ray.policy import LibraPolicy, load_policy
 from libra_ray.serving.batches import Answers, Rows, chunk_answers, plan_answers
 from libra_ray.serving.settings import Settings, System
-from libra_ray.serving.weights import REGISTRY, FailedComputingError, UnknownWeightsError, weights_key
+from libra_ray.serving.weights import FailedComputingError, UnknownWeightsError, folder_of, weights_key
 from libra_ray.types import STATE_KEY, Json, Observation
 
 KEPT = 2
@@ -29,20 +27,6 @@ NICEST = 19
 """A thread nicer than that has Linux's idle policy: whoever wakes takes its processor at once, and it counts as free."""
 HANGS_S = 60.0
 """A call that computes for so long makes the replica unhealthy, and Serve replaces it."""
-
-
-def load(address: str, tracking_uri: str, device: str, *, coarse_only: bool) -> LibraPolicy:
-    """The policy at a folder or `models:/` address.
-
-    Raises:
-        ValueError: there is no such checkpoint.
-    """
-    folder = Path(address)
-    if address.startswith(REGISTRY):
-        from libra_ray.tracking import checkpoint_from_registry
-
-        folder = checkpoint_from_registry(address, TrackingConfig(uri=tracking_uri), Path("runs"))
-    return load_policy(folder, device, coarse_only=coarse_only)
 
 
 class _System:
@@ -172,7 +156,8 @@ class _System:
         return self._policies[weights]
 
     def _loaded(self, address: str) -> LibraPolicy:
-        return load(address, self._settings.tracking_uri, self._device, coarse_only=self._settings.coarse_only)
+        folder = folder_of(address, self._settings.tracking_uri)
+        return load_policy(folder, self._device, coarse_only=self._settings.coarse_only)
 
     def _warm_up(self, policy: LibraPolicy) -> None:
         """One robot and a full batch: the first calls of each size are slow."""

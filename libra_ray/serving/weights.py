@@ -1,9 +1,16 @@
 """Which weights are meant, and what a replica says that cannot use them; free of torch, which no gateway should wait for."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from libra_ray.config import TrackingConfig
+from libra_ray.serving.settings import Settings
+
 REGISTRY = "models:/"
+_ONE_VERSION = re.compile(rf"{REGISTRY}([^/]+/[0-9]+|m-[0-9a-f]+)")
+RUNS = Path("runs")
+"""In it lies the store that is meant where `tracking_uri` is empty."""
 
 
 class UnknownWeightsError(RuntimeError):
@@ -17,6 +24,52 @@ class FailedComputingError(RuntimeError):
 def weights_key(user_config: Mapping[str, str]) -> str:
     """One name for the weights that a `user_config` asks for, the same in all deployments."""
     return f"{user_config['checkpoint']}#{user_config.get('revision', '')}"
+
+
+def pinned(settings: Settings) -> Settings:
+    """The settings with the one checkpoint that is meant now, in full, to be taken where the address was typed.
+
+    Replicas are started in other folders and at other times: a relative folder, or an alias that has moved on, would be
+    another checkpoint there, and planner and refiner could hold two. So they are told a folder, or one version.
+
+    Raises:
+        ValueError: there is no such checkpoint.
+        TrackingError: the registry's store cannot be used.
+    """
+    address, store = located(settings.checkpoint), settings.tracking_uri
+    folder = Path(address)
+    if address.startswith(REGISTRY):
+        from libra_ray.tracking import registered, tracking_uri
+
+        tracking = TrackingConfig(uri=store)
+        found = registered(address, tracking, RUNS)
+        folder = found.folder
+        if found.in_place:
+            # Found without MLflow, whose import takes seconds.
+            address = str(folder)
+        else:
+            address, store = found.address, tracking_uri(tracking, RUNS)
+    from libra_ray.checkpoint import read_config
+
+    read_config(folder)
+    return settings.model_copy(update={"checkpoint": address, "tracking_uri": store})
+
+
+def folder_of(address: str, tracking_uri: str) -> Path:
+    """The folder behind an address that `pinned` gave.
+
+    Raises:
+        ValueError: there is no such checkpoint, or the address may mean another one tomorrow.
+    """
+    if not address.startswith(REGISTRY):
+        return Path(address)
+    if not _ONE_VERSION.fullmatch(address):
+        raise ValueError(
+            f"{address!r} may point elsewhere by the time that the next replica looks; give one version, as models:/libra/3"
+        )
+    from libra_ray.tracking import checkpoint_from_registry
+
+    return checkpoint_from_registry(address, TrackingConfig(uri=tracking_uri), RUNS)
 
 
 def located(address: str) -> str:

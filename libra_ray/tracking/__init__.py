@@ -8,16 +8,18 @@ os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_UV_AUTO_DETECT": "fal
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
 
 from libra_ray.tracking.faults import TrackingError
-from libra_ray.tracking.registry import checkpoint_from_registry, observation_action_schema
+from libra_ray.tracking.registry import Registered, checkpoint_from_registry, observation_action_schema, registered
 from libra_ray.tracking.run import Tracker, publishing
 from libra_ray.tracking.store import check, tracking_uri
 
 __all__ = [
+    "Registered",
     "Tracker",
     "TrackingError",
     "check",
     "checkpoint_from_registry",
     "observation_action_schema",
     "publishing",
+    "registered",
     "tracking_uri",
 ]

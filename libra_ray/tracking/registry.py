@@ -3,6 +3,7 @@
 import re
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
@@ -15,6 +16,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
 from mlflow.store.artifact.utils.models import get_model_name_and_version
 from mlflow.types.schema import Schema, TensorSpec
+from mlflow.utils.uri import is_local_uri
 
 from libra_ray.common.provenance import git_revision, library_versions, masked
 from libra_ray.config import TrackingConfig
@@ -22,6 +24,7 @@ from libra_ray.tracking.sqlite import alone
 from libra_ray.tracking.store import opened, told, tracking_uri
 from libra_ray.types import ACTION_KEY, STATE_KEY, Json
 
+REGISTRY = "models:/"
 LOADER_MODULE = "libra_ray.runs.mlflow_model"
 """Opens a registered model; named, not imported, because it needs torch."""
 UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
@@ -107,10 +110,25 @@ def _new_version(client: MlflowClient, name: str, logged: Model, run_id: str, di
     return str(version.version)
 
 
-def checkpoint_from_registry(address: str, tracking: TrackingConfig, runs_root: Path) -> Path:
-    """The local checkpoint folder behind a registry address, e.g. `models:/libra@champion` or `models:/libra/3`.
+@dataclass(frozen=True, kw_only=True)
+class Registered:
+    """A checkpoint of the registry.
 
-    Where the store keeps its files on this machine it is the folder itself, else a copy.
+    Attributes:
+        address: the one version that was meant, e.g. `models:/libra/3`; it names the same files for ever.
+        folder: the checkpoint's, on this machine.
+        in_place: the folder is the store's own; else it is a copy of this process's.
+    """
+
+    address: str
+    folder: Path
+    in_place: bool
+
+
+def registered(address: str, tracking: TrackingConfig, runs_root: Path) -> Registered:
+    """The checkpoint behind a registry address, e.g. `models:/libra@champion` or `models:/libra/3`.
+
+    What an alias points at is asked once.
 
     Raises:
         ValueError: there is no such model, or it is none of ours; the message names the store and what is registered there.
@@ -119,26 +137,35 @@ def checkpoint_from_registry(address: str, tracking: TrackingConfig, runs_root: 
     uri = tracking_uri(tracking, runs_root)
     client = opened(uri, create=False)
     with told(uri):
-        _refuse_unknown(client, address, uri)
-        files = ModelsArtifactRepository.get_underlying_uri(address)
+        fixed = _version(client, address, uri)
+        files = ModelsArtifactRepository.get_underlying_uri(fixed)
         folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=files, tracking_uri=uri))
         flavor = Model.load(str(folder)).flavors.get(mlflow.pyfunc.FLAVOR_NAME, {})
         if flavor.get("loader_module") != LOADER_MODULE:
             raise ValueError(f"{address} in {masked(uri)} is no policy of libra_ray; registered there: {_known(client)}")
-    return folder / flavor["data"]
+    return Registered(address=fixed, folder=folder / flavor["data"], in_place=is_local_uri(files))
 
 
-def _refuse_unknown(client: MlflowClient, address: str, uri: str) -> None:
-    """Raise where no such model is registered."""
+def checkpoint_from_registry(address: str, tracking: TrackingConfig, runs_root: Path) -> Path:
+    """The folder of `registered`: where the store keeps its files on this machine it is theirs, else a copy."""
+    return registered(address, tracking, runs_root).folder
+
+
+def _version(client: MlflowClient, address: str, uri: str) -> str:
+    """The address of the version that is meant now; raises where no such model is registered."""
     try:
         named = get_model_name_and_version(client, address)
-        client.get_model_version(*named) if len(named) == 2 else client.get_logged_model(*named)
+        if len(named) == 1:
+            client.get_logged_model(*named)
+            return address
+        version = client.get_model_version(*named)
     except MlflowException as error:
         if error.error_code not in UNKNOWN:
             raise
         raise ValueError(
             f"no model {address!r} in {masked(uri)} ({error.message}); registered there: {_known(client)}"
         ) from error
+    return f"{REGISTRY}{version.name}/{version.version}"
 
 
 def _known(client: MlflowClient) -> str:

@@ -6,9 +6,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from libra_ray.runs.tracking import Tracker, TrackingError, sqlite, tracking_uri
 
 from libra_ray.config import TrackingConfig
+from libra_ray.tracking import Tracker, TrackingError, sqlite, tracking_uri
 from tests.tracking.conftest import Away
 
 OLD = (

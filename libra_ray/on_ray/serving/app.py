@@ -8,8 +8,11 @@ from typing import Any
 from ray import serve
 from ray.serve import Application, Deployment
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema, ServeInstanceDetails
 
+from libra_ray.on_ray import session
 from libra_ray.on_ray.serving.board import BoardClient
 from libra_ray.on_ray.serving.prometheus import register
 from libra_ray.on_ray.serving.replica_counts import applications
@@ -19,11 +22,13 @@ from libra_ray.serving.gateway import GatewayCore
 from libra_ray.serving.listener import OwnPort
 from libra_ray.serving.settings import Replicas, Settings
 from libra_ray.serving.web import Web
-from libra_ray.serving.weights import located
+from libra_ray.serving.weights import pinned
 from libra_ray.types import Json
 
 APP_NAME = "default"
 """What `serve run` calls an application that was given no name."""
+NAMES = ("Planner", "Refiner", "Gateway")
+"""Its deployments."""
 LEAVE_S = 3.0
 CALLS_AT_ONCE = 4
 """Batches that a replica takes in: one computes, the others wait or answer `describe`."""
@@ -186,14 +191,43 @@ def _version(settings: Settings) -> str:
 def update_weights(checkpoint: str, revision: str = "", app_name: str = APP_NAME) -> None:
     """Have a running application use another checkpoint, without dropping a robot; returns when it does.
 
+    Joins the cluster at RAY_ADDRESS where this process is connected to none.
+
     Args:
-        checkpoint: a folder that all machines see, or a `models:/` address.
+        checkpoint: a folder that all machines see, or a `models:/` address of the store that the application began with.
         revision: another text than before loads the same address again.
+        app_name: as `serve status` shows it.
 
     Raises:
-        ValueError: there is no such checkpoint.
-        RuntimeError: the application does not run, or cannot load the checkpoint.
+        ValueError: there is no such checkpoint or application, or RAY_ADDRESS names no cluster.
+        RuntimeError: the cluster does not answer, or the application cannot load the checkpoint.
     """
-    settings: Settings = serve.get_app_handle(app_name).settings.remote().result()
-    changed = settings.model_copy(update={"checkpoint": located(checkpoint), "revision": revision})
-    serve.run(build(changed), name=app_name, route_prefix="/")
+    with session.joined():
+        running = serve.status().applications
+        if app_name not in running:
+            raise ValueError(f"no application {app_name!r} runs; running: {', '.join(running) or 'none'}")
+        settings: Settings = serve.get_app_handle(app_name).settings.remote().result()
+        changed = pinned(settings.model_copy(update={"checkpoint": checkpoint, "revision": revision}))
+        if not _declared_anew(app_name, changed.user_config()):
+            serve.run(build(changed), name=app_name, route_prefix="/")
+
+
+def _declared_anew(app_name: str, user_config: Mapping[str, str]) -> bool:
+    """Change the file's weights of an application that came by `serve deploy`; False where it did not.
+
+    To `serve.run` it would be another application of that name, with all of its processes started anew.
+    """
+    client = _get_global_client()
+    details = ServeInstanceDetails(**client.get_serve_details())
+    declared = {name: app.deployed_app_config for name, app in details.applications.items() if app.deployed_app_config}
+    if app_name not in declared:
+        return False
+    tree = declared[app_name].model_dump(exclude_unset=True)
+    deployments = {part["name"]: part for part in tree.get("deployments", [])}
+    named = [{**deployments.pop(name, {"name": name}), "user_config": dict(user_config)} for name in NAMES]
+    tree["deployments"] = [*named, *deployments.values()]
+    declared[app_name] = ServeApplicationSchema.model_validate(tree)
+    # All of them: Serve ends those that a file no longer names.
+    client.deploy_apps(ServeDeploySchema(applications=list(declared.values())))
+    client._wait_for_application_running(app_name)  # noqa: SLF001
+    return True

@@ -172,6 +172,40 @@ def test_new_weights_replace_the_old_ones_in_place(real, deployed):
     assert not any(loaded(pid, "libtorch") for pid in replicas("real", "Gateway")), "its robots would wait for the import"
 
 
+def test_so_they_do_where_the_application_came_by_serve_deploy(deployed):
+    """To Serve it is its file's: built anew by a program, it would be another one, and every process would end."""
+    from ray import serve
+    from ray.serve.context import _get_global_client
+    from ray.serve.schema import ServeDeploySchema
+
+    from libra_ray.checkpoint import read_manifest
+    from libra_ray.on_ray.serving.app import update_weights
+
+    _, _, (first, second) = deployed
+    port = free_port()
+    arguments = {"checkpoint": str(first), "port": port, **LIGHT}
+    file = {"name": "file", "route_prefix": "/file", "import_path": "serve_apps.libra:app", "args": arguments}
+    _get_global_client().deploy_apps(ServeDeploySchema.model_validate({"applications": [file]}))
+    assert ready(port)
+    before = replicas("file")
+    update_weights(str(second), app_name="file")
+    end, wanted, told = time.monotonic() + PATIENCE_S, read_manifest(second).digest, ""
+    while told != wanted and time.monotonic() < end:
+        with RobotClient(f"127.0.0.1:{port}", robot="robot 1") as client:
+            told = client.handshake.checkpoint_digest
+    assert told == wanted
+    assert replicas("file") == before
+    assert {"real", "stub"} <= set(serve.status().applications), "the others go on"
+    serve.delete("file")
+
+
+def test_new_weights_are_refused_for_an_application_that_does_not_run(deployed):
+    from libra_ray.on_ray.serving.app import update_weights
+
+    with pytest.raises(ValueError, match=r"no application 'nobody' runs; running: .*real"):
+        update_weights(str(deployed[2][0]), app_name="nobody")
+
+
 def test_the_page_and_its_numbers_are_served(stub):
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(f"http://127.0.0.1:{stub.port}/", timeout=PATIENCE_S) as page:
