@@ -41,8 +41,7 @@ from libra_ray.training import uses_bf16
 from libra_ray.training_data import TrainingData
 from libra_ray.types import ActionChunk, Json, Observation, Plan, Policy
 
-LR, LR_FINAL_SHARE = 1e-3, 0.01
-LOG_EVERY_S = 5.0
+LR, LR_FINAL_SHARE, LOG_EVERY_S = 1e-3, 0.01, 5.0
 Loss = Literal["l1", "mse"]
 
 

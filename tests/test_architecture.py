@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model": TENSORS,
     "sim": WORDS,
     # meetings, without an engine
-    "checkpoint": TENSORS | {"data", "model", "disk"},
+    "checkpoint": TENSORS | {"data", "model", "disk", "progress"},
     "policy": TENSORS | {"data", "model", "checkpoint"},
     "training": TENSORS | {"data", "model", "checkpoint"},
     "training_data": TENSORS | {"data", "model", "checkpoint", "training"},
