@@ -65,7 +65,7 @@ def checks_of(arguments: "Arguments") -> "dict[str, Check]":
         "video": partial(hardware.video, config.record.video_codec),
         "mlflow": partial(stores.store, config.tracking, runs),
     }
-    given = products.checks_of(config, folder.dataset, folder.checkpoint, folder.start_from)
+    given = products.checks_of(config, folder.dataset, folder.checkpoint, config.train.start_from)
     return checks | given
 
 
