@@ -40,8 +40,7 @@ from libra_ray.training.data import TrainingData
 from libra_ray.training.fit import uses_bf16
 from libra_ray.types import ActionChunk, Json, Observation, Plan, Policy
 
-LR, LR_FINAL_SHARE = 1e-3, 0.01
-LOG_EVERY_S = 5.0
+LR, LR_FINAL_SHARE, LOG_EVERY_S = 1e-3, 0.01, 5.0
 Loss = Literal["l1", "mse"]
 
 

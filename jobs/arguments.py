@@ -282,7 +282,7 @@ def _resolved(given: Mapping[str, Any]) -> Config:
     """Preset, then file, then command line."""
     changes = _file(given["config"]) if given["config"] else {}
     from_file = changes.pop("preset", None)
-    config = preset(given["preset"] or from_file or DEFAULT_PRESET)
+    config = preset(given["preset"] or str(from_file or DEFAULT_PRESET))
     return override(override(config, changes), {name: value for name, value in given.items() if "." in name})
 
 
@@ -291,8 +291,8 @@ def _file(path: str) -> dict[str, Any]:
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as mistake:
         raise ValueError(f"--config {path}: {mistake.strerror}") from None
-    except yaml.YAMLError as mistake:
-        raise ValueError(f"--config {path} is not YAML: {mistake}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as mistake:
+        raise ValueError(f"--config {path} is not YAML in UTF-8: {mistake}") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):

@@ -100,9 +100,25 @@ def test_a_mistake_is_one_line_that_says_what_is_valid(argv, words, capsys):
     assert all(word in message for word in words), message
 
 
-@pytest.mark.parametrize("text", ["train.stepz: 1", "- a list", "{", "train: {steps: x}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "train.stepz: 1",
+        "- a list",
+        "{",
+        "train: {steps: x}",
+        "1: 2",
+        "train: {1: 2}",
+        "train.steps: .inf",
+        "sim.tasks:",
+        "sim: {tasks: 5}",
+        "preset: [debug]",
+        "tracking: {registered_model: team/libra}",
+        "# caf\xe9",
+    ],
+)
 def test_a_mistake_in_a_file_is_one_line_too(text, tmp_path, capsys):
-    (tmp_path / "best.yaml").write_text(text)
+    (tmp_path / "best.yaml").write_text(text, encoding="latin-1")
     _mistake(capsys, f"--config={tmp_path / 'best.yaml'}")
 
 

@@ -123,7 +123,7 @@ class TestFineTuning:
     """A new model begins with another checkpoint's weights, where they fit."""
 
     @pytest.mark.parametrize("parts", [("planner", "refiner"), ("planner.backbone",), ("refiner.blocks", "planner.blocks")])
-    def test_weights_of_the_parts_are_taken_where_they_fit_and_no_others(self, folder, parts):
+    def test_weights_of_the_parts_are_taken_where_they_fit_and_no_others(self, folder, parts, capsys):
         given = checkpoint.load(folder).model.state_dict()
         model = tiny_model({"action.bins": 7, "train.seed": 5})
         before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -132,6 +132,10 @@ class TestFineTuning:
         assert taken == sorted(n for n in after if n.startswith(parts) and given[n].shape == after[n].shape)
         assert all(torch.equal(after[name], (given if name in taken else before)[name]) for name in after)
         assert "planner.to_logits.weight" not in taken, "another granularity has other classes"
+        wanted = [name for name in after if name.startswith(parts)]
+        told = capsys.readouterr().err
+        assert told.count("\n") == (len(taken) < len(wanted)), "what stays random is said, in one line"
+        assert not told or re.search(rf"{len(taken)} of {len(wanted)} weights of .*random, in .*planner\.to_logits", told)
 
     def test_a_part_that_fits_nowhere_is_refused(self, folder):
         with pytest.raises(ValueError, match=r"train.start_parts=planner.eyes.*parts are.*planner.backbone"):

@@ -15,12 +15,15 @@ LEAST = {
     "control.execute_steps": 0, "evaluate.episodes_per_task": 1, "evaluate.robots": 1, "evaluate.videos_per_task": 0,
     "ray.simulator_actors": 0, "ray.train_workers": 1, "ray.max_failures": -1, "record.settle_steps": 0, "record.seed": 0,
     "evaluate.seed": 0, "train.seed": 0, "train.balance_every": 1, "ray.train_cpus_per_worker": 0, "record.noise_std": 0,
-    "train.augment_pixels": 0, "train.augment_state": 0, "sim.supersample": 1,
+    "train.augment_pixels": 0, "train.augment_state": 0, "sim.supersample": 1, "train.weight_decay": 0,
+    "train.lambda_plan": 0, "train.lambda_diff": 0, "refiner.sample_noise": 0,
 }  # fmt: skip
 """The smallest value of each."""
+ABOVE_ZERO = ("train.lr", "train.grad_clip")
+"""Settings that would stop all learning at 0."""
 SHARES = (
     "data.holdout_share", "record.noise_share", "refiner.condition_dropout", "train.tau", "train.ema_decay",
-    "train.balance_memory",
+    "train.balance_memory", "train.lr_final_share",
 )  # fmt: skip
 """Settings in [0, 1]."""
 
@@ -81,6 +84,9 @@ def _refuse_ranges(settings: Settings) -> None:
     for name, least in LEAST.items():
         if settings[name] < least:
             raise ValueError(f"{name}={settings[name]} is too small; it must be at least {least}")
+    for name in ABOVE_ZERO:
+        if settings[name] <= 0:
+            raise ValueError(f"{name}={settings[name]} would teach nothing; it must be above 0")
     for name in SHARES:
         if not 0 <= settings[name] <= 1:
             raise ValueError(f"{name}={settings[name]} is not a share; it must lie in [0, 1]")

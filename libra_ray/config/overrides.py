@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -48,7 +49,7 @@ def flatten_mapping(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]
     """Nested names, as JSON and YAML write them, to dotted ones; names already dotted stay as they are."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= flatten_mapping(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        flat |= flatten_mapping(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
 
 
@@ -68,7 +69,9 @@ def _converted(name: str, value: Any, annotation: Any) -> Any:
             raise ValueError(f"{name}={value!r} is not one of {', '.join(map(str, get_args(annotation)))}")
         return value
     if origin is tuple:
-        items = [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else list(value)
+        if not isinstance(value, str | list | tuple):
+            raise ValueError(f"{name}={value!r} is not a list; write its items with commas between them")
+        items = [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
         return tuple(_converted(name, item, get_args(annotation)[0]) for item in items)
     if isinstance(annotation, types.UnionType):
         raise TypeError(f"{name}: union types are not supported in the configuration")
@@ -88,8 +91,10 @@ def _scalar(name: str, value: Any, kind: type) -> Any:
         raise wrong
     try:
         converted = kind(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise wrong from None
     if kind is int and isinstance(value, float) and converted != value:
         raise wrong
+    if kind is float and not math.isfinite(converted):
+        raise ValueError(f"{name}={value!r} is not a finite number")
     return converted

@@ -11,12 +11,19 @@ NAMES_OR_FOLDERS = {"planner.backbone": "tiny", "refiner.encoder": "conv"}
 
 
 def in_full(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The changes of a configuration, with every folder in them as an absolute path; `~` is the home folder."""
+    """The changes of a configuration, with every folder in them as an absolute path; `~` is the home folder.
+
+    Raises:
+        ValueError: there is no such home folder, or no folder can have such a name.
+    """
     return {name: _in_full(name, value) for name, value in changes.items()}
 
 
 def _in_full(name: str, value: Any) -> Any:
     if name not in (*FOLDERS, *NAMES_OR_FOLDERS) or not isinstance(value, str) or value in ("", NAMES_OR_FOLDERS.get(name)):
         return value
-    path = Path(value).expanduser()
-    return str(path.resolve()) if name in FOLDERS or path.is_dir() else value
+    try:
+        path = Path(value).expanduser()
+        return str(path.resolve()) if name in FOLDERS or path.is_dir() else value
+    except (RuntimeError, OSError, ValueError) as error:
+        raise ValueError(f"{name}={value!r} is no folder: {getattr(error, 'strerror', None) or error}") from None

@@ -131,14 +131,22 @@ def _decode_video(recorded: Recorded, file: _VideoFile, out: NDArray[np.uint8], 
     for frame in decode(file.path):
         while done < len(file.rows) and file.times[done] < frame.time + file.frame_s / 2:
             if file.times[done] < frame.time - file.frame_s / 2:
-                raise DatasetError(f"video {file.path} has no frame at {file.times[done]:.4f} s; write the dataset again")
+                raise _no_frame(recorded, file, done, f"the next one is at {frame.time:.4f} s")
             found = replace(file.camera.format, height=frame.rgb.shape[0], width=frame.rgb.shape[1])
             _check_same(file.camera, found, _place(recorded, file.camera, int(file.rows[done])))
             out[file.rows[done]] = resize(frame.rgb, out.shape[1])
             done += 1
             bar.update()
     if done < len(file.rows):
-        raise DatasetError(f"video {file.path} ends before {file.times[done]:.4f} s; write the dataset again")
+        raise _no_frame(recorded, file, done, "it ends before")
+
+
+def _no_frame(recorded: Recorded, file: _VideoFile, at: int, instead: str) -> DatasetError:
+    place = _place(recorded, file.camera, int(file.rows[at]))
+    return DatasetError(
+        f"video {file.path} has no frame at {file.times[at]:.4f} s, {instead} ({place}); "
+        f"write the dataset again, or mend fps in its info.json, which is {recorded.fps:g}, if that is not the video's"
+    )
 
 
 def _decode_images(recorded: Recorded, camera: Camera, out: NDArray[np.uint8], bar: tqdm) -> None:

@@ -16,6 +16,7 @@ runs/<name>/
 ```
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Literal
 
 from libra_ray import config as configuration
+from libra_ray.common.disk import lacks_room
 from libra_ray.config import Config
 from libra_ray.config.overrides import flatten
 from libra_ray.types import Json
@@ -154,10 +156,20 @@ def locked(root: Path) -> Iterator[None]:
     """Keep a second process away from the run in `root`; the lock ends with the process, however that ends.
 
     Raises:
-        ValueError: another process is working on it.
+        ValueError: another process is working on it, or there can be no such folder.
     """
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with root.with_name(f".{root.name}.lock").open("w", encoding="utf-8") as file:
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        if root.exists() and not root.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        file = root.with_name(f".{root.name}.lock").open("w", encoding="utf-8")
+    except OSError as error:
+        if lacks_room(error):
+            raise
+        raise ValueError(
+            f"the run's folder {root} cannot be made or written ({error.strerror}); give another --runs or --name"
+        ) from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,17 +1,20 @@
 """Training that begins with the weights of another checkpoint."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from safetensors.torch import load_file
 
 from libra_ray.checkpoint import read_manifest
+from libra_ray.common.progress import say
 from libra_ray.model.libra import Libra, RobotShape
 
 
 def start_from(model: Libra, folder: Path, parts: Sequence[str]) -> list[str]:
     """Give a model the weights of a checkpoint, which may be one of another granularity or of other parts.
+
+    What does not fit stays random, and is named in one line on standard error.
 
     Of another robot's checkpoint only parts that fit as a whole are taken: half a policy would seem to be one.
 
@@ -33,15 +36,25 @@ def start_from(model: Libra, folder: Path, parts: Sequence[str]) -> list[str]:
     fitting = {n: value for n, value in known.items() if n.startswith(tuple(parts)) and value.shape == own[n].shape}
     for part in parts:
         if not any(name.startswith(part) for name in fitting):
-            heads = sorted({".".join(name.split(".")[:2]) for name in own})
             raise ValueError(
                 f"train.start_parts={part}: checkpoint {folder} has no weights of this name and shape; this model's parts are "
-                f"planner, refiner, {', '.join(heads)}"
+                f"planner, refiner, {', '.join(_heads(own))}"
             )
     if theirs != model.shape:
         _refuse_half_a_policy(folder, model.shape, theirs, [n for n in own if n.startswith(tuple(parts))], set(fitting))
     model.load_state_dict(fitting, strict=False)
+    if random := [name for name in own if name.startswith(tuple(parts)) and name not in fitting]:
+        count = f"{len(fitting)} of {len(fitting) + len(random)}"
+        say(
+            f"train.start_from={folder}: {count} weights of {', '.join(parts)} are taken; "
+            f"the others do not fit and stay random, in {', '.join(_heads(random))}"
+        )
     return sorted(fitting)
+
+
+def _heads(names: Iterable[str]) -> list[str]:
+    """The parts that weights belong to, e.g. `planner.backbone`."""
+    return sorted({".".join(name.split(".")[:2]) for name in names})
 
 
 def _refuse_half_a_policy(folder: Path, ours: RobotShape, theirs: RobotShape, wanted: Sequence[str], fitting: set[str]) -> None:

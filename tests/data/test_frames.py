@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -66,6 +67,15 @@ def test_decoded_once_and_again_after_a_change(dataset, tmp_path, monkeypatch):
     assert len(decoded) == 4
 
 
+def test_a_video_that_begins_late_is_refused_with_place_and_rate(recorded, tmp_path, monkeypatch):
+    decode = frames_module.decode
+    late = 3 / recorded.fps
+    monkeypatch.setattr(frames_module, "decode", lambda path: (replace(f, time=f.time + late) for f in decode(path)))
+    rate = f"episode 0, frame 0.*which is {recorded.fps:g}"
+    with pytest.raises(DatasetError, match=rf"no frame at 0\.0000 s, the next one is at {late:.4f} s .*{rate}"):
+        frame_cache(recorded, tmp_path / "cache", 32)
+
+
 def test_an_interrupted_cache_is_not_taken_for_a_whole_one(recorded, tmp_path, monkeypatch):
     def interrupted(path):
         yield from ()
@@ -90,7 +100,7 @@ def test_broken_videos_are_named(dataset, tmp_path):
         frame_cache(open_dataset(root), tmp_path / "cache", 32)
     other = sorted((dataset / "videos").rglob("*.mp4"))[0]
     make_short(other, video)
-    with pytest.raises(DatasetError, match="ends before"):
+    with pytest.raises(DatasetError, match=r"ends before \(camera .*, episode \d+, frame \d+\).*fps"):
         frame_cache(open_dataset(root), tmp_path / "cache", 32)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from libra_ray.config import override, preset
 from libra_ray.runs import folder as run_folder
-from libra_ray.runs.folder import RunFolder, append_jsonl, read_jsonl, repair_jsonl, write_text
+from libra_ray.runs.folder import RunFolder, append_jsonl, locked, read_jsonl, repair_jsonl, write_text
 
 CONFIG = preset("debug")
 
@@ -234,3 +234,15 @@ def test_what_ended_a_stage_is_told_even_where_its_time_cannot_be_written(tmp_pa
 
     with pytest.raises(ValueError, match="the cause"), folder.stage("train"):
         fail()
+
+
+@pytest.mark.parametrize("name", ["file", "file/run", "file/more/run"])
+def test_a_folder_that_cannot_be_is_refused_in_words(name, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(ValueError, match=r"run's folder .*file.*give another --runs or --name"), locked(tmp_path / name):
+        pass
+
+
+def test_locking_makes_no_folder_that_starting_over_would_keep(tmp_path):
+    with locked(tmp_path / "runs" / "run"):
+        assert not (tmp_path / "runs" / "run").exists()
