@@ -17,6 +17,7 @@ class Step:
         smaller: what is typed in place of parts of the line, because it would take hours.
         forgets: folders below the clone to remove first: a line of another page had the same run name.
         closes: afterwards, end what earlier lines have left running.
+        waits: it works as soon as what an earlier line began is ready; until then it is typed again.
     """
 
     line: str
@@ -26,6 +27,7 @@ class Step:
     smaller: Mapping[str, str] = field(default_factory=dict)
     forgets: tuple[str, ...] = ()
     closes: bool = False
+    waits: bool = False
 
 
 JOB, SUBMIT = "uv run jobs/", "uv run ray job submit --working-dir . -- python jobs/"
@@ -144,6 +146,11 @@ STEPS = [
     ),
     Step(line="uv run serve deploy serve_apps/libra.yaml", says="successful"),
     Step(line="uv run serve status", says="RUNNING|DEPLOYING"),
+    Step(
+        line="RAY_ADDRESS=auto uv run python -c 'from libra_ray.on_ray.serving.app import update_weights; update_weights(\"runs/better/checkpoint\")'",
+        smaller={"runs/better": "runs/n32"},
+        waits=True,
+    ),
 ]
 ELSEWHERE = {
     "make test": "it is what runs the other tests",

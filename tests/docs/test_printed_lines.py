@@ -161,6 +161,9 @@ def test_a_printed_line_does_what_its_page_says(step: Step, reader: Reader) -> N
         assert reader.leaves_running(line, step.serves)
         return
     done = reader.types(line)
+    deadline = time.monotonic() + READY_S
+    while step.waits and done.returncode and time.monotonic() < deadline:
+        done = reader.types(line)
     assert done.returncode == 0, f"{line}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
     assert re.search(step.says, done.stdout, re.MULTILINE), done.stdout[-2000:]
     for name in step.leaves:
