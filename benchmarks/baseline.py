@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from libra_ray import config as configuration
 from libra_ray.batch import Batch
 from libra_ray.checkpoint import Facts
+from libra_ray.common.files import write_text
+from libra_ray.common.json_text import dump
 from libra_ray.common.progress import Progress
 from libra_ray.common.provenance import describe_hardware
 from libra_ray.config import Config, override
@@ -34,8 +36,8 @@ from libra_ray.on_ray import evaluate as evaluation
 from libra_ray.on_ray.run_data import began_with
 from libra_ray.on_ray.session import connected
 from libra_ray.report.run_report import build_report
-from libra_ray.runs.folder import RunFolder, write_text
-from libra_ray.runs.results import TrainingLog, dump
+from libra_ray.runs.folder import RunFolder
+from libra_ray.runs.results import TrainingLog
 from libra_ray.training.data import TrainingData
 from libra_ray.training.fit import uses_bf16
 from libra_ray.types import ActionChunk, Json, Observation, Plan, Policy

@@ -26,6 +26,8 @@ from pretraining import PLACE, checkpoint_of, pretrain
 from results_table import RESULTS, write_between
 
 from libra_ray import checkpoint
+from libra_ray.common.files import write_text
+from libra_ray.common.json_text import dump, plain
 from libra_ray.common.progress import Progress
 from libra_ray.common.provenance import describe_hardware, git_revision, public_config
 from libra_ray.config import Config
@@ -38,8 +40,7 @@ from libra_ray.on_ray.sweep.plan import MAY_CHANGE, differences
 from libra_ray.on_ray.sweep.trial import train_until
 from libra_ray.report.comparison import Line, Sample, markdown, short, summarise
 from libra_ray.report.interval_plot import Panel, interval_plot
-from libra_ray.runs.folder import RunFolder, locked, write_text
-from libra_ray.runs.results import dump, plain
+from libra_ray.runs.folder import RunFolder, locked
 from libra_ray.types import EpisodeResult, Json
 
 ROOT = Path(__file__).parent.parent

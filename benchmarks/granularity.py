@@ -20,6 +20,8 @@ from granularity_pages import curve_table, difficulty_table, reading
 from pretraining import PLACE, PRETRAINING, WORDED_TASKS, checkpoint_of, pretrain
 from results_table import write_between
 
+from libra_ray.common.files import write_text
+from libra_ray.common.json_text import dump
 from libra_ray.common.provenance import describe_hardware, git_revision, public_config
 from libra_ray.config import Config, override, preset
 from libra_ray.on_ray.session import connected
@@ -29,8 +31,7 @@ from libra_ray.on_ray.sweep.space import Space, load_space
 from libra_ray.report.publish import tracked
 from libra_ray.report.sweep_plots import BINS, Curve, granularity_plot, standalone
 from libra_ray.report.sweep_report import configuration_row, curve_row, curves
-from libra_ray.runs.folder import locked, write_text
-from libra_ray.runs.results import dump
+from libra_ray.runs.folder import locked
 from libra_ray.runs.trials import TrialResult, configurations
 from libra_ray.stats.granularity_peak import Outcomes, paired_difference
 from libra_ray.types import Json

@@ -15,11 +15,12 @@ from results_table import RESULTS
 
 from libra_ray import checkpoint
 from libra_ray import config as configuration
+from libra_ray.common.files import write_text
+from libra_ray.common.json_text import dump
 from libra_ray.common.provenance import describe_hardware, git_revision
 from libra_ray.config import Config, override
 from libra_ray.policy import LibraPolicy
-from libra_ray.runs.folder import RunFolder, write_text
-from libra_ray.runs.results import dump
+from libra_ray.runs.folder import RunFolder
 from libra_ray.types import Json
 
 TASKS = ("push-v3", "pick-place-v3", "peg-insert-side-v3", "door-open-v3")

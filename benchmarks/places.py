@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from results_table import RESULTS
 from torch import Tensor, nn
 
+from libra_ray.common.files import write_text
 from libra_ray.common.progress import Progress
 from libra_ray.common.provenance import describe_hardware, git_revision
 from libra_ray.config import override, preset
 from libra_ray.model.parts.vision import VISION_TOKENS, ConvEncoder
-from libra_ray.runs.folder import write_text
 from libra_ray.sim import choose_backend
 
 TASKS = ("reach-v3", "push-v3")

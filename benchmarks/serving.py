@@ -26,11 +26,11 @@ from benchmarks.results_table import write_between
 from benchmarks.serving_load import Judge, Load, measure, observations
 from benchmarks.serving_servers import ROOT, Server, ours, peer
 from benchmarks.stolen import MOST_STOLEN, StolenCpu
+from libra_ray.common.files import write_text
 from libra_ray.common.gc_freeze import settle
+from libra_ray.common.json_text import dump
 from libra_ray.common.progress import Progress
 from libra_ray.common.provenance import describe_hardware, git_revision
-from libra_ray.runs.folder import write_text
-from libra_ray.runs.results import dump
 from libra_ray.types import Json
 
 RESULTS = ROOT / "benchmarks" / "results"

@@ -7,7 +7,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from libra_ray.runs.folder import write_text
+from libra_ray.common.files import write_text
 from libra_ray.types import Json
 
 NAMES = {

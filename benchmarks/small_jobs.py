@@ -11,8 +11,8 @@ import psutil
 from main_job import measured
 from results_table import RESULTS
 
+from libra_ray.common.files import write_text
 from libra_ray.common.provenance import describe_hardware, git_revision
-from libra_ray.runs.folder import write_text
 
 JOBS = {
     "jobs/pipeline.py debug": 90.0,

@@ -17,13 +17,13 @@ import torch
 from results_table import RESULTS
 
 from libra_ray import config as configuration
+from libra_ray.common.files import write_text
+from libra_ray.common.json_text import dump
 from libra_ray.common.progress import Progress
 from libra_ray.common.provenance import describe_hardware, git_revision
 from libra_ray.config import Config, override
 from libra_ray.data.windows import Windows
 from libra_ray.model.parts import attention as layers
-from libra_ray.runs.folder import write_text
-from libra_ray.runs.results import dump
 from libra_ray.training.data import TrainingData
 from libra_ray.training.fit import Fit
 from libra_ray.types import Json

@@ -52,10 +52,10 @@ def main() -> None:
     given = vars(arguments.parse_args())
     out, tasks = given.pop("out"), given.pop("tasks")
     from libra_ray.client.client import RefusedError
+    from libra_ray.common.files import write_text
+    from libra_ray.common.json_text import dump
     from libra_ray.common.progress import Progress
     from libra_ray.fleet.run import Order, run, table
-    from libra_ray.runs.folder import write_text
-    from libra_ray.runs.results import dump
 
     renamed = {"warmup_s": given.pop("warmup"), "patience_s": given.pop("patience"), "jpeg_quality": given.pop("jpeg")}
     try:

@@ -2,7 +2,6 @@
 
 import queue
 import threading
-import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -32,7 +31,6 @@ class BatchStream:
         prefetch: batches that a thread gathers ahead.
 
     Attributes:
-        wait_s: seconds the consumer has waited for data.
         samples: windows delivered to this rank.
 
     Raises:
@@ -53,7 +51,6 @@ class BatchStream:
             raise ValueError(f"rank {rank} does not exist; it must lie in [0, {world_size})")
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} is too small; it must be at least 1")
-        self.wait_s = 0.0
         self.samples = 0
         self._windows = windows
         self._batch_size = batch_size
@@ -74,9 +71,7 @@ class BatchStream:
         """The next step's batch of this rank, `batch_size` windows."""
         if self._stopped.is_set():
             raise StopIteration
-        begin = time.perf_counter()
         item = self._queue.get()
-        self.wait_s += time.perf_counter() - begin
         if isinstance(item, BaseException):
             self.close()
             raise item

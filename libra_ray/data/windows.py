@@ -1,6 +1,6 @@
 """Windows over recorded episodes: histories, action chunks with padding masks, and the refiner's fresher picture."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -14,8 +14,6 @@ from libra_ray.data.transforms import Pipeline
 
 Tokens = Callable[[Sequence[str]], tuple[NDArray[np.int64], NDArray[np.bool_]]]
 """Instructions to token ids `(K, W)` and their mask `(K, W)`, False on padding."""
-
-_VALIDATION_SEED = 0
 
 
 class Windows:
@@ -105,12 +103,6 @@ class Windows:
             action_mask=tensor(mask),
             offset=tensor(offset),
         )
-
-    def all_windows(self, batch_size: int) -> Iterator[Batch]:
-        """Every window once, in order, with offsets that are the same at every call: for validation."""
-        for step, begin in enumerate(range(0, len(self), batch_size)):
-            rng = np.random.default_rng([_VALIDATION_SEED, step])
-            yield self.batch(np.arange(begin, min(begin + batch_size, len(self))), rng)
 
     def _draw_offsets(self, remaining: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
         """Steps to the refiner's picture: a chunk start that the episode still reaches, and up to `max_staleness` more.

@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from libra_ray.common.files import append_jsonl, read_jsonl
 from libra_ray.common.progress import Progress
 from libra_ray.control.robot import Latencies
-from libra_ray.runs.folder import Clock, RunFolder, append_jsonl, read_jsonl
+from libra_ray.runs.folder import Clock, RunFolder
 from libra_ray.runs.results import Evaluation, Rollout
 from libra_ray.types import Episode, EpisodeResult, Json
 

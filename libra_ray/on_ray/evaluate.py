@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from libra_ray import checkpoint
+from libra_ray.common.files import repair_jsonl
 from libra_ray.common.progress import Progress
 from libra_ray.config import Config
 from libra_ray.evaluation.lockstep import Lockstep
@@ -17,7 +18,7 @@ from libra_ray.model.parts.backbone import make_backbone
 from libra_ray.on_ray.session import available_cpus
 from libra_ray.on_ray.simulator_pool import Fleet
 from libra_ray.policy import load_policy
-from libra_ray.runs.folder import Clock, RunFolder, repair_jsonl
+from libra_ray.runs.folder import Clock, RunFolder
 from libra_ray.sim import check_robot, instructions
 from libra_ray.training.data import distinct_tokens
 from libra_ray.types import Policy

@@ -9,13 +9,14 @@ from pathlib import Path
 import ray
 from ray.actor import ActorProxy
 
+from libra_ray.common.files import write_text
 from libra_ray.common.progress import Progress
 from libra_ray.config import RecordConfig
 from libra_ray.data.dataset import load_lerobot, write_dataset
 from libra_ray.data.spool import load_episode
 from libra_ray.evaluation.simulators import DIED, Attempt, Simulators
 from libra_ray.on_ray.simulator_pool import Fleet
-from libra_ray.runs.folder import Clock, RunFolder, write_text
+from libra_ray.runs.folder import Clock, RunFolder
 from libra_ray.sim import control_hz
 from libra_ray.types import Episode
 

@@ -19,6 +19,7 @@ from torch import nn
 from libra_ray import checkpoint
 from libra_ray import config as configuration
 from libra_ray.common import disk
+from libra_ray.common.files import append_jsonl, read_jsonl, repair_jsonl
 from libra_ray.common.progress import Progress
 from libra_ray.config import Config
 from libra_ray.data.fingerprint import Fingerprint
@@ -26,7 +27,7 @@ from libra_ray.model.libra import Libra
 from libra_ray.on_ray import faults
 from libra_ray.on_ray.run_data import open_to_train
 from libra_ray.on_ray.session import available_cpus, is_private
-from libra_ray.runs.folder import Clock, RunFolder, append_jsonl, read_jsonl, repair_jsonl
+from libra_ray.runs.folder import Clock, RunFolder
 from libra_ray.training.data import TrainingData
 from libra_ray.training.fit import Fit, Save
 

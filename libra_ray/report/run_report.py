@@ -8,9 +8,11 @@ from typing import get_args
 
 import numpy as np
 
+from libra_ray.common.files import write_text
+from libra_ray.common.json_text import dump, plain
 from libra_ray.common.provenance import git_revision, public_config
 from libra_ray.config import Config, ControllerName
-from libra_ray.runs.results import Evaluation, Rollout, TrainingLog, dump, plain
+from libra_ray.runs.results import Evaluation, Rollout, TrainingLog
 from libra_ray.stats.intervals import Interval, percentiles, wilson
 from libra_ray.types import EpisodeResult, Json
 
@@ -82,16 +84,9 @@ def write_report(run_dir: Path, report: Json, rollouts: Sequence[Rollout], train
 
     run_dir.mkdir(parents=True, exist_ok=True)
     page = run_dir / "report.html"
-    write_atomically(page, render_page(report, rollouts, training_log))
-    write_atomically(run_dir / "report.json", dump(report))
+    write_text(page, render_page(report, rollouts, training_log))
+    write_text(run_dir / "report.json", dump(report))
     return page
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
-    part = path.with_name(f".{path.name}.tmp")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
 
 
 def _in_order(names: Mapping[str, object] | set[str], known: Sequence[str]) -> list[str]:

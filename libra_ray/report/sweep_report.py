@@ -10,12 +10,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from libra_ray.common.files import write_text
+from libra_ray.common.json_text import dump, plain
 from libra_ray.common.provenance import git_revision, public_config
 from libra_ray.config import Config
 from libra_ray.report.page import duration, page_environment
-from libra_ray.report.run_report import write_atomically
 from libra_ray.report.sweep_plots import BINS, Curve, granularity_plot, importance_plot, pareto_plot
-from libra_ray.runs.results import dump, plain
 from libra_ray.runs.trials import (
     PLAN_RESOLVED,
     VARIANCE_EXPLAINED,
@@ -224,6 +224,6 @@ def write_sweep(root: Path, report: Json, trials: Sequence[TrialResult]) -> Path
             ),
         )
     )
-    write_atomically(root / "report.html", page)
-    write_atomically(root / "sweep.json", dump(report))
+    write_text(root / "report.html", page)
+    write_text(root / "sweep.json", dump(report))
     return root / "report.html"

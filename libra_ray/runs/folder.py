@@ -29,6 +29,7 @@ from typing import Literal
 
 from libra_ray import config as configuration
 from libra_ray.common.disk import lacks_room
+from libra_ray.common.files import write_text
 from libra_ray.config import Config
 from libra_ray.config.overrides import flatten
 from libra_ray.types import Json
@@ -199,32 +200,3 @@ class Clock:
         """Write the time so far."""
         self._written = time.monotonic()
         self.folder.note(self.stage, {"done": done, "wall_s": round(self.before_s + self._written - self.began, 2)})
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    staging.write_text(text, encoding="utf-8")
-    staging.replace(path)
-
-
-def append_jsonl(path: Path, rows: list[Json]) -> None:
-    """Append rows in one write and flush them to disk."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def read_jsonl(path: Path) -> list[Json]:
-    """All whole rows of a file that may end in the middle of one (a process was killed while writing it)."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
-
-
-def repair_jsonl(path: Path) -> None:
-    """Cut off a last row that a killed process left unfinished, so that the next one does not continue it."""
-    if path.exists() and (data := path.read_bytes()) and not data.endswith(b"\n"):
-        write_text(path, data[: data.rfind(b"\n") + 1].decode())

@@ -1,6 +1,5 @@
 """What a run leaves behind for its report: evaluated episodes, training rows, rollouts to look at."""
 
-import dataclasses
 import json
 import math
 from collections import Counter
@@ -12,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from libra_ray.types import EpisodeResult, Json
+from libra_ray.types import EpisodeResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,24 +49,6 @@ class Evaluation:
             calls, sizes = len(getattr(self, f"{system}_latency_ms")), len(getattr(self, f"{system}_batch_sizes"))
             if calls != sizes:
                 raise ValueError(f"{system}_batch_sizes has {sizes} entries; it must have one per latency, {calls}")
-
-    def to_json(self) -> str:
-        """The evaluation as JSON text."""
-        return json.dumps(plain(dataclasses.asdict(self)), allow_nan=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """The evaluation that `to_json` wrote.
-
-        Raises:
-            ValueError: the text is not such JSON.
-        """
-        fields = json.loads(text)
-        try:
-            fields["results"] = [EpisodeResult(**result) for result in fields["results"]]
-            return cls(**fields)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"not an evaluation as Evaluation.to_json writes it: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,29 +127,3 @@ def _row(text: str) -> dict[str, Any] | None:
     except json.JSONDecodeError:
         return None
     return row if isinstance(row, dict) and "step" in row else None
-
-
-def plain(value: Any) -> Any:
-    """The value as strict JSON has it: numpy scalars and tuples become plain, what is not finite becomes None.
-
-    Raises:
-        TypeError: a value that JSON has no word for.
-    """
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray):
-        return plain(value.tolist())
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [plain(item) for item in value]
-    if isinstance(value, np.generic):
-        return plain(value.item())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    raise TypeError(f"{type(value).__name__} has no place in a report")
-
-
-def dump(report: Json) -> str:
-    """The report as indented strict JSON text."""
-    return json.dumps(plain(report), indent=2, allow_nan=False)

@@ -57,18 +57,6 @@ class Difficulty:
         """The known measures under their names in a training log."""
         return {PREFIX + name: value for name, value in asdict(self).items() if value is not None}
 
-    @classmethod
-    def from_row(cls, row: dict[str, float]) -> Self:
-        """The measures in a row of a training log, whatever else it holds.
-
-        Raises:
-            ValueError: the row has none: nothing was measured at that step.
-        """
-        found = {name: row[PREFIX + name] for name in cls.__dataclass_fields__ if PREFIX + name in row}
-        if not {"loss_diff", "action_error"} <= found.keys():
-            raise ValueError(f"step {row.get('step')} has no held-out measures; take a row with {PREFIX}loss_diff")
-        return cls(**found)
-
 
 @torch.no_grad()
 def measure_difficulty(model: Libra, batch: Batch, everything: Batch) -> Difficulty:

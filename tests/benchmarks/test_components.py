@@ -8,8 +8,8 @@ import pytest
 from benchmarks.component_tables import BENCHES, QUICK, TABLES, config_of
 from benchmarks.components import PAGE, README, Cell, for_readme, kept_cells, publish, settings_of, table
 from benchmarks.results_table import RESULTS, read_between
+from libra_ray.common.json_text import plain
 from libra_ray.config.overrides import flatten
-from libra_ray.runs.results import plain
 from libra_ray.types import EpisodeResult
 
 PAPER = {

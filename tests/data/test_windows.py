@@ -109,16 +109,6 @@ def test_pictures_lie_as_convolutions_want_them():
     assert images.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
 
 
-def test_all_windows_once_in_order_and_always_the_same():
-    windows = make_windows(make_recorded([7, 8]), chunks=4)
-    first, second = list(windows.all_windows(4)), list(windows.all_windows(4))
-    assert [len(b) for b in first] == [4, 4, 4, 3]
-    rows = np.concatenate([rows_of(b.plan_images)[0][:, 0] for b in first])
-    assert rows.tolist() == list(range(15))
-    for a, b in zip(first, second, strict=True):
-        torch.testing.assert_close(a.offset, b.offset, rtol=0, atol=0)
-
-
 def test_refusals():
     recorded = make_recorded([5])
     with pytest.raises(ValueError, match="no episodes to make windows of"):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from libra_ray.runs.folder import RunFolder, read_jsonl
+from libra_ray.common.files import read_jsonl
+from libra_ray.runs.folder import RunFolder
 from tests.model.builders import make_observation, save_checkpoint, tiny_model
 from tests.on_ray.doubles import debug_config
 

@@ -5,11 +5,12 @@ from dataclasses import asdict
 
 import pytest
 
+from libra_ray.common.files import append_jsonl
 from libra_ray.config import override
 from libra_ray.evaluation.log import LOG_NAME, Job, Notes, read_evaluation, read_rollouts
 from libra_ray.on_ray import evaluate as evaluation
 from libra_ray.on_ray import stages
-from libra_ray.runs.folder import RunFolder, append_jsonl
+from libra_ray.runs.folder import RunFolder
 from libra_ray.types import EpisodeResult
 from tests.on_ray.doubles import StubEnvironment, debug_config, dying
 

@@ -17,10 +17,10 @@ import sweep as job
 import yaml
 from arguments import parse
 
+from libra_ray.common.files import read_jsonl
 from libra_ray.on_ray.sweep import engine, outcome
 from libra_ray.on_ray.sweep.plan import SweepFolder, settings_of
 from libra_ray.report.publish import tracked
-from libra_ray.runs.folder import read_jsonl
 from libra_ray.runs.results import TrainingLog
 from libra_ray.types import Json
 from tests.processes import command, family

@@ -11,9 +11,10 @@ import torch
 from ray import cloudpickle
 
 from libra_ray import checkpoint
+from libra_ray.common.files import read_jsonl
 from libra_ray.on_ray import stages
 from libra_ray.on_ray import train as training
-from libra_ray.runs.folder import RunFolder, read_jsonl
+from libra_ray.runs.folder import RunFolder
 from libra_ray.training.data import TrainingData
 from tests.on_ray import loops
 from tests.on_ray.doubles import debug_config

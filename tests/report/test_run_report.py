@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from libra_ray.common.json_text import plain
 from libra_ray.common.provenance import describe_hardware, git_revision, public_config
 from libra_ray.config import override, preset
 from libra_ray.report.run_report import build_report, write_report
 from libra_ray.report.table import summary_table
-from libra_ray.runs.results import Evaluation, TrainingLog, plain
+from libra_ray.runs.results import Evaluation, TrainingLog
 from libra_ray.stats.intervals import percentiles, wilson
 from libra_ray.types import EpisodeResult
 from tests.report import builders
@@ -58,15 +59,6 @@ def test_percentiles_of_nothing_are_unknown():
 
 
 # results
-
-
-def test_evaluation_survives_its_json():
-    evaluation = builders.evaluation(builders.small_config())
-    again = Evaluation.from_json(evaluation.to_json())
-    assert again.to_json() == evaluation.to_json()
-    assert again.results[0].task == evaluation.results[0].task
-    with pytest.raises(ValueError, match="not an evaluation"):
-        Evaluation.from_json("{}")
 
 
 def test_evaluation_refuses_an_episode_counted_twice():

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from libra_ray.common.files import append_jsonl, read_jsonl, repair_jsonl, write_text
 from libra_ray.config import override, preset
 from libra_ray.runs import folder as run_folder
-from libra_ray.runs.folder import RunFolder, append_jsonl, locked, read_jsonl, repair_jsonl, write_text
+from libra_ray.runs.folder import RunFolder, locked
 
 CONFIG = preset("debug")
 

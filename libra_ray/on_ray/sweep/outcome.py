@@ -7,13 +7,13 @@ from typing import Any
 import yaml
 
 from libra_ray import config as configuration
+from libra_ray.common.files import write_text
 from libra_ray.common.provenance import describe_hardware
 from libra_ray.config import Config, preset
 from libra_ray.config.overrides import flatten, flatten_mapping
 from libra_ray.on_ray.sweep.importance import parameter_importance
 from libra_ray.on_ray.sweep.plan import SweepFolder, TrialFolder
 from libra_ray.report.sweep_report import build_sweep, write_sweep
-from libra_ray.runs.folder import write_text
 from libra_ray.runs.trials import TrialResult, best, configurations
 from libra_ray.tracking import Tracker, publishing
 from libra_ray.types import Json

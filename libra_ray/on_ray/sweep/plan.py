@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from libra_ray import config as configuration
+from libra_ray.common.files import read_jsonl, write_text
+from libra_ray.common.json_text import dump
 from libra_ray.config import Config, override
 from libra_ray.config.overrides import flatten
 from libra_ray.on_ray.run_data import FACT, began_with, open_unchanged
 from libra_ray.on_ray.sweep.space import Search, Space, Values
-from libra_ray.runs.folder import STAGE_KEYS, RunFolder, read_jsonl, write_text
-from libra_ray.runs.results import dump
+from libra_ray.runs.folder import STAGE_KEYS, RunFolder
 from libra_ray.runs.trials import TrialResult
 from libra_ray.types import Json
 

@@ -11,6 +11,7 @@ import torch
 from ray import tune
 
 from libra_ray import checkpoint
+from libra_ray.common.files import append_jsonl, repair_jsonl
 from libra_ray.config import Config, SimConfig, override
 from libra_ray.config.overrides import flatten_mapping
 from libra_ray.data.fingerprint import Fingerprint
@@ -22,7 +23,7 @@ from libra_ray.on_ray.run_data import keep, open_to_train
 from libra_ray.on_ray.simulator_pool import Fleet
 from libra_ray.on_ray.sweep.plan import FULL, RUNGS_NAME, TrialFolder
 from libra_ray.policy import load_policy
-from libra_ray.runs.folder import Clock, RunFolder, append_jsonl, repair_jsonl
+from libra_ray.runs.folder import Clock, RunFolder
 from libra_ray.runs.trials import VARIANCE_EXPLAINED, TrialResult
 from libra_ray.training.difficulty import PREFIX
 from libra_ray.training.fit import Fit
