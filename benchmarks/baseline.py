@@ -287,10 +287,9 @@ def main() -> None:
     policy, fit = train(folder, data, given.loss, seconds)
     result = beside(ours, evaluate(folder, policy))
     training = {"steps": fit.step, "samples_per_s": fit.step * data.config.train.batch_size / fit.elapsed_s}
-    result["training"] = {
-        "policy": {"seconds": run.wall_s("train"), "steps": ours["training"]["steps"]},
-        "baseline": {"seconds": fit.elapsed_s, **training, "loss": given.loss, "threads": given.threads},
-    }
+    training |= {"seconds": fit.elapsed_s, "loss": given.loss, "threads": given.threads}
+    ours_trained = {"seconds": run.wall_s("train"), "steps": ours["training"]["steps"]}
+    result["training"] = {"policy": ours_trained, "baseline": training}
     out = given.out or Path(__file__).parent / "results" / f"baseline_{run.root.name}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, dump(result))

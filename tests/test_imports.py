@@ -41,6 +41,14 @@ def test_is_not_loaded(statement, banned):
     assert loaded_after(statement) & banned == set()
 
 
+def test_nothing_but_the_engine_loads_ray():
+    files = (path.relative_to(ROOT).with_suffix("") for path in (ROOT / "libra_ray").rglob("*.py"))
+    modules = [".".join(file.parts) for file in files if "on_ray" not in file.parts and file.name != "__init__"]
+    assert len(modules) > 100
+    assert "ray" not in loaded_after(*(f"import {module}" for module in sorted(modules)))
+    assert "ray" in loaded_after("import libra_ray.on_ray.session")
+
+
 @pytest.mark.parametrize("package", sorted({package for _, banned in LAWS for package in banned}))
 def test_the_check_can_fail(package, tmp_path):
     """A module that imports the package, even deep inside, is seen; a stand-in keeps this quick."""

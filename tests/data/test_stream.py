@@ -82,7 +82,6 @@ def test_it_counts_and_closes_its_thread(windows):
     next(stream)
     next(stream)
     assert stream.samples == 16
-    assert stream.wait_s > 0
     stream.close()
     stream.close()
     assert threading.active_count() == before
