@@ -43,7 +43,7 @@ def test_recording_opening_and_decoding_say_nothing(written):
 
 
 def test_the_doctor_opens_it_as_training_does(written):
-    [found] = try_dataset(configuration.to_json(Config()), str(written[0]))
+    found, *_ = try_dataset(configuration.to_json(Config()), str(written[0]))
     assert "2 episodes, 18 frames at 20 Hz, observation.image, state" in found
 
 

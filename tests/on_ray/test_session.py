@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import grpc
 import pytest
 import ray
+from ray._private.authentication.authentication_token_setup import AuthenticationTokenLoader, Config
 from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
 from libra_ray.on_ray import cluster, machine, session
@@ -21,11 +22,15 @@ TOKEN = "0123456789abcdef" * 4
 
 
 @pytest.fixture(autouse=True)
-def environment(monkeypatch) -> None:
-    """No cluster, no token, no folder is named; what the code sets is undone."""
-    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_TMPDIR", "TMPDIR"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
+def environment() -> Iterator[None]:
+    """No cluster, no token, no folder is named; what the code sets is undone, in Ray's own memory too."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_TMPDIR", "TMPDIR"):
+            patch.setenv(name, "")
+            patch.delenv(name)
+        yield
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 class Head(gcs_service_pb2_grpc.NodeInfoGcsServiceServicer):

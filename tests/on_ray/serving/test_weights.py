@@ -90,5 +90,5 @@ def test_new_weights_need_a_cluster_to_be_named(monkeypatch):
     """A cluster of the program's own would hold no application."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    with pytest.raises(ValueError, match=r"RAY_ADDRESS is unset.*valid: auto"):
+    with pytest.raises(ValueError, match=r"RAY_ADDRESS is unset.*give auto"):
         update_weights("runs/one/checkpoint")
