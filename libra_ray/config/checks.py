@@ -97,10 +97,10 @@ def _refuse_misfits(settings: Settings) -> None:
     executed, horizon, tasks = settings["control.execute_steps"], settings["action.horizon"], settings["sim.tasks"]
     if executed > horizon:
         raise ValueError(f"control.execute_steps={executed} exceeds action.horizon={horizon}")
-    for room in ("planner", "refiner"):
-        width, heads = settings[f"{room}.width"], settings[f"{room}.heads"]
+    for system in ("planner", "refiner"):
+        width, heads = settings[f"{system}.width"], settings[f"{system}.heads"]
         if width % heads:
-            raise ValueError(f"{room}.width={width} is not a multiple of {room}.heads={heads}")
+            raise ValueError(f"{system}.width={width} is not a multiple of {system}.heads={heads}")
     if settings["sim.wrist_camera"] and settings["sim.family"] != "tabletop":
         raise ValueError("sim.wrist_camera=true needs sim.family=tabletop: the robots of other families have no such camera")
     if not tasks or len(set(tasks)) < len(tasks):

@@ -1,1 +1,1 @@
-"""The data room: recorded episodes in, training batches out."""
+"""Recorded episodes in, training batches out."""
