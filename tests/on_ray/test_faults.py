@@ -12,7 +12,7 @@ from torch import distributed
 from libra_ray.common.disk import NoRoomError
 from libra_ray.on_ray import faults
 from libra_ray.on_ray.faults import EndAtOnce, LastingError, ended, may_pass, told
-from libra_ray.training.difficulty import Difficulty
+from libra_ray.stats.intervals import wilson
 
 PASSING = [
     ActorDiedError(),
@@ -71,9 +71,9 @@ def test_a_loss_alone_does_not_end_training():
 
 
 def test_the_place_is_named(tmp_path):
-    words = r"ValueError: step 4 has no .*\(libra_ray/training/difficulty.py, line \d+\); the whole"
+    words = r"ValueError: successes=5 must lie .*\(libra_ray/stats/intervals.py, line \d+\); the whole"
     with pytest.raises(LastingError, match=words), told(tmp_path / "log", 0):
-        Difficulty.from_row({"step": 4})
+        wilson(5, 4)
 
 
 def test_too_many_losses_are_counted_and_the_last_one_is_named(tmp_path):
