@@ -102,7 +102,7 @@ STEPS = [
         leaves=("runs/quickstart-joint/best.yaml",),
         smaller={"--trials 40 --seeds 2": "--trials 2 --seeds 1"},
     ),
-    Step(line=JOB + "sweep.py tabletop balance --scheduler asha --resume", leaves=("runs/tabletop-balance/best.yaml",)),
+    Step(line=JOB + "sweep.py tabletop balance --scheduler asha", leaves=("runs/tabletop-balance/best.yaml",)),
     Step(
         line=JOB + "pipeline.py --config runs/tabletop-granularity/best.yaml",
         leaves=("runs/tabletop/report.html",),
