@@ -27,10 +27,11 @@ from libra_ray.common.disk import room_for
 from libra_ray.config import Config
 from libra_ray.data.fingerprint import Fingerprint
 from libra_ray.data.transforms import NormStats
-from libra_ray.model.libra import Libra, RobotShape
 from libra_ray.model.parts.backbone import PROCESSOR_FOLDER
 from libra_ray.model.parts.vision import ENCODER_FOLDER
-from libra_ray.types import Json, RobotSpec
+from libra_ray.model.registry import make_system
+from libra_ray.model.system import System
+from libra_ray.types import Json, Level, RobotShape, RobotSpec
 
 FORMAT = 1
 TRAINER_FOLDER = "trainer"
@@ -48,6 +49,7 @@ class Manifest:
         instructions: the instructions it was trained on.
         digest: sha256 over weights, configuration, statistics and processors.
         data: the data set it was trained on; None where the version that wrote it did not say.
+        levels: of the policy, slow to fast; empty where the version that wrote it did not say.
     """
 
     step: int
@@ -59,6 +61,7 @@ class Manifest:
     digest: str
     format: int = FORMAT
     data: Fingerprint | None = None
+    levels: tuple[Level, ...] = ()
 
     @property
     def robot(self) -> RobotSpec:
@@ -80,7 +83,7 @@ class Manifest:
 class Checkpoint:
     """A loaded checkpoint, ready to run."""
 
-    model: Libra
+    model: System
     config: Config
     stats: NormStats
     manifest: Manifest
@@ -99,7 +102,7 @@ class Facts:
 
 def save(
     folder: Path,
-    model: Libra,
+    model: System,
     weights: dict[str, torch.Tensor],
     stats: NormStats,
     facts: Facts,
@@ -133,7 +136,7 @@ def save(
 
 def _write(
     staging: Path,
-    model: Libra,
+    model: System,
     weights: dict[str, torch.Tensor],
     stats: NormStats,
     facts: Facts,
@@ -148,6 +151,7 @@ def _write(
         step=step,
         total_steps=model.config.train.steps,
         digest=digest(staging),
+        levels=model.levels,
         **{k: getattr(facts, k) for k in asdict(facts)},
     )
     (staging / "manifest.json").write_text(json.dumps(asdict(manifest), indent=2), encoding="utf-8")
@@ -187,7 +191,7 @@ def load(folder: Path | str, device: torch.device | str = "cpu") -> Checkpoint:
     config = configuration.from_json((folder / "config.json").read_text(encoding="utf-8"))
     stats = NormStats.from_json((folder / "stats.json").read_text(encoding="utf-8"))
     stats.check_fits(manifest.shape.state_dim, manifest.shape.action_dim)
-    model = Libra(config, manifest.shape, folder)
+    model = make_system(config, manifest.shape, folder)
     try:
         model.load_state_dict(load_file(folder / "weights.safetensors"))
     except RuntimeError as error:
@@ -211,7 +215,8 @@ def read_manifest(folder: Path | str) -> Manifest:
             raise ValueError(f"checkpoint {folder} has format {tree['format']}, this version reads format {FORMAT}")
         tree |= {name: tuple(tree[name]) for name in ("image_keys", "instructions")}
         data = Fingerprint(**tree["data"]) if tree.get("data") else None
-        return Manifest(**{**tree, "shape": RobotShape(**tree["shape"]), "data": data})
+        levels = tuple(Level(**level) for level in tree.get("levels", ()))
+        return Manifest(**{**tree, "shape": RobotShape(**tree["shape"]), "data": data, "levels": levels})
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"checkpoint {folder} has a damaged manifest.json ({error}); train again or restore it") from error
 
@@ -240,6 +245,9 @@ def load_trainer_state(folder: Path | str) -> dict[str, Any]:
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     raw = state.get("model", {})
     frozen = {n: v for n, v in load_file(Path(folder) / "weights.safetensors").items() if n not in raw}
+    if "schedule" not in state:
+        # Earlier versions wrote the curriculum's state beside the others.
+        state["schedule"] = {name: state.pop(name) for name in ("accuracy", "switched_at")}
     return {**state, "model": raw | frozen}
 
 

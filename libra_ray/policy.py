@@ -1,115 +1,116 @@
-"""Policies: raw observations in, plans and action chunks out, batched over robots, by the same transforms as training.
+"""Policies: raw observations in, intents and action chunks out, batched over robots, by the same transforms as training.
 
-A policy holds no robot's state. The plan is a value that whoever drives the robot hands back.
+A policy holds no robot's state. An intent is a value that whoever drives the robot hands back.
 """
 
 import functools
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
-from numpy.typing import NDArray
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from libra_ray import checkpoint
 from libra_ray.checkpoint import Checkpoint
 from libra_ray.data.transforms import Pipeline
 from libra_ray.model.parts.backbone import Text
-from libra_ray.types import ActionChunk, Observation, Plan, Policy
+from libra_ray.model.system import IntentValue, Seen
+from libra_ray.types import ActionChunk, Intent, Level, Observation, Policy
 
 KNOWN_TEXTS = 1024
 """Instructions whose tokens are remembered."""
 
 
 @dataclass
-class LibraPolicy:
-    """The dual system of a checkpoint.
+class SystemPolicy:
+    """The policy of a checkpoint, whatever its system.
+
+    Args:
+        variant: one of the system's `variants`; empty for the policy itself.
 
     Raises:
-        ValueError: (from every call) an observation that does not fit the checkpoint; the message says what would.
+        ValueError: (from every call) an observation or intent that does not fit the checkpoint; the message says what would.
     """
 
     source: Checkpoint
     device: torch.device | str = "cpu"
+    variant: str = ""
 
     def __post_init__(self) -> None:
         """Prepare the transforms that training used."""
         self.pipeline = Pipeline(self.source.stats, self.source.config.data.normalisation)
         self.model = self.source.model.to(self.device).eval()
-        self.horizon = self.source.config.action.horizon
         # Robots may be asked for something else at every step, for ever.
-        self._texts = functools.lru_cache(KNOWN_TEXTS)(lambda instruction: self.model.planner.tokenise([instruction]))
+        self._texts = functools.lru_cache(KNOWN_TEXTS)(lambda instruction: self.model.tokenise([instruction]))
 
-    def plan(self, observations: Sequence[Observation]) -> list[Plan]:
-        """Coarse tokens for the next L steps of every robot."""
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The system's, slow to fast; the last one acts."""
+        return self.model.levels
+
+    def infer(
+        self, level: str, observations: Sequence[Observation], above: Sequence[Intent | None]
+    ) -> Sequence[Intent | ActionChunk]:
+        """The answers of one level: chunks of the last one, intents of the others; see `Policy.infer`."""
+        asked = self.model.level(level)
+        if len(observations) != len(above):
+            raise ValueError(f"{len(observations)} observations and {len(above)} intents; one per observation is needed")
         if not observations:
             return []
-        tokens = self.model.plan(self._images(observations), self._state(observations), self._text(observations))
-        rows = tokens.cpu().numpy()
-        return [Plan(tokens=row, first_step=o.step) for row, o in zip(rows, observations, strict=True)]
-
-    def refine(self, observations: Sequence[Observation], plans: Sequence[Plan]) -> list[ActionChunk]:
-        """Continuous actions for the next H steps of every robot, from a fresh picture and the plan in use."""
-        if not observations:
-            return []
-        tokens = self._tokens(observations, plans)
-        chunk = self.model.refine(
-            self._images(observations),
-            self._state(observations),
-            self._text(observations),
-            tokens.to(self.device),
-            self._noise(observations, tokens),
-        )
-        return self._chunks(chunk.float().cpu().numpy(), observations, plans)
-
-    def _chunks(
-        self, normalised: NDArray[np.float32], observations: Sequence[Observation], plans: Sequence[Plan]
-    ) -> list[ActionChunk]:
-        actions = self.pipeline.outputs_action(normalised)
+        seen = Seen(images=self._images(observations), state=self._state(observations), text=self._text(observations))
+        read = self._read(asked, observations, above)
+        noise = self._noise(asked, observations, read)
+        on_device = {name: value.to(self.device) for name, value in read.items()}
+        answers = self.model.infer(level, seen, on_device, noise, self.variant)
+        values = {name: answer.cpu() for name, answer in answers.items()}
+        if asked is not self.levels[-1]:
+            rows = {name: value.numpy() for name, value in values.items()}
+            return [
+                Intent(level=level, values={name: row[i] for name, row in rows.items()}, first_step=o.step, covers=asked.covers)
+                for i, o in enumerate(observations)
+            ]
+        actions = self.pipeline.outputs_action(values["actions"].float().numpy())
         return [
-            ActionChunk(actions=a, first_step=o.step, plan_first_step=p.first_step)
-            for a, o, p in zip(actions, observations, plans, strict=True)
+            ActionChunk(actions=a, first_step=o.step, intent_first_step=o.step if intent is None else intent.first_step)
+            for a, o, intent in zip(actions, observations, above, strict=True)
         ]
 
-    def _tokens(self, observations: Sequence[Observation], plans: Sequence[Plan]) -> Int[Tensor, "B H D"]:
-        """The plans' slices for the H steps from each observation on; steps past a plan's end carry the hidden token."""
-        if len(observations) != len(plans):
-            raise ValueError(f"{len(observations)} observations and {len(plans)} plans; one plan per observation is needed")
-        dims = self.source.manifest.shape.action_dim
-        tokens = np.full((len(plans), self.horizon, dims), self.model.bins.hidden, dtype=np.int64)
-        for row, observation, plan in zip(tokens, observations, plans, strict=True):
-            start = observation.step - plan.first_step
-            if not 0 <= start < len(plan.tokens):
-                raise ValueError(
-                    f"the plan covers steps {plan.first_step} to {plan.end_step - 1}, "
-                    f"the observation is of step {observation.step}"
-                )
-            if plan.tokens.shape[1:] != (dims,) or plan.tokens.min() < 0 or plan.tokens.max() > self.model.bins.hidden:
-                raise ValueError(
-                    f"a plan of this policy has {dims} tokens per step in [0, {self.model.bins.count}); got shape "
-                    f"{plan.tokens.shape} in [{plan.tokens.min()}, {plan.tokens.max()}]"
-                )
-            part = plan.tokens[start : start + self.horizon]
-            row[: len(part)] = part
-        return torch.from_numpy(tokens)
+    def _read(self, level: Level, observations: Sequence[Observation], above: Sequence[Intent | None]) -> dict[str, Tensor]:
+        """The intents' values from each observation's step on, on the CPU; what no intent covers is unknown."""
+        if level.reads is None:
+            return {}
+        spec = self.model.intents[level.reads]
+        for observation, intent in zip(observations, above, strict=True):
+            if intent is not None:
+                _check_intent(intent, level.reads, spec, observation.step)
+        values = {}
+        for name, value in spec.items():
+            blank = np.full(value.shape, value.unknown, value.dtype)
+            rows = [blank if intent is None else np.asarray(intent.values[name], value.dtype) for intent in above]
+            values[name] = torch.from_numpy(np.stack(rows))
+        ages = [-1 if i is None else o.step - i.first_step for o, i in zip(observations, above, strict=True)]
+        return self.model.aligned(level, values, torch.tensor(ages))
 
-    def _noise(self, observations: Sequence[Observation], tokens: Int[Tensor, "B H D"]) -> Float[Tensor, "B H D"]:
+    def _noise(
+        self, level: Level, observations: Sequence[Observation], read: dict[str, Tensor]
+    ) -> Float[Tensor, "B *shape"] | None:
         """Starting noise drawn from each robot's intent and step, so that an answer never depends on who else is in the batch.
 
         Not from the observation, whose last bits differ between batches of different sizes: the noise would be another one.
         """
-        shape = (self.horizon, self.source.manifest.shape.action_dim)
-        scale = self.source.config.refiner.sample_noise
-        rows = []
-        for observation, slice_in_use in zip(observations, tokens.numpy(), strict=True):
-            intent = slice_in_use.tobytes() + observation.step.to_bytes(8, "little")
+        shape = self.model.noise_shape(level.name)
+        if shape is None:
+            return None
+        values, rows = [value.numpy() for value in read.values()], []
+        for row, observation in enumerate(observations):
+            intent = b"".join(value[row].tobytes() for value in values) + observation.step.to_bytes(8, "little")
             seed = hashlib.blake2b(intent, digest_size=8).digest()
             rows.append(np.random.default_rng(int.from_bytes(seed, "little")).standard_normal(shape, dtype=np.float32))
-        return torch.from_numpy(scale * np.stack(rows)).to(self.device)
+        return torch.from_numpy(np.stack(rows)).to(self.device)
 
     def _images(self, observations: Sequence[Observation]) -> UInt8[Tensor, "B T C height width"]:
         keys, size = self.source.manifest.image_keys, self.source.config.sim.image_size
@@ -150,43 +151,48 @@ class LibraPolicy:
         )
 
 
-@dataclass
-class CoarseOnlyPolicy(LibraPolicy):
-    """The planner alone: its tokens are executed at their bins' centres, without a refiner."""
-
-    def refine(self, observations: Sequence[Observation], plans: Sequence[Plan]) -> list[ActionChunk]:
-        """Bin centres of the next H steps."""
-        if not observations:
-            return []
-        centres = self.model.bins.decode(self._tokens(observations, plans).to(self.device))
-        return self._chunks(centres.cpu().numpy(), observations, plans)
-
-
-@dataclass
-class MonolithicPolicy(LibraPolicy):
-    """The monolithic baseline: its plans say nothing, so that every chunk is as old as its own picture."""
-
-    def refine(self, observations: Sequence[Observation], plans: Sequence[Plan]) -> list[ActionChunk]:
-        """The next H actions, from the fresh picture and the instruction."""
-        chunks = super().refine(observations, plans)
-        return [replace(chunk, plan_first_step=chunk.first_step) for chunk in chunks]
+def _check_intent(intent: Intent, reads: str, spec: Mapping[str, IntentValue], step: int) -> None:
+    if intent.level != reads:
+        raise ValueError(f"an intent of level {intent.level} was given where one of level {reads} is read")
+    if not intent.first_step <= step < intent.end_step:
+        raise ValueError(
+            f"the intent covers steps {intent.first_step} to {intent.end_step - 1}, the observation is of step {step}"
+        )
+    for name, valid in spec.items():
+        value = np.asarray(intent.values.get(name, ()))
+        if value.shape != valid.shape or not (valid.low <= value.min() and value.max() <= valid.high):
+            held = f"shape {value.shape}" + (f" in [{value.min():g}, {value.max():g}]" if value.size else "")
+            raise ValueError(
+                f"an intent of {reads} has {name} of shape {valid.shape} in [{valid.low:g}, {valid.high:g}]; got {held}"
+            )
 
 
-def load_policy(folder: Path | str, device: torch.device | str = "cpu", *, coarse_only: bool = False) -> LibraPolicy:
+def act(policy: Policy, observations: Sequence[Observation]) -> list[ActionChunk]:
+    """The chunks of all levels asked one after the other with the same observations."""
+    intents: dict[str | None, Sequence[Intent | None]] = {None: [None] * len(observations)}
+    *upper, last = policy.levels
+    for level in upper:
+        answers = policy.infer(level.name, observations, intents[level.reads])
+        intents[level.name] = [answer for answer in answers if isinstance(answer, Intent)]
+    return [answer for answer in policy.infer(last.name, observations, intents[last.reads]) if isinstance(answer, ActionChunk)]
+
+
+def load_policy(folder: Path | str, device: torch.device | str = "cpu", *, variant: str = "") -> SystemPolicy:
     """The policy of a checkpoint folder.
 
+    Args:
+        variant: another way to run it, e.g. `coarse_only` of `libra`.
+
     Raises:
-        ValueError: the folder is not a checkpoint that this version can run, or `coarse_only` was asked of one without tokens.
+        ValueError: the folder is not a checkpoint that this version can run, or its system has no such variant.
     """
     source = checkpoint.load(folder, device)
-    if source.model.monolithic:
-        if coarse_only:
-            raise ValueError(
-                f"checkpoint {folder} was trained with refiner.condition=features and has no coarse tokens to execute; "
-                "evaluate it as policy, without coarse_only"
-            )
-        return MonolithicPolicy(source, device)
-    return CoarseOnlyPolicy(source, device) if coarse_only else LibraPolicy(source, device)
+    if variant and variant not in source.model.variants:
+        has = f"it has {', '.join(source.model.variants)}" if source.model.variants else "it has none"
+        raise ValueError(
+            f"checkpoint {folder} is of model.system={source.config.model.system}, which has no variant {variant!r}; {has}"
+        )
+    return SystemPolicy(source, device, variant)
 
 
-__all__ = ["CoarseOnlyPolicy", "LibraPolicy", "MonolithicPolicy", "Policy", "load_policy"]
+__all__ = ["Policy", "SystemPolicy", "act", "load_policy"]

@@ -1,7 +1,7 @@
-"""The numpy words of the border: what robots, controllers and policies say to one another.
+"""The numpy records of the border: what robots, controllers and policies exchange.
 
-Letters used in shapes: `H` control steps in one action chunk, `M` chunks one plan covers, `L = M * H` steps in a plan,
-`D` action dimensions, `S` state dimensions. Time inside an episode is counted in *absolute control steps* from 0.
+Letters used in shapes: `H` control steps in one action chunk, `M` chunks that one of Libra's plans covers, `L = M * H` steps in
+a plan, `D` action dimensions, `S` state dimensions. Time inside an episode is counted in *absolute control steps* from 0.
 """
 
 from collections.abc import Mapping, Sequence
@@ -58,38 +58,67 @@ class Observation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """The Semantic Planner's coarse intent: a value that whoever drives the robot keeps (method.md, Libra-VLA).
+class RobotShape:
+    """What a data set fixes about a model: dimensions of action and state, number of cameras."""
+
+    action_dim: int
+    state_dim: int
+    cameras: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """One level of a policy. A policy has at least one, slow to fast; the last one acts.
 
     Attributes:
-        tokens: bin ids `(L, D)` int64, one class per future step and action dimension, in `[0, N)`.
-        first_step: the absolute control step that `tokens[0]` speaks of.
-        made_at: clock time in seconds at which the observation behind the plan was taken.
+        name: e.g. `planner`; unique within the policy.
+        covers: control steps that one answer covers.
+        reads: the level above whose intent it reads; None reads none.
     """
 
-    tokens: NDArray[np.int64]
+    name: str
+    covers: int
+    reads: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intent:
+    """The answer of a level that does not act: a value that whoever drives the robot keeps and hands to the level below.
+
+    Attributes:
+        level: the level that answered.
+        values: by name, what the level below reads, e.g. Libra's `tokens` `(L, D)` int64, one class per step and dimension.
+        first_step: the absolute control step of the observation behind it, from which on it holds.
+        covers: control steps that it holds for.
+        made_at: clock time in seconds at which that observation was taken.
+    """
+
+    level: str
+    values: Mapping[str, NDArray[Any]]
     first_step: int
+    covers: int
     made_at: float = 0.0
 
     @property
     def end_step(self) -> int:
-        """The first absolute control step the plan no longer covers."""
-        return self.first_step + len(self.tokens)
+        """The first absolute control step that it no longer covers."""
+        return self.first_step + self.covers
 
 
 @dataclass(frozen=True, kw_only=True)
 class ActionChunk:
-    """Continuous actions for consecutive control steps.
+    """The answer of the level that acts: continuous actions for consecutive control steps.
 
     Attributes:
         actions: `(H, D)` float32, in the robot's own units and clipped to its limits.
         first_step: the absolute control step of `actions[0]`.
-        plan_first_step: `first_step` of the plan the chunk was refined from; the intent's age at a step is counted from it.
+        intent_first_step: `first_step` of the intent behind the chunk, from which the age of what is executed is counted; of a
+            level that reads none, the chunk's own.
     """
 
     actions: NDArray[np.float32]
     first_step: int
-    plan_first_step: int
+    intent_first_step: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +128,7 @@ class Action:
     Attributes:
         value: `(D,)` float32, what is executed.
         label: `(D,)` float32, what should be learned; differs from `value` only where noise was added for coverage.
-        intent_age_steps: control steps between the observation behind the plan in use and this action; None without a plan.
+        intent_age_steps: control steps between the observation behind the intent in use and this action; None without one.
         held: True where no fresh action was there and the last safe one was repeated.
     """
 
@@ -215,13 +244,40 @@ class Controller(Protocol):
 
 
 class Policy(Protocol):
-    """A dual-system policy. Stateless: the plan is handed back in, so any replica can serve any robot."""
+    """A policy as levels. Stateless: intents are handed back in, so that any replica can serve any robot."""
 
-    def plan(self, observations: Sequence[Observation]) -> list[Plan]:
-        """Semantic Planner, batched over robots."""
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """Slow to fast; the last one acts."""
 
-    def refine(self, observations: Sequence[Observation], plans: Sequence[Plan]) -> list[ActionChunk]:
-        """Action Refiner, batched over robots; `plans[i]` must cover `observations[i].step`."""
+    def infer(
+        self, level: str, observations: Sequence[Observation], above: Sequence[Intent | None]
+    ) -> Sequence[Intent | ActionChunk]:
+        """The answers of one level, batched over robots: chunks of the last one, intents of the others.
+
+        Args:
+            level: its name.
+            observations: of every robot.
+            above: per robot the intent to read, which covers the observation's step; None where there is none to read.
+        """
+
+
+def check_levels(levels: Sequence[Level]) -> None:
+    """Refuse levels that are none of a policy.
+
+    Raises:
+        ValueError: none, two of one name, or one that reads a level which is not above it.
+    """
+    names = [level.name for level in levels]
+    if not levels or len(set(names)) < len(names):
+        raise ValueError(f"a policy has levels of different names, at least one; got {', '.join(names) or 'none'}")
+    for i, level in enumerate(levels):
+        if level.covers < 1 or (level.reads is not None and level.reads not in names[:i]):
+            above = ", ".join(names[:i]) or "none"
+            raise ValueError(
+                f"level {level.name} covers {level.covers} steps and reads {level.reads}; it must cover at least one, and read "
+                f"one of the levels above it ({above})"
+            )
 
 
 Json = dict[str, Any]

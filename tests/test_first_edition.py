@@ -5,7 +5,7 @@ from pathlib import Path
 import mlflow.pyfunc
 import numpy as np
 
-from libra_ray.policy import load_policy
+from libra_ray.policy import act, load_policy
 from libra_ray.types import ACTION_KEY, IMAGE_KEY, STATE_KEY, Observation
 
 MODEL = Path(__file__).parent / "fixtures" / "first_edition" / "registered_model"
@@ -31,7 +31,7 @@ def test_a_checkpoint_answers_as_it_did():
         Observation(images={IMAGE_KEY: image}, state=state, instruction=str(words))
         for image, state, words in zip(*given.values(), strict=True)
     ]
-    chunks = policy.refine(observations, policy.plan(observations))
+    chunks = act(policy, observations)
     np.testing.assert_allclose([chunk.actions for chunk in chunks], np.load(ANSWER), atol=TOLERANCE)
 
 

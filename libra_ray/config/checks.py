@@ -11,7 +11,7 @@ LEAST = {
     "action.bins": 2, "action.horizon": 1, "action.chunks": 1, "planner.width": 8, "planner.depth": 1, "planner.heads": 1,
     "refiner.width": 8, "refiner.depth": 1, "refiner.heads": 1, "refiner.train_timesteps": 2, "refiner.denoising_steps": 1,
     "refiner.noise_draws": 1, "refiner.max_staleness": 0, "train.steps": 1, "train.batch_size": 1, "train.log_every": 1,
-    "train.checkpoint_every": 1, "train.validate_every": 0, "train.warmup_steps": 0, "control.planner_delay_steps": 0,
+    "train.checkpoint_every": 1, "train.validate_every": 0, "train.warmup_steps": 0, "control.intent_delay_steps": 0,
     "control.execute_steps": 0, "evaluate.episodes_per_task": 1, "evaluate.robots": 1, "evaluate.videos_per_task": 0,
     "ray.simulator_actors": 0, "ray.train_workers": 1, "ray.max_failures": -1, "record.settle_steps": 0, "record.seed": 0,
     "evaluate.seed": 0, "train.seed": 0, "train.balance_every": 1, "ray.train_cpus_per_worker": 0, "record.noise_std": 0,
@@ -112,7 +112,7 @@ def _refuse_misfits(settings: Settings) -> None:
 
 
 def _refuse_one_sided(settings: Settings) -> None:
-    """A balance of two losses where there is one, or one that never learns."""
+    """A balance that leaves one loss out, or never learns."""
     balance, plan, diff = (settings[f"train.{name}"] for name in ("balance", "lambda_plan", "lambda_diff"))
     if settings["train.balance_memory"] == 1:
         raise ValueError("train.balance_memory=1 would never take in a measure; it must be below 1")
@@ -120,11 +120,6 @@ def _refuse_one_sided(settings: Settings) -> None:
         raise ValueError(
             f"train.balance={balance} needs both train.lambda_plan={plan} and train.lambda_diff={diff} above 0; "
             "give train.balance=fixed to train one system alone"
-        )
-    if balance != "fixed" and settings["refiner.condition"] == "features":
-        raise ValueError(
-            f"train.balance={balance} has nothing to balance with refiner.condition=features, which has one loss; "
-            "give train.balance=fixed"
         )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from libra_ray.config.checks import check, counts_of
+from libra_ray.config.former import refuse_former, upgraded
 from libra_ray.config.overrides import flatten, flatten_mapping, with_changes
 from libra_ray.config.paths import in_full
 from libra_ray.config.presets import PRESETS as NAMED
@@ -14,8 +15,6 @@ from libra_ray.config.presets import QUICKSTART_TASKS
 
 PRESETS = NAMED
 """Preset -> its changes of the defaults."""
-
-ControllerName = Literal["expert", "policy", "coarse_only", "zero_action"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +102,15 @@ class ActionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What kind of policy it is."""
+
+    system: str = "libra"
+    """`libra`: planner and refiner, as published; `monolithic`: the baseline at equal budget, one level and one loss (with
+    `refiner.vision` it spans the paper's component table); or the address of a class of your own (docs/systems.md)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlannerConfig:
     """The Semantic Planner: a vision-language backbone with a bidirectional head of learned queries."""
 
@@ -136,10 +144,6 @@ class RefinerConfig:
     """Its own encoder: `conv`, or the name or folder of a Hugging Face vision model (paper: SigLIP)."""
     vision: Literal["own", "shared"] = "own"
     """`own`: its own encoder, as published; `shared`: the planner's picture features (ablation)."""
-    condition: Literal["tokens", "features"] = "tokens"
-    """`tokens`: the planner's coarse tokens, as published; `features`: the planner's hidden states in their place and one loss
-    for all, the monolithic baseline at equal budget. With `vision` this spans the paper's component table: features and shared
-    (monolithic diffusion), features and own (+ own encoder), tokens and shared (+ refinement), tokens and own (full)."""
     see_language: bool = False
     """Open the refiner's eyes to the instruction (ablation); published: no, the tokens are its only task channel."""
     objective: Literal["ddpm", "flow"] = "flow"
@@ -168,8 +172,8 @@ class TrainConfig:
 
     start_from: str = ""
     """A checkpoint folder to fine-tune: its weights are taken where name and shape agree; empty means random ones."""
-    start_parts: tuple[str, ...] = ("planner", "refiner")
-    """Which of its weights are taken, by the beginnings of their names, e.g. `planner.backbone`."""
+    start_parts: tuple[str, ...] = ()
+    """Which of its weights are taken, by the beginnings of their names, e.g. `planner.backbone`; empty means all."""
     steps: int = 1500
     """Optimiser steps."""
     batch_size: int = 64
@@ -225,8 +229,8 @@ class ControlConfig:
     rule: Literal["fifo", "overlap", "event"] = "fifo"
     """`fifo`: a new plan when the old one is used up, as published; `overlap`: the planner runs freely, a new plan replaces
     the rest of the old one at the right step; `event`: so too, but where the plan nears its end or the robot is surprised."""
-    planner_delay_steps: int = 0
-    """Control steps between a planner's picture and the moment its plan may be used (simulated lockstep time)."""
+    intent_delay_steps: int = 0
+    """Control steps between the picture of a level above the last and the moment its intent may be used (lockstep time)."""
     execute_steps: int = 0
     """Control steps executed of each chunk before the next one is refined; 0 means all H."""
 
@@ -241,8 +245,9 @@ class EvaluateConfig:
     """Episodes of each task and controller; all controllers meet the same seeds."""
     seed: int = 100_000
     """Seed of the first evaluation episode; never seen in recording."""
-    controllers: tuple[ControllerName, ...] = ("expert", "policy", "coarse_only", "zero_action")
-    """Who is evaluated: ceiling, policy, planner alone at its bins' centres, floor."""
+    controllers: tuple[str, ...] = ()
+    """Who is evaluated: `expert` (the ceiling), `policy`, variants of it (libra's `coarse_only`: its bins' centres), and
+    `zero_action` (the floor); empty means all that the system has."""
     robots: int = 16
     """Simulated robots alive at a time, over all simulator actors."""
     videos_per_task: int = 2
@@ -288,6 +293,7 @@ class Config:
     record: RecordConfig = field(default_factory=RecordConfig)
     data: DataConfig = field(default_factory=DataConfig)
     action: ActionConfig = field(default_factory=ActionConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
     planner: PlannerConfig = field(default_factory=PlannerConfig)
     refiner: RefinerConfig = field(default_factory=RefinerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -317,6 +323,7 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
         ValueError: a name that does not exist (the message names its nearest neighbours), a value of the wrong type or choice,
             or one outside its range.
     """
+    refuse_former(changes)
     changed = with_changes(config, in_full(changes))
     check(flatten(changed))
     return changed
@@ -328,5 +335,5 @@ def to_json(config: Config) -> str:
 
 
 def from_json(text: str) -> Config:
-    """The configuration that `to_json` wrote; a key this version does not know is refused by `override`."""
-    return override(Config(), flatten_mapping(json.loads(text)))
+    """The configuration that `to_json` wrote, also one of an earlier version; other unknown keys are refused by `override`."""
+    return override(Config(), upgraded(flatten_mapping(json.loads(text))))

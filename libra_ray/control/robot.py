@@ -1,20 +1,18 @@
-"""The asynchronous controller: when to plan, which slice of which plan is current, its age, what to do when late.
+"""The asynchronous controller: when to ask which level, which intent is current, its age, what to do when late.
 
-`RobotControl` is one robot's bookkeeping: pure, without a clock of its own and without a policy. `drive` is one tick of any
-number of robots against a policy in lockstep time, batched. The serving gateway runs the same `RobotControl` in real time.
+`RobotControl` is one robot's bookkeeping: pure, without a clock of its own and without a policy. `libra_ray.control.lockstep`
+runs it in simulated time, the serving gateway in real time.
 """
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from time import perf_counter
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from libra_ray.config import ActionConfig, ControlConfig
+from libra_ray.config import ControlConfig
 from libra_ray.control.surprise import Drift
-from libra_ray.types import Action, ActionChunk, Environment, Observation, Plan, Policy
+from libra_ray.types import Action, ActionChunk, Intent, Level, Observation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +22,7 @@ class Limits:
     Attributes:
         hold: the safe action. `repeat` the last one, right where an action is a position; `still`: zeros, with the last
             dimension (the gripper) repeated, right where an action is a position *change*, which repeated would run on.
-        max_age_steps: an intent older than this many control steps is not used; None sets no limit but the plan's end.
+        max_age_steps: the level that acts reads no intent older than this many control steps; None sets no limit but its end.
     """
 
     hold: Literal["repeat", "still"] = "repeat"
@@ -32,43 +30,70 @@ class Limits:
 
 
 @dataclass
+class IntentState:
+    """What one robot knows of one level above the last: its current intent, those that are to come, and whether one is due."""
+
+    current: Intent | None = None
+    pending: list[tuple[int, Intent]] = field(default_factory=list)
+    requested: bool = False
+
+    def adopt(self, step: int) -> None:
+        """Make the newest intent that has arrived by this step the current one."""
+        if arrived := [intent for usable, intent in self.pending if usable <= step]:
+            self.current, self.requested = arrived[-1], False
+            self.pending = [(usable, intent) for usable, intent in self.pending if usable > step]
+
+
+@dataclass
 class RobotControl:
-    """One robot's current plan and chunk, in absolute control steps.
+    """One robot's current intents and chunk, in absolute control steps.
 
-    Rules (`ControlConfig.rule`):
-        fifo: as published. A new plan is asked for when the old one is used up; the refiner takes H steps per chunk, each with
-            a fresh picture.
-        overlap: the planner runs freely. A new plan is asked for at every chunk boundary at which none is under way, and
+    Rules (`ControlConfig.rule`), for every level above the last:
+        fifo: as published. A new intent is asked for when the old one is used up; the last level takes H steps per chunk, each
+            with a fresh picture.
+        overlap: the level runs freely. A new intent is asked for whenever the level below is asked and none is under way, and
             replaces the rest of the old one at the right step as soon as it arrives.
-        event: like overlap, but only where the plan will be used up before the next chunk ends, or where what is seen is a
-            surprise (`libra_ray.control.surprise`): the world has drifted from what the plan assumed. Saves plans where M > 2.
+        event: like overlap, but only where the intent will be used up before the next chunk ends, or where what is seen is a
+            surprise (`libra_ray.control.surprise`): the world has drifted from what the intent assumed.
 
-    A plan asked for at step s may be used from step s + `planner_delay_steps` on; only the first plan of an episode is waited
-    for. Where neither plan nor chunk covers a step, the last action is held, marked and counted.
+    An intent asked for at step s may be used from step s + `intent_delay_steps` on; only the first of an episode is waited for.
+    Where neither intent nor chunk covers a step, the last action is held, marked and counted.
+
+    Args:
+        levels: of the policy, slow to fast.
     """
 
     control: ControlConfig
-    action: ActionConfig
+    levels: tuple[Level, ...]
     limits: Limits = field(default_factory=Limits)
-    plan: Plan | None = None
     chunk: ActionChunk | None = None
+    _states: dict[str, IntentState] = field(default_factory=dict)
     _drift: Drift = field(default_factory=Drift, compare=False)
     _surprised: bool = False
     _looked: int | None = None
-    _pending: list[tuple[int, Plan]] = field(default_factory=list)
-    _asked: bool = False
     _last: Action | None = None
+
+    def __post_init__(self) -> None:
+        """Nothing is known of any level."""
+        self._level = {level.name: level for level in self.levels}
+        self._states = {level.name: IntentState() for level in self.levels[:-1]}
+        self._reader = {level.reads: level.name for level in reversed(self.levels) if level.reads is not None}
 
     def reset(self) -> None:
         """A new episode: nothing known, nothing under way."""
-        self.plan, self.chunk, self._pending, self._asked, self._last = None, None, [], False, None
-        self._surprised, self._looked = False, None
+        self._states = {name: IntentState() for name in self._states}
+        self.chunk, self._last, self._surprised, self._looked = None, None, False, None
         self._drift.reset()
+
+    @property
+    def acting(self) -> Level:
+        """The last level."""
+        return self.levels[-1]
 
     @property
     def execute_steps(self) -> int:
         """Control steps executed of each chunk."""
-        return self.control.execute_steps or self.action.horizon
+        return self.control.execute_steps or self.acting.covers
 
     def look(self, observation: Observation) -> None:
         """What the robot sees at the step that is asked about next; the rule `event` needs it."""
@@ -76,74 +101,70 @@ class RobotControl:
             self._surprised |= self._drift.surprised(observation, self._executed(observation.step))
             self._looked = observation.step
 
-    def wants_plan(self, step: int) -> bool:
-        """Whether the planner should be asked with this step's observation."""
-        self._adopt(step)
-        if self._asked:
+    def wants(self, level: str, step: int) -> bool:
+        """Whether a level should be asked with this step's observation: never before it has an intent to read."""
+        asked = self._level[level]
+        if asked.reads is not None and self.intent_at(asked.reads, step) is None:
             return False
-        plan = self.covering(step)
-        if plan is None or self.control.rule == "fifo":
-            return plan is None
-        ends_soon = plan.end_step < step + 2 * self.execute_steps
-        return self.wants_chunk(step) and (self.control.rule == "overlap" or ends_soon or self._surprised)
+        return self._wants_chunk(step) if asked is self.acting else self._wants_intent(asked, step)
 
-    def covering(self, step: int) -> Plan | None:
-        """The plan that a chunk from this step on is refined from; None where there is none, it is used up or too old."""
-        self._adopt(step)
-        plan, limit = self.plan, self.limits.max_age_steps
-        if plan is None or not plan.first_step <= step < plan.end_step:
+    def intent_at(self, level: str, step: int) -> Intent | None:
+        """The intent of a level to read from this step on; None where there is none, it is used up or too old."""
+        intent, limit = self.current(level, step), self.limits.max_age_steps
+        if intent is None or not intent.first_step <= step < intent.end_step:
             return None
-        return plan if limit is None or step - plan.first_step <= limit else None
+        too_old = limit is not None and level == self.acting.reads and step - intent.first_step > limit
+        return None if too_old else intent
 
-    def asked(self) -> None:
-        """The planner was asked; no second question before the answer."""
-        self._asked, self._surprised = True, False
+    def current(self, level: str, step: int) -> Intent | None:
+        """The newest intent of a level that has arrived by this step, used up or not."""
+        state = self._states[level]
+        state.adopt(step)
+        return state.current
 
-    @property
-    def is_asked(self) -> bool:
-        """Whether the planner owes an answer."""
-        return self._asked
+    def mark_requested(self, level: str) -> None:
+        """A request to the level is in flight; `wants` is False until it is answered or fails."""
+        self._states[level].requested, self._surprised = True, False
 
-    def unanswered(self) -> None:
-        """The planner failed to answer, and may be asked again."""
-        self._asked = False
+    def is_requested(self, level: str) -> bool:
+        """Whether a request to the level is in flight."""
+        return self._states[level].requested
 
-    def accept_plan(self, plan: Plan, usable_from: int) -> None:
-        """The planner's answer, to be used from the absolute step `usable_from` on."""
-        first = self.plan is None and not self._pending
-        self._pending.append((plan.first_step if first else usable_from, plan))
+    def mark_failed(self, level: str) -> None:
+        """The request failed; the level may be asked again."""
+        self._states[level].requested = False
 
-    def wants_chunk(self, step: int) -> bool:
-        """Whether the refiner should be asked with this step's observation.
-
-        It should where a plan covers the step, and the chunk, or the plan that the chunk was refined from, is used up.
-        """
-        if self.covering(step) is None:
-            return False
-        return self.chunk is None or step >= min(
-            self.chunk.first_step + self.execute_steps, self.chunk.plan_first_step + self.action.plan_steps
-        )
+    def accept_intent(self, intent: Intent, usable_from: int) -> None:
+        """A level's answer, to be used from the absolute step `usable_from` on; an episode's first one at once."""
+        state = self._states[intent.level]
+        first = state.current is None and not state.pending
+        state.pending.append((intent.first_step if first else usable_from, intent))
 
     def accept_chunk(self, chunk: ActionChunk) -> None:
-        """The refiner's answer."""
+        """The last level's answer."""
         self.chunk = chunk
 
     def next_action(self, step: int) -> Action:
         """The action of this step, or the last one again, marked as held.
 
         Raises:
-            ValueError: nothing was ever planned for this episode, so that there is nothing to hold.
+            ValueError: nothing was ever answered in this episode, so that there is nothing to hold.
         """
         chunk = self.chunk
         if chunk is not None and 0 <= step - chunk.first_step < len(chunk.actions):
             value = chunk.actions[step - chunk.first_step]
-            self._last = Action(value=value, label=value, intent_age_steps=step - chunk.plan_first_step)
+            self._last = Action(value=value, label=value, intent_age_steps=step - chunk.intent_first_step)
             return self._last
         if self._last is None:
-            raise ValueError(f"step {step} has no action and none to hold: the first plan of an episode must be waited for")
-        age = None if self.plan is None else step - self.plan.first_step
+            raise ValueError(f"step {step} has no action and none to hold: the first answer of an episode must be waited for")
         value = self._safe(self._last.value)
-        return Action(value=value, label=value, intent_age_steps=age, held=True)
+        return Action(value=value, label=value, intent_age_steps=self.intent_age(step), held=True)
+
+    def intent_age(self, step: int) -> int | None:
+        """Control steps since the observation behind the intent that the last level reads; None where there is none."""
+        reads = self.acting.reads
+        intent = None if reads is None else self.current(reads, step)
+        return None if intent is None else step - intent.first_step
 
     def held_actions(self, step: int) -> NDArray[np.float32] | None:
         """Safe actions `(H, D)` for a robot that executes whole chunks; None where nothing was executed yet.
@@ -154,7 +175,34 @@ class RobotControl:
         if chunk is None:
             return None
         last = chunk.actions[min(max(step - chunk.first_step, 1), len(chunk.actions)) - 1]
-        return np.tile(self._safe(last), (self.action.horizon, 1))
+        return np.tile(self._safe(last), (self.acting.covers, 1))
+
+    def steps_until_wanted(self, step: int) -> int:
+        """Control steps that can be executed before a picture is needed again, at least 1."""
+        ahead = [] if self.chunk is None else [self.chunk.first_step + self.execute_steps]
+        for state in self._states.values():
+            state.adopt(step)
+            if state.current is not None and self.control.rule == "fifo":
+                ahead.append(state.current.end_step)
+            ahead += [usable for usable, _ in state.pending]
+        later = [s - step for s in ahead if s > step]
+        return max(1, min(later, default=1))
+
+    def _wants_intent(self, level: Level, step: int) -> bool:
+        intent = self.intent_at(level.name, step)
+        if self._states[level.name].requested:
+            return False
+        if intent is None or self.control.rule == "fifo":
+            return intent is None
+        ends_soon = intent.end_step < step + 2 * self.execute_steps
+        return self.wants(self._reader[level.name], step) and (self.control.rule == "overlap" or ends_soon or self._surprised)
+
+    def _wants_chunk(self, step: int) -> bool:
+        """Where the chunk, or the intent that it was refined from, is used up."""
+        if self.chunk is None:
+            return True
+        end, reads = self.chunk.first_step + self.execute_steps, self.acting.reads
+        return step >= (end if reads is None else min(end, self.chunk.intent_first_step + self._level[reads].covers))
 
     def _safe(self, last: NDArray[np.float32]) -> NDArray[np.float32]:
         if self.limits.hold == "repeat":
@@ -170,98 +218,3 @@ class RobotControl:
             return None
         total: NDArray[np.float32] = chunk.actions[since - chunk.first_step : step - chunk.first_step].sum(axis=0)
         return total
-
-    def steps_until_wanted(self, step: int) -> int:
-        """Control steps that can be executed before a picture is needed again, at least 1."""
-        self._adopt(step)
-        ahead = [] if self.chunk is None else [self.chunk.first_step + self.execute_steps]
-        if self.plan is not None and self.control.rule == "fifo":
-            ahead.append(self.plan.end_step)
-        ahead += [usable for usable, _ in self._pending]
-        later = [s - step for s in ahead if s > step]
-        return max(1, min(later, default=1))
-
-    def _adopt(self, step: int) -> None:
-        """Make the newest plan that has arrived the current one."""
-        arrived = [plan for usable, plan in self._pending if usable <= step]
-        if arrived:
-            self.plan, self._asked = arrived[-1], False
-            self._pending = [(usable, plan) for usable, plan in self._pending if usable > step]
-
-
-@dataclass
-class Latencies:
-    """Wall time of every batched call, in milliseconds, and how many robots it served."""
-
-    planner_ms: list[float] = field(default_factory=list)
-    planner_batch: list[int] = field(default_factory=list)
-    refiner_ms: list[float] = field(default_factory=list)
-    refiner_batch: list[int] = field(default_factory=list)
-
-
-def drive(
-    robots: Mapping[int, RobotControl], observations: Mapping[int, Observation], policy: Policy, latencies: Latencies
-) -> dict[int, list[Action]]:
-    """One tick in lockstep time: plan for those that want it, refine for those that want it, both batched.
-
-    Args:
-        robots: the bookkeeping of every robot, by id.
-        observations: this tick's observation of each robot that has to act.
-        policy: planner and refiner.
-        latencies: gets the wall time of both calls.
-
-    Returns:
-        Per robot the actions up to the next step at which it has to look again (at least one).
-    """
-    for i, o in observations.items():
-        robots[i].look(o)
-    wanting = [i for i, o in observations.items() if robots[i].wants_plan(o.step)]
-    if wanting:
-        seen = [observations[i] for i in wanting]
-        plans = _timed(lambda: policy.plan(seen), latencies.planner_ms)
-        latencies.planner_batch.append(len(seen))
-        for i, plan in zip(wanting, plans, strict=True):
-            robots[i].asked()
-            robots[i].accept_plan(plan, plan.first_step + robots[i].control.planner_delay_steps)
-    wanting = [i for i, o in observations.items() if robots[i].wants_chunk(o.step)]
-    if wanting:
-        seen = [observations[i] for i in wanting]
-        held = [current for i in wanting if (current := robots[i].plan) is not None]
-        chunks = _timed(lambda: policy.refine(seen, held), latencies.refiner_ms)
-        latencies.refiner_batch.append(len(seen))
-        for i, chunk in zip(wanting, chunks, strict=True):
-            robots[i].accept_chunk(chunk)
-    return {i: _ahead(robots[i], o.step) for i, o in observations.items()}
-
-
-def _ahead(robot: RobotControl, step: int) -> list[Action]:
-    return [robot.next_action(s) for s in range(step, step + robot.steps_until_wanted(step))]
-
-
-def _timed[T](call: Callable[[], Sequence[T]], times_ms: list[float]) -> Sequence[T]:
-    start = perf_counter()
-    answers = call()
-    times_ms.append(1000 * (perf_counter() - start))
-    return answers
-
-
-@dataclass
-class PolicyController:
-    """A dual-system policy as the `Controller` of a single robot."""
-
-    policy: Policy
-    control: ControlConfig
-    action: ActionConfig
-    needs_images: bool = True
-    latencies: Latencies = field(default_factory=Latencies)
-    _queue: list[Action] = field(default_factory=list)
-
-    def reset(self, environment: Environment, seed: int) -> None:
-        """A new episode."""
-        self._robot, self._queue = RobotControl(self.control, self.action), []
-
-    def act(self, observation: Observation) -> Action:
-        """The next action; the policy is asked only where the robot wants a plan or a chunk."""
-        if not self._queue:
-            self._queue = drive({0: self._robot}, {0: observation}, self.policy, self.latencies)[0]
-        return self._queue.pop(0)

@@ -91,7 +91,7 @@ def try_model(config_json: str, root: str) -> str:
     except ValueError:
         robot, words = robot_spec(config.sim), instructions(config.sim, [config.record.seed])
     model = dry_run(lambda: make_model(config, shape_of(robot)))
-    distinct_tokens(model.planner.tokenise, words)
+    distinct_tokens(model.tokenise, words)
     size = sum(weight.numel() for weight in model.parameters()) / 1e6
     start = f", begun with {config.train.start_from}" if config.train.start_from else ""
     return f"{config.planner.backbone} and {config.refiner.encoder}, {size:.1f} million parameters{start}"

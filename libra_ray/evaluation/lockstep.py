@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from libra_ray.config import Config
-from libra_ray.control.robot import Latencies, RobotControl, drive
+from libra_ray.control.lockstep import Latencies, drive
+from libra_ray.control.robot import RobotControl
 from libra_ray.evaluation.log import Job
 from libra_ray.evaluation.simulators import TRIES, Outcome, Start, died
 from libra_ray.types import Action, Episode, Observation, Policy
 
 FLUSH_CALLS = 200
-"""Refiner calls whose latencies are noted at once."""
+"""Calls whose latencies are noted at once."""
 
 
 class Noting(Protocol):
@@ -44,10 +45,10 @@ class Lockstep:
     """Robots in slots; a slot whose episode ends takes the next one.
 
     Args:
-        config: the run's; how many robots, and when they plan.
-        trained: the checkpoint's; the action space.
+        config: the run's; how many robots, and by which rule levels are asked.
+        trained: the checkpoint's; the pictures it reads.
         fleet: the simulators; an episode whose process dies is begun again.
-        policy: the checkpoint's planner and refiner.
+        policy: the checkpoint's.
         notes: told of every finished episode, once.
     """
 
@@ -60,24 +61,24 @@ class Lockstep:
     running: dict[int, Job] = field(default_factory=dict)
     frames: dict[int, list[NDArray[np.uint8]]] = field(default_factory=dict)
     deaths: Counter[Job] = field(default_factory=Counter)
-    latencies: Latencies = field(default_factory=Latencies)
+    latencies: Latencies = field(default_factory=dict)
 
     def play(self, jobs: list[Job]) -> None:
         """Run all jobs, which are one controller's, to their end."""
         slots = min(self.config.evaluate.robots, len(jobs))
-        self.robots = {slot: RobotControl(self.config.control, self.trained.action) for slot in range(slots)}
+        self.robots = {slot: RobotControl(self.config.control, self.policy.levels) for slot in range(slots)}
         queue = iter(jobs)
         observations = self._begin({slot: next(queue) for slot in range(slots)}, queue)
         while observations:
             actions = drive(self.robots, observations, self.policy, self.latencies)
             observations = self._advance(actions, queue)
-            if len(self.latencies.refiner_ms) >= FLUSH_CALLS:
+            if sum(len(calls.ms) for calls in self.latencies.values()) >= FLUSH_CALLS:
                 self._flush(jobs[0].controller)
         self._flush(jobs[0].controller)
 
     def _flush(self, controller: str) -> None:
         self.notes.latencies(controller, self.latencies)
-        self.latencies = Latencies()
+        self.latencies = {}
 
     def _begin(self, jobs: Mapping[int, Job], queue: Iterator[Job]) -> dict[int, Observation]:
         for slot, job in jobs.items():

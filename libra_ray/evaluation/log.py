@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from libra_ray.common.files import append_jsonl, read_jsonl
 from libra_ray.common.progress import Progress
-from libra_ray.control.robot import Latencies
+from libra_ray.control.lockstep import Latencies
 from libra_ray.runs.folder import Clock, RunFolder
 from libra_ray.runs.results import Evaluation, Rollout
 from libra_ray.types import Episode, EpisodeResult, Json
@@ -58,7 +59,9 @@ class Notes:
 
     def latencies(self, controller: str, latencies: Latencies) -> None:
         """Note the wall time of batched calls."""
-        row: Json = {"controller": controller, "latencies": asdict(latencies)}
+        columns: dict[str, list[Any]] = {f"{level}_ms": calls.ms for level, calls in latencies.items()}
+        columns |= {f"{level}_batch": calls.batch for level, calls in latencies.items()}
+        row: Json = {"controller": controller, "latencies": columns}
         append_jsonl(self.folder.path(LOG_NAME), [row])
 
     def _rollout(self, job: Job, success: bool, frames: Sequence[NDArray[np.uint8]]) -> None:

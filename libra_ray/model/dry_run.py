@@ -1,16 +1,16 @@
 """One answer to blank pictures before anything long begins: whether a model loads and runs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
-from libra_ray.model.libra import Libra
+from libra_ray.model.system import Seen, System
 
 LONGEST_REASON = 300
 
 
 @torch.no_grad()
-def dry_run(make: Callable[[], Libra]) -> Libra:
+def dry_run(make: Callable[[], System]) -> System:
     """Make a model, pretrained parts included, and ask it once.
 
     What comes from outside is loaded here, and a second time by whoever trains it: of a large model that is some seconds, and
@@ -42,10 +42,13 @@ def _reason(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST_REASON]
 
 
-def _answer(model: Libra) -> None:
-    config, shape = model.config, model.shape
+def _answer(system: System) -> None:
+    config, shape = system.config, system.shape
     size = config.sim.image_size
     pictures = torch.zeros(1, shape.cameras * config.data.history, 3, size, size, dtype=torch.uint8)
-    state, text = torch.zeros(1, shape.state_dim), model.planner.tokenise([""])
-    tokens = model.plan(pictures, state, text)[:, : config.action.horizon]
-    model.refine(pictures, state, text, tokens, torch.zeros(tokens.shape))
+    seen = Seen(images=pictures, state=torch.zeros(1, shape.state_dim), text=system.tokenise([""]))
+    intents: dict[str, Mapping[str, torch.Tensor]] = {}
+    for level in system.levels:
+        above = {} if level.reads is None else system.aligned(level, intents[level.reads], torch.zeros(1, dtype=torch.long))
+        noise = system.noise_shape(level.name)
+        intents[level.name] = system.infer(level.name, seen, above, None if noise is None else torch.zeros(1, *noise))

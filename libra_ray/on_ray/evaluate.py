@@ -1,7 +1,7 @@
 """Closed-loop evaluation: a fleet of simulated robots, one policy batched across them, in lockstep time."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from libra_ray.evaluation.lockstep import Lockstep
 from libra_ray.evaluation.log import LOG_NAME, Job, Notes, read_evaluation
 from libra_ray.evaluation.simulators import died
 from libra_ray.model.parts.backbone import make_backbone
+from libra_ray.model.registry import system_class
 from libra_ray.on_ray.session import available_cpus
 from libra_ray.on_ray.simulator_pool import Fleet
 from libra_ray.policy import load_policy
@@ -23,21 +24,22 @@ from libra_ray.sim import check_robot, instructions
 from libra_ray.training.data import distinct_tokens
 from libra_ray.types import Policy
 
-SCRIPTED = ("expert", "zero_action")
+EXPERT, POLICY, ZERO_ACTION = "expert", "policy", "zero_action"
+SCRIPTED = (EXPERT, ZERO_ACTION)
 
 type Load = Callable[[RunFolder, str], tuple[Policy, Config]]
 """A run and a controller's name to the policy behind it, and the configuration that was trained under."""
 
 
 def load_trained(folder: RunFolder, controller: str) -> tuple[Policy, Config]:
-    """The run's checkpoint as `policy` or as `coarse_only`.
+    """The run's checkpoint as `policy`, or as one of its system's variants.
 
     Raises:
         ValueError: it cannot be read, is of another robot, or cannot read an instruction of the run's tasks.
     """
-    policy = load_policy(folder.checkpoint, device_of(folder.config), coarse_only=controller == "coarse_only")
+    policy = load_policy(folder.checkpoint, device_of(folder.config), variant="" if controller == POLICY else controller)
     check_robot(folder.config.sim, policy.source.manifest.robot, f"checkpoint {folder.checkpoint}")
-    distinct_tokens(policy.source.model.planner.tokenise, told(folder.config))
+    distinct_tokens(policy.source.model.tokenise, told(folder.config))
     return policy, policy.source.config
 
 
@@ -54,7 +56,8 @@ def evaluate(folder: RunFolder, clock: Clock, load: Load = load_trained, fleet: 
     config = folder.config
     repair_jsonl(folder.path(LOG_NAME))
     done = {Job(controller=r.controller, task=r.task, seed=r.seed) for r in read_evaluation(folder).results}
-    jobs = all_jobs(config)
+    named = config.evaluate.controllers or controllers_of(config, checkpoint.read_config(folder.checkpoint))
+    jobs = all_jobs(config, named)
     todo = [job for job in jobs if job not in done]
     if not todo:
         return
@@ -65,28 +68,41 @@ def evaluate(folder: RunFolder, clock: Clock, load: Load = load_trained, fleet: 
         bar.to(len(done))
         notes = Notes(folder, clock, bar)
         _play_scripted(robots, [job for job in todo if job.controller in SCRIPTED], notes)
-        for controller in ("policy", "coarse_only"):
-            queue = [job for job in todo if job.controller == controller]
-            if queue:
-                policy, trained = load(folder, controller)
-                check_fits(config, trained)
-                if fleet is None:
-                    torch.set_num_threads(1 if config.ray.use_gpu else min(available_cpus(), os.cpu_count() or 1))
-                Lockstep(config, trained, robots, policy, notes).play(queue)
+        for controller in dict.fromkeys(job.controller for job in todo if job.controller not in SCRIPTED):
+            policy, trained = load(folder, controller)
+            check_fits(config, trained)
+            if fleet is None:
+                torch.set_num_threads(1 if config.ray.use_gpu else min(available_cpus(), os.cpu_count() or 1))
+            Lockstep(config, trained, robots, policy, notes).play([job for job in todo if job.controller == controller])
 
 
-def all_jobs(config: Config) -> list[Job]:
+def controllers_of(config: Config, trained: Config) -> tuple[str, ...]:
+    """Who is evaluated: those named, or all that the system of `trained` has.
+
+    Raises:
+        ValueError: it has none of a given name.
+    """
+    everyone = (EXPERT, POLICY, *system_class(trained.model.system).variants, ZERO_ACTION)
+    named = tuple(dict.fromkeys(config.evaluate.controllers)) or everyone
+    if unknown := [name for name in named if name not in everyone]:
+        raise ValueError(
+            f"evaluate.controllers names {', '.join(unknown)}; of model.system={trained.model.system} there are "
+            f"{', '.join(everyone)}"
+        )
+    return named
+
+
+def all_jobs(config: Config, controllers: Sequence[str]) -> list[Job]:
     """Every controller's episodes; all controllers meet the same seeds."""
     seeds = range(config.evaluate.seed, config.evaluate.seed + config.evaluate.episodes_per_task)
-    controllers = dict.fromkeys(config.evaluate.controllers)
-    return [Job(controller=c, task=t, seed=s) for c in controllers for s in seeds for t in config.sim.tasks]
+    return [Job(controller=c, task=t, seed=s) for c in dict.fromkeys(controllers) for s in seeds for t in config.sim.tasks]
 
 
 def check_fits(config: Config, trained: Config) -> None:
     """Refuse a checkpoint that does not fit the run.
 
-    It may be trained on other pictures than the fleet will make, for shorter chunks than it executes, or without the coarse
-    tokens that a controller wants to execute.
+    It may be trained on other pictures than the fleet will make, for shorter chunks than it executes, or be of a system without
+    a variant that is to be evaluated.
 
     Raises:
         ValueError: names both values, or the controllers that are left.
@@ -100,12 +116,7 @@ def check_fits(config: Config, trained: Config) -> None:
         raise ValueError(
             f"control.execute_steps={config.control.execute_steps} exceeds the checkpoint's horizon of {trained.action.horizon}"
         )
-    if trained.refiner.condition == "features" and "coarse_only" in config.evaluate.controllers:
-        others = ",".join(name for name in config.evaluate.controllers if name != "coarse_only")
-        raise ValueError(
-            "evaluate.controllers names coarse_only, but a policy with refiner.condition=features has no coarse tokens; "
-            f"give --evaluate.controllers {others or 'policy'}"
-        )
+    controllers_of(config, trained)
 
 
 def check_drives(config: Config, folder: Path) -> None:

@@ -54,8 +54,10 @@ def check(folder: RunFolder, *stages: Stage, fresh: bool = False) -> None:
             _check_model(folder, recorded, sorted({*read, *told}), begun=folder.begun("train") and not fresh)
     if "evaluate" in stages:
         if config.evaluate.checkpoint or "train" not in stages:
-            evaluation.check_fits(config, checkpoint.read_config(folder.checkpoint))
-            if not folder.done("evaluate") and not set(config.evaluate.controllers) <= set(evaluation.SCRIPTED):
+            trained = checkpoint.read_config(folder.checkpoint)
+            evaluation.check_fits(config, trained)
+            drives = set(evaluation.controllers_of(config, trained)) - set(evaluation.SCRIPTED)
+            if not folder.done("evaluate") and drives:
                 evaluation.check_drives(config, folder.checkpoint)
         else:
             evaluation.check_fits(config, config)
@@ -86,7 +88,7 @@ def _check_model(folder: RunFolder, recorded: Recorded | None, words: Sequence[s
     """Make the model as training will, ask it once, and let it read every instruction."""
     robot = robot_spec(folder.config.sim) if recorded is None else recorded.robot
     model = dry_run(lambda: make_model(folder.config, shape_of(robot), begun=begun))
-    distinct_tokens(model.planner.tokenise, words)
+    distinct_tokens(model.tokenise, words)
 
 
 def _to_record(config: Config) -> tuple[str, ...]:

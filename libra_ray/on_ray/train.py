@@ -23,7 +23,7 @@ from libra_ray.common.files import append_jsonl, read_jsonl, repair_jsonl
 from libra_ray.common.progress import Progress
 from libra_ray.config import Config
 from libra_ray.data.fingerprint import Fingerprint
-from libra_ray.model.libra import Libra
+from libra_ray.model.system import System
 from libra_ray.on_ray import faults
 from libra_ray.on_ray.run_data import open_to_train
 from libra_ray.on_ray.session import available_cpus, is_private
@@ -36,8 +36,8 @@ LOG_NAME = "train_log.jsonl"
 ERRORS_NAME = "train_errors.log"
 KEPT = 2
 """Checkpoints to resume from; one more is there while it is written."""
-SHOWN = ("loss_plan", "loss_diff", "plan_accuracy", "samples_per_s")
-"""Metrics beside the progress bar."""
+SHOWN = "loss_", "samples_per_s"
+"""Beginnings of the names of the metrics beside the progress bar."""
 
 
 def train(folder: RunFolder, clock: Clock, until: int | None = None) -> checkpoint.Manifest:
@@ -170,7 +170,7 @@ def advance(fit: Fit, data: TrainingData, root: Path, until: int, save: Save) ->
                 append_jsonl(root / LOG_NAME, [{"step": progress.step, **progress.metrics}])
 
 
-def _distributed(model: Libra) -> nn.Module:
+def _distributed(model: System) -> nn.Module:
     """The model in DDP; pretrained models carry parameters (a pooler, a last norm) that take no part in our losses."""
     config = model.config
     unused = config.planner.backbone != "tiny" or config.refiner.encoder != "conv"
@@ -219,6 +219,6 @@ def _fitted(trainer: TorchTrainer, folder: RunFolder, clock: Clock) -> ray.train
             rows = read_jsonl(path)
             if rows and rows[-1]["step"] != shown:
                 shown = rows[-1]["step"]
-                bar.to(shown, **{k: rows[-1][k] for k in SHOWN if k in rows[-1]})
+                bar.to(shown, **{name: value for name, value in rows[-1].items() if name.startswith(SHOWN)})
             clock.tick()
     return outcome.result()

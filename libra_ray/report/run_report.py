@@ -4,19 +4,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 
 from libra_ray.common.files import write_text
 from libra_ray.common.json_text import dump, plain
 from libra_ray.common.provenance import git_revision, public_config
-from libra_ray.config import Config, ControllerName
+from libra_ray.config import Config
 from libra_ray.runs.results import Evaluation, Rollout, TrainingLog
 from libra_ray.stats.intervals import Interval, percentiles, wilson
 from libra_ray.types import EpisodeResult, Json
 
-CONTROLLERS: tuple[str, ...] = get_args(ControllerName)
+CONTROLLERS = ("expert", "policy", "coarse_only", "zero_action")
 STAGES = ("record", "train", "evaluate", "total")
 LISTED_ERRORS = 20
 

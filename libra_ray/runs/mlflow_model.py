@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from libra_ray.policy import load_policy
+from libra_ray.policy import act, load_policy
 from libra_ray.types import ACTION_KEY, STATE_KEY, Observation, Policy
 
 INSTRUCTION_KEY = "instruction"
 
 
 class RegisteredPolicy:
-    """A policy behind MLflow's `predict`: one plan and its first chunk for each robot of a batch."""
+    """A policy behind MLflow's `predict`: all levels once, and the first chunk, for each robot of a batch."""
 
     def __init__(self, policy: Policy) -> None:
         """Wrap a loaded policy."""
@@ -42,8 +42,7 @@ class RegisteredPolicy:
         for state, words, *histories in robots:
             *past, now = [dict(zip(cameras, (row[step] for row in histories), strict=True)) for step in range(steps)]
             observations.append(Observation(images=now, past=past, state=state, instruction=str(words)))
-        chunks = self.policy.refine(observations, self.policy.plan(observations))
-        return {ACTION_KEY: np.stack([chunk.actions for chunk in chunks])}
+        return {ACTION_KEY: np.stack([chunk.actions for chunk in act(self.policy, observations)])}
 
 
 def _histories(pictures: NDArray[Any]) -> NDArray[np.uint8]:

@@ -19,14 +19,16 @@ from libra_ray.data.splits import Split, split_episodes
 from libra_ray.data.stream import BatchStream
 from libra_ray.data.transforms import NormStats, Pipeline, compute_stats, is_constant
 from libra_ray.data.windows import Windows
-from libra_ray.model.libra import Libra, RobotShape
 from libra_ray.model.parts.backbone import Text
-from libra_ray.training.difficulty import measure_difficulty
+from libra_ray.model.registry import make_system
+from libra_ray.model.system import System
 from libra_ray.training.fine_tuning import start_from
 from libra_ray.training.fit import Validate
-from libra_ray.types import ACTION_KEY, STATE_KEY, RobotSpec
+from libra_ray.types import ACTION_KEY, STATE_KEY, RobotShape, RobotSpec
 
 VALIDATION_WINDOWS = 512
+HELD_OUT = "val_"
+"""Begins the names of held-out measures in a training log."""
 
 
 Tokenise = Callable[[list[str]], Text]
@@ -37,7 +39,7 @@ def shape_of(robot: RobotSpec) -> RobotShape:
     return RobotShape(action_dim=robot.action_dim, state_dim=robot.state_dim, cameras=len(robot.cameras))
 
 
-def make_model(config: Config, shape: RobotShape, *, begun: bool = False) -> Libra:
+def make_model(config: Config, shape: RobotShape, *, begun: bool = False) -> System:
     """The model as its training begins: with random weights, or with those of `train.start_from`.
 
     Args:
@@ -46,9 +48,9 @@ def make_model(config: Config, shape: RobotShape, *, begun: bool = False) -> Lib
     Raises:
         ValueError: there is no such checkpoint, or it does not fit.
     """
-    model = Libra(config, shape)
+    model = make_system(config, shape)
     if config.train.start_from and not begun:
-        start_from(model, Path(config.train.start_from), config.train.start_parts)
+        start_from(model, Path(config.train.start_from), config.train.start_parts or tuple(model.parts()))
     return model
 
 
@@ -129,7 +131,7 @@ class TrainingData:
         assert self.facts.data is not None, "`open` takes it"
         return self.facts.data
 
-    def make_model(self, *, begun: bool = False) -> Libra:
+    def make_model(self, *, begun: bool = False) -> System:
         """The model as its training begins: with random weights, or with those of `train.start_from`.
 
         Args:
@@ -152,7 +154,7 @@ class TrainingData:
             found.append("nothing is held out, for no instruction has an episode to spare: there will be no offline measures")
         return found
 
-    def stream(self, model: Libra, *, rank: int, world: int, start_step: int) -> BatchStream:
+    def stream(self, model: System, *, rank: int, world: int, start_step: int) -> BatchStream:
         """Training batches from `start_step` on: this rank's share of each."""
         train = self.config.train
         if train.batch_size % world:
@@ -166,7 +168,7 @@ class TrainingData:
             start_step=start_step,
         )
 
-    def windows(self, model: Libra, episodes: NDArray[np.int64], *, pictures: bool = True) -> Windows:
+    def windows(self, model: System, episodes: NDArray[np.int64], *, pictures: bool = True) -> Windows:
         """All windows of the given episodes, tokenised for `model`; without `pictures` they have none and cost little."""
         return Windows(
             self.recorded,
@@ -175,7 +177,7 @@ class TrainingData:
             action=self.config.action,
             data=self.config.data,
             episodes=episodes,
-            tokens=partial(distinct_tokens, model.planner.tokenise),
+            tokens=partial(distinct_tokens, model.tokenise),
             max_staleness=self.config.refiner.max_staleness,
         )
 
@@ -184,12 +186,12 @@ class TrainingData:
         if not len(self.split.holdout):
             return None
 
-        def validate(model: Libra) -> dict[str, float]:
+        def validate(model: System) -> dict[str, float]:
             windows = self.windows(model, self.split.holdout)
             rows = np.random.default_rng(0).permutation(len(windows))[:VALIDATION_WINDOWS]
             batch = windows.batch(np.sort(rows), np.random.default_rng(0)).to(device)
             unseen = self.windows(model, self.split.holdout, pictures=False)
             everything = unseen.batch(np.arange(len(unseen)), np.random.default_rng(0)).to(device)
-            return measure_difficulty(model, batch, everything).row()
+            return {HELD_OUT + name: value for name, value in model.measure(batch, everything).items()}
 
         return validate

@@ -8,10 +8,11 @@ from safetensors.torch import load_file
 
 from libra_ray.checkpoint import read_manifest
 from libra_ray.common.progress import say
-from libra_ray.model.libra import Libra, RobotShape
+from libra_ray.model.system import System
+from libra_ray.types import RobotShape
 
 
-def start_from(model: Libra, folder: Path, parts: Sequence[str]) -> list[str]:
+def start_from(model: System, folder: Path, parts: Sequence[str]) -> list[str]:
     """Give a model the weights of a checkpoint, which may be one of another granularity or of other parts.
 
     What does not fit stays random, and is named in one line on standard error.
@@ -38,7 +39,7 @@ def start_from(model: Libra, folder: Path, parts: Sequence[str]) -> list[str]:
         if not any(name.startswith(part) for name in fitting):
             raise ValueError(
                 f"train.start_parts={part}: checkpoint {folder} has no weights of this name and shape; this model's parts are "
-                f"planner, refiner, {', '.join(_heads(own))}"
+                f"{', '.join([*model.parts(), *_heads(own)])}"
             )
     if theirs != model.shape:
         _refuse_half_a_policy(folder, model.shape, theirs, [n for n in own if n.startswith(tuple(parts))], set(fitting))

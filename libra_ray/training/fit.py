@@ -1,4 +1,4 @@
-"""Joint training of planner and refiner.
+"""Training of a system: all levels together, by the weighted sum of its losses.
 
 `Fit.run` is a generator of progress, so a Ray worker reports it, a test collects it and a notebook plots it.
 """
@@ -6,7 +6,7 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +15,10 @@ from torch import Tensor, distributed, nn
 
 from libra_ray.batch import Batch
 from libra_ray.config import TrainConfig
-from libra_ray.model.libra import Feed, Libra, Losses
-from libra_ray.training.loss_balance import Gradients, make_balance, measure_gradients, shared_gradient
+from libra_ray.model.system import Losses, System
+from libra_ray.training.loss_balance import GradientMeter, Gradients, make_balance
 
-ACCURACY_MEMORY = 0.98
-"""Decay per step of the planner accuracy that the curriculum watches."""
-
-Validate = Callable[[Libra], dict[str, float]]
+Validate = Callable[[System], dict[str, float]]
 Save = Callable[[dict[str, float]], None]
 """Keeps `Fit.state` and `Fit.weights`; told the metrics of the step."""
 
@@ -32,7 +29,7 @@ class Progress:
 
     Attributes:
         step: optimiser steps done.
-        metrics: losses, their weights, gradient norms of each system and of each loss, learning rate, throughput, held-out
+        metrics: losses, their weights, gradient norms of each part and of each loss, learning rate, throughput, held-out
             measures.
         checkpoint_due: whether this step was one to be saved.
     """
@@ -50,7 +47,7 @@ class Fit:
     """
 
     def __init__(
-        self, model: Libra, *, device: torch.device, wrapped: nn.Module | None = None, state: dict[str, Any] | None = None
+        self, model: System, *, device: torch.device, wrapped: nn.Module | None = None, state: dict[str, Any] | None = None
     ) -> None:
         """Prepare to train `model`; `wrapped` is the same model inside DDP, `state` what an earlier run's `state()` gave."""
         self.model, self.wrapped, self.device = model, wrapped or model, device
@@ -65,11 +62,13 @@ class Fit:
         self._averages: list[Tensor] = [a for a, _ in pairs]
         self._weights: list[Tensor] = [p for _, p in pairs]
         self._buffers = list(zip(self.average.buffers(), model.buffers(), strict=True))
-        self._parts = {"planner": list(model.planner.parameters()), "refiner": list(model.refiner.parameters())}
+        self._parts = {name: list(part.parameters()) for name, part in model.parts().items()}
         self.optimiser = _optimiser(model, self.config)
-        self.balance, self.shared = make_balance(self.config), model.shared_parameters()
+        self.balance = make_balance(self.config, model.loss_weights())
+        self.schedule = model.schedule()
+        self._meter = GradientMeter({name: list(weights) for name, weights in model.reached().items()})
         self.gradients: Gradients | None = None
-        self.step, self.accuracy, self.switched_at = 0, 0.0, -1
+        self.step = 0
         self.row: dict[str, float] = {}
         if state is not None:
             self._restore(state)
@@ -127,7 +126,7 @@ class Fit:
         return self.average.state_dict()
 
     def state(self) -> dict[str, Any]:
-        """Everything needed to continue: raw weights, averages, optimiser, balance, step, curriculum.
+        """Everything needed to continue: raw weights, averages, optimiser, balance, step, schedule.
 
         Frozen weights are not in it: `weights` has them.
         """
@@ -138,8 +137,7 @@ class Fit:
             "optimiser": self.optimiser.state_dict(),
             "balance": self.balance.state(),
             "step": self.step,
-            "accuracy": self.accuracy,
-            "switched_at": self.switched_at,
+            "schedule": self.schedule.state(),
             "row": self.row,
         }
 
@@ -148,24 +146,18 @@ class Fit:
         trained = sum(weight.nbytes for weight in self.model.parameters() if weight.requires_grad)
         return sum(weight.nbytes for weight in self.weights().values()) + 4 * trained
 
-    @property
-    def feed(self) -> Feed:
-        """Whose tokens the refiner reads now: ground truth until the planner passes `tau` (method.md, curriculum)."""
-        if self.config.curriculum == "threshold":
-            return "planner" if self.switched_at >= 0 else "truth"
-        return "truth" if self.config.curriculum == "teacher" else "planner"
-
     def _restore(self, state: dict[str, Any]) -> None:
         frozen = _frozen(self.model)
         for model, found in ((self.model, state["model"]), (self.average, state["average"])):
             model.load_state_dict({name: value for name, value in model.state_dict().items() if name in frozen} | found)
         self.optimiser.load_state_dict(state["optimiser"])
         self.balance.restore(state["balance"])
-        self.step, self.accuracy, self.switched_at = state["step"], state["accuracy"], state["switched_at"]
+        self.schedule.restore(state["schedule"])
+        self.step = state["step"]
         self.row = state.get("row", {})
 
     def _optimise(self, batch: Batch) -> dict[str, float | Tensor]:
-        config, feed, weights = self.config, self.feed, self.balance.weights
+        config, weights = self.config, self.balance.weights
         torch.manual_seed(hash((config.seed, self.step, self.rank)) & 0x7FFFFFFF)
         rate = learning_rate(config, self.step)
         for group in self.optimiser.param_groups:
@@ -173,44 +165,32 @@ class Fit:
         if not self.wrapped.training:
             self.wrapped.train()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=uses_bf16(config.precision, self.device)):
-            losses: Losses = self.wrapped(batch, feed)
-            loss = weights.diff * losses.diff + (0.0 if losses.plan is None else weights.plan * losses.plan)
+            losses: Losses = self.wrapped(batch, self.schedule.phase)
+            terms = losses.terms
+            loss = torch.stack([weights[name] * terms[name] for name in weights]).sum()
         self.optimiser.zero_grad(set_to_none=True)
-        self._backward(loss, losses)
+        self._backward(loss, losses, weights)
         norms = {name: _grad_norm(part) for name, part in self._parts.items()}
-        total = torch.hypot(norms["planner"], norms["refiner"])
+        total = torch.linalg.vector_norm(torch.stack(list(norms.values())))
         nn.utils.clip_grads_with_norm_(self._weights, config.grad_clip, total)
         self.optimiser.step()
-        row: dict[str, float | Tensor] = {
-            "loss": loss.detach(),
-            "loss_diff": losses.diff.detach(),
-            "weight_diff": weights.diff,
-            "grad_norm_planner": norms["planner"],
-            "grad_norm_refiner": norms["refiner"],
-            "lr": rate,
-        }
-        if losses.plan is not None and losses.accuracy is not None:
-            row |= {"loss_plan": losses.plan.detach(), "weight_plan": weights.plan, "plan_accuracy": losses.accuracy}
-            row |= {"teacher_forcing": float(feed == "truth"), **self._measured()}
+        row: dict[str, float | Tensor] = {"loss": loss.detach(), "lr": rate, **losses.metrics, **self.schedule.row()}
+        row |= {f"loss_{name}": term.detach() for name, term in terms.items()}
+        row |= {f"weight_{name}": weight for name, weight in weights.items()}
+        row |= {f"grad_norm_{name}": norm for name, norm in norms.items()}
+        row |= {} if self.gradients is None else self.gradients.row()
         self._advance(losses)
         return row
 
-    def _backward(self, loss: Tensor, losses: Losses) -> None:
+    def _backward(self, loss: Tensor, losses: Losses, weights: Mapping[str, float]) -> None:
         """The backward pass, now and then with a measure of each loss's own gradient."""
-        weights = self.balance.weights
-        due = losses.plan is not None and self.step % self.config.balance_every == 0 and min(weights.plan, weights.diff) > 0
-        on_shared = shared_gradient(losses.diff, self.shared) if due and self.shared else None
+        due = len(weights) > 1 and self.step % self.config.balance_every == 0 and min(weights.values()) > 0
+        if due:
+            self._meter.before(losses.terms)
         loss.backward()
         if due:
-            self.gradients = measure_gradients(self.model, weights, self.shared, on_shared)
+            self.gradients = self._meter.after(weights)
             self.balance.measure(self.gradients)
-
-    def _measured(self) -> dict[str, float]:
-        """The last measure of both losses' gradients."""
-        if self.gradients is None:
-            return {}
-        found = {"grad_norm_loss_plan": self.gradients.plan, "grad_norm_loss_diff": self.gradients.diff}
-        return found | ({} if self.gradients.cosine is None else {"grad_cosine_shared": self.gradients.cosine})
 
     def _advance(self, losses: Losses) -> None:
         # A young average would be mostly the random start: its memory grows with the run.
@@ -220,18 +200,14 @@ class Fit:
             for kept, now in self._buffers:
                 kept.copy_(now)
         self.step += 1
-        if losses.plan is None or losses.accuracy is None:
-            return
-        found = torch.stack([x.detach().float() for x in (losses.accuracy, losses.plan, losses.diff)])
+        found = {**losses.terms, **losses.metrics}
+        means = torch.stack([value.detach().float() for value in found.values()])
         if self.world > 1:
-            distributed.all_reduce(found)
-            found /= self.world
-        accuracy, plan, diff = found.tolist()
-        self.balance.learn(plan, diff)
-        self.accuracy = ACCURACY_MEMORY * self.accuracy + (1 - ACCURACY_MEMORY) * accuracy
-        unbiased = self.accuracy / (1 - ACCURACY_MEMORY**self.step)
-        if self.switched_at < 0 and self.step >= self.config.warmup_steps and unbiased >= self.config.tau:
-            self.switched_at = self.step
+            distributed.all_reduce(means)
+            means /= self.world
+        scalars = dict(zip(found, means.tolist(), strict=True))
+        self.balance.learn({name: scalars[name] for name in losses.terms})
+        self.schedule.advance(self.step, scalars)
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -251,7 +227,7 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())  # noqa: SLF001
 
 
-def _optimiser(model: Libra, config: TrainConfig) -> torch.optim.Optimizer:
+def _optimiser(model: System, config: TrainConfig) -> torch.optim.Optimizer:
     trained = [p for p in model.parameters() if p.requires_grad]
     # Biases, norms and embeddings of position are not decayed.
     groups = [

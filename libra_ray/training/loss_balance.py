@@ -1,79 +1,71 @@
-"""The weights of the two losses: fixed, calibrated to equal gradient magnitudes, or learned (method.md, Libra-VLA: training).
+"""The weights of the losses: fixed, calibrated to equal gradient magnitudes, or learned (method.md, Libra-VLA: training).
 
-Where planner and refiner share no parameters, AdamW, which divides by the gradient's own size, leaves a loss weight one way to
-matter: the clipping of both systems' *joint* gradient norm, in which the heavier loss takes the room of the other. Where they
-share parameters (`refiner.vision=shared`, `refiner.see_language`) the weights also decide whose gradient those follow.
+Where two losses reach no common weights, AdamW, which divides by the gradient's own size, leaves a loss weight one way to
+matter: the clipping of the *joint* gradient norm, in which the heavier loss takes the room of the other. Where they share
+weights (of Libra: `refiner.vision=shared`, `refiner.see_language`) it also decides whose gradient those follow.
 """
 
 import math
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Protocol
 
 import torch
 from torch import Tensor, distributed, nn
 
 from libra_ray.config import TrainConfig
-from libra_ray.model.libra import Libra
 
 UNCERTAINTY_RATE = 0.01
 """Step size of the learned log-variances; at their optimum the curvature is 1, so they settle within some hundred steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weights:
-    """What the losses are multiplied by before they are added."""
-
-    plan: float
-    diff: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class Gradients:
-    """One measure of both losses' gradients, unweighted, each over all parameters it reaches.
+    """One measure of the losses' gradients, unweighted, each over all weights that it reaches.
 
     Attributes:
-        plan: norm of the gradient of the planner's cross-entropy.
-        diff: norm of the gradient of the refiner's denoising loss.
-        cosine: between both on the parameters they share, in [-1, 1]; None where they share none.
+        norms: by the loss's name.
+        cosines: of two losses, by both names in order, on the weights they share, in [-1, 1]; no entry where they share none.
     """
 
-    plan: float
-    diff: float
-    cosine: float | None = None
+    norms: Mapping[str, float]
+    cosines: Mapping[tuple[str, str], float] = field(default_factory=dict)
+
+    def row(self) -> dict[str, float]:
+        """The measure's columns in the training log: `grad_norm_loss_<name>`, `grad_cosine_<one>_<other>`."""
+        cosines = {f"grad_cosine_{one}_{other}": value for (one, other), value in self.cosines.items()}
+        return {f"grad_norm_loss_{name}": value for name, value in self.norms.items()} | cosines
 
 
 class Balance(Protocol):
     """How the weights are found. `state` and `restore` let a resumed run go on exactly."""
 
     @property
-    def weights(self) -> Weights:
-        """The weights of the present step."""
+    def weights(self) -> Mapping[str, float]:
+        """Of the present step, by the losses' names."""
 
-    def learn(self, plan: float, diff: float) -> None:
+    def learn(self, losses: Mapping[str, float]) -> None:
         """Take note of a step's unweighted losses, the mean over all workers."""
 
     def measure(self, gradients: Gradients) -> None:
-        """Take note of a measure of both gradients."""
+        """Take note of a measure of the gradients."""
 
     def state(self) -> dict[str, float]:
         """All that was learned."""
 
-    def restore(self, state: dict[str, float]) -> None:
+    def restore(self, state: Mapping[str, float]) -> None:
         """Go on from what `state` gave."""
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """The configured weights."""
+    """The configured weights, the lambdas."""
 
-    config: TrainConfig
+    weights: Mapping[str, float]
 
-    @property
-    def weights(self) -> Weights:
-        """The lambdas."""
-        return Weights(plan=self.config.lambda_plan, diff=self.config.lambda_diff)
-
-    def learn(self, plan: float, diff: float) -> None:
+    def learn(self, losses: Mapping[str, float]) -> None:
         """Nothing to learn."""
 
     def measure(self, gradients: Gradients) -> None:
@@ -83,79 +75,71 @@ class Fixed:
         """Nothing."""
         return {}
 
-    def restore(self, state: dict[str, float]) -> None:
+    def restore(self, state: Mapping[str, float]) -> None:
         """Nothing."""
 
 
-@dataclass
 class EqualGradients:
     """Calibrated so that the weighted losses' gradients have norms in the ratio of the lambdas, equal by default.
 
     The paper's words: "calibrated to balance gradient magnitudes"; how is open. Here the norms are smoothed geometrically over
-    the measures, and the weights always add up to what the lambdas do.
+    the measures, with decay `memory`, and the weights always add up to what the lambdas do.
     """
 
-    config: TrainConfig
-    log_norms: dict[str, float] = field(default_factory=lambda: {"plan": 0.0, "diff": 0.0})
-    measures: int = 0
+    def __init__(self, lambdas: Mapping[str, float], memory: float) -> None:
+        self._lambdas, self._memory = lambdas, memory
+        self.log_norms, self.measures = dict.fromkeys(lambdas, 0.0), 0
 
     @property
-    def weights(self) -> Weights:
+    def weights(self) -> Mapping[str, float]:
         """In inverse proportion to the gradients; the lambdas before the first measure."""
-        plan, diff = self.config.lambda_plan, self.config.lambda_diff
         if self.measures == 0:
-            return Weights(plan=plan, diff=diff)
-        unbiased = 1 - self.config.balance_memory**self.measures
-        wanted_plan = plan * math.exp(-self.log_norms["plan"] / unbiased)
-        wanted_diff = diff * math.exp(-self.log_norms["diff"] / unbiased)
-        scale = (plan + diff) / (wanted_plan + wanted_diff)
-        return Weights(plan=scale * wanted_plan, diff=scale * wanted_diff)
+            return self._lambdas
+        unbiased = 1 - self._memory**self.measures
+        wanted = {name: value * math.exp(-self.log_norms[name] / unbiased) for name, value in self._lambdas.items()}
+        scale = sum(self._lambdas.values()) / sum(wanted.values())
+        return {name: scale * value for name, value in wanted.items()}
 
-    def learn(self, plan: float, diff: float) -> None:
+    def learn(self, losses: Mapping[str, float]) -> None:
         """The losses' values do not matter."""
 
     def measure(self, gradients: Gradients) -> None:
-        """Smooth both norms; a measure with a vanished gradient says nothing about a weight and is passed over."""
-        if min(gradients.plan, gradients.diff) <= 0 or not math.isfinite(gradients.plan + gradients.diff):
+        """Smooth all norms; a measure with a vanished gradient says nothing about a weight and is passed over."""
+        norms = gradients.norms
+        if min(norms.values()) <= 0 or not math.isfinite(sum(norms.values())):
             return
-        memory = self.config.balance_memory
-        for name, norm in (("plan", gradients.plan), ("diff", gradients.diff)):
-            self.log_norms[name] = memory * self.log_norms[name] + (1 - memory) * math.log(norm)
+        for name in self.log_norms:
+            self.log_norms[name] = self._memory * self.log_norms[name] + (1 - self._memory) * math.log(norms[name])
         self.measures += 1
 
     def state(self) -> dict[str, float]:
         """Smoothed logarithms and their number."""
         return {**self.log_norms, "measures": self.measures}
 
-    def restore(self, state: dict[str, float]) -> None:
+    def restore(self, state: Mapping[str, float]) -> None:
         """Go on from there."""
         self.log_norms, self.measures = {name: state[name] for name in self.log_norms}, int(state["measures"])
 
 
-@dataclass
 class Uncertainty:
     """Learned log-variances s (Kendall et al., Multi-Task Learning Using Uncertainty to Weigh Losses).
 
-    Gradient descent on the sum of lambda exp(-s) L + s over both losses; the optimum, exp(s) = lambda L, makes both weighted
-    losses 1.
+    Gradient descent on the sum of lambda exp(-s) L + s over all losses; the optimum, exp(s) = lambda L, makes every weighted
+    loss 1.
     """
 
-    config: TrainConfig
-    log_variances: dict[str, float] = field(default_factory=lambda: {"plan": 0.0, "diff": 0.0})
+    def __init__(self, lambdas: Mapping[str, float]) -> None:
+        self._lambdas, self.log_variances = lambdas, dict.fromkeys(lambdas, 0.0)
 
     @property
-    def weights(self) -> Weights:
+    def weights(self) -> Mapping[str, float]:
         """The lambdas times exp(-s)."""
-        return Weights(
-            plan=self.config.lambda_plan * math.exp(-self.log_variances["plan"]),
-            diff=self.config.lambda_diff * math.exp(-self.log_variances["diff"]),
-        )
+        return {name: value * math.exp(-self.log_variances[name]) for name, value in self._lambdas.items()}
 
-    def learn(self, plan: float, diff: float) -> None:
+    def learn(self, losses: Mapping[str, float]) -> None:
         """One step on the log-variances; the derivative is 1 - weight * loss."""
-        weights = self.weights
-        for name, weighted in (("plan", weights.plan * plan), ("diff", weights.diff * diff)):
-            self.log_variances[name] -= UNCERTAINTY_RATE * (1 - weighted)
+        for name, weight in self.weights.items():
+            self.log_variances[name] -= UNCERTAINTY_RATE * (1 - weight * losses[name])
 
     def measure(self, gradients: Gradients) -> None:
         """Gradients do not matter."""
@@ -164,20 +148,60 @@ class Uncertainty:
         """The log-variances."""
         return dict(self.log_variances)
 
-    def restore(self, state: dict[str, float]) -> None:
+    def restore(self, state: Mapping[str, float]) -> None:
         """Go on from there."""
         self.log_variances = {name: state[name] for name in self.log_variances}
 
 
-def make_balance(config: TrainConfig) -> Balance:
-    """The configured way to the weights."""
+def make_balance(config: TrainConfig, lambdas: Mapping[str, float]) -> Balance:
+    """The configured way from the lambdas, by the losses' names, to the weights."""
     match config.balance:
         case "gradient":
-            return EqualGradients(config)
+            return EqualGradients(lambdas, config.balance_memory)
         case "uncertainty":
-            return Uncertainty(config)
+            return Uncertainty(lambdas)
         case _:
-            return Fixed(config)
+            return Fixed(lambdas)
+
+
+class GradientMeter:
+    """Takes the losses' gradients apart after one backward pass of their weighted sum.
+
+    A weight that one loss alone reaches needs nothing more: its gradient is that loss's, times the loss's weight. On the shared
+    ones every loss but one is differentiated by itself, and the last one is what is left of the sum.
+
+    Args:
+        reached: the trained weights that each loss reaches, by its name.
+    """
+
+    def __init__(self, reached: Mapping[str, list[nn.Parameter]]) -> None:
+        losses_of = Counter(id(p) for weights in reached.values() for p in weights)
+        known = {id(p): p for weights in reached.values() for p in weights}
+        self._own = {name: [p for p in weights if losses_of[id(p)] == 1] for name, weights in reached.items()}
+        self._shared = [p for key, p in known.items() if losses_of[key] > 1]
+        members = {name: {id(p) for p in weights} for name, weights in reached.items()}
+        self._sharing = [name for name in reached if any(id(p) in members[name] for p in self._shared)]
+        self._found: dict[str, Tensor] = {}
+
+    def before(self, terms: Mapping[str, Tensor]) -> None:
+        """Before the backward pass: the gradients of all sharing losses but the first, on the shared weights."""
+        self._found = {name: shared_gradient(terms[name], self._shared) for name in self._sharing[1:]}
+
+    def after(self, weights: Mapping[str, float]) -> Gradients:
+        """After it, and before clipping; every weight is above 0."""
+        norms = {name: _norm(own) / weights[name] for name, own in self._own.items()}
+        found = dict(self._found)
+        if self._sharing:
+            total = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in self._shared])
+            rest = total - sum((weights[name] * value for name, value in found.items()), torch.zeros_like(total))
+            found = {self._sharing[0]: rest / weights[self._sharing[0]], **found}
+        cosine = torch.nn.functional.cosine_similarity
+        return Gradients(
+            norms={
+                name: math.hypot(norm, float(found[name].norm())) if name in found else norm for name, norm in norms.items()
+            },
+            cosines={(a, b): float(cosine(found[a], found[b], dim=0)) for a, b in combinations(self._sharing, 2)},
+        )
 
 
 def shared_gradient(loss: Tensor, shared: list[nn.Parameter]) -> Tensor:
@@ -188,30 +212,6 @@ def shared_gradient(loss: Tensor, shared: list[nn.Parameter]) -> Tensor:
         distributed.all_reduce(flat)
         flat /= distributed.get_world_size()
     return flat
-
-
-def measure_gradients(model: Libra, weights: Weights, shared: list[nn.Parameter], diff_on_shared: Tensor | None) -> Gradients:
-    """Both losses' gradients, taken apart after one backward pass of their weighted sum (before clipping).
-
-    Args:
-        model: holds the sum's gradients.
-        weights: of the sum, above 0.
-        shared: parameters that both losses reach.
-        diff_on_shared: `shared_gradient` of the denoising loss; None where nothing is shared.
-    """
-    theirs = {id(p) for p in shared}
-    plan = _norm([p for p in model.planner.parameters() if id(p) not in theirs]) / weights.plan
-    diff = _norm(list(model.refiner.parameters())) / weights.diff
-    if diff_on_shared is None:
-        return Gradients(plan=plan, diff=diff)
-    both = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in shared])
-    plan_on_shared = (both - weights.diff * diff_on_shared) / weights.plan
-    cosine = torch.nn.functional.cosine_similarity(plan_on_shared, diff_on_shared, dim=0)
-    return Gradients(
-        plan=math.hypot(plan, float(plan_on_shared.norm())),
-        diff=math.hypot(diff, float(diff_on_shared.norm())),
-        cosine=float(cosine),
-    )
 
 
 def _norm(parameters: list[nn.Parameter]) -> float:

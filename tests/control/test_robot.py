@@ -6,30 +6,31 @@ import numpy as np
 import pytest
 
 from libra_ray.config import ActionConfig, ControlConfig
-from libra_ray.control.robot import Latencies, PolicyController, RobotControl, drive
-from libra_ray.types import ActionChunk, Controller, Observation, Plan
+from libra_ray.control.lockstep import PolicyController, drive
+from libra_ray.control.robot import RobotControl
+from libra_ray.types import ActionChunk, Controller, Observation
+from tests.policies import DualStub, dual_levels, plan_of
 
 ACTION = ActionConfig(horizon=5, chunks=2)
 L, H = ACTION.plan_steps, ACTION.horizon
+LEVELS = dual_levels(L, H)
 
 
 @dataclass
-class StubPolicy:
+class StubPolicy(DualStub):
     """Writes into every action who it is for and where it comes from: (robot, step, plan's first step, chunk's first step).
 
     A plan's tokens carry the robot and the absolute step they speak of; a chunk repeats them, -1 past the plan's end. The
-    robot is read from the observation's state. Slow planners are the controller's `planner_delay_steps`.
+    robot is read from the observation's state. Slow planners are the controller's `intent_delay_steps`.
     """
 
+    levels = LEVELS
     planned: list[list[tuple[int, int]]] = field(default_factory=list)
     refined: list[list[tuple[int, int]]] = field(default_factory=list)
 
     def plan(self, observations):
         self.planned.append([(int(o.state[0]), o.step) for o in observations])
-        return [
-            Plan(tokens=np.array([(int(o.state[0]), o.step + i, o.step) for i in range(L)]), first_step=o.step)
-            for o in observations
-        ]
+        return [plan_of(np.array([(int(o.state[0]), o.step + i, o.step) for i in range(L)]), o.step) for o in observations]
 
     def refine(self, observations, plans):
         self.refined.append([(int(o.state[0]), o.step) for o in observations])
@@ -38,9 +39,9 @@ class StubPolicy:
             start = o.step - plan.first_step
             assert 0 <= start < L, "the refiner was handed a plan that does not cover its step"
             tail = np.full((H, 3), -1)
-            tail[: L - start] = plan.tokens[start : start + H]
+            tail[: L - start] = plan.values["tokens"][start : start + H]
             actions = np.concatenate([tail, np.full((H, 1), o.step)], axis=1).astype(np.float32)
-            chunks.append(ActionChunk(actions=actions, first_step=o.step, plan_first_step=plan.first_step))
+            chunks.append(ActionChunk(actions=actions, first_step=o.step, intent_first_step=plan.first_step))
         return chunks
 
 
@@ -51,8 +52,8 @@ def observe(robot: int, step: int) -> Observation:
 def run(policy, steps, robots=1, **control):
     """Drive robots that never rest, each until `steps`; returns their actions by robot."""
     config = ControlConfig(**control)
-    controls = {i: RobotControl(config, ACTION) for i in range(robots)}
-    done, latencies = {i: [] for i in range(robots)}, Latencies()
+    controls = {i: RobotControl(config, LEVELS) for i in range(robots)}
+    done, latencies = {i: [] for i in range(robots)}, {}
     while waiting := {i: observe(i, len(actions)) for i, actions in done.items() if len(actions) < steps}:
         for i, actions in drive(controls, waiting, policy, latencies).items():
             assert actions
@@ -106,7 +107,7 @@ def test_every_action_is_the_one_planned_for_its_step(rule, delay):
 
     Only a chunk that outlives its plan, because the next one is late, ends without a token.
     """
-    actions = run(StubPolicy(), 100, rule=rule, planner_delay_steps=delay)[0]
+    actions = run(StubPolicy(), 100, rule=rule, intent_delay_steps=delay)[0]
     for step, value in fresh(actions):
         assert value[1] == (step if actions[step].intent_age_steps < L else -1)
     if delay == 0:
@@ -116,7 +117,7 @@ def test_every_action_is_the_one_planned_for_its_step(rule, delay):
 @RULES
 @DELAYS
 def test_the_age_counts_from_the_picture_behind_the_plan(rule, delay):
-    for step, action in enumerate(run(StubPolicy(), 100, rule=rule, planner_delay_steps=delay)[0]):
+    for step, action in enumerate(run(StubPolicy(), 100, rule=rule, intent_delay_steps=delay)[0]):
         if not action.held and action.value[2] >= 0:
             assert action.intent_age_steps == step - action.value[2]
         assert action.intent_age_steps >= 0
@@ -125,7 +126,7 @@ def test_the_age_counts_from_the_picture_behind_the_plan(rule, delay):
 @DELAYS
 def test_a_plan_is_never_used_before_it_could_have_arrived(delay):
     for rule in ("fifo", "overlap"):
-        for step, value in fresh(run(StubPolicy(), 100, rule=rule, planner_delay_steps=delay)[0]):
+        for step, value in fresh(run(StubPolicy(), 100, rule=rule, intent_delay_steps=delay)[0]):
             if value[2] > 0:
                 assert step >= value[2] + delay
 
@@ -141,7 +142,7 @@ def test_overlap_without_delay_plans_at_every_chunk():
 def test_overlap_replaces_the_rest_of_the_old_plan_at_the_right_step(delay):
     """Asked at a boundary, the new plan waits for the next one, and takes over there although the old one had steps left."""
     policy = StubPolicy()
-    actions = run(policy, 50, rule="overlap", planner_delay_steps=delay)[0]
+    actions = run(policy, 50, rule="overlap", intent_delay_steps=delay)[0]
     plans = [int(action.value[2]) for action in actions]
     assert plans[:15] == [0] * 10 + [5] * 5
     assert plans[15:] == [step // H * H - H for step in range(15, 50)]
@@ -153,7 +154,7 @@ def test_overlap_replaces_the_rest_of_the_old_plan_at_the_right_step(delay):
 @DELAYS
 def test_the_planner_is_never_asked_twice_at_a_time(rule, delay):
     policy = StubPolicy()
-    run(policy, 100, rule=rule, planner_delay_steps=delay)
+    run(policy, 100, rule=rule, intent_delay_steps=delay)
     # The first plan is waited for, so that the second question may come at any time.
     assert (np.diff(asked(policy.planned))[1:] >= delay).all()
 
@@ -161,7 +162,7 @@ def test_the_planner_is_never_asked_twice_at_a_time(rule, delay):
 @DELAYS
 def test_fifo_holds_while_the_planner_thinks_and_counts_it(delay):
     """The plan runs out, `delay` steps are held, and the rest of the new plan is executed."""
-    actions = run(StubPolicy(), 10 * L, planner_delay_steps=delay)[0]
+    actions = run(StubPolicy(), 10 * L, intent_delay_steps=delay)[0]
     assert not any(action.held for action in actions[:L])
     held = [step for step, action in enumerate(actions) if action.held]
     assert held[:delay] == list(range(L, L + delay))
@@ -175,7 +176,7 @@ def test_fifo_holds_while_the_planner_thinks_and_counts_it(delay):
 def test_the_refiner_never_waits_for_the_planner(rule, delay):
     """Wherever a plan covers a step at which the chunk is used up, there is a new chunk, from that very step's picture."""
     policy = StubPolicy()
-    actions = run(policy, 100, rule=rule, planner_delay_steps=delay)[0]
+    actions = run(policy, 100, rule=rule, intent_delay_steps=delay)[0]
     arrivals = [(first, first if first == 0 else first + delay) for first in asked(policy.planned)]
     chunks = set(asked(policy.refined))
     for step, action in enumerate(actions):
@@ -187,7 +188,7 @@ def test_the_refiner_never_waits_for_the_planner(rule, delay):
 
 def test_the_first_plan_is_waited_for():
     """However slow the planner, the first step of an episode has an action of its own."""
-    actions = run(StubPolicy(), 3, planner_delay_steps=30)[0]
+    actions = run(StubPolicy(), 3, intent_delay_steps=30)[0]
     assert [action.held for action in actions] == [False] * 3
     assert [action.value[1] for action in actions] == [0, 1, 2]
 
@@ -196,38 +197,38 @@ def test_the_first_plan_is_waited_for():
 def test_a_planner_slower_than_its_plans_is_asked_again(rule):
     """Its plans are over when they arrive: everything is held, but nobody stops asking."""
     policy = StubPolicy()
-    actions = run(policy, 100, rule=rule, planner_delay_steps=12)[0]
+    actions = run(policy, 100, rule=rule, intent_delay_steps=12)[0]
     assert len(asked(policy.planned)) > 4
     assert all(action.held for action in actions[20:])
 
 
 def test_nothing_to_hold_is_an_error():
-    with pytest.raises(ValueError, match="first plan of an episode must be waited for"):
-        RobotControl(ControlConfig(), ACTION).next_action(0)
+    with pytest.raises(ValueError, match="first answer of an episode must be waited for"):
+        RobotControl(ControlConfig(), LEVELS).next_action(0)
 
 
 def test_a_new_episode_knows_nothing_of_the_last():
-    control = RobotControl(ControlConfig(), ACTION)
-    drive({0: control}, {0: observe(0, 0)}, StubPolicy(), Latencies())
+    control = RobotControl(ControlConfig(), LEVELS)
+    drive({0: control}, {0: observe(0, 0)}, StubPolicy(), {})
     control.reset()
-    assert control == RobotControl(ControlConfig(), ACTION)
+    assert control == RobotControl(ControlConfig(), LEVELS)
 
 
 @RULES
 @pytest.mark.parametrize("delay", [0, 3])
 def test_robots_are_never_mixed(rule, delay):
     policy = StubPolicy()
-    everyone = run(policy, 45, robots=7, rule=rule, planner_delay_steps=delay)
+    everyone = run(policy, 45, robots=7, rule=rule, intent_delay_steps=delay)
     for robot, actions in everyone.items():
         assert {int(action.value[0]) for action in actions if action.value[0] >= 0} == {robot}
-        alone = run(StubPolicy(), 45, rule=rule, planner_delay_steps=delay)[0]
+        alone = run(StubPolicy(), 45, rule=rule, intent_delay_steps=delay)[0]
         assert [a.value[1:].tolist() for a in actions] == [a.value[1:].tolist() for a in alone]
 
 
 def test_robots_are_never_mixed_when_they_are_at_different_steps():
     """Each tick takes another subset in another order, as an evaluation's fleet does."""
-    rng, policy, latencies = np.random.default_rng(0), StubPolicy(), Latencies()
-    controls = {i: RobotControl(ControlConfig(rule="overlap", planner_delay_steps=2), ACTION) for i in range(6)}
+    rng, policy, latencies = np.random.default_rng(0), StubPolicy(), {}
+    controls = {i: RobotControl(ControlConfig(rule="overlap", intent_delay_steps=2), LEVELS) for i in range(6)}
     done = {i: [] for i in controls}
     for _ in range(60):
         present = rng.permutation(6)[: rng.integers(1, 7)].tolist()
@@ -242,24 +243,24 @@ def test_robots_are_never_mixed_when_they_are_at_different_steps():
 
 
 def test_whoever_asks_at_one_time_is_answered_in_one_call():
-    policy, latencies = StubPolicy(), Latencies()
-    controls = {i: RobotControl(ControlConfig(), ACTION) for i in range(5)}
+    policy, latencies = StubPolicy(), {}
+    controls = {i: RobotControl(ControlConfig(), LEVELS) for i in range(5)}
     drive(controls, {i: observe(i, 0) for i in range(5)}, policy, latencies)
     assert [len(call) for call in policy.planned] == [len(call) for call in policy.refined] == [5]
-    assert (latencies.planner_batch, latencies.refiner_batch) == ([5], [5])
+    assert {name: calls.batch for name, calls in latencies.items()} == {"planner": [5], "refiner": [5]}
     # Now two robots need a chunk, and the one that is back at its plan's end needs both.
-    controls[4].plan = replace(controls[4].plan, first_step=-5)
+    controls[4].accept_intent(replace(controls[4].current("planner", 5), first_step=-5), 5)
     drive(controls, {i: observe(i, 5) for i in (1, 4)}, policy, latencies)
     assert [len(call) for call in policy.planned] == [5, 1]
     assert [len(call) for call in policy.refined] == [5, 2]
-    assert latencies.planner_batch == [5, 1]
-    assert len(latencies.planner_ms) == len(latencies.refiner_ms) == 2
-    assert all(ms >= 0 for ms in latencies.planner_ms + latencies.refiner_ms)
+    assert latencies["planner"].batch == [5, 1]
+    assert [len(calls.ms) for calls in latencies.values()] == [2, 2]
+    assert all(ms >= 0 for calls in latencies.values() for ms in calls.ms)
 
 
 def test_a_tick_without_questions_asks_nobody():
-    policy, latencies = StubPolicy(), Latencies()
-    controls = {0: RobotControl(ControlConfig(), ACTION)}
+    policy, latencies = StubPolicy(), {}
+    controls = {0: RobotControl(ControlConfig(), LEVELS)}
     drive(controls, {0: observe(0, 0)}, policy, latencies)
     answer = drive(controls, {0: observe(0, 2)}, policy, latencies)
     assert [int(action.value[1]) for action in answer[0]] == [2, 3, 4]
@@ -269,10 +270,10 @@ def test_a_tick_without_questions_asks_nobody():
 @RULES
 @pytest.mark.parametrize("delay", [0, 3])
 def test_one_robots_controller_does_what_drive_does(rule, delay):
-    control = ControlConfig(rule=rule, planner_delay_steps=delay)
-    controller = PolicyController(policy=StubPolicy(), control=control, action=ACTION)
+    control = ControlConfig(rule=rule, intent_delay_steps=delay)
+    controller = PolicyController(policy=StubPolicy(), control=control)
     assert isinstance(controller, Controller)
-    expected = run(StubPolicy(), 40, rule=rule, planner_delay_steps=delay)[0]
+    expected = run(StubPolicy(), 40, rule=rule, intent_delay_steps=delay)[0]
     for _ in range(2):
         controller.reset(None, 0)
         for step in range(40):

@@ -5,12 +5,15 @@ import pytest
 from hypothesis import given, strategies
 
 from libra_ray.config import ActionConfig, ControlConfig
-from libra_ray.control.robot import Latencies, Limits, RobotControl, drive
+from libra_ray.control.lockstep import drive
+from libra_ray.control.robot import Limits, RobotControl
 from libra_ray.control.surprise import Drift, Usual
-from libra_ray.types import IMAGE_KEY, ActionChunk, Observation, Plan
+from libra_ray.types import IMAGE_KEY, ActionChunk, Observation
+from tests.policies import DualStub, dual_levels, plan_of
 
 ACTION = ActionConfig(horizon=5, chunks=4)
 L, H = ACTION.plan_steps, ACTION.horizon
+LEVELS = dual_levels(L, H)
 GAIN = 0.01
 
 
@@ -33,20 +36,22 @@ class Arm:
         self.place = self.place + 0.2
 
 
-class Wandering:
+class Wandering(DualStub):
     """A policy of random chunks that counts how often it was asked to plan."""
+
+    levels = LEVELS
 
     def __init__(self, seed=0):
         self.dice, self.planned = np.random.default_rng(seed), []
 
     def plan(self, observations):
         self.planned += [o.step for o in observations]
-        return [Plan(tokens=np.zeros((L, 4), np.int64), first_step=o.step) for o in observations]
+        return [plan_of(np.zeros((L, 4), np.int64), o.step) for o in observations]
 
     def refine(self, observations, plans):
         return [
             ActionChunk(
-                actions=self.dice.uniform(-1, 1, (H, 4)).astype(np.float32), first_step=o.step, plan_first_step=p.first_step
+                actions=self.dice.uniform(-1, 1, (H, 4)).astype(np.float32), first_step=o.step, intent_first_step=p.first_step
             )
             for o, p in zip(observations, plans, strict=True)
         ]
@@ -54,9 +59,9 @@ class Wandering:
 
 def play(rule, steps, pushed_at=()):
     arm, policy, done = Arm(), Wandering(), 0
-    control = RobotControl(ControlConfig(rule=rule), ACTION)
+    control = RobotControl(ControlConfig(rule=rule), LEVELS)
     while done < steps:
-        for action in drive({0: control}, {0: observe(arm.place, done)}, policy, Latencies())[0]:
+        for action in drive({0: control}, {0: observe(arm.place, done)}, policy, {})[0]:
             arm.act(action.value)
             done += 1
             if done in pushed_at:
@@ -109,11 +114,11 @@ def test_nothing_is_unusual_during_warm_up_or_below_the_usual(values):
 
 
 def loaded(limits, rule="overlap"):
-    control = RobotControl(ControlConfig(rule=rule), ACTION, limits)
-    control.accept_plan(Plan(tokens=np.zeros((L, 4), np.int64), first_step=0), 0)
+    control = RobotControl(ControlConfig(rule=rule), LEVELS, limits)
+    control.accept_intent(plan_of(np.zeros((L, 4), np.int64), 0), 0)
     actions = np.arange(1, 4 * H + 1, dtype=np.float32).reshape(H, 4)
-    control.wants_chunk(0)
-    control.accept_chunk(ActionChunk(actions=actions, first_step=0, plan_first_step=0))
+    control.wants("refiner", 0)
+    control.accept_chunk(ActionChunk(actions=actions, first_step=0, intent_first_step=0))
     return control, actions
 
 
@@ -135,18 +140,18 @@ def test_held_chunks_follow_the_last_action_that_was_executed(step, row):
 
 def test_an_intent_past_its_limit_is_not_used_and_asked_for_anew():
     control, _ = loaded(Limits(max_age_steps=7))
-    assert control.covering(7) is not None
-    assert control.covering(8) is None
-    assert not control.wants_chunk(8)
-    assert control.wants_plan(8)
+    assert control.intent_at("planner", 7) is not None
+    assert control.intent_at("planner", 8) is None
+    assert not control.wants("refiner", 8)
+    assert control.wants("planner", 8)
     free, _ = loaded(Limits())
-    assert free.covering(L - 1) is not None
-    assert free.covering(L) is None
+    assert free.intent_at("planner", L - 1) is not None
+    assert free.intent_at("planner", L) is None
 
 
 def test_a_planner_that_fails_may_be_asked_again():
     control, _ = loaded(Limits())
-    control.asked()
-    assert not control.wants_plan(L)
-    control.unanswered()
-    assert control.wants_plan(L)
+    control.mark_requested("planner")
+    assert not control.wants("planner", L)
+    control.mark_failed("planner")
+    assert control.wants("planner", L)

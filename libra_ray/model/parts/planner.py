@@ -12,6 +12,7 @@ from torch.nn import functional
 from libra_ray.config import PlannerConfig
 from libra_ray.model.parts.attention import ModulatedBlock
 from libra_ray.model.parts.backbone import Backbone, Features, Text
+from libra_ray.model.parts.chunks import masked_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +107,3 @@ def plan_accuracy(
 ) -> Float[Tensor, ""]:
     """Share of the unmasked tokens that the most likely class hits."""
     return masked_mean((logits.argmax(-1) == tokens).float().mean(dim=-1), mask)
-
-
-def masked_mean(values: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> Float[Tensor, ""]:
-    """The mean over unmasked entries; 0 where all are masked."""
-    return (values * mask).sum() / mask.sum().clamp(min=1)

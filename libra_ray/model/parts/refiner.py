@@ -1,16 +1,19 @@
 """The Action Refiner (System 1): a diffusion transformer with its own eyes that turns coarse tokens into continuous actions."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import cast
 
 import torch
+from einops import repeat
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
 from libra_ray.config import RefinerConfig
 from libra_ray.model.parts.attention import ModulatedBlock, sinusoids
+from libra_ray.model.parts.chunks import Chunk, masked_mean
+from libra_ray.model.parts.diffusion import Objective, make_objective
 from libra_ray.model.parts.vision import VISION_TOKENS, PretrainedEncoder, make_encoder
 
 CODE_WIDTH = 16
@@ -23,8 +26,8 @@ class Refiner(nn.Module):
 
     The intent enters through a learned codebook, one code per dimension and bin, concatenated to the noisy action of the same
     step, as in RoboDual (the paper is silent); pictures, proprioception and noise level steer every layer by adaLN-Zero.
-    There is no language: the coarse tokens are the only task channel, unless `see_language` opens another for ablation. In the
-    monolithic baseline (`condition=features`) the planner's hidden states, projected to the codes' width, stand in their place.
+    There is no language: the coarse tokens are the only task channel, unless `see_language` opens another for ablation. With
+    `bins=0` hidden states `(B, H, read)`, projected to the codes' width, stand in their place (the monolithic baseline).
     """
 
     def __init__(
@@ -35,24 +38,25 @@ class Refiner(nn.Module):
         pictures: int,
         horizon: int,
         dims: int,
-        bins: int,
         state: int,
         seen: int,
-        read: int,
+        bins: int = 0,
+        read: int = 0,
         folder: Path | None = None,
     ) -> None:
         """Build for `pictures` pictures.
 
-        `seen` and `read` are the widths of the planner's features and hidden states, for the ablations that share them;
-        `folder` is a checkpoint to take a pretrained encoder's architecture from instead of its source.
+        `seen` and `read` are the widths of the planner's features and hidden states, for who shares them; `folder` is a
+        checkpoint to take a pretrained encoder's architecture from instead of its source.
         """
         super().__init__()
+        self.config = config
+        self.objective: Objective = make_objective(config.objective, config.train_timesteps)
         width = config.width
         own = config.vision == "own"
         self.eyes = make_encoder(config.encoder, image_size, width, folder) if own else nn.Linear(seen, width)
-        by_tokens = config.condition == "tokens"
-        self.codebook = nn.Embedding(dims * (bins + 1), CODE_WIDTH) if by_tokens else None
-        self.from_features = None if by_tokens else nn.Linear(read, dims * CODE_WIDTH)
+        self.codebook = nn.Embedding(dims * (bins + 1), CODE_WIDTH) if bins else None
+        self.from_features = None if bins else nn.Linear(read, dims * CODE_WIDTH)
         self.code_offset: Tensor
         self.register_buffer("code_offset", torch.arange(dims) * (bins + 1), persistent=False)
         self.from_action = nn.Linear(dims + dims * CODE_WIDTH, width)
@@ -116,6 +120,50 @@ class Refiner(nn.Module):
         for block, modulation in zip(self._layers, steering, strict=True):
             x = block.modulated(x, modulation)
         return self.to_action(self.norm(x))
+
+    def loss(
+        self,
+        chunk: Chunk,
+        intent: Int[Tensor, "B H D"] | Float[Tensor, "B H read"],
+        context: Float[Tensor, "B d"],
+        anchor: Callable[[Tensor], Tensor],
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, ""]:
+        """The denoising loss on the chunk's unmasked steps.
+
+        Args:
+            anchor: of the intent, the actions that an answer is counted from, where the network says a residual of them.
+        """
+        draws = self.config.noise_draws
+        values = (chunk.data, intent, chunk.mask, context)
+        data, intent, mask, context = (repeat(v, "b ... -> (b k) ...", k=draws) for v in values)
+        noise = torch.randn(data.shape, generator=generator).to(data)
+        level = torch.rand(len(data), generator=generator).to(data)
+        corrupted = self.objective.corrupt(data, noise, level)
+        said = self(corrupted.x, corrupted.t, intent, context).float()
+        if self.config.predicts == "target":
+            return masked_mean((said - corrupted.target).square().mean(-1), mask)
+        errors = (anchor(intent).to(said) + said - data).square().mean(-1)
+        return masked_mean(self.objective.data_weight(corrupted.t)[:, None] * errors, mask)
+
+    def sample(
+        self,
+        intent: Int[Tensor, "B H D"] | Float[Tensor, "B H read"],
+        context: Float[Tensor, "B d"],
+        anchor: Callable[[Tensor], Tensor],
+        noise: Float[Tensor, "B H D"],
+    ) -> Float[Tensor, "B H D"]:
+        """Normalised actions in [-1, 1], denoised from `noise`, which is scaled by `sample_noise`."""
+        noise, steps = self.config.sample_noise * noise, self.config.denoising_steps
+        # The solver asks once per level, in their order: whatever does not depend on the noisy actions is computed before.
+        steering = iter(self.steer(self.objective.times(steps).to(noise), context))
+        obeyed, start = self.obey(intent), anchor(intent).to(noise)
+
+        def predict(x: Tensor, t: Tensor) -> Tensor:
+            said = self.say(x, obeyed, next(steering))
+            return said if self.config.predicts == "target" else self.objective.target_of(start + said, x, t)
+
+        return self.objective.sample(predict, noise, steps).clamp(-1, 1)
 
     @property
     def _layers(self) -> Iterable[ModulatedBlock]:

@@ -1,7 +1,6 @@
 """One trial: train, be evaluated in closed loop at every rung, report; resumable at every point, and it fails alone."""
 
 import statistics
-import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,10 @@ from ray import tune
 
 from libra_ray import checkpoint
 from libra_ray.common.files import append_jsonl, repair_jsonl
-from libra_ray.config import Config, SimConfig, override
+from libra_ray.config import Config, ControlConfig, SimConfig, override
 from libra_ray.config.overrides import flatten_mapping
+from libra_ray.control.lockstep import Latencies, drive
+from libra_ray.control.robot import RobotControl
 from libra_ray.data.fingerprint import Fingerprint
 from libra_ray.evaluation.log import read_evaluation
 from libra_ray.on_ray import evaluate as evaluation
@@ -24,14 +25,12 @@ from libra_ray.on_ray.simulator_pool import Fleet
 from libra_ray.on_ray.sweep.plan import FULL, RUNGS_NAME, TrialFolder
 from libra_ray.policy import load_policy
 from libra_ray.runs.folder import Clock, RunFolder
-from libra_ray.runs.trials import VARIANCE_EXPLAINED, TrialResult
-from libra_ray.training.difficulty import PREFIX
+from libra_ray.runs.trials import TrialResult
 from libra_ray.training.fit import Fit
 from libra_ray.types import Json, Observation
 
-KEPT_MEASURES = ("loss", "loss_plan", "loss_diff", "plan_accuracy", "teacher_forcing")
-GRADIENTS = ("grad_norm_planner", "grad_norm_refiner", "grad_norm_loss_plan", "grad_norm_loss_diff", "grad_cosine_shared")
-LEFT, EXPLAINED = "val_residual_share", "val_explained_truth"
+NO_MEASURES = ("step", "lr", "samples_per_s", "data_wait_share")
+"""Columns of a training log that say nothing of what was learned."""
 LATENCY_CALLS = 15
 LONGEST_ERROR = 4000
 
@@ -162,7 +161,7 @@ def close_fleets() -> None:
 def latency_ms(folder: RunFolder) -> float:
     """Inference time per executed control step of one robot, milliseconds.
 
-    Medians of both systems' calls, each divided by the steps that its answer covers.
+    Medians of every level's calls, each divided by the steps that its answer is used for.
     """
     policy = load_policy(folder.path("checkpoint"), evaluation.device_of(folder.config))
     config, facts = folder.config, policy.source.manifest
@@ -174,17 +173,12 @@ def latency_ms(folder: RunFolder) -> float:
         instruction=facts.instructions[0],
         step=0,
     )
-    planning, refining = [], []
+    latencies: Latencies = {}
     for _ in range(LATENCY_CALLS):
-        began = time.perf_counter()
-        plans = policy.plan([seen])
-        planned = time.perf_counter()
-        policy.refine([seen], plans)
-        planning.append(planned - began)
-        refining.append(time.perf_counter() - planned)
-    executed = config.control.execute_steps or config.action.horizon
-    steps_per_plan = config.action.plan_steps
-    return 1000 * (statistics.median(refining) / executed + statistics.median(planning) / steps_per_plan)
+        drive({0: RobotControl(ControlConfig(), policy.levels)}, {0: seen}, policy, latencies)
+    covers = {level.name: level.covers for level in policy.levels}
+    covers[policy.levels[-1].name] = config.control.execute_steps or policy.levels[-1].covers
+    return sum(statistics.median(calls.ms) / covers[name] for name, calls in latencies.items())
 
 
 def _episodes(folder: RunFolder, controller: str) -> dict[str, list[bool]]:
@@ -203,15 +197,10 @@ def _measures(folder: RunFolder) -> dict[str, float]:
     """The last known value of every offline measure, and the median of each gradient norm over the last tenth of the log."""
     log = stages.training_log(folder)
     found: dict[str, float] = {}
-    names = sorted({name for row in log.rows for name in row})
+    names = sorted({name for row in log.rows for name in row} - {*NO_MEASURES})
     for name in names:
         if values := log.series(name)[1]:
-            if name.startswith(PREFIX) or name in KEPT_MEASURES:
-                found[name] = values[-1]
-            elif name in GRADIENTS:
-                found[name] = float(np.median(values[-max(1, len(values) // 10) :]))
-    if {LEFT, EXPLAINED} <= found.keys():
-        found[VARIANCE_EXPLAINED] = 1 - found[LEFT] * (1 - found[EXPLAINED])
+            found[name] = float(np.median(values[-max(1, len(values) // 10) :])) if name.startswith("grad_") else values[-1]
     return found
 
 

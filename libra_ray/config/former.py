@@ -1,0 +1,31 @@
+"""Settings of earlier versions: what saved configurations mean by them, and what to give instead. Standard library only."""
+
+from collections.abc import Mapping
+from typing import Any
+
+RENAMED = {"control.planner_delay_steps": "control.intent_delay_steps"}
+"""Former name -> present one, of the same meaning."""
+CONDITION = "refiner.condition"
+SYSTEM_OF = {"tokens": "libra", "features": "monolithic"}
+"""What `refiner.condition` chose -> `model.system`."""
+
+
+def upgraded(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Saved settings by their dotted names, in the words of this version."""
+    found = {RENAMED.get(name, name): value for name, value in settings.items()}
+    if CONDITION in found:
+        found["model.system"] = SYSTEM_OF.get(found.pop(CONDITION), "libra")
+    return found
+
+
+def refuse_former(settings: Mapping[str, Any]) -> None:
+    """Refuse names of earlier versions.
+
+    Raises:
+        ValueError: names the present setting.
+    """
+    for name, value in settings.items():
+        if name in RENAMED:
+            raise ValueError(f"{name} is called {RENAMED[name]} now; give {RENAMED[name]}={value}")
+        if name == CONDITION:
+            raise ValueError(f"{name} is now model.system; give model.system={SYSTEM_OF.get(value, 'libra')}")

@@ -1,0 +1,65 @@
+"""The systems by name: what `model.system` may be. Loads a system's module, and torch, only when one is made."""
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from libra_ray.config import Config
+from libra_ray.types import RobotShape
+
+if TYPE_CHECKING:
+    from libra_ray.model.system import System
+
+SYSTEMS = {
+    "libra": "libra_ray.model.libra:Libra",
+    "monolithic": "libra_ray.model.monolithic:Monolithic",
+}
+"""Name -> `module:Class`. A system of one's own is given in this form as `model.system`, without an entry here."""
+
+
+def check_name(name: str) -> None:
+    """Refuse what can be no system.
+
+    Raises:
+        ValueError: names the systems.
+    """
+    module, colon, cls = name.partition(":")
+    if name not in SYSTEMS and not (colon and cls.isidentifier() and all(part.isidentifier() for part in module.split("."))):
+        raise ValueError(
+            f"model.system={name!r} is none of {', '.join(SYSTEMS)}, nor the address of a class of yours, package.module:Class"
+        )
+
+
+def system_class(name: str) -> "type[System]":
+    """The class of a system.
+
+    Raises:
+        ValueError: there is none of that name, or at that address.
+    """
+    from libra_ray.model.system import System
+
+    check_name(name)
+    module, _, cls = SYSTEMS.get(name, name).partition(":")
+    try:
+        found = getattr(importlib.import_module(module), cls)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"model.system={name!r} cannot be loaded ({error}); systems are {', '.join(SYSTEMS)}") from error
+    if not (isinstance(found, type) and issubclass(found, System)):
+        raise ValueError(f"model.system={name!r} is no subclass of libra_ray.model.system.System")
+    return found
+
+
+def make_system(config: Config, shape: RobotShape, folder: Path | None = None) -> "System":
+    """The configured system with random weights.
+
+    Args:
+        folder: a checkpoint whose architectures replace the configured sources of pretrained parts.
+
+    Raises:
+        ValueError: it cannot be made of this configuration.
+    """
+    from libra_ray.model.system import check_system
+
+    system = system_class(config.model.system)(config, shape, folder)
+    check_system(system)
+    return system

@@ -1,0 +1,294 @@
+"""A system: the model behind a policy, as levels that are trained together and answer apart.
+
+Every kind of hierarchical policy is one subclass of `System`, in a file of its own, named in `libra_ray.model.registry`.
+Trainer, checkpoints, evaluation, serving and reports know nothing else of it.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+
+from libra_ray.batch import Batch
+from libra_ray.config import Config
+from libra_ray.model.parts.backbone import Text
+from libra_ray.model.parts.chunks import chunk_of, mean_error
+from libra_ray.types import Level, RobotShape, check_levels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What a level is asked about, for `B` robots.
+
+    Attributes:
+        images: `(B, T, 3, height, width)` uint8; `T` is cameras x history.
+        state: `(B, S)` normalised proprioception.
+        text: the instructions' tokens.
+    """
+
+    images: UInt8[Tensor, "B T C height width"]
+    state: Float[Tensor, "B S"]
+    text: Text
+
+    def __len__(self) -> int:
+        """The number of robots."""
+        return len(self.images)
+
+
+def seen_first(batch: Batch) -> Seen:
+    """What the levels above the last one see in training: the pictures at the beginning of each window."""
+    return Seen(images=batch.plan_images, state=batch.plan_state, text=Text(ids=batch.text, mask=batch.text_mask))
+
+
+def seen_now(batch: Batch) -> Seen:
+    """What the last level sees in training, `offset` control steps later."""
+    return Seen(images=batch.images, state=batch.state, text=Text(ids=batch.text, mask=batch.text_mask))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Losses:
+    """What one batch teaches.
+
+    Attributes:
+        terms: unweighted losses by name; their weighted sum is minimised.
+        metrics: further scalars by name, for the log and the schedule.
+    """
+
+    terms: Mapping[str, Float[Tensor, ""]]
+    metrics: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntentValue:
+    """What one value of a level's intent may be.
+
+    Attributes:
+        shape: of one robot's; with `per_step` its first axis counts the control steps that the intent covers.
+        low, high: smallest and largest valid entry.
+        unknown: the entry that stands where nothing is known: past the intent's end, or without an intent.
+        dtype: numpy's name, e.g. `int64`.
+        per_step: whether the level below reads the steps from its own step on, instead of the whole value.
+    """
+
+    shape: tuple[int, ...]
+    low: float
+    high: float
+    unknown: float
+    dtype: str = "int64"
+    per_step: bool = True
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """What changes in the course of training. `state` and `restore` let a resumed run go on exactly."""
+
+    @property
+    def phase(self) -> str:
+        """Of the next step; given to `System.losses`."""
+
+    def advance(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Take note of the losses and metrics of an optimiser step, means over all workers; `step` counts those done."""
+
+    def row(self) -> Mapping[str, float]:
+        """What the training log says of the phase."""
+
+    def state(self) -> dict[str, Any]:
+        """All that was learned."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
+
+
+class Constant:
+    """The schedule of a system whose training has one phase."""
+
+    phase = ""
+
+    def advance(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Nothing changes."""
+
+    def row(self) -> Mapping[str, float]:
+        """Nothing to say."""
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+
+class System(nn.Module, ABC):
+    """A policy's model: levels, slow to fast, of which the last one acts.
+
+    A subclass sets `levels` and `intents` in its constructor.
+
+    Attributes:
+        levels: of the policy.
+        intents: level name -> what its intent holds, by name; none of the last level.
+        variants: other ways to run it, beside `policy`, e.g. `coarse_only`; names for `evaluate.controllers`.
+    """
+
+    variants: ClassVar[tuple[str, ...]] = ()
+    levels: tuple[Level, ...]
+    intents: Mapping[str, Mapping[str, IntentValue]]
+
+    def __init__(self, config: Config, shape: RobotShape, folder: Path | None = None) -> None:
+        """Build from a configuration; `folder` is a checkpoint whose architectures replace the configured sources."""
+        super().__init__()
+        self.config, self.shape = config, shape
+
+    @abstractmethod
+    def losses(self, batch: Batch, phase: str, generator: torch.Generator | None = None) -> Losses:
+        """The losses on a batch, which is augmented in training mode.
+
+        Args:
+            phase: of the schedule.
+            generator: of all random draws; None takes torch's own.
+        """
+
+    def forward(self, batch: Batch, phase: str, generator: torch.Generator | None = None) -> Losses:
+        """`losses`, as DistributedDataParallel calls it."""
+        return self.losses(batch, phase, generator)
+
+    @abstractmethod
+    def infer(
+        self, level: str, seen: Seen, above: Mapping[str, Tensor], noise: Tensor | None = None, variant: str = ""
+    ) -> Mapping[str, Tensor]:
+        """The answers of one level.
+
+        Args:
+            level: its name.
+            seen: what the robots see now.
+            above: the values of the intents to read, aligned to the present step by `aligned`; empty where none is read.
+            noise: `(B, *noise_shape(level))`, standard normal; None where the level has no use for it.
+            variant: one of `variants`; empty for the policy itself.
+
+        Returns:
+            The values of `intents[level]`, `(B, *shape)` each; of the last level `actions` `(B, H, D)` in [-1, 1].
+        """
+
+    @abstractmethod
+    def parts(self) -> Mapping[str, nn.Module]:
+        """What it is made of, by the beginning of the names of its weights; together all trained weights."""
+
+    @abstractmethod
+    def tokenise(self, instructions: list[str]) -> Text:
+        """The instructions' tokens, on the CPU.
+
+        Raises:
+            ValueError: one is too long, or holds what is no text to the backbone.
+        """
+
+    @abstractmethod
+    def save_processor(self, folder: Path) -> None:
+        """Write under `folder` what rebuilds pretrained parts without their source: tokenisers, processors, architectures."""
+
+    def loss_weights(self) -> Mapping[str, float]:
+        """The configured weight of every loss term, by its name."""
+        return {"loss": 1.0}
+
+    def reached(self) -> Mapping[str, Iterable[nn.Parameter]]:
+        """The trained weights that each loss term reaches; by default all of them."""
+        return {name: [p for p in self.parameters() if p.requires_grad] for name in self.loss_weights()}
+
+    def schedule(self) -> Schedule:
+        """A new schedule of its training."""
+        return Constant()
+
+    def noise_shape(self, level: str) -> tuple[int, ...] | None:
+        """The shape of one robot's starting noise; by default the last level's `(H, D)`, and none of the others."""
+        last = self.levels[-1]
+        return (last.covers, self.shape.action_dim) if level == last.name else None
+
+    def measure(self, batch: Batch, everything: Batch) -> Mapping[str, float]:
+        """How much was learned, on held-out windows: by default the losses and the mean absolute error of the actions.
+
+        Args:
+            batch: held-out windows with pictures; what the networks are asked about.
+            everything: all held-out windows, with or without pictures, for statistics.
+        """
+        return held_out(self, batch)
+
+    def level(self, name: str) -> Level:
+        """The level of that name.
+
+        Raises:
+            ValueError: there is none; names those there are.
+        """
+        for level in self.levels:
+            if level.name == name:
+                return level
+        raise ValueError(f"this policy has no level {name!r}; its levels are {', '.join(level.name for level in self.levels)}")
+
+    def aligned(self, level: Level, values: Mapping[str, Tensor], ages: Int[Tensor, " B"]) -> dict[str, Tensor]:
+        """The values of intents of the given ages as `level` reads them: from its own step on.
+
+        Args:
+            level: who reads.
+            values: `(B, *shape)` of the intents of the level above.
+            ages: control steps since the observations behind them; below 0 there is no intent.
+        """
+        assert level.reads is not None
+        spec, found = self.intents[level.reads], {}
+        for name, value in values.items():
+            if not spec[name].per_step:
+                known = (ages >= 0).view(-1, *[1] * (value.ndim - 1))
+                found[name] = torch.where(known, value, torch.full_like(value, spec[name].unknown))
+                continue
+            steps = ages[:, None] + torch.arange(level.covers, device=value.device)
+            known = (ages >= 0)[:, None] & (steps < value.shape[1])
+            rows = value[torch.arange(len(value), device=value.device)[:, None], steps.clamp(0, value.shape[1] - 1)]
+            found[name] = rows.masked_fill(~known.view(*known.shape, *[1] * (value.ndim - 2)), spec[name].unknown)
+        return found
+
+
+def check_system(system: System) -> None:
+    """Refuse a system that breaks its own promises, before anything is trained.
+
+    Raises:
+        ValueError: names what is wrong.
+    """
+    check_levels(system.levels)
+    name, balance = system.config.model.system, system.config.train.balance
+    upper = [level.name for level in system.levels[:-1]]
+    if sorted(system.intents) != sorted(upper):
+        raise ValueError(
+            f"model.system={name} has intents of {', '.join(system.intents)}, levels above the last: {', '.join(upper)}"
+        )
+    if balance != "fixed" and len(system.loss_weights()) < 2:
+        raise ValueError(f"train.balance={balance} has nothing to balance: model.system={name} has one loss; give fixed")
+
+
+@torch.no_grad()
+def answered(system: System, batch: Batch, noise: Tensor) -> Tensor:
+    """The chunk `(B, H, D)` that the levels together answer to a batch, each with what it would see."""
+    intents: dict[str, Mapping[str, Tensor]] = {}
+    *upper, last = system.levels
+    for level in upper:
+        seen = seen_first(batch)
+        above = {} if level.reads is None else system.aligned(level, intents[level.reads], torch.zeros_like(batch.offset))
+        shape = system.noise_shape(level.name)
+        own = None if shape is None else torch.zeros(len(batch), *shape, device=batch.actions.device)
+        intents[level.name] = system.infer(level.name, seen, above, own)
+    above = {} if last.reads is None else system.aligned(last, intents[last.reads], batch.offset)
+    return system.infer(last.name, seen_now(batch), above, noise)["actions"]
+
+
+@torch.no_grad()
+def held_out(system: System, batch: Batch) -> dict[str, float]:
+    """The losses and metrics of a batch, as `loss_<term>` and by their names, and `action_error` of the answered chunk."""
+    chunk = chunk_of(batch, system.levels[-1].covers)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        losses = system.losses(batch, system.schedule().phase)
+        noise = torch.randn_like(chunk.actions)
+    found = {f"loss_{name}": float(value) for name, value in losses.terms.items()}
+    found |= {name: float(value) for name, value in losses.metrics.items()}
+    return found | {"action_error": mean_error((answered(system, batch, noise) - chunk.actions).abs(), chunk.mask)}
