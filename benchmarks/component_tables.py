@@ -11,7 +11,7 @@ from libra_ray.config import Config, override, preset
 COARSE_ONLY = "coarse_only"
 WORDS = {"refiner.see_language": True}
 BOTH = {"evaluate.controllers": f"policy,{COARSE_ONLY}"}
-FEATURES, SHARED = {"refiner.condition": "features"}, {"refiner.vision": "shared"}
+FEATURES, SHARED = {"model.system": "monolithic"}, {"refiner.vision": "shared"}
 TRUTH = {"train.curriculum": "teacher"}
 PRECISION: Mapping[str, Any] = {
     "sim.wrist_camera": True,

@@ -21,3 +21,13 @@ class DualStub:
 
     def infer(self, level, observations, above):
         return self.plan(observations) if level == "planner" else self.refine(observations, above)
+
+
+def plan(policy, seen):
+    """The planner's intents."""
+    return policy.infer("planner", seen, [None] * len(seen))
+
+
+def refine(policy, seen, plans):
+    """The refiner's chunks."""
+    return policy.infer("refiner", seen, plans)

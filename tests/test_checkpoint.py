@@ -16,10 +16,9 @@ from libra_ray import checkpoint
 from libra_ray import config as configuration
 from libra_ray.common.disk import NoRoomError
 from libra_ray.data.fingerprint import Fingerprint
-from libra_ray.model.libra import RobotShape
-from libra_ray.policy import LibraPolicy
+from libra_ray.policy import SystemPolicy
 from libra_ray.training.fine_tuning import start_from
-from libra_ray.types import RobotSpec
+from libra_ray.types import RobotShape, RobotSpec
 from tests.model.builders import (
     INSTRUCTIONS,
     KEYS,
@@ -30,6 +29,7 @@ from tests.model.builders import (
     tiny_config,
     tiny_model,
 )
+from tests.policies import plan, refine
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,9 +42,9 @@ def folder(tmp_path) -> Path:
 
 def spoken(folder: Path) -> list[np.ndarray]:
     """What the policy in `folder` plans and does for three robots."""
-    policy, seen = LibraPolicy(checkpoint.load(folder)), [make_observation(robot) for robot in range(3)]
-    plans = policy.plan(seen)
-    return [plan.tokens for plan in plans] + [chunk.actions for chunk in policy.refine(seen, plans)]
+    policy, seen = SystemPolicy(checkpoint.load(folder)), [make_observation(robot) for robot in range(3)]
+    plans = plan(policy, seen)
+    return [intent.values["tokens"] for intent in plans] + [chunk.actions for chunk in refine(policy, seen, plans)]
 
 
 def seal(folder: Path) -> None:
@@ -266,12 +266,12 @@ def test_an_export_that_fails_leaves_nothing_behind(folder, tmp_path, monkeypatc
 PROGRAM = """
 import sys
 import numpy as np
-from libra_ray.policy import load_policy
+from libra_ray.policy import act, load_policy
 from libra_ray.types import Observation
 policy = load_policy(sys.argv[1])
 images = {"observation.image": np.zeros((32, 32, 3), np.uint8)}
 seen = [Observation(images=images, state=np.zeros(5, np.float32), instruction="go")]
-chunk = policy.refine(seen, policy.plan(seen))[0]
+chunk = act(policy, seen)[0]
 print(np.isfinite(chunk.actions).all(), "ray" in sys.modules, "torch" in sys.modules)
 """
 

@@ -9,6 +9,7 @@ from libra_ray.policy import load_policy
 from libra_ray.training.data import TrainingData
 from libra_ray.types import ACTION_KEY, Observation
 from tests.data.builders import edit_info, make_images, rename_features
+from tests.policies import plan
 
 FRONT, SIDE = "observation.images.front", "observation.images.side"
 
@@ -32,5 +33,5 @@ def test_a_policy_knows_the_cameras_by_their_new_names_and_in_the_chosen_order(t
     shown = {key: np.full((size, size, 3), 10, np.uint8) for key in (FRONT, SIDE, "observation.images.unknown")}
     policy = load_policy(tmp_path / "checkpoint")
     with torch.inference_mode():
-        (plan,) = policy.plan([Observation(images=shown, state=data.recorded.state[0], instruction="wait", step=0)])
-    assert plan.tokens.shape == (data.config.action.plan_steps, 4)
+        (intent,) = plan(policy, [Observation(images=shown, state=data.recorded.state[0], instruction="wait", step=0)])
+    assert intent.values["tokens"].shape == (data.config.action.plan_steps, 4)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from libra_ray import checkpoint
-from libra_ray.policy import load_policy
+from libra_ray.policy import act, load_policy
 from libra_ray.training.fit import Fit
 from tests.devices import EMULATED, Elsewhere, emulated_device
 from tests.model import families, hugging_face
@@ -15,7 +15,7 @@ from tests.model.builders import make_observation, save_checkpoint, tiny_config,
 from tests.training.builders import training_data
 
 RANDOM = {"train.augment_pixels": 2, "train.augment_state": 0.1, "refiner.condition_dropout": 0.5, "refiner.max_staleness": 2}
-MONOLITHIC = {"refiner.condition": "features", "evaluate.controllers": "policy"}
+MONOLITHIC = {"model.system": "monolithic"}
 SHARED = {"refiner.vision": "shared", "refiner.see_language": "true"}
 SETTINGS = {
     "own": {**RANDOM, "train.curriculum": "threshold", "train.tau": 0.0, "train.balance": "uncertainty"},
@@ -71,18 +71,16 @@ def test_training_stays_on_its_device_and_learns_what_it_learns_on_a_cpu(name, p
     assert "val_loss_diff" in rows[1]
 
 
-@pytest.mark.parametrize(("changes", "coarse_only"), [({}, False), ({}, True), (MONOLITHIC, False), (SHARED, False)])
-def test_a_policy_answers_from_its_device_as_on_a_cpu(changes, coarse_only, tmp_path):
+@pytest.mark.parametrize(("changes", "variant"), [({}, ""), ({}, "coarse_only"), (MONOLITHIC, ""), (SHARED, "")])
+def test_a_policy_answers_from_its_device_as_on_a_cpu(changes, variant, tmp_path):
     save_checkpoint(tmp_path / "saved", tiny_model(changes))
     seen = [make_observation(robot) for robot in range(3)]
-    expected = load_policy(tmp_path / "saved", coarse_only=coarse_only)
+    expected = load_policy(tmp_path / "saved", variant=variant)
     with emulated_device() as device:
-        policy = load_policy(tmp_path / "saved", device, coarse_only=coarse_only)
+        policy = load_policy(tmp_path / "saved", device, variant=variant)
         assert {p.device for p in policy.model.parameters()} == {EMULATED}
-        plans = policy.plan(seen)
-        chunks = policy.refine(seen, plans)
-    for plan, chunk, other in zip(plans, chunks, expected.refine(seen, plans), strict=True):
-        assert plan.tokens.shape == (policy.source.config.action.plan_steps, 4)
+        chunks = act(policy, seen)
+    for chunk, other in zip(chunks, act(expected, seen), strict=True):
         np.testing.assert_allclose(chunk.actions, other.actions, atol=1e-4)
 
 

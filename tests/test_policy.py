@@ -7,10 +7,10 @@ import pytest
 
 from libra_ray import checkpoint
 from libra_ray.data.transforms import Pipeline
-from libra_ray.model.libra import RobotShape
-from libra_ray.policy import CoarseOnlyPolicy, LibraPolicy, MonolithicPolicy, load_policy
-from libra_ray.types import IMAGE_KEY, Observation, Plan
+from libra_ray.policy import SystemPolicy, act, load_policy
+from libra_ray.types import IMAGE_KEY, Observation, RobotShape
 from tests.model.builders import KEYS, SHAPE, make_observation, make_stats, save_checkpoint, tiny_model
+from tests.policies import plan, refine
 
 LOW, HIGH = -2, 4  # the range of `make_stats`
 
@@ -23,13 +23,13 @@ def source(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def policy(source) -> LibraPolicy:
-    return LibraPolicy(source)
+def policy(source) -> SystemPolicy:
+    return SystemPolicy(source)
 
 
 @pytest.fixture(scope="module")
-def coarse(source) -> CoarseOnlyPolicy:
-    return CoarseOnlyPolicy(source)
+def coarse(source) -> SystemPolicy:
+    return SystemPolicy(source, variant="coarse_only")
 
 
 @pytest.fixture(params=["policy", "coarse"])
@@ -43,54 +43,54 @@ def at(observation: Observation, step: int) -> Observation:
 
 def test_permuting_the_robots_permutes_their_answers(either):
     seen, order = [make_observation(robot) for robot in range(5)], [3, 0, 4, 1, 2]
-    plans = either.plan(seen)
-    shuffled = either.plan([seen[i] for i in order])
-    for i, plan in zip(order, shuffled, strict=True):
-        np.testing.assert_array_equal(plan.tokens, plans[i].tokens)
-    chunks = either.refine(seen, plans)
-    for i, chunk in zip(order, either.refine([seen[i] for i in order], shuffled), strict=True):
+    plans = plan(either, seen)
+    shuffled = plan(either, [seen[i] for i in order])
+    for i, intent in zip(order, shuffled, strict=True):
+        np.testing.assert_array_equal(intent.values["tokens"], plans[i].values["tokens"])
+    chunks = refine(either, seen, plans)
+    for i, chunk in zip(order, refine(either, [seen[i] for i in order], shuffled), strict=True):
         np.testing.assert_allclose(chunk.actions, chunks[i].actions, atol=1e-4)
     assert len({chunk.actions.tobytes() for chunk in chunks}) > 1
 
 
 def test_a_robot_alone_gets_what_it_gets_in_company(either):
     seen = [at(make_observation(robot), robot) for robot in range(4)]
-    plans = either.plan(seen)
-    chunks = either.refine([at(o, o.step + 5) for o in seen], plans)
-    for observation, plan, chunk in zip(seen, plans, chunks, strict=True):
-        alone = either.plan([observation])[0]
-        np.testing.assert_array_equal(alone.tokens, plan.tokens)
-        again = either.refine([at(observation, observation.step + 5)], [alone])[0]
+    plans = plan(either, seen)
+    chunks = refine(either, [at(o, o.step + 5) for o in seen], plans)
+    for observation, intent, chunk in zip(seen, plans, chunks, strict=True):
+        alone = plan(either, [observation])[0]
+        np.testing.assert_array_equal(alone.values["tokens"], intent.values["tokens"])
+        again = refine(either, [at(observation, observation.step + 5)], [alone])[0]
         np.testing.assert_allclose(again.actions, chunk.actions, atol=1e-4)
 
 
 def test_the_same_question_gets_the_same_answer(policy):
     seen = [make_observation()]
-    plans = policy.plan(seen)
-    first = policy.refine(seen, plans)[0].actions
-    policy.refine([make_observation(1)], policy.plan([make_observation(1)]))
-    np.testing.assert_array_equal(policy.refine(seen, plans)[0].actions, first)
+    plans = plan(policy, seen)
+    first = refine(policy, seen, plans)[0].actions
+    act(policy, [make_observation(1)])
+    np.testing.assert_array_equal(refine(policy, seen, plans)[0].actions, first)
 
 
 def test_nobody_asks_nothing(either):
-    assert either.plan([]) == []
-    assert either.refine([], []) == []
+    assert plan(either, []) == []
+    assert refine(either, [], []) == []
 
 
 def test_steps_and_shapes(either, source):
     observation = at(make_observation(), 7)
-    plan = either.plan([observation])[0]
+    intent = plan(either, [observation])[0]
     action = source.config.action
-    assert (plan.tokens.shape, plan.tokens.dtype) == ((action.plan_steps, SHAPE.action_dim), np.int64)
+    assert (intent.values["tokens"].shape, intent.values["tokens"].dtype) == ((action.plan_steps, SHAPE.action_dim), np.int64)
     assert (plan.first_step, plan.end_step) == (7, 7 + action.plan_steps)
-    chunk = either.refine([at(observation, 11)], [plan])[0]
+    chunk = refine(either, [at(observation, 11)], [intent])[0]
     assert (chunk.actions.shape, chunk.actions.dtype) == ((action.horizon, SHAPE.action_dim), np.float32)
-    assert (chunk.first_step, chunk.plan_first_step) == (11, 7)
+    assert (chunk.first_step, chunk.intent_first_step) == (11, 7)
 
 
 def test_actions_are_in_the_robots_own_units(policy):
     seen = [make_observation(robot) for robot in range(8)]
-    actions = np.stack([chunk.actions for chunk in policy.refine(seen, policy.plan(seen))])
+    actions = np.stack([chunk.actions for chunk in act(policy, seen)])
     assert ((actions >= LOW) & (actions <= HIGH)).all()
     assert actions.max() > 1
 
@@ -100,44 +100,46 @@ def test_states_are_normalised_by_the_checkpoints_statistics(source):
     stats = make_stats()
     wide = replace(stats, state=replace(stats.state, low=10 * stats.state.low, high=10 * stats.state.high))
     seen = make_observation()
-    tenfold = LibraPolicy(replace(source, stats=wide)).plan([replace(seen, state=10 * seen.state)])[0]
-    np.testing.assert_array_equal(tenfold.tokens, LibraPolicy(source).plan([seen])[0].tokens)
+    tenfold = plan(SystemPolicy(replace(source, stats=wide)), [replace(seen, state=10 * seen.state)])[0]
+    np.testing.assert_array_equal(tenfold.values["tokens"], plan(SystemPolicy(source), [seen])[0].values["tokens"])
 
 
 def test_coarse_only_executes_bin_centres(coarse, source):
     seen, bins = [make_observation(robot) for robot in range(3)], source.config.action.bins
-    for plan, chunk in zip(plans := coarse.plan(seen), coarse.refine(seen, plans), strict=True):
-        centres = (plan.tokens[: len(chunk.actions)] + 0.5) / bins * 2 - 1
+    for intent, chunk in zip(plans := plan(coarse, seen), refine(coarse, seen, plans), strict=True):
+        centres = (intent.values["tokens"][: len(chunk.actions)] + 0.5) / bins * 2 - 1
         np.testing.assert_allclose(chunk.actions, LOW + (centres + 1) / 2 * (HIGH - LOW), atol=1e-5)
 
 
 def test_both_rows_share_the_planner(policy, coarse):
     seen = [make_observation(robot) for robot in range(3)]
-    for one, other in zip(policy.plan(seen), coarse.plan(seen), strict=True):
-        np.testing.assert_array_equal(one.tokens, other.tokens)
+    for one, other in zip(plan(policy, seen), plan(coarse, seen), strict=True):
+        np.testing.assert_array_equal(one.values["tokens"], other.values["tokens"])
 
 
 def test_a_plans_tail_is_padded_with_the_hidden_token(policy, coarse, source):
     observation = make_observation()
-    plan = policy.plan([observation])[0]
-    horizon, steps = source.config.action.horizon, source.config.action.plan_steps
+    intent = plan(policy, [observation])[0]
+    steps = source.config.action.plan_steps
     hidden = source.model.bins.hidden
     late = at(observation, steps - 2)
-    padded = Plan(tokens=np.concatenate([plan.tokens, np.full((horizon, SHAPE.action_dim), hidden)]), first_step=0)
-    np.testing.assert_array_equal(policy.refine([late], [plan])[0].actions, policy.refine([late], [padded])[0].actions)
+    tail = np.full((steps, SHAPE.action_dim), hidden)
+    tail[:2] = intent.values["tokens"][-2:]
+    padded = replace(intent, values={"tokens": tail}, first_step=steps - 2)
+    np.testing.assert_array_equal(refine(policy, [late], [intent])[0].actions, refine(policy, [late], [padded])[0].actions)
     # Where no intent is known, the middle of the normalised range is executed.
-    np.testing.assert_allclose(coarse.refine([late], [plan])[0].actions[2:], (LOW + HIGH) / 2, atol=1e-6)
+    np.testing.assert_allclose(refine(coarse, [late], [intent])[0].actions[2:], (LOW + HIGH) / 2, atol=1e-6)
 
 
 def test_only_the_plans_current_slice_is_read(policy):
     observation = make_observation()
-    plan = policy.plan([observation])[0]
-    changed = plan.tokens.copy()
+    intent = plan(policy, [observation])[0]
+    changed = intent.values["tokens"].copy()
     changed[:5] = (changed[:5] + 1) % 10
-    late, other = [at(observation, 5)], replace(plan, tokens=changed)
-    np.testing.assert_array_equal(policy.refine(late, [plan])[0].actions, policy.refine(late, [other])[0].actions)
+    late, other = [at(observation, 5)], replace(intent, values={"tokens": changed})
+    np.testing.assert_array_equal(refine(policy, late, [intent])[0].actions, refine(policy, late, [other])[0].actions)
     now = [observation]
-    assert not np.array_equal(policy.refine(now, [plan])[0].actions, policy.refine(now, [other])[0].actions)
+    assert not np.array_equal(refine(policy, now, [intent])[0].actions, refine(policy, now, [other])[0].actions)
 
 
 WRONG_OBSERVATIONS = {
@@ -155,20 +157,26 @@ WRONG_OBSERVATIONS = {
 @pytest.mark.parametrize(("spoil", "message"), WRONG_OBSERVATIONS.values(), ids=WRONG_OBSERVATIONS)
 def test_observations_that_do_not_fit_are_refused(policy, spoil, message):
     good = make_observation()
-    plan = policy.plan([good])
+    intent = plan(policy, [good])
     with pytest.raises(ValueError, match=message):
-        policy.plan([good, spoil(good)])
+        plan(policy, [good, spoil(good)])
     with pytest.raises(ValueError, match=message):
-        policy.refine([spoil(good)], plan)
+        refine(policy, [spoil(good)], intent)
+
+
+def holding(intent, change):
+    return replace(intent, values={"tokens": change(intent.values["tokens"])})
 
 
 WRONG_PLANS = {
     "past": (lambda p: replace(p, first_step=-10), "covers steps -10 to -1"),
     "future": (lambda p: replace(p, first_step=1), "the observation is of step 0"),
-    "dimensions": (lambda p: replace(p, tokens=p.tokens[:, :1]), "4 tokens per step"),
-    "no dimensions": (lambda p: replace(p, tokens=p.tokens[:, 0]), "4 tokens per step"),
-    "too large": (lambda p: replace(p, tokens=p.tokens + 11), r"in \[0, 10\)"),
-    "negative": (lambda p: replace(p, tokens=p.tokens - 11), r"in \[0, 10\)"),
+    "dimensions": (lambda p: holding(p, lambda tokens: tokens[:, :1]), r"tokens of shape \(10, 4\)"),
+    "no dimensions": (lambda p: holding(p, lambda tokens: tokens[:, 0]), r"tokens of shape \(10, 4\)"),
+    "too large": (lambda p: holding(p, lambda tokens: tokens + 11), r"in \[0, 10\]; got .* in \[1[1-9], "),
+    "negative": (lambda p: holding(p, lambda tokens: tokens - 11), r"in \[0, 10\]"),
+    "nothing": (lambda p: replace(p, values={}), r"tokens of shape \(10, 4\).*got shape \(0,\)"),
+    "another level": (lambda p: replace(p, level="dreamer"), "level dreamer was given where one of level planner is read"),
 }
 
 
@@ -176,13 +184,13 @@ WRONG_PLANS = {
 def test_plans_that_do_not_fit_are_refused(either, spoil, message):
     seen = [make_observation()]
     with pytest.raises(ValueError, match=message):
-        either.refine(seen, [spoil(either.plan(seen)[0])])
+        refine(either, seen, [spoil(plan(either, seen)[0])])
 
 
 def test_every_observation_needs_its_plan(either):
     seen = [make_observation(0), make_observation(1)]
-    with pytest.raises(ValueError, match="2 observations and 1 plans"):
-        either.refine(seen, either.plan(seen)[:1])
+    with pytest.raises(ValueError, match="2 observations and 1 intents"):
+        refine(either, seen, plan(either, seen)[:1])
 
 
 def test_histories_and_cameras_reach_the_model_in_order(tmp_path):
@@ -197,31 +205,45 @@ def test_histories_and_cameras_reach_the_model_in_order(tmp_path):
     np.testing.assert_array_equal(young, [seen.images[key] for key in KEYS for _ in range(3)])
     broken = replace(seen, past=[*seen.past[:-1], {key: np.zeros((8, 8, 3), np.uint8) for key in KEYS}])
     with pytest.raises(ValueError, match=r"needs uint8 \(32, 32, 3\)"):
-        policy.plan([broken])
+        plan(policy, [broken])
+
+
+def test_without_an_intent_everything_is_hidden(policy, coarse, source):
+    """As in training with dropped conditions; the chunk is as old as its own picture."""
+    observation, steps = make_observation(step=3), source.config.action.plan_steps
+    (chunk,) = refine(policy, [observation], [None])
+    hidden = replace(plan(policy, [observation])[0], values={"tokens": np.full((steps, 4), source.model.bins.hidden)})
+    np.testing.assert_array_equal(chunk.actions, refine(policy, [observation], [hidden])[0].actions)
+    assert (chunk.first_step, chunk.intent_first_step) == (3, 3)
+    np.testing.assert_allclose(refine(coarse, [observation], [None])[0].actions, (LOW + HIGH) / 2, atol=1e-6)
 
 
 def test_a_folder_becomes_the_policy_asked_for(tmp_path):
     save_checkpoint(tmp_path / "checkpoint", tiny_model())
-    assert type(load_policy(tmp_path / "checkpoint")) is LibraPolicy
-    assert type(load_policy(tmp_path / "checkpoint", coarse_only=True)) is CoarseOnlyPolicy
+    assert load_policy(tmp_path / "checkpoint").variant == ""
+    assert load_policy(tmp_path / "checkpoint", variant="coarse_only").variant == "coarse_only"
+    with pytest.raises(ValueError, match=r"model.system=libra, which has no variant 'fine_only'; it has coarse_only"):
+        load_policy(tmp_path / "checkpoint", variant="fine_only")
     with pytest.raises(ValueError, match="not a checkpoint"):
         load_policy(tmp_path)
 
 
-def test_a_monolithic_checkpoint_is_refused_as_coarse_only_and_answers_as_fresh_as_it_looks(tmp_path):
-    save_checkpoint(tmp_path / "checkpoint", tiny_model({"refiner.condition": "features", "refiner.vision": "shared"}))
-    with pytest.raises(ValueError, match=r"refiner\.condition=features.*no coarse tokens"):
-        load_policy(tmp_path / "checkpoint", coarse_only=True)
+def test_a_level_that_there_is_not_is_refused(policy):
+    with pytest.raises(ValueError, match=r"no level 'dreamer'; its levels are planner, refiner"):
+        policy.infer("dreamer", [make_observation()], [None])
+
+
+def test_a_policy_of_one_level_is_as_fresh_as_its_picture(tmp_path):
+    save_checkpoint(tmp_path / "checkpoint", tiny_model({"model.system": "monolithic", "refiner.vision": "shared"}))
+    with pytest.raises(ValueError, match=r"model.system=monolithic, which has no variant 'coarse_only'; it has none"):
+        load_policy(tmp_path / "checkpoint", variant="coarse_only")
     policy = load_policy(tmp_path / "checkpoint")
-    assert type(policy) is MonolithicPolicy
-    seen = [make_observation(robot) for robot in range(3)]
-    plans = policy.plan(seen)
+    assert [level.name for level in policy.levels] == ["policy"]
     later = [at(make_observation(robot + 5), 5) for robot in range(3)]
-    chunks = policy.refine(later, plans)
-    assert [(chunk.first_step, chunk.plan_first_step) for chunk in chunks] == [(5, 5)] * 3
-    np.testing.assert_array_equal(policy.refine(later, policy.plan(later))[0].actions, chunks[0].actions)
+    chunks = act(policy, later)
+    assert [(chunk.first_step, chunk.intent_first_step) for chunk in chunks] == [(5, 5)] * 3
     spoken = [replace(o, instruction="something else") for o in later]
-    assert not np.allclose(policy.refine(spoken, plans)[0].actions, chunks[0].actions)
+    assert not np.allclose(act(policy, spoken)[0].actions, chunks[0].actions)
 
 
 def test_training_and_policy_share_one_pipeline(policy, source):

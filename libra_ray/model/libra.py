@@ -22,7 +22,7 @@ from libra_ray.types import Level, RobotShape
 
 PLANNER, REFINER = "planner", "refiner"
 COARSE_ONLY = "coarse_only"
-GROUND_TRUTH, SAMPLED = "truth", "planner"
+GROUND_TRUTH, SAMPLED = "ground_truth", "sampled"
 """The phases: whose tokens the refiner reads in training."""
 ACCURACY_MEMORY = 0.98
 """Decay per step of the planner accuracy that the curriculum watches."""
@@ -192,7 +192,7 @@ class Curriculum:
         self.accuracy, self.switched_at = state["accuracy"], state["switched_at"]
 
 
-def dropped(intent: Tensor, share: float, unknown: float, generator: torch.Generator | None = None) -> Tensor:
+def dropped(intent: Tensor, share: float, unknown: int, generator: torch.Generator | None = None) -> Tensor:
     """The intents `(B, H, ...)` with a share of the windows' hidden."""
     if not share:
         return intent

@@ -15,10 +15,9 @@ from libra_ray.control.robot import Latencies, RobotControl, drive
 from libra_ray.data.splits import Split
 from libra_ray.data.stream import BatchStream
 from libra_ray.data.transforms import compute_stats
-from libra_ray.model.libra import RobotShape
 from libra_ray.runs.folder import RunFolder
 from libra_ray.training.data import TrainingData
-from libra_ray.types import IMAGE_KEY, Observation
+from libra_ray.types import IMAGE_KEY, Observation, RobotShape
 from tests.data.builders import make_frames, make_recorded
 
 TASKS = ("press the button", "open the drawer")
@@ -64,7 +63,7 @@ def observe(data: TrainingData, row: int, step: int = 0) -> Observation:
 
 
 def actions(policy: BaselinePolicy, seen: list[Observation]) -> np.ndarray:
-    return np.stack([chunk.actions for chunk in policy.refine(seen, policy.plan(seen))])
+    return np.stack([chunk.actions for chunk in act(policy, seen)])
 
 
 @pytest.mark.parametrize("loss", ["l1", "mse"])
@@ -144,7 +143,7 @@ def test_picture_state_and_instruction_all_matter(data, policy):
 def test_an_unknown_instruction_is_refused_with_the_known_ones(data, policy):
     stranger = Observation(images={IMAGE_KEY: data.frames[0, 0]}, state=data.recorded.state[0], instruction="fly")
     with pytest.raises(ValueError, match=r"fly.*open the drawer, press the button"):
-        policy.refine([stranger], policy.plan([stranger]))
+        act(policy, [stranger])
 
 
 def test_a_controller_gets_a_fresh_chunk_every_h_steps_and_never_holds(config, data, policy):

@@ -39,7 +39,7 @@ STEPS = [
     Step(line=JOB + "pipeline.py quickstart --name n32 --action.bins 32", leaves=("runs/n32/report.html",), says="report:"),
     Step(
         line=JOB
-        + "evaluate.py quickstart --name late --evaluate.checkpoint runs/quickstart/checkpoint --control.planner_delay_steps 3",
+        + "evaluate.py quickstart --name late --evaluate.checkpoint runs/quickstart/checkpoint --control.intent_delay_steps 3",
         leaves=("runs/late/report.json",),
     ),
     Step(

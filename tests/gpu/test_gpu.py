@@ -110,4 +110,4 @@ def test_it_serves(gpu_cluster, tmp_path):
         serve.shutdown()
     policy, seen = load_policy(tmp_path / "saved", "cuda"), [make_observation(1)]
     assert not reply.held
-    np.testing.assert_allclose(reply.actions, policy.refine(seen, policy.plan(seen))[0].actions, atol=1e-2)
+    np.testing.assert_allclose(reply.actions, act(policy, seen)[0].actions, atol=1e-2)

@@ -12,8 +12,9 @@ from libra_ray.batch import Batch
 from libra_ray.checkpoint import Facts, Manifest
 from libra_ray.config import Config, override, preset
 from libra_ray.data.transforms import NormStats, VectorStats
-from libra_ray.model.libra import Libra, RobotShape
-from libra_ray.types import IMAGE_KEY, Observation
+from libra_ray.model.registry import make_system
+from libra_ray.model.system import System
+from libra_ray.types import IMAGE_KEY, Observation, RobotShape
 
 SHAPE = RobotShape(action_dim=4, state_dim=5, cameras=1)
 INSTRUCTIONS = ("open the drawer", "press the button down")
@@ -32,29 +33,29 @@ def tiny_config(changes: Mapping[str, Any] | None = None) -> Config:
     return override(preset("debug"), {**tiny, "train.validate_every": 0, **(changes or {})})
 
 
-def tiny_model(changes: Mapping[str, Any] | None = None, shape: RobotShape = SHAPE) -> Libra:
+def tiny_model(changes: Mapping[str, Any] | None = None, shape: RobotShape = SHAPE) -> System:
     """An untrained model, drawn by `train.seed`, its zero-initialised gates and answer opened so that every input matters."""
     config = tiny_config(changes)
     torch.manual_seed(config.train.seed)
-    return open_gates(Libra(config, shape)).eval()
+    return open_gates(make_system(config, shape)).eval()
 
 
-def open_gates(model: Libra) -> Libra:
+def open_gates(model: System) -> System:
     """Give the zeros small values, as a few steps of training would."""
     generator = torch.Generator().manual_seed(1)
-    blocks = [*model.planner.blocks, *model.refiner.blocks]
-    for layer in [*(block.to_modulation for block in blocks), model.refiner.to_action]:
-        layer.weight.data.normal_(0, 0.1, generator=generator)
+    for name, weight in model.named_parameters():
+        if name.endswith(("to_modulation.weight", "to_action.weight")):
+            weight.data.normal_(0, 0.1, generator=generator)
     return model
 
 
-def make_batch(model: Libra, size: int = 6, seed: int = 0, *, masked: int = 0) -> Batch:
+def make_batch(model: System, size: int = 6, seed: int = 0, *, masked: int = 0) -> Batch:
     """Random windows for `model`; window `b` has `masked * (b % 2)` steps past the episode's end."""
     generator = torch.Generator().manual_seed(seed)
     config, shape = model.config, model.shape
     pictures = (size, shape.cameras * config.data.history, 3, config.sim.image_size, config.sim.image_size)
     steps = config.action.plan_steps
-    text = model.planner.tokenise([INSTRUCTIONS[b % 2] for b in range(size)])
+    text = model.tokenise([INSTRUCTIONS[b % 2] for b in range(size)])
     return Batch(
         plan_images=torch.randint(0, 256, pictures, generator=generator, dtype=torch.uint8),
         plan_state=torch.randn(size, shape.state_dim, generator=generator),
@@ -78,7 +79,7 @@ def make_stats(shape: RobotShape = SHAPE) -> NormStats:
     return NormStats(state=vector(shape.state_dim, -1, 1), action=vector(shape.action_dim, -2, 4))
 
 
-def save_checkpoint(folder: Path, model: Libra, step: int = 0, trainer: dict[str, Any] | None = None) -> Manifest:
+def save_checkpoint(folder: Path, model: System, step: int = 0, trainer: dict[str, Any] | None = None) -> Manifest:
     """A checkpoint of `model` as training writes it."""
     facts = Facts(shape=model.shape, image_keys=KEYS[: model.shape.cameras], control_hz=10, instructions=INSTRUCTIONS)
     return checkpoint.save(folder, model, model.state_dict(), make_stats(model.shape), facts, step, trainer)

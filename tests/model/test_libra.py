@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from libra_ray.model.libra import Libra, RobotShape, augmented, sample_tokens
-from libra_ray.model.parts.backbone import Text
+from libra_ray.model.libra import GROUND_TRUTH, SAMPLED, Libra, sample_tokens
+from libra_ray.model.parts.augment import augmented
+from libra_ray.model.system import seen_first, seen_now
 from libra_ray.training.fit import Fit
+from libra_ray.types import RobotShape
 from tests.model.builders import SHAPE, make_batch, tiny_config, tiny_model
 
 ABLATIONS = {
@@ -20,34 +22,28 @@ ABLATIONS = {
     "both": {"refiner.vision": "shared", "refiner.see_language": True},
     "stateless_planner": {"planner.see_state": False},
 }
-MONOLITHIC = {
-    "monolithic": {"refiner.condition": "features", "refiner.vision": "shared"},
-    "monolithic_own_eyes": {"refiner.condition": "features"},
-}
 every_ablation = pytest.mark.parametrize("changes", ABLATIONS.values(), ids=ABLATIONS)
-every_model = pytest.mark.parametrize("changes", (ABLATIONS | MONOLITHIC).values(), ids=ABLATIONS | MONOLITHIC)
-monolithic = pytest.mark.parametrize("changes", MONOLITHIC.values(), ids=MONOLITHIC)
 
 
-def said(batch) -> Text:
-    return Text(ids=batch.text, mask=batch.text_mask)
+def refined(model, batch, tokens=None, noise=None):
+    """Chunks refined from the given tokens, by default the ground truth's."""
+    horizon = model.config.action.horizon
+    tokens = model.bins.encode(batch.actions)[:, :horizon] if tokens is None else tokens
+    noise = torch.zeros(len(batch), horizon, SHAPE.action_dim) if noise is None else noise
+    return model.infer("refiner", seen_now(batch), {"tokens": tokens}, noise)["actions"]
 
 
 def answers(model, batch, tokens=None, noise=None):
     """Plans, and chunks refined from ground-truth tokens."""
-    horizon = model.config.action.horizon
-    tokens = model.bins.encode(batch.actions)[:, :horizon] if tokens is None else tokens
-    noise = torch.zeros(len(batch), horizon, SHAPE.action_dim) if noise is None else noise
-    plan = model.plan(batch.plan_images, batch.plan_state, said(batch))
-    return plan, model.refine(batch.images, batch.state, said(batch), tokens, noise)
+    return model.infer("planner", seen_first(batch), {})["tokens"], refined(model, batch, tokens, noise)
 
 
-def losses(model, batch, feed="truth"):
+def losses(model, batch, phase=GROUND_TRUTH):
     """Losses with draws that are the same at every call."""
-    return model(batch, feed, torch.Generator().manual_seed(7))
+    return model(batch, phase, torch.Generator().manual_seed(7)).terms
 
 
-@every_model
+@every_ablation
 def test_permuting_a_batch_permutes_its_answers(changes):
     model = tiny_model(changes)
     batch, order = make_batch(model), torch.tensor([3, 0, 5, 1, 4, 2])
@@ -58,7 +54,7 @@ def test_permuting_a_batch_permutes_its_answers(changes):
     assert not torch.allclose(chunk[order], chunk)
 
 
-@every_model
+@every_ablation
 def test_an_answer_depends_on_nobody_else_in_the_batch(changes):
     model = tiny_model(changes)
     batch, few = make_batch(model), torch.tensor([4, 1])
@@ -70,25 +66,25 @@ def test_an_answer_depends_on_nobody_else_in_the_batch(changes):
 
 def gradients(model, found) -> list[torch.Tensor | None]:
     model.zero_grad()
-    (found.diff + (0 if found.plan is None else found.plan)).backward()
+    sum(found.values()).backward()
     return [None if p.grad is None else p.grad.clone() for p in model.parameters()]
 
 
-@every_model
-@pytest.mark.parametrize("feed", ["truth", "planner"])
-def test_masked_steps_never_influence_a_loss(changes, feed):
+@every_ablation
+@pytest.mark.parametrize("phase", [GROUND_TRUTH, SAMPLED])
+def test_masked_steps_never_influence_a_loss(changes, phase):
     """Neither its value nor any of its gradients."""
     model = tiny_model(changes)
     batch = make_batch(model, masked=3)
     assert not batch.action_mask.all()
     other = replace(batch, actions=torch.where(batch.action_mask[..., None], batch.actions, -0.9 * torch.ones(())))
-    before, after = losses(model, batch, feed), losses(model, other, feed)
-    assert (before.plan, before.diff, before.accuracy) == (after.plan, after.diff, after.accuracy)
+    before, after = losses(model, batch, phase), losses(model, other, phase)
+    assert before == after
     for one, two in zip(gradients(model, before), gradients(model, after), strict=True):
         assert torch.equal(one, two)
 
 
-@every_model
+@every_ablation
 def test_every_weight_takes_part(changes):
     """Data-parallel training waits for the gradient of each of them."""
     model = tiny_model(changes)
@@ -96,64 +92,16 @@ def test_every_weight_takes_part(changes):
     assert [name for (name, _), grad in zip(model.named_parameters(), found, strict=True) if grad is None] == []
 
 
-@monolithic
-def test_the_monolithic_baseline_reads_language_and_no_tokens(changes):
-    model = tiny_model(changes)
-    batch = make_batch(model)
-    plan, chunk = answers(model, batch)
-    assert (plan == model.bins.hidden).all()
-    other_plan, other_chunk = answers(model, with_other_instruction(model, batch))
-    assert torch.equal(plan, other_plan)
-    assert not torch.allclose(chunk, other_chunk)
-    assert torch.equal(chunk, answers(model, batch, torch.zeros_like(plan[:, : model.config.action.horizon]))[1])
-    stale = replace(batch, plan_images=batch.plan_images.flip(0), plan_state=batch.plan_state.flip(0))
-    assert torch.equal(chunk, answers(model, stale)[1]), "it looks at the fresh picture alone"
-
-
-@monolithic
-def test_the_monolithic_baseline_learns_through_one_loss(changes):
-    model = tiny_model(changes)
-    found = losses(model, make_batch(model))
-    assert (found.plan, found.accuracy) == (None, None)
-    found.diff.backward()
-    assert gradient(model.planner.blocks) > 0
-    assert gradient(model.planner.backbone) > 0
-    assert gradient(model.refiner) > 0
-    rows = [p.metrics for p in Fit(model, device=torch.device("cpu")).run([make_batch(model)] * 2)]
-    for row in rows:
-        assert not {"loss_plan", "plan_accuracy", "weight_plan", "teacher_forcing"} & row.keys()
-        assert row["loss"] == row["loss_diff"]
-        assert row["grad_norm_planner"] > 0
-
-
-@monolithic
-def test_the_monolithic_baseline_is_no_smaller(changes):
-    """Equal budget: it has all parts of its dual twin but the classes and their codebook."""
-    twin = tiny_model({"refiner.vision": changes.get("refiner.vision", "own")})
-    ours, theirs = (sum(p.numel() for p in model.parameters()) for model in (tiny_model(changes), twin))
-    assert ours == pytest.approx(theirs, rel=0.05)
-
-
-@monolithic
-def test_what_the_monolithic_baseline_obeys_can_be_dropped(changes):
-    """Without its planner's states it has no instruction, and can still be asked."""
-    model = tiny_model({**changes, "refiner.condition_dropout": 1.0}).train()
-    batch = make_batch(model)
-    other = with_other_instruction(model, batch)
-    assert losses(model, batch).diff == losses(model, other).diff
-    assert losses(model.eval(), batch).diff != losses(model, other).diff
-
-
 def test_unmasked_steps_do_influence_both_losses():
     model = tiny_model()
     batch = make_batch(model)
     other = replace(batch, actions=-batch.actions)
-    assert losses(model, batch).plan != losses(model, other).plan
-    assert losses(model, batch).diff != losses(model, other).diff
+    assert losses(model, batch)["plan"] != losses(model, other)["plan"]
+    assert losses(model, batch)["diff"] != losses(model, other)["diff"]
 
 
 def with_other_instruction(model, batch):
-    text = model.planner.tokenise(["close the window"] * len(batch))
+    text = model.tokenise(["close the window"] * len(batch))
     return replace(batch, text=text.ids, text_mask=text.mask)
 
 
@@ -162,7 +110,7 @@ def test_the_refiner_reads_no_instruction():
     batch = make_batch(model)
     other = with_other_instruction(model, batch)
     assert torch.equal(answers(model, batch)[1], answers(model, other)[1])
-    logits = [model.planner(b.plan_images, b.plan_state, said(b)) for b in (batch, other)]
+    logits = [model.planner(b.plan_images, b.plan_state, seen_first(b).text) for b in (batch, other)]
     assert not torch.allclose(*logits)
 
 
@@ -176,7 +124,7 @@ def test_the_ablation_opens_the_refiner_to_language():
 def test_the_tokens_matter_and_so_does_hiding_them(changes):
     model = tiny_model(changes)
     batch = make_batch(model)
-    context = model._look(batch.images, batch.state, said(batch)).context
+    context = model._context(seen_now(batch))
     noisy, level = batch.actions[:, : model.config.action.horizon], torch.full((len(batch),), 0.5)
     tokens = (0, 1, model.bins.hidden)
     predictions = [model.refiner(noisy, level, torch.full(noisy.shape, token), context) for token in tokens]
@@ -184,25 +132,22 @@ def test_the_tokens_matter_and_so_does_hiding_them(changes):
         assert not torch.allclose(predictions[one], predictions[one - 1])
 
 
-@pytest.mark.parametrize("changes", [{}, {"refiner.condition": "features"}], ids=["tokens", "features"])
 @pytest.mark.parametrize("objective", ["flow", "ddpm"])
 @pytest.mark.parametrize("predicts", ["action", "target"])
-def test_what_is_computed_before_the_solver_begins_changes_no_answer(changes, objective, predicts):
-    model = tiny_model({"refiner.objective": objective, "refiner.predicts": predicts, **changes})
-    batch = make_batch(model, 3)
-    text = Text(ids=batch.text, mask=batch.text_mask)
+def test_what_is_computed_before_the_solver_begins_changes_no_answer(objective, predicts):
+    model = tiny_model({"refiner.objective": objective, "refiner.predicts": predicts})
+    batch, refiner = make_batch(model, 3), model.refiner
     tokens = model.bins.encode(batch.actions)[:, : model.config.action.horizon]
     noise = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(0))
-    sight = model._look(batch.images, batch.state, text)
-    intent = tokens if sight.intent is None else sight.intent
+    context = model._context(seen_now(batch))
 
     def predict(x, t):
-        said = model.refiner(x, t, intent, sight.context)
-        return said if model.says_target else model.objective.target_of(model._anchor(intent, said) + said, x, t)
+        said = refiner(x, t, tokens, context)
+        return said if predicts == "target" else refiner.objective.target_of(model.bins.decode(tokens) + said, x, t)
 
     with torch.no_grad():
-        slowly = model.objective.sample(predict, noise, model.config.refiner.denoising_steps).clamp(-1, 1)
-    torch.testing.assert_close(model.refine(batch.images, batch.state, text, tokens, noise), slowly, rtol=1e-4, atol=1e-4)
+        slowly = refiner.objective.sample(predict, noise, model.config.refiner.denoising_steps).clamp(-1, 1)
+    torch.testing.assert_close(refined(model, batch, tokens, noise), slowly, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("field", ["images", "state"])
@@ -229,28 +174,28 @@ def gradient(part) -> float:
     return sum(float(p.grad.abs().sum()) for p in part.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("feed", ["truth", "planner"])
-def test_no_loss_reaches_the_other_system(feed):
+@pytest.mark.parametrize("phase", [GROUND_TRUTH, SAMPLED])
+def test_no_loss_reaches_the_other_system(phase):
     model = tiny_model()
-    losses(model, make_batch(model), feed).diff.backward()
+    losses(model, make_batch(model), phase)["diff"].backward()
     assert gradient(model.planner) == 0
     assert gradient(model.refiner) > 0
     model.zero_grad()
-    losses(model, make_batch(model), feed).plan.backward()
+    losses(model, make_batch(model), phase)["plan"].backward()
     assert gradient(model.planner) > 0
     assert gradient(model.refiner) == 0
 
 
 def test_shared_eyes_learn_from_the_refiner_too():
     model = tiny_model({"refiner.vision": "shared"})
-    losses(model, make_batch(model)).diff.backward()
+    losses(model, make_batch(model))["diff"].backward()
     assert gradient(model.planner.backbone.eyes) > 0
 
 
 def test_a_frozen_backbone_gets_no_gradient():
     model = tiny_model({"planner.freeze_backbone": True, "refiner.vision": "shared"})
     found = losses(model, make_batch(model))
-    (found.plan + found.diff).backward()
+    sum(found.values()).backward()
     assert gradient(model.planner.backbone) == 0
     assert gradient(model.planner.blocks) > 0
 
@@ -266,8 +211,8 @@ def test_fed_with_its_own_tokens_the_refiner_no_longer_reads_the_truth():
     """What the untrained planner samples is not the truth, so that the two losses differ."""
     model = tiny_model()
     batch = make_batch(model)
-    assert losses(model, batch, "truth").diff != losses(model, batch, "planner").diff
-    assert losses(model, batch, "truth").plan == losses(model, batch, "planner").plan
+    assert losses(model, batch, GROUND_TRUTH)["diff"] != losses(model, batch, SAMPLED)["diff"]
+    assert losses(model, batch, GROUND_TRUTH)["plan"] == losses(model, batch, SAMPLED)["plan"]
 
 
 def test_dropped_conditions_are_hidden_only_in_training():
@@ -287,16 +232,16 @@ def test_pictures_are_shifted_only_in_training():
     model = tiny_model({"train.augment_pixels": 4})
     batch = make_batch(model)
     still = losses(model, batch)
-    assert losses(tiny_model(), batch).plan == still.plan
-    assert losses(model.train(), batch).plan != still.plan
+    assert losses(tiny_model(), batch)["plan"] == still["plan"]
+    assert losses(model.train(), batch)["plan"] != still["plan"]
 
 
 def test_proprioception_is_disturbed_only_in_training():
     model = tiny_model({"train.augment_state": 0.05})
     batch = make_batch(model, 64)
     still = losses(model, batch)
-    assert losses(tiny_model(), batch).plan == still.plan
-    assert losses(model.train(), batch).plan != still.plan
+    assert losses(tiny_model(), batch)["plan"] == still["plan"]
+    assert losses(model.train(), batch)["plan"] != still["plan"]
     other = augmented(batch, model.config.train, torch.Generator().manual_seed(1))
     for before, after in ((batch.state, other.state), (batch.plan_state, other.plan_state)):
         assert 0.03 < (after - before).std() < 0.07
@@ -350,7 +295,7 @@ def test_a_few_steps_overfit_a_tiny_batch(changes):
 def test_every_number_of_bins_works_on_the_same_data(bins, objective):
     model = tiny_model({"action.bins": bins, "refiner.objective": objective, "train.steps": 2, "train.curriculum": "planner"})
     batch = make_batch(model)
-    assert losses(model, batch).plan < 3 * torch.tensor(float(bins)).log()
+    assert losses(model, batch)["plan"] < 3 * torch.tensor(float(bins)).log()
     rows = [p.metrics for p in Fit(model, device=torch.device("cpu")).run([batch] * 2)]
     assert all(row["loss"] < float("inf") for row in rows)
     plan, chunk = answers(model.eval(), batch)
@@ -361,7 +306,7 @@ def test_every_number_of_bins_works_on_the_same_data(bins, objective):
 def test_tiny_tokens_are_bytes():
     model = tiny_model()
     most = tiny_config().planner.max_text_tokens
-    text = model.planner.tokenise(["ab", "", "x" * most])
+    text = model.tokenise(["ab", "", "x" * most])
     assert text.ids.shape == (3, most)
     assert text.mask.sum(dim=1).tolist() == [2, 0, most]
     assert text.ids[0, :3].tolist() == [98, 99, 0]

@@ -11,7 +11,8 @@ import numpy as np
 
 from libra_ray.config import Config, SimConfig, override, preset
 from libra_ray.evaluation.simulators import Outcome, Simulators
-from libra_ray.types import IMAGE_KEY, ActionChunk, Observation, Plan, Transition
+from libra_ray.types import IMAGE_KEY, ActionChunk, Observation, Transition
+from tests.policies import DualStub, dual_levels, plan_of
 
 STEPS = 12
 
@@ -58,21 +59,22 @@ class StubEnvironment:
         return Observation(images={IMAGE_KEY: self.render()}, state=state, instruction=self.instruction, step=self.now)
 
 
-class StubPolicy:
+class StubPolicy(DualStub):
     """Chunks of zeros; counts how many robots it was asked for."""
 
     def __init__(self, plan_steps=10, horizon=5):
         self.plan_steps, self.horizon = plan_steps, horizon
+        self.levels = dual_levels(plan_steps, horizon)
         self.batches = []
 
     def plan(self, observations):
-        return [Plan(tokens=np.zeros((self.plan_steps, 4), np.int64), first_step=o.step) for o in observations]
+        return [plan_of(np.zeros((self.plan_steps, 4), np.int64), o.step) for o in observations]
 
     def refine(self, observations, plans):
         self.batches.append(len(observations))
         zeros = np.zeros((self.horizon, 4), np.float32)
         return [
-            ActionChunk(actions=zeros, first_step=o.step, plan_first_step=p.first_step)
+            ActionChunk(actions=zeros, first_step=o.step, intent_first_step=p.first_step)
             for o, p in zip(observations, plans, strict=True)
         ]
 

@@ -16,7 +16,7 @@ def test_a_cell_is_trained_evaluated_and_not_run_twice(ray_cluster, demonstratio
     debug = {key: value for key, value in flatten(debug_config()).items() if key != "preset"}
     few = {"train.steps": 4, "evaluate.episodes_per_task": 1, "evaluate.controllers": "policy", "sim.max_steps": 12}
     few |= {"ray.simulator_actors": 1}
-    monkeypatch.setitem(BENCHES, "place", Bench(changes={}, variants={"monolithic": {"refiner.condition": "features"}}))
+    monkeypatch.setitem(BENCHES, "place", Bench(changes={}, variants={"monolithic": {"model.system": "monolithic"}}))
     data = RunFolder.open(tmp_path / "data", debug_config(data__root=str(demonstrations)))
     data.path("frames").mkdir()
     shutil.copytree(untrained, checkpoint_of(tmp_path / "place-pretrained"))

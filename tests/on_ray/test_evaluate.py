@@ -72,7 +72,7 @@ def test_longer_chunks_than_were_trained_are_refused():
 
 def test_a_policy_without_tokens_cannot_run_on_them_alone(make_run):
     """Refused before anything is recorded or trained."""
-    folder = make_run(refiner__condition="features", evaluate__controllers="expert,policy,coarse_only,zero_action")
+    folder = make_run(model__system="monolithic", evaluate__controllers="expert,policy,coarse_only,zero_action")
     with pytest.raises(ValueError, match=r"no coarse tokens; give --evaluate.controllers expert,policy,zero_action"):
         stages.check(folder, "record", "train", "evaluate")
 

@@ -86,7 +86,7 @@ def test_observations_carry_as_many_pictures_as_asked(history):
 
 def test_lockstep_is_what_a_single_robot_does(untrained):
     """Two robots in one batch, and each alone by `rollout.run`: the same episodes up to float noise."""
-    from libra_ray.control.robot import PolicyController
+    from libra_ray.control.lockstep import PolicyController
     from libra_ray.evaluation.rollout import run
     from libra_ray.policy import load_policy
     from libra_ray.sim import make_environment
@@ -98,7 +98,7 @@ def test_lockstep_is_what_a_single_robot_does(untrained):
     Lockstep(config, policy.source.config, LocalFleet(Simulators(config.sim)), policy, noted).play(jobs)
     environment = make_environment(config.sim, "reach-v3")
     for job in jobs:
-        alone = run(environment, PolicyController(policy, config.control, config.action), job.seed)
+        alone = run(environment, PolicyController(policy, config.control), job.seed)
         together = noted.episodes[job]
         assert (len(together.steps), together.success) == (len(alone.steps), alone.success)
         for name in ("value", "intent_age_steps"):

@@ -51,7 +51,7 @@ def checked(tmp_path, *jobs, **changes):
 
 def test_what_is_built_in_passes(tmp_path):
     checked(tmp_path, *ALL)
-    checked(tmp_path, *ALL, refiner__condition="features", evaluate__controllers="policy", data__history=2)
+    checked(tmp_path, *ALL, model__system="monolithic", evaluate__controllers="policy", data__history=2)
 
 
 def test_a_model_that_must_not_train_is_refused_before_recording(tmp_path, mae):

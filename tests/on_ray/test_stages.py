@@ -7,14 +7,13 @@ import pytest
 
 from libra_ray import checkpoint
 from libra_ray.data.dataset import write_dataset
-from libra_ray.model.libra import RobotShape
 from libra_ray.on_ray import evaluate as evaluation
 from libra_ray.on_ray import stages
 from libra_ray.on_ray.run_data import FACT, began_with, open_to_train
 from libra_ray.report.publish import dataset_facts
 from libra_ray.runs.folder import RunFolder
 from libra_ray.sim import robot_spec
-from libra_ray.types import IMAGE_KEY
+from libra_ray.types import IMAGE_KEY, RobotShape
 from tests.data.builders import make_episode
 from tests.model import families
 from tests.model.builders import tiny_model

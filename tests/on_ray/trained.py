@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from libra_ray import checkpoint
-from libra_ray.model.libra import RobotShape
-from libra_ray.types import IMAGE_KEY
+from libra_ray.types import IMAGE_KEY, RobotShape
 from tests.model.builders import make_stats, tiny_model
 
 METAWORLD_HZ = 80

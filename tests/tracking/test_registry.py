@@ -9,15 +9,15 @@ from mlflow.models import Model
 
 from libra_ray import checkpoint as checkpoints
 from libra_ray.config import Config, TrackingConfig, override
-from libra_ray.model.libra import RobotShape
-from libra_ray.policy import load_policy
+from libra_ray.policy import act, load_policy
 from libra_ray.report import publish
 from libra_ray.runs import mlflow_model as registered_model
 from libra_ray.runs.folder import RunFolder
 from libra_ray.runs.results import TrainingLog
 from libra_ray.tracking import Tracker, TrackingError, checkpoint_from_registry
-from libra_ray.types import ActionChunk, Plan
+from libra_ray.types import ActionChunk, RobotShape
 from tests.model.builders import KEYS, make_observation, save_checkpoint, tiny_model
+from tests.policies import DualStub, dual_levels, plan_of
 from tests.tracking.conftest import SCHEMA
 
 
@@ -49,16 +49,18 @@ def test_the_registered_model_has_its_schema(tracking, runs, checkpoint):
     assert [(spec.name, spec.shape) for spec in model.signature.outputs.inputs] == [("action", (-1, 5, 4))]
 
 
-class StubPolicy:
+class StubPolicy(DualStub):
     """Plans nothing, and answers each robot with its own state."""
 
+    levels = dual_levels(10, 5)
+
     def plan(self, observations):
-        return [Plan(tokens=np.zeros((10, 4), np.int64), first_step=0) for _ in observations]
+        return [plan_of(np.zeros((10, 4), np.int64), 0) for _ in observations]
 
     def refine(self, observations, plans):
         assert [o.instruction for o in observations] == ["open", "close it"]
         assert observations[0].images["observation.image"].shape == (64, 64, 3)
-        return [ActionChunk(actions=np.tile(o.state, (5, 1)), first_step=0, plan_first_step=0) for o in observations]
+        return [ActionChunk(actions=np.tile(o.state, (5, 1)), first_step=0, intent_first_step=0) for o in observations]
 
 
 def test_a_registered_model_predicts_under_its_schema(tracking, runs, checkpoint, monkeypatch):
@@ -135,7 +137,7 @@ def inputs(robots, history):
 def offline(folder, robots):
     """The first chunk of each robot by the policy itself."""
     policy = load_policy(folder)
-    return np.stack([chunk.actions for chunk in policy.refine(robots, policy.plan(robots))])
+    return np.stack([chunk.actions for chunk in act(policy, robots)])
 
 
 @pytest.mark.parametrize(("cameras", "history"), [(2, 2), (2, 1), (1, 2)])

@@ -6,9 +6,8 @@ from libra_ray.checkpoint import Facts
 from libra_ray.config import Config
 from libra_ray.data.splits import Split
 from libra_ray.data.transforms import compute_stats
-from libra_ray.model.libra import RobotShape
 from libra_ray.training.data import TrainingData
-from libra_ray.types import IMAGE_KEY
+from libra_ray.types import IMAGE_KEY, RobotShape
 from tests.data.builders import make_frames, make_recorded
 
 

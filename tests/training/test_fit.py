@@ -3,7 +3,6 @@
 import copy
 import math
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from torch import nn
 
 from libra_ray import checkpoint
 from libra_ray.config import override
-from libra_ray.model.libra import Losses
+from libra_ray.model.libra import GROUND_TRUTH, SAMPLED, Curriculum
 from libra_ray.training.fit import Fit, learning_rate, uses_bf16
 from tests.model.builders import make_batch, save_checkpoint, tiny_config, tiny_model
 
@@ -59,7 +58,7 @@ def test_two_and_two_resumed_steps_are_four(resume, tmp_path):
     assert second.step == whole.step == 4
     assert same(second.model.state_dict(), whole.model.state_dict())
     assert same(second.weights(), whole.weights())
-    assert second.accuracy == whole.accuracy
+    assert second.schedule.state() == whole.schedule.state()
     losses = [[row[name] for row in found] for found in (rows, early + late) for name in ("loss_plan", "loss_diff", "lr")]
     assert losses[:3] == losses[3:]
 
@@ -186,48 +185,32 @@ def test_the_rows_learning_rate_is_the_optimisers():
         assert {group["lr"] for group in fit.optimiser.param_groups} == {progress.metrics["lr"]}
 
 
-class ScriptedModel(nn.Module):
-    """Stands in for Libra: its planner's accuracy follows a script, and it remembers whose tokens it was fed."""
-
-    def __init__(self, accuracies, **changes):
-        super().__init__()
-        self.config = SimpleNamespace(train=config(steps=len(accuracies), **changes))
-        self.planner, self.refiner = nn.Linear(1, 1), nn.Linear(1, 1)
-        self.accuracies, self.feeds = list(accuracies), []
-
-    def shared_parameters(self):
-        return []
-
-    def forward(self, batch, feed):
-        accuracy = torch.tensor(self.accuracies[len(self.feeds)])
-        self.feeds.append(feed)
-        one = torch.ones(1)
-        return Losses(plan=self.planner(one).square().sum(), diff=self.refiner(one).square().sum(), accuracy=accuracy)
-
-
-def feeds(accuracies, **changes):
-    model, batch = ScriptedModel(accuracies, **changes), make_batch(tiny_model(), 2)
-    list(Fit(model, device=CPU).run([batch] * len(accuracies)))
-    return model.feeds
+def phases(accuracies, **changes):
+    """The phase of every step of a curriculum whose planner's accuracy follows a script."""
+    curriculum, found = Curriculum(config(steps=len(accuracies), **changes)), []
+    for step, accuracy in enumerate(accuracies):
+        found.append(curriculum.phase)
+        curriculum.advance(step + 1, {"plan_accuracy": accuracy})
+    return found
 
 
 def test_the_curriculum_switches_once_and_stays():
     """Good after step 10, hopeless again from step 20 on: the ground truth does not come back."""
-    found = feeds([0.0] * 10 + [1.0] * 10 + [0.0] * 40, curriculum="threshold", tau=0.3, warmup_steps=0)
-    switch = found.index("planner")
+    found = phases([0.0] * 10 + [1.0] * 10 + [0.0] * 40, curriculum="threshold", tau=0.3, warmup_steps=0)
+    switch = found.index(SAMPLED)
     assert 10 < switch <= 20
-    assert found == ["truth"] * switch + ["planner"] * (60 - switch)
+    assert found == [GROUND_TRUTH] * switch + [SAMPLED] * (60 - switch)
 
 
 def test_the_curriculum_waits_for_the_warm_up_and_for_the_accuracy():
-    assert feeds([1.0] * 20, tau=0.5, warmup_steps=10).index("planner") == 10
-    assert set(feeds([0.49] * 50, tau=0.5, warmup_steps=0)) == {"truth"}
-    assert feeds([0.51] * 50, tau=0.5, warmup_steps=0).index("planner") == 1
+    assert phases([1.0] * 20, tau=0.5, warmup_steps=10).index(SAMPLED) == 10
+    assert set(phases([0.49] * 50, tau=0.5, warmup_steps=0)) == {GROUND_TRUTH}
+    assert phases([0.51] * 50, tau=0.5, warmup_steps=0).index(SAMPLED) == 1
 
 
-@pytest.mark.parametrize(("curriculum", "feed"), [("teacher", "truth"), ("planner", "planner")])
-def test_the_other_curricula_never_switch(curriculum, feed):
-    assert set(feeds([0.0] * 5 + [1.0] * 15, curriculum=curriculum, tau=0.1, warmup_steps=0)) == {feed}
+@pytest.mark.parametrize(("curriculum", "phase"), [("teacher", GROUND_TRUTH), ("planner", SAMPLED)])
+def test_the_other_curricula_never_switch(curriculum, phase):
+    assert set(phases([0.0] * 5 + [1.0] * 15, curriculum=curriculum, tau=0.1, warmup_steps=0)) == {phase}
 
 
 def test_a_resumed_run_does_not_go_back_to_the_truth():
@@ -236,8 +219,9 @@ def test_a_resumed_run_does_not_go_back_to_the_truth():
     rows = trained(fit, 2)
     assert [row["teacher_forcing"] for row in rows] == [1, 0]
     again = Fit(tiny_model(changes), device=CPU, state=fit.state())
-    assert again.feed == "planner"
-    assert again.switched_at == fit.switched_at == 1
+    assert again.schedule.phase == SAMPLED
+    assert again.schedule.state() == fit.schedule.state()
+    assert again.schedule.state()["switched_at"] == 1
 
 
 def test_precision_is_as_asked_for():

@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from libra_ray.config import override
+from libra_ray.model.libra import GROUND_TRUTH
 from libra_ray.training.fit import Fit
 from libra_ray.training.loss_balance import (
     EqualGradients,
+    GradientMeter,
     Gradients,
     Uncertainty,
     make_balance,
-    measure_gradients,
-    shared_gradient,
 )
 from tests.model.builders import make_batch, tiny_config, tiny_model
 
@@ -60,40 +60,40 @@ def test_calibration_keeps_up_with_a_problem_that_moves():
 
 @given(plan=norms, diff=norms, lambda_plan=st.floats(0.1, 10), lambda_diff=st.floats(0.1, 10))
 def test_calibrated_weights_keep_their_sum_and_equalise_what_was_measured(plan, diff, lambda_plan, lambda_diff):
-    balance = EqualGradients(settings(balance="gradient", lambda_plan=lambda_plan, lambda_diff=lambda_diff))
-    before = balance.weights
-    assert (before.plan, before.diff) == (lambda_plan, lambda_diff)
+    lambdas = {"plan": lambda_plan, "diff": lambda_diff}
+    balance = EqualGradients(lambdas, memory=0.9)
+    assert balance.weights == lambdas
     for _ in range(3):
-        balance.measure(Gradients(plan=plan, diff=diff))
+        balance.measure(Gradients(norms={"plan": plan, "diff": diff}))
     weights = balance.weights
-    assert weights.plan + weights.diff == pytest.approx(lambda_plan + lambda_diff)
-    assert weights.plan * plan / lambda_plan == pytest.approx(weights.diff * diff / lambda_diff)
+    assert sum(weights.values()) == pytest.approx(lambda_plan + lambda_diff)
+    assert weights["plan"] * plan / lambda_plan == pytest.approx(weights["diff"] * diff / lambda_diff)
 
 
-@pytest.mark.parametrize("gone", [Gradients(plan=0.0, diff=1.0), Gradients(plan=math.nan, diff=1.0)])
+@pytest.mark.parametrize("gone", [0.0, math.nan])
 def test_a_vanished_gradient_says_nothing_about_a_weight(gone):
-    balance = EqualGradients(settings(balance="gradient"))
-    balance.measure(Gradients(plan=4.0, diff=1.0))
+    balance = EqualGradients({"plan": 1.0, "diff": 1.0}, memory=0.9)
+    balance.measure(Gradients(norms={"plan": 4.0, "diff": 1.0}))
     before = balance.weights
-    balance.measure(gone)
+    balance.measure(Gradients(norms={"plan": gone, "diff": 1.0}))
     assert balance.weights == before
 
 
 @given(plan=st.floats(0.02, 5), diff=st.floats(0.02, 5), lambda_plan=st.floats(0.5, 2))
 def test_learned_weights_settle_where_both_weighted_losses_are_one(plan, diff, lambda_plan):
-    balance = Uncertainty(settings(balance="uncertainty", lambda_plan=lambda_plan))
+    balance = Uncertainty({"plan": lambda_plan, "diff": 1.0})
     for _ in range(1500):
-        balance.learn(plan, diff)
-    assert balance.weights.plan * plan == pytest.approx(1, abs=0.01)
-    assert balance.weights.diff * diff == pytest.approx(1, abs=0.01)
+        balance.learn({"plan": plan, "diff": diff})
+    assert balance.weights["plan"] * plan == pytest.approx(1, abs=0.01)
+    assert balance.weights["diff"] * diff == pytest.approx(1, abs=0.01)
 
 
 def test_the_learned_step_descends_the_published_objective():
     """lambda exp(-s) L + s, differentiated by torch instead of by hand."""
-    balance = Uncertainty(settings(balance="uncertainty", lambda_plan=2.0))
+    balance = Uncertainty({"plan": 2.0, "diff": 1.0})
     s = torch.zeros(2, requires_grad=True)
     (torch.tensor([2.0, 1.0]) * (-s).exp() * torch.tensor([0.7, 3.0]) + s).sum().backward()
-    balance.learn(0.7, 3.0)
+    balance.learn({"plan": 0.7, "diff": 3.0})
     moved = [balance.log_variances[name] for name in ("plan", "diff")]
     torch.testing.assert_close(torch.tensor(moved), -0.01 * s.grad)
 
@@ -101,33 +101,51 @@ def test_the_learned_step_descends_the_published_objective():
 @pytest.mark.parametrize("changes", [{}, SHARED], ids=["apart", "shared"])
 def test_gradients_are_taken_apart_rightly(changes):
     """One backward pass of the weighted sum gives what a pass of each loss alone would."""
-    model = tiny_model(changes)
-    batch, shared = make_batch(model), model.shared_parameters()
-    assert bool(shared) is bool(changes)
-    balance = EqualGradients(settings(lambda_plan=0.3, lambda_diff=1.7))
+    model, weights = tiny_model(changes), {"plan": 0.3, "diff": 1.7}
+    batch, meter = make_batch(model), GradientMeter(model.reached())
 
     def losses():
-        return model(batch, "truth", torch.Generator().manual_seed(0))
+        return model(batch, GROUND_TRUTH, torch.Generator().manual_seed(0)).terms
 
     alone = {}
-    for name in ("plan", "diff"):
+    for name in weights:
         model.zero_grad()
-        getattr(losses(), name).backward()
+        losses()[name].backward()
         alone[name] = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     found = losses()
-    on_shared = shared_gradient(found.diff, shared) if shared else None
-    (0.3 * found.plan + 1.7 * found.diff).backward()
-    measured = measure_gradients(model, balance.weights, shared, on_shared)
-    for name in ("plan", "diff"):
+    meter.before(found)
+    sum(weights[name] * term for name, term in found.items()).backward()
+    measured = meter.after(weights)
+    for name in weights:
         expected = torch.cat([g.flatten() for g in alone[name].values()]).norm()
-        assert getattr(measured, name) == pytest.approx(float(expected), rel=1e-3)
+        assert measured.norms[name] == pytest.approx(float(expected), rel=1e-3)
+    both = {id(p) for p in model.reached()["plan"]} & {id(p) for p in model.reached()["diff"]}
+    shared = [name for name, p in model.named_parameters() if id(p) in both]
+    assert bool(shared) is bool(changes)
     if not shared:
-        assert measured.cosine is None
+        assert not measured.cosines
         return
-    eyes = [n for n, p in model.named_parameters() if any(p is q for q in shared)]
-    plan, diff = (torch.cat([alone[k].get(n, torch.zeros_like(model.get_parameter(n))).flatten() for n in eyes]) for k in alone)
-    assert measured.cosine == pytest.approx(float(torch.nn.functional.cosine_similarity(plan, diff, dim=0)), abs=1e-3)
+    none = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    plan, diff = (torch.cat([(none | grads)[name].flatten() for name in shared]) for grads in alone.values())
+    expected = float(torch.nn.functional.cosine_similarity(plan, diff, dim=0))
+    assert measured.cosines == {("plan", "diff"): pytest.approx(expected, abs=1e-3)}
+
+
+def test_three_losses_are_taken_apart_where_they_meet():
+    """Two share one weight, all three another, and each has one of its own."""
+    dice = torch.Generator().manual_seed(0)
+    own, pair, everyone = ([torch.nn.Parameter(torch.randn(4, generator=dice)) for _ in range(3)] for _ in range(3))
+    reached = {"a": [own[0], pair[0], everyone[0]], "b": [own[1], pair[0], everyone[0]], "c": [own[2], everyone[0]]}
+    terms = {name: sum((i + 1) * (p**2).sum() for i, p in enumerate(found)) for name, found in reached.items()}
+    weights, meter = {"a": 0.5, "b": 2.0, "c": 3.0}, GradientMeter(reached)
+    meter.before(terms)
+    sum(weights[name] * term for name, term in terms.items()).backward()
+    measured = meter.after(weights)
+    for name, found in reached.items():
+        expected = torch.cat([2 * (i + 1) * p.detach() for i, p in enumerate(found)]).norm()
+        assert measured.norms[name] == pytest.approx(float(expected), rel=1e-5)
+    assert set(measured.cosines) == {("a", "b"), ("a", "c"), ("b", "c")}
 
 
 def moved(changes):
@@ -174,9 +192,10 @@ def test_every_row_has_weights_and_gradients_of_both_losses(balance):
         )
         assert row["grad_norm_loss_plan"] > 0
         assert row["grad_norm_loss_diff"] > 0
-        assert -1 <= row["grad_cosine_shared"] <= 1
+        assert -1 <= row["grad_cosine_plan_diff"] <= 1
     assert rows[0]["grad_norm_loss_plan"] == rows[1]["grad_norm_loss_plan"] != rows[2]["grad_norm_loss_plan"]
-    assert make_balance(settings(balance=balance)).weights == make_balance(settings()).weights
+    lambdas = {"plan": 1.0, "diff": 2.0}
+    assert make_balance(settings(balance=balance), lambdas).weights == lambdas
 
 
 @pytest.mark.parametrize(
@@ -184,7 +203,6 @@ def test_every_row_has_weights_and_gradients_of_both_losses(balance):
     [
         ({"train.balance": "gradient", "train.lambda_plan": 0.0}, r"train\.lambda_plan=0\.0.*above 0"),
         ({"train.balance": "uncertainty", "train.lambda_diff": 0.0}, r"train\.lambda_diff=0\.0.*above 0"),
-        ({"train.balance": "gradient", "refiner.condition": "features"}, "nothing to balance"),
         ({"train.balance_memory": 1.0}, "below 1"),
         ({"train.balance_every": 0}, "at least 1"),
     ],
@@ -192,3 +210,9 @@ def test_every_row_has_weights_and_gradients_of_both_losses(balance):
 def test_a_balance_of_nothing_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         tiny_config(changes)
+
+
+@pytest.mark.parametrize("balance", ["gradient", "uncertainty"])
+def test_one_loss_cannot_be_balanced(balance):
+    with pytest.raises(ValueError, match=r"nothing to balance: model\.system=monolithic has one loss"):
+        tiny_model({"train.balance": balance, "model.system": "monolithic"})

@@ -9,14 +9,15 @@ import pytest
 import torch
 
 from libra_ray import checkpoint
-from libra_ray.model.libra import Libra
 from libra_ray.model.parts.backbone import Backbone, PretrainedBackbone, make_backbone
 from libra_ray.model.parts.vision import PretrainedEncoder
-from libra_ray.policy import LibraPolicy
+from libra_ray.model.registry import make_system
+from libra_ray.model.system import System, seen_first
+from libra_ray.policy import SystemPolicy, act
 from libra_ray.training.fit import Fit
 from tests.model import families, hugging_face
 from tests.model.builders import SHAPE, make_batch, make_observation, save_checkpoint, tiny_config, tiny_model
-from tests.model.test_libra import answers, losses, said
+from tests.model.test_libra import answers, losses
 
 SOURCES = ("llava", "internvl", "mllama")
 """One without a chat template, the paper's, and one that reads what its processor says of each token."""
@@ -33,7 +34,7 @@ def eyes(tmp_path_factory) -> Path:
     return hugging_face.write_siglip(tmp_path_factory.mktemp("hub") / "siglip")
 
 
-def pretrained(source: Path, changes=None) -> Libra:
+def pretrained(source: Path, changes=None) -> System:
     return tiny_model({"planner.backbone": str(source), "planner.max_text_tokens": 12, **(changes or {})})
 
 
@@ -49,10 +50,12 @@ def test_the_weights_are_those_of_the_folder(source):
 def test_instruction_and_pictures_are_both_read(source):
     model = pretrained(source)
     batch = make_batch(model, 2)
-    logits = model.planner(batch.plan_images, batch.plan_state, said(batch))
-    other = replace(batch, text=batch.text.flip(0), text_mask=batch.text_mask.flip(0))
-    assert not torch.allclose(model.planner(batch.plan_images, batch.plan_state, said(other)), logits, atol=1e-4)
-    assert not torch.allclose(model.planner(batch.plan_images.flip(0), batch.plan_state, said(batch)), logits, atol=1e-4)
+    logits = model.planner(batch.plan_images, batch.plan_state, seen_first(batch).text)
+    other, text = replace(batch, text=batch.text.flip(0), text_mask=batch.text_mask.flip(0)), seen_first(batch).text
+    assert not torch.allclose(model.planner(batch.plan_images, batch.plan_state, seen_first(other).text), logits, atol=1e-4)
+    assert not torch.allclose(
+        model.planner(batch.plan_images.flip(0), batch.plan_state, text), logits, atol=1e-4
+    )
 
 
 def test_an_answer_depends_on_nobody_else_in_the_batch(source):
@@ -77,7 +80,7 @@ def test_padding_is_never_read(source):
     unknown = model.planner.backbone.processor.tokenizer.unk_token_id
     junk = replace(batch, text=torch.where(batch.text_mask, batch.text, unknown))
     assert not torch.equal(junk.text, batch.text)
-    logits = [model.planner(b.plan_images, b.plan_state, said(b)) for b in (batch, junk)]
+    logits = [model.planner(b.plan_images, b.plan_state, seen_first(b).text) for b in (batch, junk)]
     torch.testing.assert_close(*logits, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(answers(model, batch)[1], answers(model, junk)[1], atol=1e-4, rtol=1e-4)
 
@@ -138,8 +141,8 @@ def test_a_checkpoint_alone_is_enough(source, eyes, tmp_path):
     for mine, theirs in zip(answers(loaded.model, batch), answers(model, batch), strict=True):
         assert torch.equal(mine, theirs)
     seen = [make_observation(robot) for robot in range(2)]
-    policy = LibraPolicy(loaded)
-    assert all(np.isfinite(chunk.actions).all() for chunk in policy.refine(seen, policy.plan(seen)))
+    policy = SystemPolicy(loaded)
+    assert all(np.isfinite(chunk.actions).all() for chunk in act(policy, seen))
 
 
 def test_a_changed_tokeniser_is_noticed(source, tmp_path):
@@ -158,7 +161,7 @@ def test_unknown_models_are_refused(key, valid, name, tmp_path):
     (tmp_path / "folder").mkdir()
     given = str(tmp_path / "folder") if name == "folder" else name
     with pytest.raises(ValueError, match=valid) as refusal:
-        Libra(tiny_config({key: given}), SHAPE)
+        make_system(tiny_config({key: given}), SHAPE)
     assert given in str(refusal.value)
     assert "local model folder" in str(refusal.value)
 

@@ -123,7 +123,7 @@ def test_the_fleet_gets_what_the_policy_itself_says(real, policy):
     for number, replies in enumerate(asyncio.run(fleet())):
         for reply in replies:
             assert not reply.held
-            want = expected(policy, number, reply.first_step, reply.plan_first_step)
+            want = expected(policy, number, reply.first_step, reply.intent_first_step)
             np.testing.assert_allclose(reply.actions, want, atol=1e-3)
             assert reply.robot == f"robot {number}"
 

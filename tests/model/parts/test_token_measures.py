@@ -1,21 +1,21 @@
 """The laws of the offline measures: known entropies, known variances, and an answer that depends on nothing else."""
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from libra_ray.model.libra import chunk_of
 from libra_ray.model.parts.action_tokens import Bins
-from libra_ray.training.difficulty import BinMeans, groups_of, measure_difficulty, token_entropy
+from libra_ray.model.parts.chunks import chunk_of
+from libra_ray.model.parts.token_measures import BinMeans, groups_of, token_entropy
 from libra_ray.training.fit import Fit
 from tests.model.builders import make_batch, tiny_config, tiny_model
 from tests.training.builders import training_data
 
 CPU = torch.device("cpu")
-MONOLITHIC = {"refiner.condition": "features", "evaluate.controllers": "policy"}
+MONOLITHIC = {"model.system": "monolithic"}
 
 
 def drawn(bins, size=(20000, 2, 3), seed=0):
@@ -92,7 +92,7 @@ def test_the_mean_of_a_bin_explains_nothing_and_the_action_itself_everything():
 
 def measured(model, batch):
     everything = replace(batch, plan_images=batch.plan_images[:, :0], images=batch.images[:, :0])
-    return measure_difficulty(model, batch, everything)
+    return model.measure(batch, everything)
 
 
 def test_measures_are_the_same_at_every_call_and_disturb_no_draw():
@@ -108,19 +108,19 @@ def test_measures_are_the_same_at_every_call_and_disturb_no_draw():
     assert measured(model, other) == first
 
 
-def test_every_measure_has_its_place_in_a_log_row():
+def test_every_measure_is_a_finite_number():
     model = tiny_model()
     found = measured(model, make_batch(model, 12))
-    row = found.row()
-    assert row == {f"val_{name}": value for name, value in asdict(found).items()}
-    assert None not in asdict(found).values()
-    assert all(math.isfinite(value) for value in row.values())
+    assert {"loss_plan", "loss_diff", "plan_accuracy", "action_error", "coarse_error"} < found.keys()
+    assert all(math.isfinite(value) for value in found.values())
+    left = found["residual_share"] * (1 - found["explained_truth"])
+    assert found["variance_explained"] == pytest.approx(1 - left)
 
 
 def test_a_monolithic_model_has_no_tokens_to_measure():
     model = tiny_model(MONOLITHIC)
     found = measured(model, make_batch(model, 12))
-    assert {name for name, value in asdict(found).items() if value is not None} == {"loss_diff", "action_error"}
+    assert set(found) == {"loss_diff", "action_error"}
 
 
 def test_learning_shows():
@@ -131,12 +131,12 @@ def test_learning_shows():
     before = measured(model, batch)
     list(Fit(model, device=CPU).run([batch] * 60))
     after = measured(model.eval(), batch)
-    assert after.plan_accuracy == 1
-    assert after.plan_resolved > 0.9 > 0 > before.plan_resolved
-    assert 1 - after.explained_truth < (1 - before.explained_truth) / 3
-    assert after.explained_planner == pytest.approx(after.explained_truth), "the planner says the truth now"
-    assert after.coarse_error < before.coarse_error
-    assert (after.token_entropy, after.residual_share) == (before.token_entropy, before.residual_share)
+    assert after["plan_accuracy"] == 1
+    assert after["plan_resolved"] > 0.9 > 0 > before["plan_resolved"]
+    assert 1 - after["explained_truth"] < (1 - before["explained_truth"]) / 3
+    assert after["explained_planner"] == pytest.approx(after["explained_truth"]), "the planner says the truth now"
+    assert after["coarse_error"] < before["coarse_error"]
+    assert (after["token_entropy"], after["residual_share"]) == (before["token_entropy"], before["residual_share"])
 
 
 @pytest.mark.parametrize("changes", [{}, MONOLITHIC], ids=["dual", "monolithic"])
