@@ -26,10 +26,13 @@ import libra_ray
 from libra_ray.common.disk import explained
 from libra_ray.config import PRESETS, Config, override, preset
 from libra_ray.config.overrides import flatten, flatten_mapping, leaf_types
+from libra_ray.model.registry import SYSTEMS, check_name
 
 DEFAULT_PRESET = "quickstart"
 _OWN_OPTIONS = ("--help", "--name", "--runs", "--fresh", "--config")
 Options = Mapping[str, Mapping[str, Any]]
+KINDS = {"model.system": "{" + ",".join([*SYSTEMS, "MODULE:CLASS"]) + "}"}
+"""What `--help` shows of settings whose choices no type tells."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -218,7 +221,7 @@ def _add_settings(parser: argparse.ArgumentParser, shown: Config | None) -> None
             groups[section] = parser.add_argument_group(section, inspect.getdoc(sections[section]))
         text = " ".join([texts.get(name, ""), f"(default: {_shown(values.get(name))})"]).strip()
         groups[section].add_argument(
-            f"--{name}", metavar=_kind(annotation), default=argparse.SUPPRESS, help=text.replace("%", "%%")
+            f"--{name}", metavar=KINDS.get(name) or _kind(annotation), default=argparse.SUPPRESS, help=text.replace("%", "%%")
         )
 
 
@@ -283,7 +286,9 @@ def _resolved(given: Mapping[str, Any]) -> Config:
     changes = _file(given["config"]) if given["config"] else {}
     from_file = changes.pop("preset", None)
     config = preset(given["preset"] or str(from_file or DEFAULT_PRESET))
-    return override(override(config, changes), {name: value for name, value in given.items() if "." in name})
+    config = override(override(config, changes), {name: value for name, value in given.items() if "." in name})
+    check_name(config.model.system)
+    return config
 
 
 def _file(path: str) -> dict[str, Any]:

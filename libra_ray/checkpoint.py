@@ -245,8 +245,8 @@ def load_trainer_state(folder: Path | str) -> dict[str, Any]:
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     raw = state.get("model", {})
     frozen = {n: v for n, v in load_file(Path(folder) / "weights.safetensors").items() if n not in raw}
-    if "schedule" not in state:
-        # Earlier versions wrote the curriculum's state beside the others.
+    if "switched_at" in state:
+        # Earlier versions wrote the schedule's state beside the others.
         state["schedule"] = {name: state.pop(name) for name in ("accuracy", "switched_at")}
     return {**state, "model": raw | frozen}
 

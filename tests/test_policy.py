@@ -82,7 +82,7 @@ def test_steps_and_shapes(either, source):
     intent = plan(either, [observation])[0]
     action = source.config.action
     assert (intent.values["tokens"].shape, intent.values["tokens"].dtype) == ((action.plan_steps, SHAPE.action_dim), np.int64)
-    assert (plan.first_step, plan.end_step) == (7, 7 + action.plan_steps)
+    assert (intent.first_step, intent.end_step) == (7, 7 + action.plan_steps)
     chunk = refine(either, [at(observation, 11)], [intent])[0]
     assert (chunk.actions.shape, chunk.actions.dtype) == ((action.horizon, SHAPE.action_dim), np.float32)
     assert (chunk.first_step, chunk.intent_first_step) == (11, 7)

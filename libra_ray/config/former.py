@@ -26,6 +26,6 @@ def refuse_former(settings: Mapping[str, Any]) -> None:
     """
     for name, value in settings.items():
         if name in RENAMED:
-            raise ValueError(f"{name} is called {RENAMED[name]} now; give {RENAMED[name]}={value}")
+            raise ValueError(f"{name} has another name now; give {RENAMED[name]}={value}")
         if name == CONDITION:
             raise ValueError(f"{name} is now model.system; give model.system={SYSTEM_OF.get(value, 'libra')}")

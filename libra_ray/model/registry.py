@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from libra_ray.config import Config
-from libra_ray.types import RobotShape
 
 if TYPE_CHECKING:
     from libra_ray.model.system import System
+    from libra_ray.types import RobotShape
 
 SYSTEMS = {
     "libra": "libra_ray.model.libra:Libra",
@@ -49,7 +49,7 @@ def system_class(name: str) -> "type[System]":
     return found
 
 
-def make_system(config: Config, shape: RobotShape, folder: Path | None = None) -> "System":
+def make_system(config: Config, shape: "RobotShape", folder: Path | None = None) -> "System":
     """The configured system with random weights.
 
     Args:

@@ -1,6 +1,7 @@
 """The configuration: one tree, one way to change it, and messages that help."""
 
 import dataclasses
+import json
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
@@ -86,13 +87,13 @@ def test_overrides_of_different_names_commute_and_touch_nothing_else(steps, widt
         *[({name: "x" * 300}, f"{name}.*too long") for name in NAMES_OR_FOLDERS],
         ({"planner.see_state": "perhaps"}, "true or false"),
         ({"refiner.vision": "eyes"}, "own, shared"),
-        ({"evaluate.controllers": "expert,magic"}, "magic.*expert, policy"),
         ({"data.holdout_share": 1.5}, r"data.holdout_share.*\[0, 1\]"),
         ({"control.execute_steps": 6}, "exceeds action.horizon"),
         ({"planner.width": 130}, "planner.heads"),
         ({"sim.tasks": ""}, "at least one task"),
         ({"train.balance": "magic"}, "fixed, gradient, uncertainty"),
-        ({"refiner.condition": "none"}, "tokens, features"),
+        ({"refiner.condition": "features"}, "now model.system; give model.system=monolithic"),
+        ({"control.planner_delay_steps": 3}, "give control.intent_delay_steps=3"),
         ({"tracking.experiment": " "}, "tracking.experiment=' '.*1 to 500"),
         ({"tracking.experiment": "x" * 501}, "1 to 500"),
         ({"tracking.uri": None}, "tracking.uri=None.*str"),
@@ -120,6 +121,16 @@ def test_overrides_of_different_names_commute_and_touch_nothing_else(steps, widt
 def test_a_mistake_is_refused_in_words(changes, message):
     with pytest.raises(ValueError, match=message):
         override(Config(), changes)
+
+
+def test_what_earlier_versions_saved_is_read_in_todays_words():
+    tree = json.loads(to_json(Config()))
+    tree["control"]["planner_delay_steps"] = tree["control"].pop("intent_delay_steps") + 2
+    tree["refiner"]["condition"] = "features"
+    del tree["model"]
+    assert from_json(json.dumps(tree)) == override(Config(), {"model.system": "monolithic", "control.intent_delay_steps": 2})
+    tree["refiner"]["condition"] = "tokens"
+    assert from_json(json.dumps(tree)).model.system == "libra"
 
 
 def test_a_key_of_another_version_is_refused():

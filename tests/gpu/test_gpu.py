@@ -78,7 +78,7 @@ def test_it_evaluates(run):
     with run.stage("evaluate") as clock:
         evaluation.evaluate(run, clock)
     results = read_evaluation(run).results
-    assert len(results) == len(evaluation.all_jobs(run.config))
+    assert len(results) == len(evaluation.all_jobs(run.config, evaluation.controllers_of(run.config, run.config)))
     assert {result.error for result in results} == {None}
 
 

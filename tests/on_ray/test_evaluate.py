@@ -46,7 +46,7 @@ def test_resumes_after_an_interruption_and_outlives_its_simulators(ray_cluster, 
     assert folder.path("died").exists()
     assert folder.path(LOG_NAME).read_text().startswith(before), "what was there is not run again"
     jobs = [Job(controller=row["controller"], task=row["task"], seed=row["seed"]) for row in _rows(folder)]
-    assert sorted(jobs) == sorted(evaluation.all_jobs(folder.config)), "all, and none twice"
+    assert sorted(jobs) == sorted(evaluation.all_jobs(folder.config, folder.config.evaluate.controllers)), "all, and none twice"
     assert not any(row["error"] for row in _rows(folder)[2:])
     assert {row["steps"] for row in _rows(folder)[2:]} == {12}
     after = folder.path(LOG_NAME).read_text()
@@ -70,11 +70,18 @@ def test_longer_chunks_than_were_trained_are_refused():
         evaluation.check_fits(config, debug_config())
 
 
-def test_a_policy_without_tokens_cannot_run_on_them_alone(make_run):
+def test_a_variant_that_the_system_has_not_is_refused(make_run):
     """Refused before anything is recorded or trained."""
     folder = make_run(model__system="monolithic", evaluate__controllers="expert,policy,coarse_only,zero_action")
-    with pytest.raises(ValueError, match=r"no coarse tokens; give --evaluate.controllers expert,policy,zero_action"):
+    with pytest.raises(ValueError, match=r"names coarse_only; .*monolithic there are expert, policy, zero_action"):
         stages.check(folder, "record", "train", "evaluate")
+
+
+def test_by_default_everyone_is_evaluated_whom_the_system_has():
+    config = debug_config()
+    assert evaluation.controllers_of(config, config) == ("expert", "policy", "coarse_only", "zero_action")
+    monolithic = override(config, {"model.system": "monolithic"})
+    assert evaluation.controllers_of(monolithic, monolithic) == ("expert", "policy", "zero_action")
 
 
 class _Bar:

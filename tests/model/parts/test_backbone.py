@@ -53,9 +53,7 @@ def test_instruction_and_pictures_are_both_read(source):
     logits = model.planner(batch.plan_images, batch.plan_state, seen_first(batch).text)
     other, text = replace(batch, text=batch.text.flip(0), text_mask=batch.text_mask.flip(0)), seen_first(batch).text
     assert not torch.allclose(model.planner(batch.plan_images, batch.plan_state, seen_first(other).text), logits, atol=1e-4)
-    assert not torch.allclose(
-        model.planner(batch.plan_images.flip(0), batch.plan_state, text), logits, atol=1e-4
-    )
+    assert not torch.allclose(model.planner(batch.plan_images.flip(0), batch.plan_state, text), logits, atol=1e-4)
 
 
 def test_an_answer_depends_on_nobody_else_in_the_batch(source):
