@@ -1,17 +1,18 @@
 """What an evaluation has done so far, on disk: a row per episode and per batch of latencies, and a few rollouts to look at."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from libra_ray.common.files import append_jsonl, read_jsonl
+from libra_ray.common.json_text import absent, plain
 from libra_ray.common.progress import Progress
 from libra_ray.control.robot import Latencies
 from libra_ray.runs.folder import Clock, RunFolder
-from libra_ray.runs.results import Evaluation, Rollout
-from libra_ray.types import Episode, EpisodeResult, Json
+from libra_ray.runs.results import Evaluation, LevelLatencies, Rollout
+from libra_ray.types import Episode, EpisodeResult
 
 LOG_NAME = "evaluation.jsonl"
 ROLLOUTS_FOLDER = "rollouts"
@@ -26,6 +27,19 @@ class Job:
     controller: str
     task: str
     seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogRow:
+    """A row of the log: an episode, or the calls of one controller's policy.
+
+    Attributes:
+        latencies: `<level>_ms` and `<level>_batch` of every level, see `LevelLatencies`.
+    """
+
+    episode: EpisodeResult | None = absent()
+    controller: str | None = absent()
+    latencies: Mapping[str, Sequence[float]] | None = absent()
 
 
 @dataclass
@@ -52,14 +66,16 @@ class Notes:
             intent_age_steps=[s.action.intent_age_steps for s in episode.steps if s.action.intent_age_steps is not None],
             position_error_mm=episode.position_error_mm,
         )
-        append_jsonl(self.folder.path(LOG_NAME), [{"episode": asdict(result)}])
+        append_jsonl(self.folder.path(LOG_NAME), [plain(LogRow(episode=result))])
         self.bar.to(self.bar.count + 1)
         self.clock.tick()
 
     def latencies(self, controller: str, latencies: Latencies) -> None:
         """Note the wall time of batched calls."""
-        row: Json = {"controller": controller, "latencies": asdict(latencies)}
-        append_jsonl(self.folder.path(LOG_NAME), [row])
+        columns: dict[str, Sequence[float]] = {}
+        for level, calls in _by_level(latencies).items():
+            columns |= {f"{level}_ms": calls.ms, f"{level}_batch": calls.robots}
+        append_jsonl(self.folder.path(LOG_NAME), [plain(LogRow(controller=controller, latencies=columns))])
 
     def _rollout(self, job: Job, success: bool, frames: Sequence[NDArray[np.uint8]]) -> None:
         """Keep what the policy saw, a few per task and outcome; the name sorts failures first."""
@@ -73,22 +89,34 @@ class Notes:
             partial.replace(folder / f"{outcome}-{job.seed}.npz")
 
 
+def _by_level(latencies: Latencies) -> dict[str, LevelLatencies]:
+    return {
+        "planner": LevelLatencies(ms=latencies.planner_ms, robots=latencies.planner_batch),
+        "refiner": LevelLatencies(ms=latencies.refiner_ms, robots=latencies.refiner_batch),
+    }
+
+
 def read_evaluation(folder: RunFolder) -> Evaluation:
-    """Everything evaluated so far."""
-    rows = read_jsonl(folder.path(LOG_NAME))
-    results = [EpisodeResult(**row["episode"]) for row in rows if "episode" in row]
+    """Everything evaluated so far.
+
+    Raises:
+        ValueError: a row of the log is none; names the file, the line and the field.
+    """
+    rows = read_jsonl(folder.path(LOG_NAME), LogRow)
+    results = [row.episode for row in rows if row.episode is not None]
     spoken_of = "policy" if "policy" in folder.config.evaluate.controllers else "coarse_only"
-    calls = [row["latencies"] for row in rows if row.get("controller") == spoken_of and "latencies" in row]
-
-    def gathered(name: str) -> list[float]:
-        return [value for call in calls for value in call[name]]
-
+    columns: dict[str, list[float]] = {}
+    for row in rows:
+        for name, values in (row.latencies or {}).items():
+            if row.controller == spoken_of:
+                columns.setdefault(name, []).extend(values)
+    levels = [name.removesuffix("_ms") for name in columns if name.endswith("_ms")]
     return Evaluation(
         results=results,
-        planner_latency_ms=gathered("planner_ms"),
-        refiner_latency_ms=gathered("refiner_ms"),
-        planner_batch_sizes=[int(size) for size in gathered("planner_batch")],
-        refiner_batch_sizes=[int(size) for size in gathered("refiner_batch")],
+        latencies={
+            level: LevelLatencies(ms=columns[f"{level}_ms"], robots=[int(n) for n in columns.get(f"{level}_batch", ())])
+            for level in levels
+        },
         env_steps=sum(result.steps for result in results),
         wall_s=folder.wall_s("evaluate"),
     )
