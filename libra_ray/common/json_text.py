@@ -1,12 +1,12 @@
 """Records and JSON: the one way from a frozen dataclass to JSON text, and back with the file and the field named.
 
-A record's fields are the keys, in their order. `Flat` records and fields made by `absent` lie a little differently in a file.
+A record's fields are the keys, in their order, but for `Flat` records and fields with the metadata `ABSENT`.
 """
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import field, fields, is_dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,8 @@ import numpy as np
 from pydantic import GetCoreSchemaHandler, TypeAdapter, ValidationError
 from pydantic_core import CoreSchema, core_schema
 
-ABSENT = "absent from JSON where it is None"
-
-
-def absent() -> Any:
-    """A field that JSON leaves out where it is None, which it is where nothing is given."""
-    return field(default=None, metadata={ABSENT: True})
+ABSENT: Mapping[str, bool] = {"absent": True}
+"""Metadata of a field that JSON leaves out where it is None: `field(default=None, metadata=ABSENT)`."""
 
 
 class Flat:
@@ -67,7 +63,7 @@ def plain(value: Any) -> Any:
 
 def _object(record: Any) -> dict[str, Any]:
     items = [(f, getattr(record, f.name)) for f in fields(record)]
-    tree = {f.name: plain(value) for f, value in items if not (value is None and ABSENT in f.metadata)}
+    tree = {f.name: plain(value) for f, value in items if not (value is None and f.metadata == ABSENT)}
     return tree | tree.pop(items[-1][0].name) if isinstance(record, Flat) else tree
 
 
@@ -88,7 +84,8 @@ def parse[T](kind: type[T], text: str, source: str) -> T:
         ValueError: one line with the source, the field and what it should be.
     """
     try:
-        return _adapter(kind).validate_json(text, strict=True)
+        record: T = _adapter(kind).validate_json(text, strict=True)
+        return record
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         place = ".".join(map(str, fault["loc"]))
@@ -105,5 +102,5 @@ def read[T](kind: type[T], path: Path) -> T:
 
 
 @cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
+def _adapter(kind: Hashable) -> TypeAdapter[Any]:
     return TypeAdapter(kind)

@@ -1,13 +1,13 @@
 """What an evaluation has done so far, on disk: a row per episode and per batch of latencies, and a few rollouts to look at."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from libra_ray.common.files import append_jsonl, read_jsonl
-from libra_ray.common.json_text import absent, plain
+from libra_ray.common.json_text import ABSENT, plain
 from libra_ray.common.progress import Progress
 from libra_ray.control.robot import Latencies
 from libra_ray.runs.folder import Clock, RunFolder
@@ -37,9 +37,9 @@ class LogRow:
         latencies: `<level>_ms` and `<level>_batch` of every level, see `LevelLatencies`.
     """
 
-    episode: EpisodeResult | None = absent()
-    controller: str | None = absent()
-    latencies: Mapping[str, Sequence[float]] | None = absent()
+    episode: EpisodeResult | None = field(default=None, metadata=ABSENT)
+    controller: str | None = field(default=None, metadata=ABSENT)
+    latencies: Mapping[str, Sequence[float]] | None = field(default=None, metadata=ABSENT)
 
 
 @dataclass

@@ -117,10 +117,10 @@ class DriveLog:
             "robots": len({a.robot for a in answers}),
             "chunk_requests_per_s": len(answers) / seconds,
             "actions_per_s": fresh / seconds,
-            "latency_ms": percentiles([1e3 * a.latency_s for a in answers]),
+            "latency_ms": vars(percentiles([1e3 * a.latency_s for a in answers])),
             "deadlines": {"due": met + missed, "missed": missed, "share": missed / (met + missed) if met + missed else None},
-            "intent_age_steps": percentiles([a.intent_age_steps for a in answers if a.intent_age_steps is not None]),
-            "intent_age_ms": percentiles([a.intent_age_ms for a in answers if a.intent_age_ms is not None]),
+            "intent_age_steps": vars(percentiles([a.intent_age_steps for a in answers if a.intent_age_steps is not None])),
+            "intent_age_ms": vars(percentiles([a.intent_age_ms for a in answers if a.intent_age_ms is not None])),
             "held_replies": sum(a.held for a in answers),
             "held_actions": held,
             "mean_batch": float(np.mean(batches)) if batches else None,
@@ -129,7 +129,7 @@ class DriveLog:
             "error_examples": self.examples,
             "reconnects": self.reconnects,
             "success": _success([t for t in self.trials if within(t.at_s)]),
-            "driver_lateness_ms": percentiles([1e3 * late for at, late in self.lateness if within(at)]),
+            "driver_lateness_ms": vars(percentiles([1e3 * late for at, late in self.lateness if within(at)])),
         }
 
     def timeline(self, seconds: float = 1.0) -> list[Json]:
@@ -147,8 +147,8 @@ class DriveLog:
             {
                 "at_s": i * seconds,
                 "chunk_requests_per_s": len(answers) / seconds,
-                "latency_ms": percentiles([1e3 * a.latency_s for a in answers]),
-                "intent_age_steps": percentiles([a.intent_age_steps for a in answers if a.intent_age_steps is not None]),
+                "latency_ms": vars(percentiles([1e3 * a.latency_s for a in answers])),
+                "intent_age_steps": vars(percentiles([a.intent_age_steps for a in answers if a.intent_age_steps is not None])),
                 "held_replies": sum(a.held for a in answers),
                 "due": met[i] + missed[i],
                 "missed": missed[i],

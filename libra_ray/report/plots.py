@@ -15,8 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from libra_ray.report.records import IntentAge, LevelLatency, TaskRow
 from libra_ray.runs.results import TrainingLog
-from libra_ray.types import Json
+from libra_ray.stats.intervals import Percentiles
 
 VARIABLES = ("ink", "line", "planner", "refiner", "expert", "policy", "coarse_only", "zero_action", "other", "mark")
 COLOUR = {name: f"#0{index + 1:x}0d0e" for index, name in enumerate(VARIABLES)}
@@ -52,16 +53,17 @@ def controller_name(controller: str) -> str:
     return controller.replace("_", " ")
 
 
-def success_plot(tasks: Sequence[Json], means: Mapping[str, float], intervals: Mapping[str, Sequence[float]]) -> str:
+def success_plot(tasks: Sequence[TaskRow], means: Mapping[str, float], intervals: Mapping[str, Sequence[float]]) -> str:
     """Success with Wilson 95 % intervals: one band per task, one mark per controller, the mean over tasks below.
 
     Empty text where nothing was evaluated.
     """
     if not tasks:
         return ""
-    names = [*dict.fromkeys(row["task"] for row in tasks), "mean"]
+    names = [*dict.fromkeys(row.task for row in tasks), "mean"]
     controllers = list(means)
-    cells = {(row["task"], row["controller"]): (row["success"], row["interval"]) for row in tasks}
+    cells: dict[tuple[str, str], tuple[float, Sequence[float]]]
+    cells = {(row.task, row.controller): (row.success, row.interval) for row in tasks}
     cells |= {("mean", controller): (means[controller], intervals[controller]) for controller in controllers}
     with mpl.rc_context({**STYLE, "svg.hashsalt": "success"}):
         figure = Figure(figsize=(6.4, 0.9 + len(names) * max(0.34, 0.13 * len(controllers))), layout="constrained")
@@ -144,12 +146,12 @@ def _curves(
         return svg_text(figure, title)
 
 
-def latency_plot(system: str, latency: Json) -> str:
+def latency_plot(system: str, latency: LevelLatency) -> str:
     """Histogram of one system's wall time per batched call; empty text where it was never called."""
-    counts = latency["histogram"]["counts"]
+    counts = latency.histogram.counts
     if not counts:
         return ""
-    edges = np.asarray(latency["histogram"]["edges"], dtype=float)
+    edges = np.asarray(latency.histogram.edges, dtype=float)
     title = f"{system.capitalize()} latency"
     with mpl.rc_context({**STYLE, "svg.hashsalt": title}):
         figure = Figure(figsize=CARD_INCHES, layout="constrained")
@@ -163,9 +165,9 @@ def latency_plot(system: str, latency: Json) -> str:
         return svg_text(figure, title)
 
 
-def intent_age_plot(intent_age: Json) -> str:
+def intent_age_plot(intent_age: IntentAge) -> str:
     """Histogram of the intent's age at each executed action; empty text where no action had an intent."""
-    ages, counts = intent_age["histogram"]["ages"], intent_age["histogram"]["counts"]
+    ages, counts = intent_age.histogram.ages, intent_age.histogram.counts
     if not counts:
         return ""
     with mpl.rc_context({**STYLE, "svg.hashsalt": "intent"}):
@@ -181,10 +183,11 @@ def intent_age_plot(intent_age: Json) -> str:
         return svg_text(figure, "Age of the intent")
 
 
-def _percentile_lines(axes: Axes, marks: Json, unit: str) -> None:
+def _percentile_lines(axes: Axes, marks: Percentiles, unit: str) -> None:
     for name, style in (("p50", "-"), ("p95", "--"), ("p99", ":")):
-        label = f"{name} {marks[name]:.3g} {unit}"
-        axes.axvline(marks[name], color=COLOUR["mark"], linestyle=style, linewidth=1.2, label=label)
+        value = getattr(marks, name)
+        label = f"{name} {value:.3g} {unit}"
+        axes.axvline(value, color=COLOUR["mark"], linestyle=style, linewidth=1.2, label=label)
 
 
 def legend(axes: Axes, columns: int) -> None:

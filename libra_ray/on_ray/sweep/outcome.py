@@ -63,7 +63,7 @@ def publish_sweep(sweep: SweepFolder, tracker: Tracker) -> SweepReport:
         hardware=describe_hardware(),
         mlflow_run_id=tracker.run_id or None,
     )
-    page = write_sweep(run.root, report, trials)
+    page = write_sweep(run.root, report)
     kept = [page, run.path("sweep.json")]
     if chosen := best(found):
         write_text(run.path("best.yaml"), best_yaml(run.config, chosen.values))

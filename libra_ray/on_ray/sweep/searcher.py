@@ -139,9 +139,7 @@ class Orders(Searcher):
                 continue
             trial = self._sweep.write(order)
             self._live[trial_id] = (order, trial)
-            return asdict(
-                TrialProcess(trial=str(trial.root), threads=self._threads, simulator_actors=self._simulator_actors)
-            )
+            return asdict(TrialProcess(trial=str(trial.root), threads=self._threads, simulator_actors=self._simulator_actors))
         return Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
