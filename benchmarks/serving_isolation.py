@@ -68,7 +68,7 @@ def _blocks(probe: Any, seen: Any, plans: Any, given: argparse.Namespace) -> dic
             waited[BUSY] += _paced(lambda: probe.refine(seen, plans), given)
         with _stranger():
             waited[BESIDE_STRANGER] += _paced(lambda: probe.refine(seen, plans), given)
-    return {name: percentiles([1e3 * s for s in times]) for name, times in waited.items()}
+    return {name: vars(percentiles([1e3 * s for s in times])) for name, times in waited.items()}
 
 
 @contextmanager

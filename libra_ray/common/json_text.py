@@ -5,7 +5,7 @@ A record's fields are the keys, in their order, but for `Flat` records and field
 
 import json
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -84,7 +84,7 @@ def parse[T](kind: type[T], text: str, source: str) -> T:
         ValueError: one line with the source, the field and what it should be.
     """
     try:
-        record: T = _adapter(kind).validate_json(text, strict=True)
+        record: T = _adapter(kind).validate_json(text, strict=True)  # type: ignore[arg-type]  # types are hashable
         return record
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
@@ -102,5 +102,5 @@ def read[T](kind: type[T], path: Path) -> T:
 
 
 @cache
-def _adapter(kind: Hashable) -> TypeAdapter[Any]:
+def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)

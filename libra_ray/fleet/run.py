@@ -14,6 +14,7 @@ from rich.table import Table
 from libra_ray.client.client import AsyncRobotClient
 from libra_ray.client.protocol import Handshake
 from libra_ray.common.gc_freeze import settle
+from libra_ray.common.json_text import plain
 from libra_ray.common.provenance import describe_hardware
 from libra_ray.config import SimConfig
 from libra_ray.config.presets import QUICKSTART_TASKS, TABLETOP_TASKS
@@ -138,7 +139,7 @@ async def run(order: Order, token: str | None = None, tell: Callable[[float], No
         **log.summary(after_s=order.warmup_s, until_s=order.warmup_s + order.seconds),
         **cpu,
         "timeline": log.timeline(),
-        "hardware": describe_hardware(),
+        "hardware": plain(describe_hardware()),
     }
 
 

@@ -14,7 +14,7 @@ from libra_ray.policy import load_policy
 from libra_ray.report import publish
 from libra_ray.runs import mlflow_model as registered_model
 from libra_ray.runs.folder import RunFolder
-from libra_ray.runs.results import TrainingLog
+from libra_ray.runs.results import LoggedStep, TrainingLog
 from libra_ray.tracking import Tracker, TrackingError, checkpoint_from_registry
 from libra_ray.types import ActionChunk, Plan
 from tests.model.builders import KEYS, make_observation, save_checkpoint, tiny_model
@@ -142,7 +142,7 @@ def offline(folder, robots):
 def test_any_checkpoint_is_registered_as_what_it_is_and_predicts_as_it_does(tracking, runs, trained, cameras, history):
     folder = trained({"data.history": history}, RobotShape(action_dim=4, state_dim=5, cameras=cameras))
     with start(tracking, runs) as tracker:
-        publish.publish_training(folder, tracker, TrainingLog(rows=[{"step": 4, "loss": 1.0}]))
+        publish.publish_training(folder, tracker, TrainingLog(rows=[LoggedStep(step=4, metrics={"loss": 1.0})]))
     model = mlflow.pyfunc.load_model("models:/libra@champion")
     shapes = {spec.name: spec.shape for spec in model.metadata.signature.inputs.inputs}
     picture = (-1, 2, 32, 32, 3) if history == 2 else (-1, 32, 32, 3)
