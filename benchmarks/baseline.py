@@ -8,13 +8,14 @@ import argparse
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import torch
+from baseline_table import beside, markdown
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ from libra_ray.checkpoint import Facts
 from libra_ray.common.files import write_text
 from libra_ray.common.json_text import dump, read
 from libra_ray.common.progress import Progress
-from libra_ray.common.provenance import Hardware, describe_hardware
+from libra_ray.common.provenance import describe_hardware
 from libra_ray.config import Config, override
 from libra_ray.data.stream import BatchStream
 from libra_ray.data.transforms import NormStats, Pipeline
@@ -35,7 +36,7 @@ from libra_ray.on_ray import evaluate as evaluation
 from libra_ray.on_ray.run_data import began_with
 from libra_ray.on_ray.session import connected
 from libra_ray.report.publish import LEVELS
-from libra_ray.report.records import Bounds, CheckpointFacts, DatasetFacts, Report, TaskRow, WallTime
+from libra_ray.report.records import CheckpointFacts, DatasetFacts, Report, WallTime
 from libra_ray.report.run_report import build_report
 from libra_ray.runs.folder import RunFolder
 from libra_ray.runs.results import TrainingLog
@@ -208,21 +209,6 @@ def windows(data: TrainingData) -> Windows:
     return Windows(data.recorded, data.frames, pipeline, action, config.data, data.split.train, numbers, max_staleness=0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """Two policies on the same tasks and seeds, `policy` and `baseline`; everything by their names."""
-
-    preset: str
-    created_at: str
-    git_revision: str | None
-    hardware: Hardware
-    seeds: Mapping[str, int]
-    tasks: Sequence[TaskRow]
-    success_mean: Mapping[str, float]
-    success_interval: Mapping[str, Bounds]
-    training: Mapping[str, Mapping[str, float | str]]
-
-
 def evaluate(folder: RunFolder, policy: Policy) -> Report:
     """A policy in closed loop on the run's tasks and seeds, as a report of its own; finished episodes are not run again."""
     if not folder.done("evaluate"):
@@ -239,36 +225,6 @@ def evaluate(folder: RunFolder, policy: Policy) -> Report:
         mlflow_run_id=None,
         hardware=describe_hardware(),
     )
-
-
-def beside(ours: Report, theirs: Report, training: Mapping[str, Mapping[str, float | str]]) -> Comparison:
-    """The `policy` rows of two reports, as `policy` and `baseline`, with seeds, machine and revision."""
-    sides = {"policy": ours, "baseline": theirs}
-    return Comparison(
-        preset=theirs.preset,
-        created_at=theirs.created_at,
-        git_revision=theirs.git_revision,
-        hardware=theirs.hardware,
-        seeds={name: theirs.config[name] for name in ("train.seed", "evaluate.seed", "evaluate.episodes_per_task")},
-        tasks=[replace(r, controller=name) for name, side in sides.items() for r in side.tasks if r.controller == "policy"],
-        success_mean={name: side.success_mean["policy"] for name, side in sides.items()},
-        success_interval={name: side.success_interval["policy"] for name, side in sides.items()},
-        training=training,
-    )
-
-
-def markdown(result: Comparison) -> str:
-    """The result as a table: success rates with Wilson 95 % intervals, pooled over the tasks beside the mean."""
-
-    def cell(success: float, interval: Sequence[float]) -> str:
-        return f"{success:.2f} ({interval[0]:.2f}–{interval[1]:.2f})"
-
-    lines = ["| task | dual system | plain behaviour cloning |", "|---|---|---|"]
-    for task in dict.fromkeys(row.task for row in result.tasks):
-        cells = {row.controller: cell(row.success, row.interval) for row in result.tasks if row.task == task}
-        lines.append(f"| {task} | {cells['policy']} | {cells['baseline']} |")
-    means = [cell(result.success_mean[name], result.success_interval[name]) for name in ("policy", "baseline")]
-    return "\n".join([*lines, f"| **mean** | {' | '.join(means)} |"])
 
 
 def finished_run(root: Path) -> tuple[RunFolder, Report]:

@@ -7,13 +7,14 @@ A baseline's row comes from `benchmarks/baseline.py` (`benchmarks/results/baseli
 
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
+
+from baseline_table import Comparison
 
 from libra_ray.common.files import write_text
 from libra_ray.common.json_text import read
-from libra_ray.report.records import Bounds, Report, TaskRow
+from libra_ray.report.records import Report, TaskRow
 from libra_ray.stats.intervals import Percentiles
 
 ROOT = Path(__file__).parent.parent
@@ -22,15 +23,6 @@ BEGIN, END = "<!-- results: written by benchmarks/{} -->", "<!-- /results -->"
 """Between these lines a page shows what a script has written."""
 MEASURED = ("quickstart", "mt10")
 COLUMNS = {"expert": "expert", "policy": "**dual system**", "coarse_only": "coarse only", "zero_action": "zero action"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Baseline:
-    """What is shown of `baseline_<preset>.json`."""
-
-    tasks: Sequence[TaskRow]
-    success_mean: Mapping[str, float]
-    success_interval: Mapping[str, Bounds]
 
 
 def take(run: Path) -> Path:
@@ -99,9 +91,9 @@ def _report(preset: str) -> Report | None:
     return read(Report, path) if path.exists() else None
 
 
-def _baseline(preset: str) -> Baseline | None:
+def _baseline(preset: str) -> Comparison | None:
     path = RESULTS / f"baseline_{preset}.json"
-    return read(Baseline, path) if path.exists() else None
+    return read(Comparison, path) if path.exists() else None
 
 
 def _summary_row(preset: str) -> str:
@@ -112,12 +104,12 @@ def _summary_row(preset: str) -> str:
     return f"| `{preset}` | {' | '.join(cells)} |"
 
 
-def _mean(report: Report | Baseline, controller: str) -> str:
+def _mean(report: Report | Comparison, controller: str) -> str:
     low, high = report.success_interval[controller]
     return f"{report.success_mean[controller]:.2f} ({low:.2f}–{high:.2f})"
 
 
-def _rows(report: Report, baseline: Baseline | None) -> list[str]:
+def _rows(report: Report, baseline: Comparison | None) -> list[str]:
     tasks = dict.fromkeys(row.task for row in report.tasks)
     cells = {(row.task, row.controller): row for row in report.tasks}
     other = {row.task: row for row in baseline.tasks if row.controller == "baseline"} if baseline else {}

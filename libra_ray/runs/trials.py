@@ -141,10 +141,6 @@ class Configuration:
         """Mean of an offline measure over seeds; None where it was never taken."""
         return mean([trial.measures.get(name) for trial in self.finished])
 
-    def position_error_mm(self, controller: str = "policy") -> float | None:
-        """Mean over seeds of the mean final distance from the goal."""
-        return mean([trial.position_error_mm.get(controller) for trial in self.finished])
-
 
 def mean(values: Sequence[float | None]) -> float | None:
     """Mean of the known values; None where there is none."""

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.baseline import BaselinePolicy, Comparison, TimedFit, beside, markdown, train, windows
+from benchmarks.baseline import BaselinePolicy, TimedFit, train, windows
+from benchmarks.baseline_table import Comparison, beside, markdown
 from libra_ray.checkpoint import Facts
 from libra_ray.common.json_text import dump, parse
 from libra_ray.config import Config, override, preset

@@ -16,6 +16,7 @@ from libra_ray.runs import mlflow_model as registered_model
 from libra_ray.runs.folder import RunFolder
 from libra_ray.runs.results import LoggedStep, TrainingLog
 from libra_ray.tracking import Tracker, TrackingError, checkpoint_from_registry
+from libra_ray.tracking.registry import ArrayShape, ModelShape
 from libra_ray.types import ActionChunk, Plan
 from tests.model.builders import KEYS, make_observation, save_checkpoint, tiny_model
 from tests.tracking.conftest import SCHEMA
@@ -161,14 +162,14 @@ def test_a_model_registered_with_one_picture_of_one_camera_still_predicts(tracki
     """As models were registered before schemas were the checkpoint's own; a history begins with the picture repeated."""
     folder = trained({"data.history": history}, RobotShape(action_dim=4, state_dim=5, cameras=1))
     horizon = folder.config.action.horizon
-    schema = {
-        "inputs": {
-            "observation.image": {"dtype": "uint8", "shape": [-1, 32, 32, 3]},
-            "observation.state": {"dtype": "float32", "shape": [-1, 5]},
-            "instruction": {"dtype": "str", "shape": [-1]},
+    schema = ModelShape(
+        inputs={
+            "observation.image": ArrayShape(dtype="uint8", shape=(-1, 32, 32, 3)),
+            "observation.state": ArrayShape(dtype="float32", shape=(-1, 5)),
+            "instruction": ArrayShape(dtype="str", shape=(-1,)),
         },
-        "outputs": {"action": {"dtype": "float32", "shape": [-1, horizon, 4]}},
-    }
+        outputs={"action": ArrayShape(dtype="float32", shape=(-1, horizon, 4))},
+    )
     digest = checkpoints.read_manifest(folder.path("checkpoint")).digest
     with start(tracking, runs) as tracker:
         tracker.register_model(folder.path("checkpoint"), schema, digest=digest)
