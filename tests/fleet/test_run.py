@@ -16,13 +16,13 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
 from libra_ray.client.protocol import GOING_AWAY, Handshake, Reply, pack, unpack
-from libra_ray.common.json_text import dump
+from libra_ray.common.json_text import dump, read
 from libra_ray.fleet.log import DriveLog, Trial
 from libra_ray.fleet.records import Rates
 from libra_ray.fleet.replay import recorded, synthetic
 from libra_ray.fleet.robot import drive
 from libra_ray.fleet.robots import BodyRobot, Moved
-from libra_ray.fleet.run import SYNTHETIC, WRIST, Order, run, simulation, table
+from libra_ray.fleet.run import SYNTHETIC, WRIST, DriveResult, Order, run, simulation, table
 from libra_ray.stats.intervals import wilson
 from libra_ray.types import IMAGE_KEY, STATE_KEY, Json, Observation
 from tests.data.builders import make_recorded
@@ -389,7 +389,7 @@ def test_the_job_drives_simulated_robots_in_their_own_processes(job, tmp_path, c
     robots = ["--robots", 2, "--hz", 20, "--seconds", 1.5, "--family", "tabletop", "--tasks", "touch", "--max-steps", 15]
     with serving() as server:
         job(server.address, *robots, "--out", out)
-    result = json.loads(out.read_text())
+    result = read(DriveResult, out)
     assert result.success.tasks["touch"].episodes >= 1  # cut off after 15 steps
     assert result.rates == Rates(control_hz=20, chunk_requests_hz_per_robot=4)
     assert result.physics_cpu_share > 0
