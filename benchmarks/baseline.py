@@ -5,7 +5,6 @@ and rhythm. It is a plain regression: picture, state and an embedding per instru
 """
 
 import argparse
-import json
 import math
 import os
 import time
@@ -16,6 +15,7 @@ from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import torch
+from baseline_table import beside, markdown
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -23,7 +23,7 @@ from libra_ray import config as configuration
 from libra_ray.batch import Batch
 from libra_ray.checkpoint import Facts
 from libra_ray.common.files import write_text
-from libra_ray.common.json_text import dump
+from libra_ray.common.json_text import dump, read
 from libra_ray.common.progress import Progress
 from libra_ray.common.provenance import describe_hardware
 from libra_ray.config import Config, override
@@ -35,12 +35,14 @@ from libra_ray.model.parts.vision import shift_pictures
 from libra_ray.on_ray import evaluate as evaluation
 from libra_ray.on_ray.run_data import began_with
 from libra_ray.on_ray.session import connected
+from libra_ray.report.publish import LEVELS
+from libra_ray.report.records import CheckpointFacts, DatasetFacts, Report, WallTime
 from libra_ray.report.run_report import build_report
 from libra_ray.runs.folder import RunFolder
 from libra_ray.runs.results import TrainingLog
 from libra_ray.training.data import TrainingData
 from libra_ray.training.fit import uses_bf16
-from libra_ray.types import ActionChunk, Json, Observation, Plan, Policy
+from libra_ray.types import ActionChunk, Observation, Plan, Policy
 
 LR, LR_FINAL_SHARE, LOG_EVERY_S = 1e-3, 0.01, 5.0
 Loss = Literal["l1", "mse"]
@@ -88,7 +90,7 @@ class TimedFit:
         self.optimiser = torch.optim.Adam(network.parameters(), lr=LR, fused=True)
         self.step, self.elapsed_s = 0, 0.0
 
-    def run(self, batches: Iterable[Batch]) -> Iterator[Json]:
+    def run(self, batches: Iterable[Batch]) -> Iterator[dict[str, float]]:
         """Train until the time is used up, and yield a row now and then and at the end; the consumer's time does not count."""
         began, logged = self.clock() - self.elapsed_s, self.elapsed_s
         for batch in batches:
@@ -207,7 +209,7 @@ def windows(data: TrainingData) -> Windows:
     return Windows(data.recorded, data.frames, pipeline, action, config.data, data.split.train, numbers, max_staleness=0)
 
 
-def evaluate(folder: RunFolder, policy: Policy) -> Json:
+def evaluate(folder: RunFolder, policy: Policy) -> Report:
     """A policy in closed loop on the run's tasks and seeds, as a report of its own; finished episodes are not run again."""
     if not folder.done("evaluate"):
         with connected(), folder.stage("evaluate") as clock:
@@ -216,51 +218,24 @@ def evaluate(folder: RunFolder, policy: Policy) -> Json:
         config=folder.config,
         evaluation=evaluation.read_evaluation(folder),
         training_log=TrainingLog(),
-        wall_s={"record": 0, "total": 0, "train": folder.wall_s("train"), "evaluate": folder.wall_s("evaluate")},
-        dataset={},
-        checkpoint={},
+        wall_s=WallTime(record=0, total=0, train=folder.wall_s("train"), evaluate=folder.wall_s("evaluate")),
+        levels=LEVELS,
+        dataset=DatasetFacts(),
+        checkpoint=CheckpointFacts(),
         mlflow_run_id=None,
         hardware=describe_hardware(),
     )
 
 
-def beside(ours: Json, theirs: Json) -> Json:
-    """The `policy` rows of two reports, as `policy` and `baseline`, with seeds, machine and revision."""
-    sides = {"policy": ours, "baseline": theirs}
-    rows = [r | {"controller": name} for name, report in sides.items() for r in report["tasks"] if r["controller"] == "policy"]
-    seeds = {name: theirs["config"][name] for name in ("train.seed", "evaluate.seed", "evaluate.episodes_per_task")}
-    return {
-        **{name: theirs[name] for name in ("preset", "created_at", "git_revision", "hardware")},
-        "seeds": seeds,
-        "tasks": rows,
-        "success_mean": {name: report["success_mean"]["policy"] for name, report in sides.items()},
-        "success_interval": {name: report["success_interval"]["policy"] for name, report in sides.items()},
-    }
-
-
-def markdown(result: Json) -> str:
-    """The result as a table: success rates with Wilson 95 % intervals, pooled over the tasks beside the mean."""
-
-    def cell(success: float, interval: Sequence[float]) -> str:
-        return f"{success:.2f} ({interval[0]:.2f}–{interval[1]:.2f})"
-
-    lines = ["| task | dual system | plain behaviour cloning |", "|---|---|---|"]
-    for task in dict.fromkeys(row["task"] for row in result["tasks"]):
-        cells = {r["controller"]: cell(r["success"], r["interval"]) for r in result["tasks"] if r["task"] == task}
-        lines.append(f"| {task} | {cells['policy']} | {cells['baseline']} |")
-    means = [cell(result["success_mean"][name], result["success_interval"][name]) for name in ("policy", "baseline")]
-    return "\n".join([*lines, f"| **mean** | {' | '.join(means)} |"])
-
-
-def finished_run(root: Path) -> tuple[RunFolder, Json]:
+def finished_run(root: Path) -> tuple[RunFolder, Report]:
     """A run and its report.
 
     Raises:
         ValueError: the folder holds no report on a policy.
     """
     path = root / "report.json"
-    report: Json = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"success_mean": {}}
-    if "policy" not in report["success_mean"]:
+    report = read(Report, path) if path.exists() else None
+    if report is None or "policy" not in report.success_mean:
         raise ValueError(f"{root} has no report on a policy; finish the run first, e.g. `uv run jobs/pipeline.py quickstart`")
     return RunFolder(root.resolve(), configuration.from_json((root / "config.json").read_text(encoding="utf-8"))), report
 
@@ -285,11 +260,17 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     data = TrainingData.open(run.config, run.dataset, run.path("frames"), before=began_with(run))
     policy, fit = train(folder, data, given.loss, seconds)
-    result = beside(ours, evaluate(folder, policy))
-    training = {"steps": fit.step, "samples_per_s": fit.step * data.config.train.batch_size / fit.elapsed_s}
-    training |= {"seconds": fit.elapsed_s, "loss": given.loss, "threads": given.threads}
-    ours_trained = {"seconds": run.wall_s("train"), "steps": ours["training"]["steps"]}
-    result["training"] = {"policy": ours_trained, "baseline": training}
+    training: dict[str, dict[str, float | str]] = {
+        "policy": {"seconds": run.wall_s("train"), "steps": ours.training.steps},
+        "baseline": {
+            "seconds": fit.elapsed_s,
+            "steps": fit.step,
+            "samples_per_s": fit.step * data.config.train.batch_size / fit.elapsed_s,
+            "loss": given.loss,
+            "threads": given.threads,
+        },
+    }
+    result = beside(ours, evaluate(folder, policy), training)
     out = given.out or Path(__file__).parent / "results" / f"baseline_{run.root.name}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, dump(result))

@@ -12,9 +12,8 @@ the JSON. Intervals: 95 %, bootstrap over training seeds, then over episodes.
 """
 
 import argparse
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any, Self
@@ -27,7 +26,7 @@ from results_table import RESULTS, write_between
 
 from libra_ray import checkpoint
 from libra_ray.common.files import write_text
-from libra_ray.common.json_text import dump, plain
+from libra_ray.common.json_text import dump, plain, read
 from libra_ray.common.progress import Progress
 from libra_ray.common.provenance import describe_hardware, git_revision, public_config
 from libra_ray.config import Config
@@ -86,28 +85,22 @@ class Cell:
             bench=bench,
             variant=variant,
             seed=folder.config.train.seed,
-            cpu=describe_hardware()["cpu"],
+            cpu=describe_hardware().cpu,
             settings=settings_of(folder.config),
             parameters=sum(p.numel() for p in loaded.model.parameters()),
             train_s=folder.wall_s("train"),
             evaluate_s=folder.wall_s("evaluate"),
             steps=loaded.manifest.step,
-            difficulty={name: value for name, value in log[-1].items() if name.startswith("val_")},
+            difficulty={name: value for name, value in log[-1].metrics.items() if name.startswith("val_")},
             episodes={name: [r for r in results if r.controller == name] for name in controllers},
         )
 
     def to_json(self) -> Json:
         """A tree of the cell; the ages of intents, a number per control step, are not the study's question."""
-        tree = asdict(self)
+        tree: Json = plain(self)
         for result in (result for found in tree["episodes"].values() for result in found):
             del result["intent_age_steps"]
         return tree
-
-    @classmethod
-    def from_json(cls, tree: Json) -> Self:
-        """The cell that `to_json` made a tree of."""
-        episodes = {name: [EpisodeResult(**result) for result in found] for name, found in tree["episodes"].items()}
-        return cls(**{**tree, "episodes": episodes})
 
     def outcomes(self, controller: str) -> list[NDArray[np.bool_]]:
         """Whether each episode succeeded, an array per task."""
@@ -120,10 +113,17 @@ class Cell:
         return np.array([r.position_error_mm for r in self.episodes[controller] if r.position_error_mm is not None])
 
 
-def settings_of(config: Config) -> Json:
+def settings_of(config: Config) -> dict[str, Any]:
     """The settings that a cell's result depends on, wherever it is run."""
     known = public_config(config).items()
     return dict(plain({n: v for n, v in known if n not in (PLACE, "data.root") and not n.startswith(MAY_CHANGE)}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What of the study's JSON is read again."""
+
+    cells: Sequence[Cell]
 
 
 def prepare(root: Path, name: str, changes: Mapping[str, Any], *, quick: bool) -> RunFolder:
@@ -175,7 +175,7 @@ def kept_cells(out: Path, changes: Mapping[str, Any]) -> list[Cell]:
     """The cells of an earlier result that were measured under the same settings, on whatever machine."""
     if not out.exists():
         return []
-    cells = [Cell.from_json(tree) for tree in json.loads(out.read_text(encoding="utf-8"))["cells"]]
+    cells = read(Study, out).cells
     wanted = [settings_of(config_of(BENCHES[cell.bench], cell.variant, cell.seed, changes)) for cell in cells]
     return [cell for cell, now in zip(cells, wanted, strict=True) if not differences(dict(cell.settings), now)]
 
@@ -212,7 +212,7 @@ def publish(out: Path, cells: Sequence[Cell]) -> str:
     for name in (name for name in tables if name in MEASURED):
         errors = [line.error_mm for line in tables[name] if line.error_mm]
         panels.append(Panel(title=f"{name}: error", unit="median final error, mm", marks=errors, share=False))
-    hardware = {**describe_hardware(), "cpu": sorted({cell.cpu for cell in cells})}
+    hardware = plain(describe_hardware()) | {"cpu": sorted({cell.cpu for cell in cells})}
     tree = {"hardware": hardware, "git_revision": git_revision(), "cells": [cell.to_json() for cell in cells]}
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, dump(tree))
@@ -243,9 +243,7 @@ def main() -> None:
     parser.add_argument("--show", type=Path, metavar="JSON", help="print the tables of a finished study and write them anew")
     given = parser.parse_args()
     if given.show:
-        print(
-            publish(given.show, [Cell.from_json(tree) for tree in json.loads(given.show.read_text(encoding="utf-8"))["cells"]])
-        )
+        print(publish(given.show, read(Study, given.show).cells))
         return
     if given.seeds < 1 or (given.steps is not None and given.steps < 1):
         parser.error(f"--seeds {given.seeds} and --steps {given.steps} must be at least 1")

@@ -9,32 +9,30 @@ fewer seeds. Run again, the same command continues, on another machine too: ever
 """
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from granularity_pages import curve_table, difficulty_table, reading
+from granularity_pages import Side, curve_table, difficulty_table, reading
 from pretraining import PLACE, PRETRAINING, WORDED_TASKS, checkpoint_of, pretrain
 from results_table import write_between
 
 from libra_ray.common.files import write_text
-from libra_ray.common.json_text import dump
-from libra_ray.common.provenance import describe_hardware, git_revision, public_config
+from libra_ray.common.json_text import dump, read
+from libra_ray.common.provenance import Hardware, describe_hardware, git_revision, public_config
 from libra_ray.config import Config, override, preset
 from libra_ray.on_ray.session import connected
 from libra_ray.on_ray.sweep import engine, outcome
-from libra_ray.on_ray.sweep.plan import Order, Settings, SweepFolder, TrialFolder, differences
+from libra_ray.on_ray.sweep.plan import Identity, Order, SweepFolder, TrialFolder, differences
 from libra_ray.on_ray.sweep.space import Space, load_space
 from libra_ray.report.publish import tracked
 from libra_ray.report.sweep_plots import BINS, Curve, granularity_plot, standalone
 from libra_ray.report.sweep_report import configuration_row, curve_row, curves
 from libra_ray.runs.folder import locked
-from libra_ray.runs.trials import TrialResult, configurations
-from libra_ray.stats.granularity_peak import Outcomes, paired_difference
-from libra_ray.types import Json
+from libra_ray.runs.trials import Settings, TrialResult, configurations
+from libra_ray.stats.granularity_peak import Estimate, Outcomes, paired_difference
 
 ROOT = Path(__file__).parent.parent
 STUDY_NAME = "granularity"
@@ -70,6 +68,26 @@ DRAWN = (
 """Controller, encoder and name of every curve."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """The study's JSON.
+
+    Attributes:
+        cells: how many finished and failed; `cell_s`: the mean seconds of one.
+        sides: `<encoder>/<controller>` -> the curve over N with its peak, and every configuration's measures;
+            `<encoder>/gain` -> what `gains` says.
+    """
+
+    git_revision: str | None
+    hardware: Hardware
+    config: Mapping[str, Any]
+    pretraining: Mapping[str, Any]
+    settings: Settings
+    cells: Mapping[str, int]
+    cell_s: Mapping[str, float | None]
+    sides: Mapping[str, Side | Mapping[int, Estimate]]
+
+
 def study(space: Space, *, quick: bool, seeds: int, hours: float, concurrent: int) -> Settings:
     """The whole grid, or with `quick` its first three N."""
     return Settings(
@@ -83,39 +101,38 @@ def study(space: Space, *, quick: bool, seeds: int, hours: float, concurrent: in
     )
 
 
-def result(config: Config, settings: Settings, trials: Sequence[TrialResult]) -> Json:
-    """The study's JSON: per encoder the curve over N of both controllers with peak, and every configuration's measures."""
-    sides: Json = {}
+def result(config: Config, settings: Settings, trials: Sequence[TrialResult]) -> Study:
+    """What the trials come to."""
+    sides: dict[str, Side | Mapping[int, Estimate]] = {}
     for encoder in ENCODERS:
         mine = _with(encoder, trials)
         sides[f"{encoder}/gain"] = gains(mine)
         for controller in CONTROLLERS:
             found = configurations(mine, controller)
             lines = curves(found)
-            sides[f"{encoder}/{controller}"] = {
-                "configurations": [configuration_row(c) for c in found],
-                "curve": curve_row(lines[0]) if lines else None,
-            }
-    return {
-        "git_revision": git_revision(),
-        "hardware": describe_hardware(),
-        "config": {name: value for name, value in public_config(config).items() if name != PLACE},
-        "pretraining": dict(PRETRAINING),
-        "settings": asdict(settings),
-        "cells": {word: sum(t.status == word for t in trials) for word in ("finished", "failed")},
-        "cell_s": {"mean": float(np.mean([t.wall_s for t in trials])) if trials else None},
-        "sides": sides,
-    }
+            sides[f"{encoder}/{controller}"] = Side(
+                configurations=[configuration_row(c) for c in found], curve=curve_row(lines[0]) if lines else None
+            )
+    return Study(
+        git_revision=git_revision(),
+        hardware=describe_hardware(),
+        config={name: value for name, value in public_config(config).items() if name != PLACE},
+        pretraining=PRETRAINING,
+        settings=settings,
+        cells={word: sum(t.status == word for t in trials) for word in ("finished", "failed")},
+        cell_s={"mean": float(np.mean([t.wall_s for t in trials])) if trials else None},
+        sides=sides,
+    )
 
 
-def gains(trials: Sequence[TrialResult]) -> dict[int, Json]:
+def gains(trials: Sequence[TrialResult]) -> dict[int, Estimate]:
     """N -> what the refiner adds to its planner's success, episode by episode."""
     pairs: dict[int, list[tuple[Outcomes, Outcomes]]] = {}
     for trial in trials:
         if trial.status == "finished":
             refined, alone = (trial.outcomes(controller) for controller in CONTROLLERS)
             pairs.setdefault(int(trial.values[BINS]), []).append((refined, alone))
-    return {n: asdict(paired_difference(found)) for n, found in sorted(pairs.items())}
+    return {n: paired_difference(found) for n, found in sorted(pairs.items())}
 
 
 def _with(encoder: str, trials: Sequence[TrialResult]) -> list[TrialResult]:
@@ -131,12 +148,14 @@ def plot(trials: Sequence[TrialResult]) -> str:
     return granularity_plot(lines)
 
 
-def markdown(found: Json) -> str:
+def markdown(found: Study) -> str:
     """The tables and sentences for docs/granularity.md."""
     parts = []
     for encoder, label in ENCODERS.items():
-        policy, coarse, gain = (found["sides"][f"{encoder}/{name}"] for name in (*CONTROLLERS, "gain"))
-        gain = {int(n): added for n, added in gain.items()}
+        policy, coarse, gain = (found.sides[f"{encoder}/{name}"] for name in (*CONTROLLERS, "gain"))
+        assert isinstance(policy, Side)
+        assert isinstance(coarse, Side)
+        assert not isinstance(gain, Side)
         parts += [f"### {label.capitalize()}", curve_table(policy, coarse, gain), difficulty_table(policy), *reading(policy)]
     return "\n\n".join(parts) + "\n"
 
@@ -155,28 +174,27 @@ class Cells:
         """
         identity = self.identity(sweep)
         known = self.folder / "plan.json"
-        if known.exists() and (changed := differences(json.loads(known.read_text(encoding="utf-8")), identity)):
+        if known.exists() and (changed := differences(read(dict[str, Any], known), identity)):
             raise ValueError(
                 f"{self.folder} holds cells of a study with another {', '.join(changed)}; "
                 "give the same settings, or another --results"
             )
         for path in sorted(self.folder.glob("*-seed*.json")):
-            ended = TrialResult.from_json(json.loads(path.read_text(encoding="utf-8")))
+            ended = read(TrialResult, path)
             trial = sweep.write(Order(number=ended.number, seed=ended.seed, values=ended.values))
             if trial.result() is None:
                 trial.end(ended)
 
-    def identity(self, sweep: SweepFolder) -> Json:
+    def identity(self, sweep: SweepFolder) -> Identity:
         """What cells of one study agree on, wherever they were run."""
-        found: Json = json.loads(json.dumps(sweep.identity()))
-        return {name: value for name, value in found.items() if name != PLACE}
+        return {name: value for name, value in sweep.identity().items() if name != PLACE}
 
     def keep(self, sweep: SweepFolder, trial: TrialFolder, ended: TrialResult) -> None:
         """Write a cell that has finished; one that failed is to be run again elsewhere."""
         if ended.status == "finished":
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(self.folder / "plan.json", dump(self.identity(sweep)))
-            write_text(self.folder / f"{trial.root.name}.json", dump(asdict(ended)))
+            write_text(self.folder / f"{trial.root.name}.json", dump(ended))
 
 
 def publish(sweep: SweepFolder, results: Path, pages: Path, name: str) -> None:

@@ -4,26 +4,20 @@
 (PSS: pages that several processes share count once) of its whole process tree, and takes the report into `benchmarks/results/`.
 """
 
-import json
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 
 import psutil
-from results_table import ROOT, take, write_readme
+from results_table import ROOT, take, write_pages
+
+from libra_ray.common.files import write_text
+from libra_ray.common.json_text import dump, read
+from libra_ray.report.records import Measured, Report
 
 SECONDS_BETWEEN_SAMPLES = 2.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """What a job took: seconds from its start to its end, and the most memory of it and all it started, in GiB."""
-
-    wall_s: float
-    peak_memory_gb: float
 
 
 def memory_gb(process: psutil.Process) -> float:
@@ -62,10 +56,8 @@ def main(preset: str, options: list[str]) -> None:
     took = measured(["jobs/pipeline.py", preset, *options])
     name = options[options.index("--name") + 1] if "--name" in options else preset
     path = take(ROOT / "runs" / name)
-    report = json.loads(path.read_text(encoding="utf-8"))
-    report["measured"] = {"wall_s": took.wall_s, "peak_memory_gb": took.peak_memory_gb}
-    Path(path).write_text(json.dumps(report, indent=2), encoding="utf-8")
-    write_readme()
+    write_text(path, dump(replace(read(Report, path), measured=took)))
+    write_pages()
     print(f"{preset}: {took.wall_s:.0f} s, {took.peak_memory_gb:.1f} GiB at most")
 
 

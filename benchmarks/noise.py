@@ -16,10 +16,11 @@ from results_table import RESULTS
 from libra_ray import checkpoint
 from libra_ray import config as configuration
 from libra_ray.common.files import write_text
-from libra_ray.common.json_text import dump
+from libra_ray.common.json_text import dump, plain
 from libra_ray.common.provenance import describe_hardware, git_revision
 from libra_ray.config import Config, override
 from libra_ray.policy import LibraPolicy
+from libra_ray.report.records import Report
 from libra_ray.runs.folder import RunFolder
 from libra_ray.types import Json
 
@@ -28,7 +29,7 @@ SCALES = (1.0, 0.0)
 SEED, EPISODES = 300_000, 100
 
 
-def measure(run: Path, trained: Config, scale: float, episodes: int) -> Json:
+def measure(run: Path, trained: Config, scale: float, episodes: int) -> Report:
     """The report on the run's policy with its starting noise scaled."""
     wanted = {
         "sim.tasks": TASKS,
@@ -43,10 +44,10 @@ def measure(run: Path, trained: Config, scale: float, episodes: int) -> Json:
     return evaluate(folder, LibraPolicy(replace(source, config=override(source.config, {"refiner.sample_noise": scale}))))
 
 
-def rows(scale: float, report: Json) -> list[Json]:
-    """A row per task, and one over all of them."""
-    pooled = {"success": report["success_mean"]["policy"], "interval": report["success_interval"]["policy"]}
-    return [{"sample_noise": scale} | row for row in [*report["tasks"], {"task": "all", **pooled}]]
+def rows(scale: float, report: Report) -> list[Json]:
+    """A row of the JSON per task, and one over all of them."""
+    pooled = {"task": "all", "success": report.success_mean["policy"], "interval": report.success_interval["policy"]}
+    return [{"sample_noise": scale} | row for row in [*map(plain, report.tasks), pooled]]
 
 
 def main() -> None:

@@ -8,9 +8,8 @@ places can teach, in two minutes a task.
 """
 
 import argparse
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from results_table import RESULTS
 from torch import Tensor, nn
 
 from libra_ray.common.files import write_text
+from libra_ray.common.json_text import dump
 from libra_ray.common.progress import Progress
 from libra_ray.common.provenance import describe_hardware, git_revision
 from libra_ray.config import override, preset
@@ -127,9 +127,9 @@ def main() -> None:
         "hardware": describe_hardware(),
         "git_revision": git_revision(),
         "unseen": UNSEEN,
-        "rows": [asdict(r) for r in rows],
+        "rows": rows,
     }
-    write_text(RESULTS / "places.json", json.dumps(tree, indent=2) + "\n")
+    write_text(RESULTS / "places.json", dump(tree) + "\n")
     print("| task | places | median error, cm | within 5 cm | on its training places, cm |\n|---|---|---|---|---|")
     for row in rows:
         print(f"| {row.task} | {row.places} | {row.median_cm} | {row.within_5_cm} | {row.training_median_cm} |")

@@ -5,14 +5,17 @@
 A baseline's row comes from `benchmarks/baseline.py` (`benchmarks/results/baseline_<preset>.json`).
 """
 
-import json
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+from baseline_table import Comparison
 
 from libra_ray.common.files import write_text
+from libra_ray.common.json_text import read
+from libra_ray.report.records import Report, TaskRow
+from libra_ray.stats.intervals import Percentiles
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -23,17 +26,20 @@ COLUMNS = {"expert": "expert", "policy": "**dual system**", "coarse_only": "coar
 
 
 def take(run: Path) -> Path:
-    """Copy a finished run's report into the results."""
-    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    """Copy a finished run's report into the results.
+
+    Raises:
+        ValueError: it is none; names the file and the field.
+    """
     RESULTS.mkdir(parents=True, exist_ok=True)
-    target = RESULTS / f"{report['preset']}.json"
+    target = RESULTS / f"{read(Report, run / 'report.json').preset}.json"
     shutil.copyfile(run / "report.json", target)
     return target
 
 
 def section(preset: str) -> str:
     """One preset's table and facts as Markdown; empty where nothing has been measured."""
-    report, baseline = _read(f"{preset}.json"), _read(f"baseline_{preset}.json")
+    report, baseline = _report(preset), _baseline(preset)
     if report is None:
         return ""
     rows = _rows(report, baseline)
@@ -80,67 +86,71 @@ def read_between(page: Path, script: str) -> str:
     return page.read_text(encoding="utf-8").partition(BEGIN.format(script))[2].partition(END)[0].strip()
 
 
-def _read(name: str) -> dict[str, Any] | None:
-    path = RESULTS / name
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+def _report(preset: str) -> Report | None:
+    path = RESULTS / f"{preset}.json"
+    return read(Report, path) if path.exists() else None
+
+
+def _baseline(preset: str) -> Comparison | None:
+    path = RESULTS / f"baseline_{preset}.json"
+    return read(Comparison, path) if path.exists() else None
 
 
 def _summary_row(preset: str) -> str:
-    report, baseline = _read(f"{preset}.json"), _read(f"baseline_{preset}.json")
+    report, baseline = _report(preset), _baseline(preset)
     assert report is not None
     cells = [_mean(report, controller) for controller in COLUMNS]
-    cells += [_mean(baseline, "baseline") if baseline else "–", _minutes(report["wall_s"]["total"])]
+    cells += [_mean(baseline, "baseline") if baseline else "–", _minutes(report.wall_s.total)]
     return f"| `{preset}` | {' | '.join(cells)} |"
 
 
-def _mean(report: Mapping[str, Any], controller: str) -> str:
-    low, high = report["success_interval"][controller]
-    return f"{report['success_mean'][controller]:.2f} ({low:.2f}–{high:.2f})"
+def _mean(report: Report | Comparison, controller: str) -> str:
+    low, high = report.success_interval[controller]
+    return f"{report.success_mean[controller]:.2f} ({low:.2f}–{high:.2f})"
 
 
-def _rows(report: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> list[str]:
-    tasks = dict.fromkeys(row["task"] for row in report["tasks"])
-    cells = {(row["task"], row["controller"]): row for row in report["tasks"]}
-    other = {row["task"]: row for row in baseline["tasks"] if row["controller"] == "baseline"} if baseline else {}
+def _rows(report: Report, baseline: Comparison | None) -> list[str]:
+    tasks = dict.fromkeys(row.task for row in report.tasks)
+    cells = {(row.task, row.controller): row for row in report.tasks}
+    other = {row.task: row for row in baseline.tasks if row.controller == "baseline"} if baseline else {}
     lines = []
     for task in tasks:
         found = [_cell(cells.get((task, controller))) for controller in COLUMNS]
         found += [_cell(other.get(task))] if baseline else []
         lines.append(f"| {task} | {' | '.join(found)} |")
-    means = [f"{report['success_mean'][controller]:.2f}" for controller in COLUMNS]
-    means += [f"{sum(row['success'] for row in other.values()) / len(other):.2f}"] if other else []
+    means = [f"{report.success_mean[controller]:.2f}" for controller in COLUMNS]
+    means += [f"{sum(row.success for row in other.values()) / len(other):.2f}"] if other else []
     return [*lines, f"| **mean** | {' | '.join(means)} |"]
 
 
-def _cell(row: Mapping[str, Any] | None) -> str:
+def _cell(row: TaskRow | None) -> str:
     if row is None:
         return "–"
-    low, high = row["interval"]
-    return f"{row['success']:.2f} ({low:.2f}–{high:.2f})"
+    low, high = row.interval
+    return f"{row.success:.2f} ({low:.2f}–{high:.2f})"
 
 
-def _facts(report: Mapping[str, Any]) -> str:
-    wall, hardware, latency = report["wall_s"], report["hardware"], report["latency_ms"]
-    episodes = {row["episodes"] for row in report["tasks"]}
+def _facts(report: Report) -> str:
+    wall, hardware, age = report.wall_s, report.hardware, report.intent_age_steps
+    episodes = {row.episodes for row in report.tasks}
+    latencies = ", ".join(f"{level} {_percentiles(latency)} ms" for level, latency in report.latency_ms.items())
     return (
-        f"{report['dataset']['episodes']} demonstrations, {report['checkpoint']['step']:,} optimiser steps, "
-        f"{'/'.join(map(str, sorted(episodes)))} unseen seeds per task; {_minutes(wall['total'])} in all "
-        f"(record {_minutes(wall['record'])}, train {_minutes(wall['train'])}, evaluate {_minutes(wall['evaluate'])}) on "
-        f"{hardware['cores']} cores of {hardware['cpu']}, no GPU{_memory(report)}; "
-        f"training {report['throughput']['train_samples_per_s']:.0f} samples/s with "
-        f"{100 * report['throughput']['data_wait_share']:.1f} % of the time waiting for data; "
-        f"latency p50/p95/p99 planner {_percentiles(latency['planner'])} ms, refiner {_percentiles(latency['refiner'])} ms; "
-        f"intent age p50/p99 {report['intent_age_steps']['p50']:.0f}/{report['intent_age_steps']['p99']:.0f} control steps."
+        f"{report.dataset.episodes} demonstrations, {report.checkpoint.step:,} optimiser steps, "
+        f"{'/'.join(map(str, sorted(episodes)))} unseen seeds per task; {_minutes(wall.total)} in all "
+        f"(record {_minutes(wall.record)}, train {_minutes(wall.train)}, evaluate {_minutes(wall.evaluate)}) on "
+        f"{hardware.cores} cores of {hardware.cpu}, no GPU{_memory(report)}; "
+        f"training {report.throughput.train_samples_per_s:.0f} samples/s with "
+        f"{100 * (report.throughput.data_wait_share or 0):.1f} % of the time waiting for data; "
+        f"latency p50/p95/p99 {latencies}; intent age p50/p99 {age.p50:.0f}/{age.p99:.0f} control steps."
     )
 
 
-def _memory(report: Mapping[str, Any]) -> str:
-    measured = report.get("measured")
-    return f", at most {measured['peak_memory_gb']:.1f} GiB of memory" if measured else ""
+def _memory(report: Report) -> str:
+    return f", at most {report.measured.peak_memory_gb:.1f} GiB of memory" if report.measured else ""
 
 
-def _percentiles(latency: Mapping[str, float]) -> str:
-    return "/".join(f"{latency[p]:.0f}" for p in ("p50", "p95", "p99"))
+def _percentiles(latency: Percentiles) -> str:
+    return f"{latency.p50:.0f}/{latency.p95:.0f}/{latency.p99:.0f}"
 
 
 def _minutes(seconds: float) -> str:

@@ -28,7 +28,7 @@ from benchmarks.serving_servers import ROOT, Server, ours, peer
 from benchmarks.stolen import MOST_STOLEN, StolenCpu
 from libra_ray.common.files import write_text
 from libra_ray.common.gc_freeze import settle
-from libra_ray.common.json_text import dump
+from libra_ray.common.json_text import dump, plain
 from libra_ray.common.progress import Progress
 from libra_ray.common.provenance import describe_hardware, git_revision
 from libra_ray.types import Json
@@ -118,7 +118,7 @@ class Bench:
             self.result = json.loads(self.path.read_text(encoding="utf-8"))
             if self.result["settings"] != settings:
                 raise ValueError(f"{self.path} was measured under other settings; give --fresh to begin anew, or another --out")
-        self.result |= {"hardware": describe_hardware(), "git_revision": git_revision()}
+        self.result |= {"hardware": plain(describe_hardware()), "git_revision": git_revision()}
         self.result["confusable_pairs"] = self.judge.confusable()
 
     def load(self, running: Server, hz: float) -> Load:

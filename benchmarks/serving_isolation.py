@@ -48,10 +48,10 @@ def isolation(given: argparse.Namespace, bench: Any) -> Json:
         facts |= {f"refiner call {p}, {name}, ms": calls[p] for p in ("p50", "p95", "p99")}
     for name in (BUSY, BESIDE_STRANGER):
         facts |= {f"refiner {p}: {name} / {OFF}": blocks[name][p] / blocks[OFF][p] for p in ("p50", "p99")}
-    fresh = {name: s["chunk_requests_per_s"] - s["held_replies"] / s["seconds"] for name, s in rates.items()}
+    fresh = {name: s.chunk_requests_per_s - s.held_replies / s.seconds for name, s in rates.items()}
     for name, summary in rates.items():
         facts[f"fresh chunks/s, {name}"] = fresh[name]
-        facts[f"intent age p50, {name}, steps"] = summary["intent_age_steps"]["p50"]
+        facts[f"intent age p50, {name}, steps"] = summary.intent_age_steps.p50
     usual, slower = fresh.values()
     facts["refiner's rate lost to the slow planner, %"] = 100 * (1 - slower / usual)
     return {"facts": facts}
@@ -68,7 +68,7 @@ def _blocks(probe: Any, seen: Any, plans: Any, given: argparse.Namespace) -> dic
             waited[BUSY] += _paced(lambda: probe.refine(seen, plans), given)
         with _stranger():
             waited[BESIDE_STRANGER] += _paced(lambda: probe.refine(seen, plans), given)
-    return {name: percentiles([1e3 * s for s in times]) for name, times in waited.items()}
+    return {name: vars(percentiles([1e3 * s for s in times])) for name, times in waited.items()}
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from benchmarks.peers.work import Work
 from benchmarks.serving_servers import Server
 from libra_ray.client.protocol import Handshake, Reply
+from libra_ray.common.json_text import plain
 from libra_ray.data.dataset import open_dataset
 from libra_ray.fleet.log import DriveLog
 from libra_ray.fleet.replay import Recording
@@ -172,7 +173,7 @@ async def measure(server: Server, load: Load, robots: int, *, seconds: float, wa
     finally:
         noting.cancel()
     used = server.cpu_s() - cpu[0]
-    summary = load.log.summary(after_s=warmup_s, until_s=warmup_s + seconds)
+    summary: Json = plain(load.log.summary(after_s=warmup_s, until_s=warmup_s + seconds))
     sample = random.Random(0).sample(load.told, min(CHECKED, len(load.told)))
     answered = summary["chunk_requests_per_s"] * summary["seconds"]
     summary["wrong_robot"] += judge.wrong(sample)

@@ -16,6 +16,7 @@ from benchmarks.serving_isolation import isolation, settings_of
 from benchmarks.serving_load import Load
 from benchmarks.serving_servers import DEPLOYMENTS, Server, ours
 from libra_ray.fleet.log import DriveLog
+from libra_ray.fleet.records import Moment
 from libra_ray.fleet.robot import drive
 from libra_ray.types import Json
 
@@ -78,7 +79,7 @@ def faults(given: argparse.Namespace, bench: Any) -> Json:
 
         _together(drive(load.fleet(robots), given.warmup + given.seconds), kill())
     timeline = load.log.timeline()
-    facts: Json = {"robots": robots, "errors": load.log.summary()["errors"], "reconnections": load.log.reconnects}
+    facts: Json = {"robots": robots, "errors": load.log.summary().errors, "reconnections": load.log.reconnects}
     ends = [at_s for at_s, _ in marks[1:]] + [given.warmup + given.seconds]
     for (at_s, what), end_s in zip(marks, ends, strict=True):
         facts |= {f"{what}: {name}": value for name, value in aftermath(load.log, at_s, end_s).items()}
@@ -90,20 +91,20 @@ def aftermath(log: DriveLog, at_s: float, end_s: float) -> Json:
     """What a fault at `at_s` did to the robots until `end_s`."""
     before = log.summary(after_s=max(0.0, at_s - 5), until_s=at_s)
     after = log.summary(after_s=at_s, until_s=end_s)
-    rows = [row for row in log.timeline() if at_s <= row["at_s"] <= end_s - 1]
-    rate, age = before["chunk_requests_per_s"], before["intent_age_steps"]["p50"]
+    rows = [row for row in log.timeline() if at_s <= row.at_s <= end_s - 1]
+    rate, age = before.chunk_requests_per_s, before.intent_age_steps.p50
     silences = [max(_silences(log, robot, at_s, end_s), default=0.0) for robot in {a.robot for a in log.answers}]
     return {
         "requests/s before": rate,
-        "lowest requests/s": min((row["chunk_requests_per_s"] for row in rows), default=None),
-        "seconds until the rate is back": _back(rows, at_s, lambda r: 0 < rate * RECOVERED <= r["chunk_requests_per_s"]),
+        "lowest requests/s": min((row.chunk_requests_per_s for row in rows), default=None),
+        "seconds until the rate is back": _back(rows, at_s, lambda r: 0 < rate * RECOVERED <= r.chunk_requests_per_s),
         "longest silence of a robot, s": max(silences, default=None),
-        "misses before, %": _percent(before["deadlines"]["share"]),
-        "misses after, %": _percent(after["deadlines"]["share"]),
-        "held replies": after["held_replies"],
+        "misses before, %": _percent(before.deadlines.share),
+        "misses after, %": _percent(after.deadlines.share),
+        "held replies": after.held_replies,
         "intent age p50 before, steps": age,
         "seconds until the intent age is back": _back(
-            rows, at_s, lambda r: age is not None and (r["intent_age_steps"]["p50"] or np.inf) <= max(1.5 * age, age + 1)
+            rows, at_s, lambda r: age is not None and (r.intent_age_steps.p50 or np.inf) <= max(1.5 * age, age + 1)
         ),
     }
 
@@ -117,7 +118,7 @@ def soak(given: argparse.Namespace, bench: Any) -> Json:
         _together(drive(slots, given.seconds), watch.run())  # type: ignore[arg-type]  # a slot runs like a robot
         summary = load.log.summary(after_s=given.warmup)
     facts: Json = {"robots at a time": given.robots[-1], "robots in all": sum(slot.robots for slot in slots)}
-    facts |= {"misses, %": _percent(summary["deadlines"]["share"]), "errors": summary["errors"]}
+    facts |= {"misses, %": _percent(summary.deadlines.share), "errors": summary.errors}
     facts["wrong-robot replies"] = bench.judge.wrong(load.told[:: max(1, len(load.told) // 256)])
     for name in DEPLOYMENTS:
         for measure in ("rss_mib", "descriptors"):
@@ -205,25 +206,25 @@ def _together(main: Any, beside: Any) -> None:
     asyncio.run(both())
 
 
-def _panels(timeline: list[Json]) -> dict[str, Lines]:
-    def line(value: Callable[[Json], float | None]) -> list[list[float]]:
-        return [[row["at_s"], v] for row in timeline if (v := value(row)) is not None]
+def _panels(timeline: list[Moment]) -> dict[str, Lines]:
+    def line(value: Callable[[Moment], float | None]) -> list[list[float]]:
+        return [[row.at_s, v] for row in timeline if (v := value(row)) is not None]
 
     return {
-        "chunk requests/s": {"answered": line(lambda r: r["chunk_requests_per_s"]), "missed": line(lambda r: r["missed"])},
-        "latency, ms": {p: line(lambda r, p=p: r["latency_ms"][p]) for p in ("p50", "p99")},
-        "intent age, steps": {p: line(lambda r, p=p: r["intent_age_steps"][p]) for p in ("p50", "max")},
+        "chunk requests/s": {"answered": line(lambda r: r.chunk_requests_per_s), "missed": line(lambda r: r.missed)},
+        "latency, ms": {p: line(lambda r, p=p: getattr(r.latency_ms, p)) for p in ("p50", "p99")},
+        "intent age, steps": {p: line(lambda r, p=p: getattr(r.intent_age_steps, p)) for p in ("p50", "max")},
     }
 
 
-def _back(rows: list[Json], at_s: float, good: Callable[[Json], bool]) -> float | None:
+def _back(rows: list[Moment], at_s: float, good: Callable[[Moment], bool]) -> float | None:
     """Seconds until a row from which on two in a row are good; 0 where all are, None where none is."""
     flags = [good(row) for row in rows]
     if flags and all(flags):
         return 0.0
     for (first, second), row in zip(pairwise(flags), rows, strict=False):
-        if first and second and row["at_s"] > at_s:
-            return float(row["at_s"] - at_s)
+        if first and second and row.at_s > at_s:
+            return float(row.at_s - at_s)
     return None
 
 

@@ -3,7 +3,6 @@
 `uv run benchmarks/small_jobs.py` runs both from nothing, each beside its limit, and counts what is left of them afterwards.
 """
 
-import json
 import tempfile
 from dataclasses import asdict
 
@@ -12,6 +11,7 @@ from main_job import measured
 from results_table import RESULTS
 
 from libra_ray.common.files import write_text
+from libra_ray.common.json_text import dump
 from libra_ray.common.provenance import describe_hardware, git_revision
 
 JOBS = {
@@ -37,7 +37,7 @@ def main() -> None:
         left = len(ray_processes() - before)
         rows.append({"job": job, "limit_s": limit_s, **asdict(took), "processes_left": left})
     tree = {"hardware": describe_hardware(), "git_revision": git_revision(), "jobs": rows}
-    write_text(RESULTS / "small_jobs.json", json.dumps(tree, indent=2) + "\n")
+    write_text(RESULTS / "small_jobs.json", dump(tree) + "\n")
     print("| job | s | at most, s | GiB at most | processes left |\n|---|---|---|---|---|")
     for row in rows:
         print("| {job} | {wall_s} | {limit_s:g} | {peak_memory_gb} | {processes_left} |".format(**row))

@@ -2,9 +2,11 @@
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from libra_ray.types import Json
+from libra_ray.common.json_text import parse
 
 
 def write_text(path: Path, text: str) -> None:
@@ -14,7 +16,7 @@ def write_text(path: Path, text: str) -> None:
     staging.replace(path)
 
 
-def append_jsonl(path: Path, rows: list[Json]) -> None:
+def append_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Append rows in one write and flush them to disk."""
     with path.open("a", encoding="utf-8") as file:
         file.write("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
@@ -22,12 +24,18 @@ def append_jsonl(path: Path, rows: list[Json]) -> None:
         os.fsync(file.fileno())
 
 
-def read_jsonl(path: Path) -> list[Json]:
-    """All whole rows of a file that may end in the middle of one (a process was killed while writing it)."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+def read_jsonl[T](path: Path, kind: type[T]) -> list[T]:
+    """All whole rows of a file that may end in the middle of one (a process was killed while writing it).
+
+    Args:
+        path: need not exist.
+        kind: what every row is.
+
+    Raises:
+        ValueError: a row is something else; names the file, the line and the field.
+    """
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+    return [parse(kind, line, f"{path}, line {number}") for number, line in enumerate(lines[:-1], start=1) if line]
 
 
 def repair_jsonl(path: Path) -> None:

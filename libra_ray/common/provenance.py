@@ -6,13 +6,34 @@ import platform
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from libra_ray.config import Config
 from libra_ray.config.overrides import flatten
-from libra_ray.types import Json
 
 LIBRARIES = ("ray", "torch", "transformers", "lerobot", "metaworld", "mujoco", "mlflow", "numpy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """A machine, with the versions of the libraries that matter.
+
+    Attributes:
+        cpu: its model; `cores`: those the process may use.
+        memory_gb: GiB.
+        gpu: None without one.
+    """
+
+    cpu: str
+    cores: int | None
+    memory_gb: float
+    gpu: str | None
+    os: str
+    python: str
+    libraries: Mapping[str, str]
 
 
 def git_revision(folder: Path | None = None) -> str | None:
@@ -30,23 +51,18 @@ def git_revision(folder: Path | None = None) -> str | None:
     return f"{commit}-dirty" if changed else commit
 
 
-def describe_hardware() -> Json:
-    """The machine that this process runs on, with the versions of the libraries that matter.
-
-    Returns:
-        `cpu` (its model), `cores` (those this process may use), `memory_gb` (GiB), `gpu` (None without one), `os`, `python`
-        and `libraries`.
-    """
+def describe_hardware() -> Hardware:
+    """The machine that this process runs on."""
     gpus = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
-    return {
-        "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "gpu": ", ".join(gpus.splitlines()) if gpus else None,
-        "os": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "libraries": library_versions(*LIBRARIES),
-    }
+    return Hardware(
+        cpu=_cpu_model(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        memory_gb=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        gpu=", ".join(gpus.splitlines()) if gpus else None,
+        os=f"{platform.system()} {platform.machine()}",
+        python=platform.python_version(),
+        libraries=library_versions(*LIBRARIES),
+    )
 
 
 def library_versions(*names: str) -> dict[str, str]:
@@ -54,7 +70,7 @@ def library_versions(*names: str) -> dict[str, str]:
     return {name: version for name in names if (version := _version(name))}
 
 
-def public_config(config: Config) -> Json:
+def public_config(config: Config) -> dict[str, Any]:
     """The flattened configuration, as reports and trackers may show it: credentials inside addresses are masked."""
     flat = flatten(config)
     return {name: masked(value) if isinstance(value, str) else value for name, value in flat.items()}

@@ -3,12 +3,15 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from libra_ray.data.checks import DatasetError
-from libra_ray.data.dataset import Recorded
+
+if TYPE_CHECKING:
+    # A report holds fingerprints, and reads no videos.
+    from libra_ray.data.dataset import Recorded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +31,7 @@ class Fingerprint:
     content: str
 
     @classmethod
-    def of(cls, recorded: Recorded) -> Self:
+    def of(cls, recorded: "Recorded") -> Self:
         """The fingerprint of a data set as it is now."""
         digest = hashlib.sha256(repr((float(recorded.fps), recorded.image_keys, recorded.instructions)).encode())
         for array in (recorded.state, recorded.action, recorded.task_index, recorded.lengths):
@@ -57,6 +60,6 @@ class Fingerprint:
         )
 
 
-def _picture_files(recorded: Recorded) -> list[Path]:
+def _picture_files(recorded: "Recorded") -> list[Path]:
     embedded = any(camera.videos is None for camera in recorded.cameras)
     return sorted((*recorded.layout.videos, *(recorded.layout.data if embedded else ())))

@@ -21,7 +21,7 @@ WORST_DIFFERENCE = 12.0
 
 def gpu(use_gpu: bool, limit_s: float = 120) -> str | Finding:
     """The GPU, its driver, and whether torch computes on it."""
-    return judge_gpu(aside.call(try_gpu, limit_s=limit_s), driver=describe_hardware()["gpu"], use_gpu=use_gpu)
+    return judge_gpu(aside.call(try_gpu, limit_s=limit_s), driver=describe_hardware().gpu, use_gpu=use_gpu)
 
 
 def judge_gpu(tried: dict[str, Any], *, driver: str | None, use_gpu: bool) -> str | Finding:

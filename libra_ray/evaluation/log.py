@@ -1,18 +1,18 @@
 """What an evaluation has done so far, on disk: a row per episode and per batch of latencies, and a few rollouts to look at."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from libra_ray.common.files import append_jsonl, read_jsonl
+from libra_ray.common.json_text import ABSENT, plain
 from libra_ray.common.progress import Progress
 from libra_ray.control.lockstep import Latencies
 from libra_ray.runs.folder import Clock, RunFolder
-from libra_ray.runs.results import Evaluation, Rollout
-from libra_ray.types import Episode, EpisodeResult, Json
+from libra_ray.runs.results import Evaluation, LevelLatencies, Rollout
+from libra_ray.types import Episode, EpisodeResult
 
 LOG_NAME = "evaluation.jsonl"
 ROLLOUTS_FOLDER = "rollouts"
@@ -27,6 +27,19 @@ class Job:
     controller: str
     task: str
     seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogRow:
+    """A row of the log: an episode, or the calls of one controller's policy.
+
+    Attributes:
+        latencies: `<level>_ms` and `<level>_batch` of every level, see `LevelLatencies`.
+    """
+
+    episode: EpisodeResult | None = field(default=None, metadata=ABSENT)
+    controller: str | None = field(default=None, metadata=ABSENT)
+    latencies: Mapping[str, Sequence[float]] | None = field(default=None, metadata=ABSENT)
 
 
 @dataclass
@@ -53,16 +66,16 @@ class Notes:
             intent_age_steps=[s.action.intent_age_steps for s in episode.steps if s.action.intent_age_steps is not None],
             position_error_mm=episode.position_error_mm,
         )
-        append_jsonl(self.folder.path(LOG_NAME), [{"episode": asdict(result)}])
+        append_jsonl(self.folder.path(LOG_NAME), [plain(LogRow(episode=result))])
         self.bar.to(self.bar.count + 1)
         self.clock.tick()
 
     def latencies(self, controller: str, latencies: Latencies) -> None:
         """Note the wall time of batched calls."""
-        columns: dict[str, list[Any]] = {f"{level}_ms": calls.ms for level, calls in latencies.items()}
-        columns |= {f"{level}_batch": calls.batch for level, calls in latencies.items()}
-        row: Json = {"controller": controller, "latencies": columns}
-        append_jsonl(self.folder.path(LOG_NAME), [row])
+        columns: dict[str, Sequence[float]] = {}
+        for level, calls in latencies.items():
+            columns |= {f"{level}_ms": calls.ms, f"{level}_batch": calls.batch}
+        append_jsonl(self.folder.path(LOG_NAME), [plain(LogRow(controller=controller, latencies=columns))])
 
     def _rollout(self, job: Job, success: bool, frames: Sequence[NDArray[np.uint8]]) -> None:
         """Keep what the policy saw, a few per task and outcome; the name sorts failures first."""
@@ -77,21 +90,28 @@ class Notes:
 
 
 def read_evaluation(folder: RunFolder) -> Evaluation:
-    """Everything evaluated so far."""
-    rows = read_jsonl(folder.path(LOG_NAME))
-    results = [EpisodeResult(**row["episode"]) for row in rows if "episode" in row]
-    spoken_of = "policy" if "policy" in folder.config.evaluate.controllers else "coarse_only"
-    calls = [row["latencies"] for row in rows if row.get("controller") == spoken_of and "latencies" in row]
+    """Everything evaluated so far; latencies are those of `policy`, or of its first variant where that was not evaluated.
 
-    def gathered(name: str) -> list[float]:
-        return [value for call in calls for value in call[name]]
-
+    Raises:
+        ValueError: a row of the log is none; names the file, the line and the field.
+    """
+    rows = read_jsonl(folder.path(LOG_NAME), LogRow)
+    results = [row.episode for row in rows if row.episode is not None]
+    timed = [row for row in rows if row.latencies is not None]
+    names = [row.controller for row in timed]
+    spoken_of = "policy" if "policy" in names else next(iter(names), None)
+    columns: dict[str, list[float]] = {}
+    for row in timed:
+        for name, values in (row.latencies or {}).items():
+            if row.controller == spoken_of:
+                columns.setdefault(name, []).extend(values)
+    levels = [name.removesuffix("_ms") for name in columns if name.endswith("_ms")]
     return Evaluation(
         results=results,
-        planner_latency_ms=gathered("planner_ms"),
-        refiner_latency_ms=gathered("refiner_ms"),
-        planner_batch_sizes=[int(size) for size in gathered("planner_batch")],
-        refiner_batch_sizes=[int(size) for size in gathered("refiner_batch")],
+        latencies={
+            level: LevelLatencies(ms=columns[f"{level}_ms"], robots=[int(n) for n in columns.get(f"{level}_batch", ())])
+            for level in levels
+        },
         env_steps=sum(result.steps for result in results),
         wall_s=folder.wall_s("evaluate"),
     )

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from libra_ray.client.protocol import Reply
+from libra_ray.fleet.records import Deadlines, Moment, Success, SuccessRate, Summary
 from libra_ray.stats.intervals import percentiles, wilson
-from libra_ray.types import Json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +95,8 @@ class DriveLog:
         """Count executed actions."""
         (self.fresh if fresh else self.held).append((self.now(), actions))
 
-    def summary(self, *, after_s: float = 0.0, until_s: float | None = None) -> Json:
-        """Rates, percentiles and counts of what happened in a span of time; percentiles are None where there is nothing.
+    def summary(self, *, after_s: float = 0.0, until_s: float | None = None) -> Summary:
+        """What happened in a span of time; percentiles are None where there is nothing.
 
         Args:
             after_s: leaves out the time before, in which everything warmed up.
@@ -112,28 +112,28 @@ class DriveLog:
         met, missed = sum(map(within, self.met)), sum(map(within, self.missed))
         fresh, held = (sum(n for at, n in counted if within(at)) for counted in (self.fresh, self.held))
         batches = [a.batch for a in answers if a.batch]
-        return {
-            "seconds": seconds,
-            "robots": len({a.robot for a in answers}),
-            "chunk_requests_per_s": len(answers) / seconds,
-            "actions_per_s": fresh / seconds,
-            "latency_ms": percentiles([1e3 * a.latency_s for a in answers]),
-            "deadlines": {"due": met + missed, "missed": missed, "share": missed / (met + missed) if met + missed else None},
-            "intent_age_steps": percentiles([a.intent_age_steps for a in answers if a.intent_age_steps is not None]),
-            "intent_age_ms": percentiles([a.intent_age_ms for a in answers if a.intent_age_ms is not None]),
-            "held_replies": sum(a.held for a in answers),
-            "held_actions": held,
-            "mean_batch": float(np.mean(batches)) if batches else None,
-            "wrong_robot": sum(map(within, self.wrong_robot)),
-            "errors": dict(Counter(kind for at, kind in self.errors if within(at))),
-            "error_examples": self.examples,
-            "reconnects": self.reconnects,
-            "success": _success([t for t in self.trials if within(t.at_s)]),
-            "driver_lateness_ms": percentiles([1e3 * late for at, late in self.lateness if within(at)]),
-        }
+        return Summary(
+            seconds=seconds,
+            robots=len({a.robot for a in answers}),
+            chunk_requests_per_s=len(answers) / seconds,
+            actions_per_s=fresh / seconds,
+            latency_ms=percentiles([1e3 * a.latency_s for a in answers]),
+            deadlines=Deadlines(due=met + missed, missed=missed, share=missed / (met + missed) if met + missed else None),
+            intent_age_steps=percentiles([a.intent_age_steps for a in answers if a.intent_age_steps is not None]),
+            intent_age_ms=percentiles([a.intent_age_ms for a in answers if a.intent_age_ms is not None]),
+            held_replies=sum(a.held for a in answers),
+            held_actions=held,
+            mean_batch=float(np.mean(batches)) if batches else None,
+            wrong_robot=sum(map(within, self.wrong_robot)),
+            errors=dict(Counter(kind for at, kind in self.errors if within(at))),
+            error_examples=self.examples,
+            reconnects=self.reconnects,
+            success=_success([t for t in self.trials if within(t.at_s)]),
+            driver_lateness_ms=percentiles([1e3 * late for at, late in self.lateness if within(at)]),
+        )
 
-    def timeline(self, seconds: float = 1.0) -> list[Json]:
-        """The same in short, for every `seconds` from the beginning: what a plot over time shows."""
+    def timeline(self, seconds: float = 1.0) -> list[Moment]:
+        """The same in short, for every `seconds` from the beginning."""
         count = int(np.ceil(max(self.now(), 1e-9) / seconds))
 
         def bins(times: Sequence[float]) -> list[int]:
@@ -144,31 +144,32 @@ class DriveLog:
             came[min(int((answer.at_s + answer.latency_s) / seconds), count - 1)].append(answer)
         met, missed, errors = bins(self.met), bins(self.missed), bins([at for at, _ in self.errors])
         return [
-            {
-                "at_s": i * seconds,
-                "chunk_requests_per_s": len(answers) / seconds,
-                "latency_ms": percentiles([1e3 * a.latency_s for a in answers]),
-                "intent_age_steps": percentiles([a.intent_age_steps for a in answers if a.intent_age_steps is not None]),
-                "held_replies": sum(a.held for a in answers),
-                "due": met[i] + missed[i],
-                "missed": missed[i],
-                "errors": errors[i],
-            }
+            Moment(
+                at_s=i * seconds,
+                chunk_requests_per_s=len(answers) / seconds,
+                latency_ms=percentiles([1e3 * a.latency_s for a in answers]),
+                intent_age_steps=percentiles([a.intent_age_steps for a in answers if a.intent_age_steps is not None]),
+                held_replies=sum(a.held for a in answers),
+                due=met[i] + missed[i],
+                missed=missed[i],
+                errors=errors[i],
+            )
             for i, answers in enumerate(came)
         ]
 
 
-def _success(trials: Sequence[Trial]) -> Json:
-    """Success rates with Wilson 95 % intervals, over all and per task."""
-
-    def rate(chosen: Sequence[Trial]) -> Json:
-        interval = wilson(sum(t.success for t in chosen), len(chosen))
-        return {
-            "episodes": len(chosen),
-            "successes": sum(t.success for t in chosen),
-            "rate": sum(t.success for t in chosen) / len(chosen) if chosen else None,
-            "interval": [interval.low, interval.high] if interval else None,
-        }
-
+def _success(trials: Sequence[Trial]) -> Success:
     tasks = dict.fromkeys(t.task for t in trials)
-    return rate(trials) | {"tasks": {task: rate([t for t in trials if t.task == task]) for task in tasks}}
+    by_task = {task: _rate([t for t in trials if t.task == task]) for task in tasks}
+    return Success(**vars(_rate(trials)), tasks=by_task)
+
+
+def _rate(chosen: Sequence[Trial]) -> SuccessRate:
+    successes, episodes = sum(t.success for t in chosen), len(chosen)
+    interval = wilson(successes, episodes)
+    return SuccessRate(
+        episodes=episodes,
+        successes=successes,
+        rate=successes / episodes if episodes else None,
+        interval=(interval.low, interval.high) if interval else None,
+    )

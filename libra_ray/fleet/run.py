@@ -2,11 +2,11 @@
 
 import io
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -14,16 +14,18 @@ from rich.table import Table
 from libra_ray.client.client import AsyncRobotClient
 from libra_ray.client.protocol import Handshake
 from libra_ray.common.gc_freeze import settle
-from libra_ray.common.provenance import describe_hardware
+from libra_ray.common.json_text import ABSENT
+from libra_ray.common.provenance import Hardware, describe_hardware
 from libra_ray.config import SimConfig
 from libra_ray.config.presets import QUICKSTART_TASKS, TABLETOP_TASKS
 from libra_ray.fleet.log import DriveLog
+from libra_ray.fleet.records import Moment, Rates, SuccessRate, Summary
 from libra_ray.fleet.replay import Recording, recorded, reflects, synthetic
 from libra_ray.fleet.robot import Robot, drive
 from libra_ray.fleet.robots import BodyRobot, StubRobot
 from libra_ray.fleet.simulated import Bodies
 from libra_ray.sim import check_tasks
-from libra_ray.types import Json
+from libra_ray.stats.intervals import Percentiles
 
 SYNTHETIC = "synthetic"
 TASKS = {"metaworld": QUICKSTART_TASKS, "tabletop": TABLETOP_TASKS}
@@ -101,7 +103,26 @@ class Order:
         )
 
 
-async def run(order: Order, token: str | None = None, tell: Callable[[float], None] = lambda _: None) -> Json:
+@dataclass(frozen=True, kw_only=True)
+class DriveResult(Summary):
+    """What came of an order, as the JSON of `jobs/drive.py` has it.
+
+    Attributes:
+        server: the handshake, as it was sent.
+        timeline: second by second.
+        driver_cpu_share: of one core; `physics_cpu_share`: of the simulators, None of stub robots.
+    """
+
+    order: Order
+    server: Mapping[str, Any]
+    rates: Rates
+    timeline: Sequence[Moment]
+    hardware: Hardware
+    driver_cpu_share: float
+    physics_cpu_share: float | None = field(default=None, metadata=ABSENT)
+
+
+async def run(order: Order, token: str | None = None, tell: Callable[[float], None] = lambda _: None) -> DriveResult:
     """Drive the fleet and return what came of it: the summary, the time line, the server's words of itself, the machine.
 
     Args:
@@ -127,50 +148,50 @@ async def run(order: Order, token: str | None = None, tell: Callable[[float], No
         used, began = time.process_time(), time.perf_counter()
         await drive(robots, order.warmup_s + order.seconds, tell)
         seconds = time.perf_counter() - began
-        cpu = {"driver_cpu_share": (time.process_time() - used) / seconds}
-        if bodies is not None:
-            cpu["physics_cpu_share"] = (bodies.cpu_s - simulated) / seconds
+        driver_share = (time.process_time() - used) / seconds
+        physics_share = (bodies.cpu_s - simulated) / seconds if bodies is not None else None
     asking_hz = order.hz if order.stub else order.hz / server.execute_steps
-    return {
-        "order": asdict(order),
-        "server": server.message(),
-        "rates": {"control_hz": None if order.stub else order.hz, "chunk_requests_hz_per_robot": asking_hz},
-        **log.summary(after_s=order.warmup_s, until_s=order.warmup_s + order.seconds),
-        **cpu,
-        "timeline": log.timeline(),
-        "hardware": describe_hardware(),
-    }
+    return DriveResult(
+        order=order,
+        server=server.message(),
+        rates=Rates(control_hz=None if order.stub else order.hz, chunk_requests_hz_per_robot=asking_hz),
+        **vars(log.summary(after_s=order.warmup_s, until_s=order.warmup_s + order.seconds)),
+        driver_cpu_share=driver_share,
+        physics_cpu_share=physics_share,
+        timeline=log.timeline(),
+        hardware=describe_hardware(),
+    )
 
 
-def table(result: Json) -> str:
+def table(result: DriveResult) -> str:
     """The result as plain text."""
     text = io.StringIO()
     shown = Table("measure", "value", title=_title(result), title_justify="left")
-    deadlines, success = result["deadlines"], result["success"]
+    rates: dict[str, SuccessRate] = {"success": result.success, **result.success.tasks}
     rows = {
-        "actions/s": f"{result['actions_per_s']:.1f}",
-        "chunk requests/s": f"{result['chunk_requests_per_s']:.1f}",
-        "latency p50/p95/p99, ms": _marks(result["latency_ms"]),
-        "deadline misses": f"{deadlines['missed']} of {deadlines['due']}" + _percent(deadlines["share"]),
-        "intent age p50/p95/p99, steps": _marks(result["intent_age_steps"]),
-        "intent age p50/p95/p99, ms": _marks(result["intent_age_ms"]),
-        "held actions": f"{result['held_actions']}",
-        "wrong-robot replies": f"{result['wrong_robot']}",
-        "errors": ", ".join(f"{n} {kind}" for kind, n in result["errors"].items()) or "0",
-        "reconnections": f"{result['reconnects']}",
+        "actions/s": f"{result.actions_per_s:.1f}",
+        "chunk requests/s": f"{result.chunk_requests_per_s:.1f}",
+        "latency p50/p95/p99, ms": _marks(result.latency_ms),
+        "deadline misses": f"{result.deadlines.missed} of {result.deadlines.due}" + _percent(result.deadlines.share),
+        "intent age p50/p95/p99, steps": _marks(result.intent_age_steps),
+        "intent age p50/p95/p99, ms": _marks(result.intent_age_ms),
+        "held actions": f"{result.held_actions}",
+        "wrong-robot replies": f"{result.wrong_robot}",
+        "errors": ", ".join(f"{n} {kind}" for kind, n in result.errors.items()) or "0",
+        "reconnections": f"{result.reconnects}",
     }
-    for task, rate in {"success": success, **success["tasks"]}.items():
-        if rate["episodes"]:
-            low, high = rate["interval"]
-            rows[task] = f"{rate['rate']:.2f} ({low:.2f}–{high:.2f}), {rate['episodes']} episodes"
-    rows["driver"] = f"{result['driver_cpu_share']:.0%} of a core, late by {_marks(result['driver_lateness_ms'])} ms"
-    if "physics_cpu_share" in result:
-        rows["physics"] = f"{result['physics_cpu_share']:.0%} of a core"
+    for name, rate in rates.items():
+        if rate.interval is not None:
+            low, high = rate.interval
+            rows[name] = f"{rate.rate:.2f} ({low:.2f}–{high:.2f}), {rate.episodes} episodes"
+    rows["driver"] = f"{result.driver_cpu_share:.0%} of a core, late by {_marks(result.driver_lateness_ms)} ms"
+    if result.physics_cpu_share is not None:
+        rows["physics"] = f"{result.physics_cpu_share:.0%} of a core"
     for name, value in rows.items():
         shown.add_row(name, value)
     Console(file=text, width=110, color_system=None).print(shown)
-    examples = [f"{kind}: {example}" for kind, example in result["error_examples"].items()]
-    if result["driver_cpu_share"] > BUSY_DRIVER:
+    examples = [f"{kind}: {example}" for kind, example in result.error_examples.items()]
+    if result.driver_cpu_share > BUSY_DRIVER:
         examples.append("the driver itself was busy: these latencies are upper bounds")
     return text.getvalue() + "".join(f"{line}\n" for line in examples)
 
@@ -230,16 +251,16 @@ def _fleet(
     return robots
 
 
-def _title(result: Json) -> str:
-    order, rates = result["order"], result["rates"]
-    asking = rates["chunk_requests_hz_per_robot"]
+def _title(result: DriveResult) -> str:
+    order, rates = result.order, result.rates
+    asking = rates.chunk_requests_hz_per_robot
     each = f"{asking:g} chunk requests/s each" if asking else "each asking as soon as it is answered"
-    control = f", control at {rates['control_hz']:g} Hz" if rates["control_hz"] else ""
-    return f"{order['robots']} {'stub' if order['stub'] else 'simulated'} robots, {each}{control}, {result['seconds']:.0f} s"
+    control = f", control at {rates.control_hz:g} Hz" if rates.control_hz else ""
+    return f"{order.robots} {'stub' if order.stub else 'simulated'} robots, {each}{control}, {result.seconds:.0f} s"
 
 
-def _marks(marks: Json) -> str:
-    return "–" if marks["p50"] is None else "/".join(f"{marks[p]:.4g}" for p in ("p50", "p95", "p99"))
+def _marks(marks: Percentiles) -> str:
+    return "–" if marks.p50 is None else f"{marks.p50:.4g}/{marks.p95:.4g}/{marks.p99:.4g}"
 
 
 def _percent(share: float | None) -> str:

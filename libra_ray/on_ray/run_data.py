@@ -1,8 +1,5 @@
 """The data set of a run: the same one at every start, and what it is when it is not there yet."""
 
-from dataclasses import asdict
-from typing import Any, cast
-
 from libra_ray.common.progress import say
 from libra_ray.data.dataset import Recorded, open_dataset
 from libra_ray.data.fingerprint import Fingerprint
@@ -15,8 +12,7 @@ FACT = "train.data"
 
 def began_with(folder: RunFolder) -> Fingerprint | None:
     """The data set that the run's training began with; None where it has not begun, or under a version that did not say."""
-    fact = folder.fact(FACT)
-    return Fingerprint(**cast("dict[str, Any]", fact)) if fact else None
+    return folder.fact(FACT, Fingerprint)
 
 
 def open_unchanged(folder: RunFolder) -> Recorded:
@@ -47,4 +43,4 @@ def open_to_train(folder: RunFolder) -> TrainingData:
 def keep(folder: RunFolder, data: Fingerprint) -> None:
     """Bind the run to a data set, unless it is bound already."""
     if began_with(folder) is None:
-        folder.note(FACT, asdict(data))
+        folder.note(FACT, data)

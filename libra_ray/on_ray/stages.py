@@ -16,12 +16,12 @@ from libra_ray.on_ray import session
 from libra_ray.on_ray import train as training
 from libra_ray.on_ray.run_data import open_unchanged
 from libra_ray.report.publish import check_store, publish_evaluation, publish_training
+from libra_ray.report.records import Report
 from libra_ray.runs.folder import RunFolder, Stage
 from libra_ray.runs.results import TrainingLog
 from libra_ray.sim import check_robot, check_tasks, instructions, robot_spec
 from libra_ray.tracking import Tracker
 from libra_ray.training.data import distinct_tokens, make_model, shape_of
-from libra_ray.types import Json
 
 
 def check(folder: RunFolder, *stages: Stage, fresh: bool = False) -> None:
@@ -132,14 +132,14 @@ def evaluate(folder: RunFolder) -> None:
             evaluation.evaluate(folder, clock)
 
 
-def report(folder: RunFolder, tracker: Tracker) -> Json:
+def report(folder: RunFolder, tracker: Tracker) -> Report:
     """Publish what was evaluated; returns the content of `report.json`."""
     return publish_evaluation(
         folder, tracker, training_log(folder), evaluation_log.read_evaluation(folder), evaluation_log.read_rollouts(folder)
     )
 
 
-def pipeline(folder: RunFolder, tracker: Tracker, since: float) -> Json:
+def pipeline(folder: RunFolder, tracker: Tracker, since: float) -> Report:
     """All stages and the report; `since` is when the job began, in `time.monotonic()` seconds."""
     if folder.done("total"):
         record(folder)

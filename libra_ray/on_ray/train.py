@@ -19,7 +19,7 @@ from torch import nn
 from libra_ray import checkpoint
 from libra_ray import config as configuration
 from libra_ray.common import disk
-from libra_ray.common.files import append_jsonl, read_jsonl, repair_jsonl
+from libra_ray.common.files import read_jsonl, repair_jsonl
 from libra_ray.common.progress import Progress
 from libra_ray.config import Config
 from libra_ray.data.fingerprint import Fingerprint
@@ -28,6 +28,7 @@ from libra_ray.on_ray import faults
 from libra_ray.on_ray.run_data import open_to_train
 from libra_ray.on_ray.session import available_cpus, is_private
 from libra_ray.runs.folder import Clock, RunFolder
+from libra_ray.runs.results import LoggedStep, TrainingLog, log_step
 from libra_ray.training.data import TrainingData
 from libra_ray.training.fit import Fit, Save
 
@@ -158,16 +159,16 @@ def advance(fit: Fit, data: TrainingData, root: Path, until: int, save: Save) ->
     validate = data.validator(fit.device) if fit.rank == 0 else None
     if fit.rank == 0:
         repair_jsonl(root / LOG_NAME)
-        logged = read_jsonl(root / LOG_NAME)
-        if fit.row and (not logged or logged[-1]["step"] < fit.step):
+        logged = TrainingLog.read(root / LOG_NAME).rows
+        if fit.row and (not logged or logged[-1].step < fit.step):
             # It ended between the checkpoint and its row, perhaps by what the row was to measure.
-            append_jsonl(root / LOG_NAME, [{"step": fit.step, **fit.last_row(validate)}])
+            log_step(root / LOG_NAME, fit.step, fit.last_row(validate))
     if fit.step >= until:
         return
     with data.stream(fit.model, rank=fit.rank, world=fit.world, start_step=fit.step) as batches:
         for progress in fit.run(batches, validate, save, until):
             if fit.rank == 0:
-                append_jsonl(root / LOG_NAME, [{"step": progress.step, **progress.metrics}])
+                log_step(root / LOG_NAME, progress.step, progress.metrics)
 
 
 def _distributed(model: System) -> nn.Module:
@@ -216,9 +217,9 @@ def _fitted(trainer: TorchTrainer, folder: RunFolder, clock: Clock) -> ray.train
     with Progress("train", total=folder.config.train.steps, unit="step") as bar:
         while not ended:
             ended = bool(wait([outcome], timeout=0.5).done)
-            rows = read_jsonl(path)
-            if rows and rows[-1]["step"] != shown:
-                shown = rows[-1]["step"]
-                bar.to(shown, **{name: value for name, value in rows[-1].items() if name.startswith(SHOWN)})
+            rows = read_jsonl(path, LoggedStep)
+            if rows and rows[-1].step != shown:
+                shown = rows[-1].step
+                bar.to(shown, **{name: value for name, value in rows[-1].metrics.items() if name.startswith(SHOWN)})
             clock.tick()
     return outcome.result()

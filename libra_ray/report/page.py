@@ -2,18 +2,21 @@
 
 import base64
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import jinja2
 import numpy as np
 
+from libra_ray.common.json_text import plain
+from libra_ray.report.names import CONTROLLERS
 from libra_ray.report.plots import controller_name, intent_age_plot, latency_plot, success_plot, training_plots
+from libra_ray.report.records import Report, TaskRow
 from libra_ray.runs.results import Rollout, TrainingLog
-from libra_ray.types import Json
 
 VIDEO_BUDGET_BYTES = 3_500_000
 """All videos of a page together, before base64 makes them a third larger: the page stays below 6 MB."""
@@ -36,27 +39,40 @@ class Clip:
     video: str
 
 
-def render_page(report: Json, rollouts: Sequence[Rollout], training_log: TrainingLog) -> str:
-    """The page of a report as `report.build_report` made it.
+@dataclass(frozen=True, kw_only=True)
+class TaskRows:
+    """A task's rows, by controller."""
+
+    task: str
+    instruction: str
+    rows: dict[str, TaskRow] = field(default_factory=dict)
+
+
+def render_page(report: Report, rollouts: Sequence[Rollout], training_log: TrainingLog) -> str:
+    """The page of a report.
 
     Args:
         rollouts: shown as looping videos, failures first; those beyond `VIDEO_BUDGET_BYTES` are only counted.
     """
     clips = _clips(rollouts)
-    config = report["config"]
-    tau = config.get("train.tau") if config.get("train.curriculum") == "threshold" else None
-    timing = {f"{system.capitalize()} latency": latency_plot(system, marks) for system, marks in report["latency_ms"].items()}
-    timing["Age of the intent at each executed action"] = intent_age_plot(report["intent_age_steps"])
+    config = report.config
+    thresholds = {"plan_accuracy": config["train.tau"]} if config.get("train.curriculum") == "threshold" else {}
+    timing = {
+        f"{level.capitalize()} latency": latency_plot(level, marks, index)
+        for index, (level, marks) in enumerate(report.latency_ms.items())
+    }
+    timing["Age of the intent at each executed action"] = intent_age_plot(report.intent_age_steps)
     return (
         page_environment()
         .get_template("report.html.j2")
         .render(
             report=report,
             headlines=_headlines(report),
-            tasks=_by_task(report["tasks"]),
-            controllers=list(report["success_mean"]),
-            success_svg=success_plot(report["tasks"], report["success_mean"], report["success_interval"]),
-            training=training_plots(training_log, tau),
+            tasks=_by_task(report.tasks),
+            controllers=list(report.success_mean),
+            success_svg=success_plot(report.tasks, report.success_mean, report.success_interval),
+            training=training_plots(training_log, thresholds),
+            sentences=[CONTROLLERS[name] for name in report.success_mean if name in CONTROLLERS],
             timing={title: svg for title, svg in timing.items() if svg},
             clips=clips,
             hidden_rollouts=len(rollouts) - len(clips),
@@ -79,19 +95,19 @@ def page_environment() -> jinja2.Environment:
     return environment
 
 
-def _headlines(report: Json) -> list[Headline]:
+def _headlines(report: Report) -> list[Headline]:
     headlines = []
-    for controller, success in report["success_mean"].items():
-        low, high = report["success_interval"][controller]
+    for controller, success in report.success_mean.items():
+        low, high = report.success_interval[controller]
         label = f"success, {controller_name(controller)}"
         headlines.append(Headline(label=label, value=f"{success:.0%}", note=f"{low:.1%} to {high:.1%}"))
     headlines.sort(key=lambda headline: headline.label != "success, policy")
-    for system, latency in report["latency_ms"].items():
-        if latency["count"]:
-            note = f"p95 {latency['p95']:.1f}, p99 {latency['p99']:.1f}"
-            headlines.append(Headline(label=f"{system} latency", value=f"{latency['p50']:.1f} ms", note=note))
-    stages = ", ".join(f"{stage} {duration(report['wall_s'][stage])}" for stage in ("record", "train", "evaluate"))
-    return [*headlines, Headline(label="wall time", value=duration(report["wall_s"]["total"]), note=stages)]
+    for level, latency in report.latency_ms.items():
+        if latency.count:
+            note = f"p95 {latency.p95:.1f}, p99 {latency.p99:.1f}"
+            headlines.append(Headline(label=f"{level} latency", value=f"{latency.p50:.1f} ms", note=note))
+    stages = ", ".join(f"{stage} {duration(getattr(report.wall_s, stage))}" for stage in ("record", "train", "evaluate"))
+    return [*headlines, Headline(label="wall time", value=duration(report.wall_s.total), note=stages)]
 
 
 def duration(seconds: float) -> str:
@@ -115,33 +131,30 @@ def _number(value: object) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def _by_task(rows: Sequence[Json]) -> list[Json]:
+def _by_task(rows: Sequence[TaskRow]) -> list[TaskRows]:
     """One entry per task with its rows by controller."""
-    tasks: dict[str, Json] = {}
+    tasks: dict[str, TaskRows] = {}
     for row in rows:
-        entry = tasks.setdefault(row["task"], {"task": row["task"], "instruction": row["instruction"], "rows": {}})
-        entry["rows"][row["controller"]] = row
+        tasks.setdefault(row.task, TaskRows(task=row.task, instruction=row.instruction)).rows[row.controller] = row
     return list(tasks.values())
 
 
-def _facts(report: Json) -> dict[str, Json]:
-    """The run facts, section by section, flattened so that any dataset or checkpoint description can be shown."""
-    wall = {stage: duration(seconds) for stage, seconds in report["wall_s"].items()}
-    run = {key: report[key] for key in ("preset", "created_at", "git_revision", "mlflow_run_id")}
-    held = {f"held actions, {key}": value for key, value in report["held_actions"].items()}
+def _facts(report: Report) -> dict[str, dict[str, Any]]:
+    """The run facts, section by section, as names and values to show."""
+    held = {f"held actions, {name}": value for name, value in plain(report.held_actions).items()}
     sections = {
-        "Run": run,
-        "Wall time": wall,
-        "Throughput": {**report["throughput"], **held},
-        "Hardware": report["hardware"],
-        "Dataset": report["dataset"],
-        "Checkpoint": report["checkpoint"],
+        "Run": {name: getattr(report, name) for name in ("preset", "created_at", "git_revision", "mlflow_run_id")},
+        "Wall time": {stage: duration(seconds) for stage, seconds in plain(report.wall_s).items()},
+        "Throughput": plain(report.throughput) | held,
+        "Hardware": plain(report.hardware),
+        "Dataset": plain(report.dataset),
+        "Checkpoint": plain(report.checkpoint),
     }
     return {title: _flat(section) for title, section in sections.items()}
 
 
-def _flat(section: Json, prefix: str = "") -> Json:
-    flat: Json = {}
+def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
     for key, value in section.items():
         name = f"{prefix}{key}".replace("_", " ")
         flat |= _flat(value, f"{name} ") if isinstance(value, dict) else {name: value}

@@ -1,6 +1,6 @@
 """The report's plots, as SVG text to be set inside a page.
 
-Colours are CSS variables of the page (`--ink`, `--line`, `--planner`, ...), so one drawing serves light and
+Colours are CSS variables of the page (`--ink`, `--line`, `--first`, ...), so one drawing serves light and
 dark; text stays text.
 """
 
@@ -15,14 +15,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from libra_ray.report.names import title_of
+from libra_ray.report.records import IntentAge, LevelLatency, TaskRow
 from libra_ray.runs.results import TrainingLog
-from libra_ray.types import Json
+from libra_ray.stats.intervals import Percentiles
 
-VARIABLES = ("ink", "line", "planner", "refiner", "expert", "policy", "coarse_only", "zero_action", "other", "mark")
+SERIES = ("first", "second", "third", "fourth")
+"""Colours of things that a plot draws several of: levels, losses, parts."""
+VARIABLES = ("ink", "line", *SERIES, "expert", "policy", "variant", "zero_action", "mark")
 COLOUR = {name: f"#0{index + 1:x}0d0e" for index, name in enumerate(VARIABLES)}
 """Stand-ins that matplotlib accepts; in the SVG text each becomes `var(--name)`."""
 
-MARKERS = {"expert": "D", "policy": "o", "coarse_only": "s", "zero_action": "v"}
+MARKERS = {"expert": "D", "policy": "o", "zero_action": "v"}
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -44,6 +48,8 @@ STYLE: dict[Any, Any] = {
     "legend.fontsize": 8.5,
     "lines.linewidth": 1.4,
 }
+HELD_OUT, NORM, NORM_OF_LOSS = "val_", "grad_norm_", "grad_norm_loss_"
+"""Beginnings of names in a training log."""
 CARD_INCHES = (4.8, 2.7)
 
 
@@ -52,16 +58,17 @@ def controller_name(controller: str) -> str:
     return controller.replace("_", " ")
 
 
-def success_plot(tasks: Sequence[Json], means: Mapping[str, float], intervals: Mapping[str, Sequence[float]]) -> str:
+def success_plot(tasks: Sequence[TaskRow], means: Mapping[str, float], intervals: Mapping[str, Sequence[float]]) -> str:
     """Success with Wilson 95 % intervals: one band per task, one mark per controller, the mean over tasks below.
 
     Empty text where nothing was evaluated.
     """
     if not tasks:
         return ""
-    names = [*dict.fromkeys(row["task"] for row in tasks), "mean"]
+    names = [*dict.fromkeys(row.task for row in tasks), "mean"]
     controllers = list(means)
-    cells = {(row["task"], row["controller"]): (row["success"], row["interval"]) for row in tasks}
+    cells: dict[tuple[str, str], tuple[float, Sequence[float]]]
+    cells = {(row.task, row.controller): (row.success, row.interval) for row in tasks}
     cells |= {("mean", controller): (means[controller], intervals[controller]) for controller in controllers}
     with mpl.rc_context({**STYLE, "svg.hashsalt": "success"}):
         figure = Figure(figsize=(6.4, 0.9 + len(names) * max(0.34, 0.13 * len(controllers))), layout="constrained")
@@ -84,30 +91,32 @@ def _success_marks(axes: Axes, controller: str, marks: Sequence[tuple[float, flo
     heights, shares = [height for height, _, _ in marks], np.array([share for _, share, _ in marks])
     bounds = np.array([interval for _, _, interval in marks]).reshape(-1, 2)
     below_above = np.clip(np.stack([shares - bounds[:, 0], bounds[:, 1] - shares]), 0, None)
-    colour = COLOUR.get(controller, COLOUR["other"])
-    marker, name = MARKERS.get(controller, "o"), controller_name(controller)
+    colour = COLOUR.get(controller, COLOUR["variant"])
+    marker, name = MARKERS.get(controller, "s"), controller_name(controller)
     axes.errorbar(shares, heights, xerr=below_above, fmt=marker, color=colour, markersize=4.5, elinewidth=1.6, label=name)
 
 
-def training_plots(log: TrainingLog, tau: float | None) -> dict[str, str]:
-    """Title -> SVG of the losses, the accuracy and the gradient norms; a plot whose metrics were never logged is left out.
+def training_plots(log: TrainingLog, thresholds: Mapping[str, float]) -> dict[str, str]:
+    """Title -> SVG of every loss, of the metrics that are also held out, and of the gradient norms of all parts.
 
     Args:
-        tau: planner accuracy that ends teacher forcing, drawn beside the accuracy; None where there is no threshold.
+        thresholds: metric -> a value that something depends on, drawn beside it.
     """
-    titles = {
-        "loss_plan": "Planner loss (cross-entropy)",
-        "loss_diff": "Refiner loss (denoising)",
-        "plan_accuracy": "Planner accuracy",
-    }
-    plots = {}
-    for key, title in titles.items():
-        colour = COLOUR["refiner" if key == "loss_diff" else "planner"]
-        lines = {"training": (key, colour, "-"), "held-out episodes": (f"val_{key}", COLOUR["ink"], ":")}
-        plots[title] = _curves(log, title, lines, level=tau if key == "plan_accuracy" else None)
-    norms = {name: (f"grad_norm_{name}", COLOUR[name], "-") for name in ("planner", "refiner")}
+    names, plots = log.names, {}
+    losses = [name for name in names if name.startswith("loss_")]
+    measured = [name for name in names if f"{HELD_OUT}{name}" in names and name not in losses]
+    for index, name in enumerate([*losses, *measured]):
+        lines = {"training": (name, series_colour(index), "-"), "held-out episodes": (f"{HELD_OUT}{name}", COLOUR["ink"], ":")}
+        plots[title_of(name)] = _curves(log, title_of(name), lines, level=thresholds.get(name))
+    parts = [name for name in names if name.startswith(NORM) and not name.startswith(NORM_OF_LOSS)]
+    norms = {name.removeprefix(NORM): (name, series_colour(index), "-") for index, name in enumerate(parts)}
     plots["Gradient norms"] = _curves(log, "Gradient norms", norms, logarithmic=True)
     return {title: plot for title, plot in plots.items() if plot}
+
+
+def series_colour(index: int) -> str:
+    """The colour of the `index`-th of several; after the last, the first comes again."""
+    return COLOUR[SERIES[index % len(SERIES)]]
 
 
 def _curves(
@@ -144,17 +153,17 @@ def _curves(
         return svg_text(figure, title)
 
 
-def latency_plot(system: str, latency: Json) -> str:
-    """Histogram of one system's wall time per batched call; empty text where it was never called."""
-    counts = latency["histogram"]["counts"]
+def latency_plot(level: str, latency: LevelLatency, index: int) -> str:
+    """Histogram of the `index`-th level's wall time per batched call; empty text where it was never called."""
+    counts = latency.histogram.counts
     if not counts:
         return ""
-    edges = np.asarray(latency["histogram"]["edges"], dtype=float)
-    title = f"{system.capitalize()} latency"
+    edges = np.asarray(latency.histogram.edges, dtype=float)
+    title = f"{level.capitalize()} latency"
     with mpl.rc_context({**STYLE, "svg.hashsalt": title}):
         figure = Figure(figsize=CARD_INCHES, layout="constrained")
         axes = figure.add_subplot()
-        axes.bar(edges[:-1], counts, width=np.diff(edges), align="edge", color=COLOUR[system], alpha=0.75)
+        axes.bar(edges[:-1], counts, width=np.diff(edges), align="edge", color=series_colour(index), alpha=0.75)
         _percentile_lines(axes, latency, "ms")
         axes.set_xlabel("milliseconds per batched call (above p99: last bar)")
         axes.set_ylabel("calls")
@@ -163,9 +172,9 @@ def latency_plot(system: str, latency: Json) -> str:
         return svg_text(figure, title)
 
 
-def intent_age_plot(intent_age: Json) -> str:
+def intent_age_plot(intent_age: IntentAge) -> str:
     """Histogram of the intent's age at each executed action; empty text where no action had an intent."""
-    ages, counts = intent_age["histogram"]["ages"], intent_age["histogram"]["counts"]
+    ages, counts = intent_age.histogram.ages, intent_age.histogram.counts
     if not counts:
         return ""
     with mpl.rc_context({**STYLE, "svg.hashsalt": "intent"}):
@@ -173,7 +182,7 @@ def intent_age_plot(intent_age: Json) -> str:
         axes = figure.add_subplot()
         axes.bar(ages, counts, width=0.85, color=COLOUR["policy"], alpha=0.75)
         _percentile_lines(axes, intent_age, "steps")
-        axes.set_xlabel("control steps since the planner's picture")
+        axes.set_xlabel("control steps since the picture behind the intent")
         axes.set_ylabel("executed actions")
         axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -181,10 +190,11 @@ def intent_age_plot(intent_age: Json) -> str:
         return svg_text(figure, "Age of the intent")
 
 
-def _percentile_lines(axes: Axes, marks: Json, unit: str) -> None:
+def _percentile_lines(axes: Axes, marks: Percentiles, unit: str) -> None:
     for name, style in (("p50", "-"), ("p95", "--"), ("p99", ":")):
-        label = f"{name} {marks[name]:.3g} {unit}"
-        axes.axvline(marks[name], color=COLOUR["mark"], linestyle=style, linewidth=1.2, label=label)
+        value = getattr(marks, name)
+        label = f"{name} {value:.3g} {unit}"
+        axes.axvline(value, color=COLOUR["mark"], linestyle=style, linewidth=1.2, label=label)
 
 
 def legend(axes: Axes, columns: int) -> None:

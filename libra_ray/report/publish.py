@@ -2,19 +2,18 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 from libra_ray import checkpoint
-from libra_ray.checkpoint import Manifest
+from libra_ray.common.json_text import plain
 from libra_ray.common.provenance import describe_hardware
 from libra_ray.data.dataset import open_dataset
 from libra_ray.data.fingerprint import Fingerprint
+from libra_ray.report.records import CheckpointFacts, DatasetFacts, Report, WallTime
 from libra_ray.report.run_report import build_report, write_report
 from libra_ray.runs.folder import RunFolder
 from libra_ray.runs.results import Evaluation, Rollout, TrainingLog
 from libra_ray.tracking import Tracker, TrackingError, check, observation_action_schema, publishing
-from libra_ray.types import Json
 
 RUN_ID = "mlflow_run_id"
 
@@ -33,7 +32,7 @@ def tracked(folder: RunFolder) -> Tracker:
         tracker.log_config(folder.config)
 
     tracking = folder.config.tracking
-    tracker = Tracker(tracking, folder.root.parent, folder.root.name, run_id=str(folder.fact(RUN_ID) or ""), begun=begun)
+    tracker = Tracker(tracking, folder.root.parent, folder.root.name, run_id=folder.fact(RUN_ID, str) or "", begun=begun)
     if tracking.required:
         with _remedy():
             tracker.open()
@@ -76,30 +75,31 @@ def publish_training(folder: RunFolder, tracker: Tracker, log: TrainingLog) -> N
         action_dim=manifest.shape.action_dim,
     )
     with publishing(tracker, "the training"):
-        tracker.log_step_metrics(log.rows)
+        tracker.log_step_metrics([(row.step, row.metrics) for row in log.rows])
         tracker.register_model(path, signature, digest=manifest.digest)
 
 
 def publish_evaluation(
     folder: RunFolder, tracker: Tracker, log: TrainingLog, evaluation: Evaluation, rollouts: list[Rollout]
-) -> Json:
+) -> Report:
     """Write `report.json` and `report.html`, and put both and their figures into MLflow; returns the report."""
-    wall_s = {stage: folder.wall_s(stage) for stage in ("record", "train", "evaluate")}
+    record, train, evaluate = folder.wall_s("record"), folder.wall_s("train"), folder.wall_s("evaluate")
     # The pipeline's own clock also counts imports, starting Ray and publishing; jobs run one by one have only their stages.
-    total = max(folder.wall_s("total"), sum(wall_s.values()))
+    total = round(max(folder.wall_s("total"), record + train + evaluate), 2)
     report = build_report(
         config=folder.config,
         evaluation=evaluation,
         training_log=log,
-        wall_s={**wall_s, "total": round(total, 2)},
+        wall_s=WallTime(record=record, train=train, evaluate=evaluate, total=total),
+        levels=[level.name for level in checkpoint.read_manifest(folder.checkpoint).levels] or list(evaluation.latencies),
         dataset=dataset_facts(folder),
         checkpoint=checkpoint_facts(folder.checkpoint),
         mlflow_run_id=tracker.run_id or None,
         hardware=describe_hardware(),
     )
     page = write_report(folder.root, report, rollouts, log)
-    figures = {f"success_{name}": value for name, value in report["success_mean"].items()}
-    figures |= {f"wall_s_{name}": value for name, value in report["wall_s"].items()}
+    figures = {f"success_{name}": value for name, value in report.success_mean.items()}
+    figures |= {f"wall_s_{name}": value for name, value in vars(report.wall_s).items()}
     with publishing(tracker, "the evaluation"):
         tracker.log_metrics(checkpoint.read_manifest(folder.checkpoint).step, figures)
         tracker.log_artifact(page)
@@ -107,27 +107,26 @@ def publish_evaluation(
     return report
 
 
-def dataset_facts(folder: RunFolder) -> Json:
+def dataset_facts(folder: RunFolder) -> DatasetFacts:
     """Size and shape of the demonstrations, and what the evaluated policy was trained on where that was another data set."""
     if not folder.dataset.exists():
-        return {}
+        return DatasetFacts()
     recorded = open_dataset(folder.dataset, folder.config.data)
-    facts = {
-        "episodes": len(recorded.lengths),
-        "frames": len(recorded),
-        "fps": recorded.fps,
-        "state_dim": recorded.state_dim,
-        "action_dim": recorded.action_dim,
-        "cameras": list(recorded.image_keys),
-        "instructions": list(recorded.instructions),
-    }
     trained = checkpoint.read_manifest(folder.checkpoint).data
-    if trained is None or trained == Fingerprint.of(recorded):
-        return facts
-    return facts | {"checkpoint_trained_on_another": asdict(trained)}
+    return DatasetFacts(
+        episodes=len(recorded.lengths),
+        frames=len(recorded),
+        fps=recorded.fps,
+        state_dim=recorded.state_dim,
+        action_dim=recorded.action_dim,
+        cameras=recorded.image_keys,
+        instructions=recorded.instructions,
+        checkpoint_trained_on_another=None if trained == Fingerprint.of(recorded) else trained,
+    )
 
 
-def checkpoint_facts(path: Path) -> Json:
-    """Step, shape and digest of the evaluated checkpoint."""
-    manifest: Manifest = checkpoint.read_manifest(path)
-    return {"path": f"{path.parent.name}/{path.name}", **asdict(manifest)}
+def checkpoint_facts(path: Path) -> CheckpointFacts:
+    """Step, digest and what else the manifest of the evaluated checkpoint says."""
+    manifest = plain(checkpoint.read_manifest(path))
+    own = {name: manifest.pop(name) for name in ("step", "digest")}
+    return CheckpointFacts(path=f"{path.parent.name}/{path.name}", **own, manifest=manifest)

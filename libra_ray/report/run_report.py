@@ -1,7 +1,7 @@
-"""`report.json`: what one run reached, how sure that is, and what it cost."""
+"""The report of one run: from its episodes and its training log to `report.json` and the page."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -9,15 +9,33 @@ import numpy as np
 
 from libra_ray.common.files import write_text
 from libra_ray.common.json_text import dump, plain
-from libra_ray.common.provenance import git_revision, public_config
+from libra_ray.common.provenance import Hardware, git_revision, public_config
 from libra_ray.config import Config
-from libra_ray.runs.results import Evaluation, Rollout, TrainingLog
+from libra_ray.report.records import (
+    AgeHistogram,
+    Bounds,
+    CheckpointFacts,
+    DatasetFacts,
+    EpisodeError,
+    Errors,
+    HeldActions,
+    Histogram,
+    IntentAge,
+    LevelLatency,
+    Report,
+    TaskRow,
+    Throughput,
+    Training,
+    WallTime,
+)
+from libra_ray.runs.results import Evaluation, LevelLatencies, Rollout, TrainingLog
 from libra_ray.stats.intervals import Interval, percentiles, wilson
-from libra_ray.types import EpisodeResult, Json
+from libra_ray.types import EpisodeResult
 
-CONTROLLERS = ("expert", "policy", "coarse_only", "zero_action")
-STAGES = ("record", "train", "evaluate", "total")
+EXPERT, POLICY, ZERO_ACTION = "expert", "policy", "zero_action"
 LISTED_ERRORS = 20
+HELD_OUT = "val_"
+LOSS_GRADIENTS = ("grad_norm_loss_", "grad_cosine_")
 
 
 def build_report(
@@ -25,58 +43,45 @@ def build_report(
     config: Config,
     evaluation: Evaluation,
     training_log: TrainingLog,
-    wall_s: Mapping[str, float],
-    dataset: Json,
-    checkpoint: Json,
+    wall_s: WallTime,
+    levels: Sequence[str],
+    dataset: DatasetFacts,
+    checkpoint: CheckpointFacts,
     mlflow_run_id: str | None,
-    hardware: Json,
-) -> Json:
-    """The content of `report.json`, strict JSON values only (what is not finite or not known is None).
-
-    `success_mean` is the mean over tasks of each evaluated controller, `success_interval` Wilson's 95 % interval over that
-    controller's pooled episodes (exact for equally many episodes per task). An episode that raised counts as failed.
-    `intent_age_steps` and `held_actions` speak of `policy`, or of `coarse_only` where that was not evaluated.
+    hardware: Hardware,
+) -> Report:
+    """The report of a run. An episode that raised counts as failed.
 
     Args:
-        wall_s: wall time in seconds of `record`, `train`, `evaluate` and `total`.
-        dataset: facts on the demonstrations, shown as they are.
-        checkpoint: facts on the checkpoint, at best with its `digest`.
+        levels: the policy's, in the order in which they are shown; one that was never called has no latencies.
         hardware: as `provenance.describe_hardware` returns it.
-
-    Raises:
-        ValueError: `wall_s` lacks a stage.
     """
-    missing = [stage for stage in STAGES if stage not in wall_s]
-    if missing:
-        raise ValueError(f"wall_s lacks {', '.join(missing)}; it must have {', '.join(STAGES)}")
     rows = _task_rows(config, evaluation.results)
-    report = {
-        "preset": config.preset,
-        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "wall_s": {stage: wall_s[stage] for stage in STAGES},
-        "tasks": rows,
-        "success_mean": _success_means(rows),
-        "success_interval": _pooled_intervals(rows),
-        "errors": _errors(evaluation.results),
-        "latency_ms": {
-            "planner": _latency(evaluation.planner_latency_ms, evaluation.planner_batch_sizes),
-            "refiner": _latency(evaluation.refiner_latency_ms, evaluation.refiner_batch_sizes),
-        },
-        **_intent(evaluation.results),
-        "throughput": _throughput(evaluation, training_log),
-        "training": _training(training_log),
-        "difficulty": _difficulty(training_log),
-        "dataset": dataset,
-        "checkpoint": checkpoint,
-        "mlflow_run_id": mlflow_run_id,
-        "hardware": hardware,
-        "git_revision": git_revision(),
-        "config": public_config(config),
-    }
-    return dict(plain(report))
+    speakers = _speakers(evaluation.results)
+    return Report(
+        preset=config.preset,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        wall_s=wall_s,
+        tasks=rows,
+        success_mean=_success_means(rows),
+        success_interval=_pooled_intervals(rows),
+        errors=_errors(evaluation.results),
+        latency_ms={level: _latency(evaluation.latencies.get(level, LevelLatencies())) for level in levels},
+        intent_age_steps=_intent_age(speakers),
+        held_actions=_held_actions(speakers),
+        throughput=_throughput(evaluation, training_log),
+        training=_training(training_log),
+        difficulty=_difficulty(training_log),
+        dataset=dataset,
+        checkpoint=checkpoint,
+        mlflow_run_id=mlflow_run_id,
+        hardware=hardware,
+        git_revision=git_revision(),
+        config=plain(public_config(config)),
+    )
 
 
-def write_report(run_dir: Path, report: Json, rollouts: Sequence[Rollout], training_log: TrainingLog) -> Path:
+def write_report(run_dir: Path, report: Report, rollouts: Sequence[Rollout], training_log: TrainingLog) -> Path:
     """Write `report.json` and the page `report.html` into `run_dir`, each whole or not at all; returns the page's path."""
     # Here, because it brings matplotlib, which costs every job seconds that draws nothing.
     from libra_ray.report.page import render_page
@@ -92,117 +97,129 @@ def _in_order(names: Mapping[str, object] | set[str], known: Sequence[str]) -> l
     return [name for name in known if name in names] + sorted(name for name in names if name not in known)
 
 
-def _task_rows(config: Config, results: Sequence[EpisodeResult]) -> list[Json]:
+def _controllers(names: Iterable[str]) -> list[str]:
+    """The ceiling, the policy, its variants, the floor."""
+    found = set(names)
+    variants = sorted(found - {EXPERT, POLICY, ZERO_ACTION})
+    return [name for name in (EXPERT, POLICY, *variants, ZERO_ACTION) if name in found]
+
+
+def _task_rows(config: Config, results: Sequence[EpisodeResult]) -> list[TaskRow]:
     """One row per task and controller that has episodes, in the configuration's order."""
     cells: dict[tuple[str, str], list[EpisodeResult]] = {}
     for result in results:
         cells.setdefault((result.task, result.controller), []).append(result)
     tasks = _in_order({task for task, _ in cells}, config.sim.tasks)
-    controllers = _in_order({controller for _, controller in cells}, CONTROLLERS)
+    controllers = _controllers({controller for _, controller in cells})
     return [_row(cells[task, controller]) for task in tasks for controller in controllers if (task, controller) in cells]
 
 
-def _row(episodes: Sequence[EpisodeResult]) -> Json:
+def _row(episodes: Sequence[EpisodeResult]) -> TaskRow:
     successes = sum(_succeeded(episode) for episode in episodes)
     errors = [episode.error for episode in episodes if episode.error is not None]
-    return {
-        "task": episodes[0].task,
-        "instruction": episodes[0].instruction,
-        "controller": episodes[0].controller,
-        "episodes": len(episodes),
-        "successes": successes,
-        "success": successes / len(episodes),
-        "interval": _bounds(wilson(successes, len(episodes))),
-        "errors": len(errors),
-        "error_messages": list(dict.fromkeys(errors))[:3],
-        "mean_steps": float(np.mean([episode.steps for episode in episodes])),
-    }
+    return TaskRow(
+        task=episodes[0].task,
+        instruction=episodes[0].instruction,
+        controller=episodes[0].controller,
+        episodes=len(episodes),
+        successes=successes,
+        success=successes / len(episodes),
+        interval=_bounds(wilson(successes, len(episodes))),
+        errors=len(errors),
+        error_messages=list(dict.fromkeys(errors))[:3],
+        mean_steps=float(np.mean([episode.steps for episode in episodes])),
+    )
 
 
 def _succeeded(episode: EpisodeResult) -> bool:
     return episode.success and episode.error is None
 
 
-def _bounds(interval: Interval | None) -> list[float] | None:
-    return None if interval is None else [interval.low, interval.high]
+def _bounds(interval: Interval | None) -> Bounds:
+    assert interval is not None, "a row has episodes"
+    return interval.low, interval.high
 
 
-def _success_means(rows: Sequence[Json]) -> Json:
+def _success_means(rows: Sequence[TaskRow]) -> dict[str, float]:
     shares: dict[str, list[float]] = {}
     for row in rows:
-        shares.setdefault(row["controller"], []).append(row["success"])
-    return {controller: float(np.mean(shares[controller])) for controller in _in_order(shares, CONTROLLERS)}
+        shares.setdefault(row.controller, []).append(row.success)
+    return {controller: float(np.mean(shares[controller])) for controller in _controllers(shares)}
 
 
-def _pooled_intervals(rows: Sequence[Json]) -> Json:
+def _pooled_intervals(rows: Sequence[TaskRow]) -> dict[str, Bounds]:
     successes: Counter[str] = Counter()
     episodes: Counter[str] = Counter()
     for row in rows:
-        successes[row["controller"]] += row["successes"]
-        episodes[row["controller"]] += row["episodes"]
-    names = _in_order(episodes, CONTROLLERS)
+        successes[row.controller] += row.successes
+        episodes[row.controller] += row.episodes
+    names = _controllers(episodes)
     return {controller: _bounds(wilson(successes[controller], episodes[controller])) for controller in names}
 
 
-def _errors(results: Sequence[EpisodeResult]) -> Json:
-    failed = [result for result in results if result.error is not None]
-    keys = ("task", "controller", "seed", "error")
-    return {"count": len(failed), "first": [{key: getattr(result, key) for key in keys} for result in failed[:LISTED_ERRORS]]}
+def _errors(results: Sequence[EpisodeResult]) -> Errors:
+    raised = [
+        EpisodeError(task=result.task, controller=result.controller, seed=result.seed, error=result.error)
+        for result in results
+        if result.error is not None
+    ]
+    return Errors(count=len(raised), first=raised[:LISTED_ERRORS])
 
 
-def _latency(values: Sequence[float], batch_sizes: Sequence[int]) -> Json:
-    """Wall time per batched call; the histogram ends at p99, what lies beyond is counted in its last bin."""
-    histogram: Json = {"edges": [], "counts": []}
-    if len(values):
-        shown = np.minimum(values, np.percentile(values, 99))
-        histogram["counts"], histogram["edges"] = np.histogram(shown, bins=min(40, max(5, len(values) // 4)))
-    return {
-        **percentiles(values),
-        "count": len(values),
-        "robots_per_call": float(np.mean(batch_sizes)) if len(batch_sizes) else None,
-        "histogram": histogram,
-    }
+def _latency(calls: LevelLatencies) -> LevelLatency:
+    histogram = Histogram()
+    if len(calls.ms):
+        shown = np.minimum(calls.ms, np.percentile(calls.ms, 99))
+        counts, edges = np.histogram(shown, bins=min(40, max(5, len(calls.ms) // 4)))
+        histogram = Histogram(edges=edges.tolist(), counts=counts.tolist())
+    return LevelLatency(
+        **vars(percentiles(calls.ms)),
+        count=len(calls.ms),
+        robots_per_call=float(np.mean(calls.robots)) if len(calls.robots) else None,
+        histogram=histogram,
+    )
 
 
-def _intent(results: Sequence[EpisodeResult]) -> Json:
-    speakers = [name for name in ("policy", "coarse_only") if any(result.controller == name for result in results)]
-    episodes = [result for result in results if speakers and result.controller == speakers[0]]
+def _speakers(results: Sequence[EpisodeResult]) -> list[EpisodeResult]:
+    """The episodes of the controller whose intents are spoken of."""
+    names = _controllers(result.controller for result in results)
+    spoken_of = next((name for name in names if name not in (EXPERT, ZERO_ACTION)), None)
+    return [result for result in results if result.controller == spoken_of]
+
+
+def _intent_age(episodes: Sequence[EpisodeResult]) -> IntentAge:
     ages = Counter(int(age) for result in episodes for age in result.intent_age_steps)
-    flat = list(ages.elements())
+    flat, ordered = list(ages.elements()), sorted(ages)
+    histogram = AgeHistogram(ages=ordered, counts=[ages[age] for age in ordered])
+    return IntentAge(**vars(percentiles(flat)), count=len(flat), histogram=histogram)
+
+
+def _held_actions(episodes: Sequence[EpisodeResult]) -> HeldActions:
     steps, held = sum(result.steps for result in episodes), sum(result.held_actions for result in episodes)
-    ordered = sorted(ages)
-    histogram = {"ages": ordered, "counts": [ages[age] for age in ordered]}
-    return {
-        "intent_age_steps": {**percentiles(flat), "count": len(flat), "histogram": histogram},
-        "held_actions": {"count": held, "share": held / steps if steps else None},
-    }
+    return HeldActions(count=held, share=held / steps if steps else None)
 
 
-def _throughput(evaluation: Evaluation, log: TrainingLog) -> Json:
+def _throughput(evaluation: Evaluation, log: TrainingLog) -> Throughput:
     """Medians over the logged rows, so that the first one, with its warm-up, does not count for more than it is."""
     _, samples = log.series("samples_per_s")
     _, waits = log.series("data_wait_share")
-    return {
-        "train_samples_per_s": float(np.median(samples)) if samples else None,
-        "env_steps_per_s": evaluation.env_steps / evaluation.wall_s if evaluation.wall_s > 0 else None,
-        "data_wait_share": float(np.median(waits)) if waits else None,
-    }
+    return Throughput(
+        train_samples_per_s=float(np.median(samples)) if samples else None,
+        env_steps_per_s=evaluation.env_steps / evaluation.wall_s if evaluation.wall_s > 0 else None,
+        data_wait_share=float(np.median(waits)) if waits else None,
+    )
 
 
-def _training(log: TrainingLog) -> Json:
-    """The last known value of every metric, and the step at which teacher forcing ended."""
-    keys = sorted({key for row in log.rows for key in row} - {"step"})
-    last = {key: values[-1] for key in keys if (values := log.series(key)[1])}
-    return {"steps": log.rows[-1]["step"] if log.rows else 0, "teacher_forcing_until": log.teacher_forcing_until, "last": last}
+def _training(log: TrainingLog) -> Training:
+    last = {name: value for name in log.names if (value := log.last(name)) is not None}
+    return Training(steps=log.rows[-1].step if log.rows else 0, teacher_forcing_until=log.teacher_forcing_until, last=last)
 
 
-def _difficulty(log: TrainingLog) -> Json:
-    """The last held-out measures, and of both losses' gradients the median over the last tenth of the log.
+def _difficulty(log: TrainingLog) -> dict[str, float]:
+    """The last held-out measures, and of the losses' gradients the median over the last tenth of the log.
 
-    Empty where nothing was held out; the names are explained in `libra_ray.training.difficulty` and
-    `libra_ray.training.loss_balance`.
+    The names are explained in `System.measure` and `libra_ray.training.loss_balance`.
     """
-    names = sorted({key for row in log.rows for key in row if key.startswith("val_")})
-    held_out = {name.removeprefix("val_"): values[-1] for name in names if (values := log.series(name)[1])}
-    late = {name: log.series(name)[1] for name in ("grad_norm_loss_plan", "grad_norm_loss_diff", "grad_cosine_shared")}
-    return held_out | {name: float(np.median(values[-max(1, len(values) // 10) :])) for name, values in late.items() if values}
+    held_out = {name.removeprefix(HELD_OUT): log.last(name) for name in log.names if name.startswith(HELD_OUT)}
+    gradients = {name: log.late_median(name) for name in log.names if name.startswith(LOSS_GRADIENTS)}
+    return {name: value for name, value in (held_out | gradients).items() if value is not None}

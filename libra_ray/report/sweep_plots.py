@@ -17,11 +17,11 @@ from libra_ray.stats.granularity_peak import Peak
 
 BINS = "action.bins"
 SHARES = {
-    PLAN_RESOLVED: ("planner", "planner: entropy resolved"),
-    VARIANCE_EXPLAINED: ("refiner", "refiner: variance explained"),
+    PLAN_RESOLVED: ("first", "planner: entropy resolved"),
+    VARIANCE_EXPLAINED: ("second", "refiner: variance explained"),
 }
 """Drawn below the success."""
-SERIES = ("policy", "other", "coarse_only", "refiner", "planner", "expert")
+CURVES = ("policy", "third", "variant", "second", "first", "expert")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ def granularity_plot(curves: Sequence[Curve]) -> str:
 
     Empty text where no curve has two points.
     """
-    drawn = [curve for curve in curves if len(curve.points) > 1][: len(SERIES)]
+    drawn = [curve for curve in curves if len(curve.points) > 1][: len(CURVES)]
     if not drawn:
         return ""
     shares = {name: values for name in SHARES if (values := _series(drawn[0], name))}
@@ -60,7 +60,7 @@ def granularity_plot(curves: Sequence[Curve]) -> str:
         )
         top: Axes = panels[0, 0]
         for index, curve in enumerate(drawn):
-            _success(top, curve, COLOUR[SERIES[index]], shift=1.0 + 0.02 * (index - (len(drawn) - 1) / 2))
+            _success(top, curve, COLOUR[CURVES[index]], shift=1.0 + 0.02 * (index - (len(drawn) - 1) / 2))
         if drawn[0].peak:
             peak = drawn[0].peak.n
             top.axvspan(peak.low, peak.high, color=COLOUR["mark"], alpha=0.13, linewidth=0)
@@ -111,7 +111,7 @@ def _difficulty(axes: Axes, curve: Curve, shares: Mapping[str, Sequence[tuple[in
     left = _series(curve, "val_residual_share")
     if left:
         label = "variance left by the tokens"
-        axes.plot([n for n, _ in left], [v for _, v in left], color=COLOUR["refiner"], linestyle=":", label=label)
+        axes.plot([n for n, _ in left], [v for _, v in left], color=COLOUR["second"], linestyle=":", label=label)
     axes.set(ylabel="share, held-out episodes")
     # One that is worse than the mean has a large negative share: how large does not matter.
     low = min([0.0, *(v for values in shares.values() for _, v in values)])
@@ -171,7 +171,7 @@ def importance_plot(importance: Mapping[str, Mapping[str, float]]) -> str:
                 at,
                 widths,
                 height=height * 0.9,
-                color=COLOUR[("policy", "refiner")[index % 2]],
+                color=COLOUR[("policy", "second")[index % 2]],
                 label=objective.replace("_", " "),
             )
         axes.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5), xlim=(0, 1))

@@ -6,27 +6,26 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from libra_ray.types import Json
+from libra_ray.report.records import Report
 
 
-def summary_table(report: Json, width: int | None = None) -> str:
+def summary_table(report: Report, width: int | None = None) -> str:
     """Tasks by controllers with Wilson 95 % intervals, the means, then latency, intent age and throughput, as plain text.
 
     Args:
         width: columns of the terminal; by default wide enough that no cell is broken.
     """
-    controllers = list(report["success_mean"])
-    cells = {(row["task"], row["controller"]): row for row in report["tasks"]}
-    table = Table("task", title=f"success ({report['preset']})", title_justify="left")
+    controllers = list(report.success_mean)
+    cells = {(row.task, row.controller): row for row in report.tasks}
+    table = Table("task", title=f"success ({report.preset})", title_justify="left")
     for controller in controllers:
         table.add_column(controller.replace("_", " "), justify="right")
-    tasks = list(dict.fromkeys(row["task"] for row in report["tasks"]))
+    tasks = list(dict.fromkeys(row.task for row in report.tasks))
     for task in tasks:
         rows = [cells.get((task, controller)) for controller in controllers]
-        table.add_row(task, *(_cell(row["success"], row["interval"], row["errors"]) if row else "–" for row in rows))
+        table.add_row(task, *(_cell(row.success, row.interval, row.errors) if row else "–" for row in rows))
     table.add_section()
-    intervals = report["success_interval"]
-    table.add_row("mean", *(_cell(report["success_mean"][name], intervals[name]) for name in controllers))
+    table.add_row("mean", *(_cell(report.success_mean[name], report.success_interval[name]) for name in controllers))
     text = io.StringIO()
     console = Console(file=text, width=width or 40 + 28 * len(controllers), color_system=None)
     console.print(table)
@@ -38,21 +37,22 @@ def _cell(success: float, interval: Sequence[float], errors: int = 0) -> str:
     return f"{success:.2f} ({interval[0]:.2f}, {interval[1]:.2f}){note}"
 
 
-def _facts(report: Json) -> list[str]:
+def _facts(report: Report) -> list[str]:
     lines = []
-    for system, latency in report["latency_ms"].items():
-        if latency["count"]:
-            marks = "/".join(f"{latency[mark]:.1f}" for mark in ("p50", "p95", "p99"))
-            robots = f"{latency['robots_per_call']:.1f} robots a call"
-            lines.append(f"{system} latency p50/p95/p99: {marks} ms ({latency['count']} calls, {robots})")
-    age = report["intent_age_steps"]
-    if age["count"]:
-        lines.append(f"intent age p50/p95/p99: {age['p50']:.0f}/{age['p95']:.0f}/{age['p99']:.0f} control steps")
-    throughput = report["throughput"]
-    rates = {"train_samples_per_s": "training {:,.0f} samples/s", "env_steps_per_s": "simulation {:,.0f} steps/s"}
-    known = [text.format(throughput[key]) for key, text in rates.items() if throughput[key] is not None]
-    waits = throughput["data_wait_share"]
-    known += [f"waiting for data {waits:.1%}"] if waits is not None else []
+    for system, latency in report.latency_ms.items():
+        if latency.count:
+            marks = f"{latency.p50:.1f}/{latency.p95:.1f}/{latency.p99:.1f}"
+            robots = f"{latency.robots_per_call:.1f} robots a call"
+            lines.append(f"{system} latency p50/p95/p99: {marks} ms ({latency.count} calls, {robots})")
+    age = report.intent_age_steps
+    if age.count:
+        lines.append(f"intent age p50/p95/p99: {age.p50:.0f}/{age.p95:.0f}/{age.p99:.0f} control steps")
+    rates = {
+        "training {:,.0f} samples/s": report.throughput.train_samples_per_s,
+        "simulation {:,.0f} steps/s": report.throughput.env_steps_per_s,
+        "waiting for data {:.1%}": report.throughput.data_wait_share,
+    }
+    known = [text.format(value) for text, value in rates.items() if value is not None]
     lines += [f"throughput: {', '.join(known)}"] if known else []
-    stages = ", ".join(f"{stage} {seconds:,.0f} s" for stage, seconds in report["wall_s"].items())
+    stages = ", ".join(f"{stage} {seconds:,.0f} s" for stage, seconds in vars(report.wall_s).items())
     return [*lines, f"wall time: {stages}"]

@@ -25,21 +25,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from libra_ray import config as configuration
 from libra_ray.common.disk import lacks_room
 from libra_ray.common.files import write_text
+from libra_ray.common.json_text import dump, parse, read
 from libra_ray.config import Config
 from libra_ray.config.overrides import flatten
-from libra_ray.types import Json
 
 Stage = Literal["record", "train", "evaluate", "total"]
 """The three stages, and the whole pipeline around them with all its starts."""
 
 STAGE_KEYS: dict[Stage, tuple[str, ...]] = {
     "record": ("sim.", "record.", "data.root"),
-    "train": ("sim.image_size", "data.", "action.", "planner.", "refiner.", "train.", "ray.train_workers"),
+    "train": ("sim.image_size", "data.", "action.", "model.", "planner.", "refiner.", "train.", "ray.train_workers"),
     "evaluate": ("sim.", "control.", "evaluate."),
 }
 """The settings that a stage's result depends on; the others may change between a stop and a resumption."""
@@ -50,6 +50,14 @@ PRODUCTS: dict[Stage, tuple[str, ...]] = {
     "evaluate": ("evaluation.jsonl", "rollouts"),
 }
 """What a stage leaves in the folder: what starting it over has to put aside."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageTime:
+    """How far a stage has come: whether it has finished, and the wall seconds spent in it, over all its starts."""
+
+    done: bool
+    wall_s: float
 
 
 def products(*stages: Stage) -> list[str]:
@@ -75,8 +83,8 @@ class RunFolder:
         folder = cls(root.resolve(), config)
         if any(folder.begun(stage) for stage in forget):
             gone = (*forget, "total")
-            kept = {name: value for name, value in folder.stages().items() if name.partition(".")[0] not in gone}
-            write_text(folder.path("stages.json"), json.dumps(kept, indent=2))
+            kept = {name: value for name, value in folder._kept().items() if name.partition(".")[0] not in gone}
+            write_text(folder.path("stages.json"), dump(kept))
         if folder.path("config.json").exists():
             folder._refuse_other_settings(configuration.from_json(folder.path("config.json").read_text(encoding="utf-8")))
         write_text(folder.path("config.json"), configuration.to_json(config))
@@ -101,30 +109,36 @@ class RunFolder:
         if not self.path("frames").exists():
             self.path("frames").symlink_to(frames.resolve(), target_is_directory=True)
 
-    def stages(self) -> Json:
-        """The stages' records as last written."""
-        path = self.path("stages.json")
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
-
     def done(self, stage: Stage) -> bool:
         """Whether a stage has finished."""
-        return bool(self.stages().get(stage, {}).get("done"))
+        time = self.fact(stage, StageTime)
+        return time is not None and time.done
 
     def begun(self, stage: Stage) -> bool:
         """Whether a stage has been started at some time."""
-        return stage in self.stages()
+        return self.fact(stage, StageTime) is not None
 
     def wall_s(self, stage: Stage) -> float:
         """Seconds spent in a stage, over all its starts."""
-        return float(self.stages().get(stage, {}).get("wall_s", 0.0))
+        time = self.fact(stage, StageTime)
+        return 0.0 if time is None else time.wall_s
 
     def note(self, name: str, value: object) -> None:
         """Keep a small fact, such as the tracker's run id, beside the stages; `<stage>.<name>` is forgotten with its stage."""
-        write_text(self.path("stages.json"), json.dumps({**self.stages(), name: value}, indent=2))
+        write_text(self.path("stages.json"), dump({**self._kept(), name: value}))
 
-    def fact(self, name: str) -> object | None:
-        """A fact kept by `note`."""
-        return self.stages().get(name)
+    def fact[T](self, name: str, kind: type[T]) -> T | None:
+        """A fact kept by `note`; None where there is none.
+
+        Raises:
+            ValueError: it is something else; names the file and the field.
+        """
+        value = self._kept().get(name)
+        return None if value is None else parse(kind, json.dumps(value), f"{self.path('stages.json')}: {name}")
+
+    def _kept(self) -> dict[str, Any]:
+        path = self.path("stages.json")
+        return read(dict[str, Any], path) if path.exists() else {}
 
     @contextmanager
     def stage(self, stage: Stage, since: float | None = None) -> Iterator["Clock"]:
@@ -199,4 +213,4 @@ class Clock:
     def write(self, *, done: bool) -> None:
         """Write the time so far."""
         self._written = time.monotonic()
-        self.folder.note(self.stage, {"done": done, "wall_s": round(self.before_s + self._written - self.began, 2)})
+        self.folder.note(self.stage, StageTime(done=done, wall_s=round(self.before_s + self._written - self.began, 2)))

@@ -1,17 +1,39 @@
-"""What a run leaves behind for its report: evaluated episodes, training rows, rollouts to look at."""
+"""What a run leaves behind for its report: evaluated episodes, logged training steps, rollouts to look at."""
 
-import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from libra_ray.common.files import append_jsonl
+from libra_ray.common.json_text import Flat, parse
 from libra_ray.types import EpisodeResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class LevelLatencies:
+    """The batched calls of one level of a policy.
+
+    Attributes:
+        ms: wall time of each call, in milliseconds.
+        robots: robots in each call.
+
+    Raises:
+        ValueError: they differ in length.
+    """
+
+    ms: Sequence[float] = ()
+    robots: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what would make a report count wrongly."""
+        if len(self.ms) != len(self.robots):
+            raise ValueError(f"{len(self.robots)} batch sizes; there must be one per latency, {len(self.ms)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,22 +42,16 @@ class Evaluation:
 
     Attributes:
         results: every episode, of every task and controller; one that raised carries its error and counts as failed.
-        planner_latency_ms: wall time of each batched planner call, in milliseconds.
-        refiner_latency_ms: wall time of each batched refiner call, in milliseconds.
-        planner_batch_sizes: robots in each planner call, as long as `planner_latency_ms`.
-        refiner_batch_sizes: robots in each refiner call, as long as `refiner_latency_ms`.
+        latencies: level -> its calls; levels that were never called may be left out.
         env_steps: control steps executed by all simulated robots.
         wall_s: wall time of the evaluation, in seconds.
 
     Raises:
-        ValueError: an episode occurs twice, or latencies and batch sizes differ in length.
+        ValueError: an episode occurs twice.
     """
 
     results: Sequence[EpisodeResult]
-    planner_latency_ms: Sequence[float] = ()
-    refiner_latency_ms: Sequence[float] = ()
-    planner_batch_sizes: Sequence[int] = ()
-    refiner_batch_sizes: Sequence[int] = ()
+    latencies: Mapping[str, LevelLatencies] = field(default_factory=dict)
     env_steps: int = 0
     wall_s: float = 0.0
 
@@ -45,29 +61,32 @@ class Evaluation:
         twice = [episode for episode, count in counts.items() if count > 1]
         if twice:
             raise ValueError(f"{len(twice)} episodes occur more than once, first (task, controller, seed) = {twice[0]}")
-        for system in ("planner", "refiner"):
-            calls, sizes = len(getattr(self, f"{system}_latency_ms")), len(getattr(self, f"{system}_batch_sizes"))
-            if calls != sizes:
-                raise ValueError(f"{system}_batch_sizes has {sizes} entries; it must have one per latency, {calls}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggedStep(Flat):
+    """The metrics of one optimiser step, by name; a row of the log, which need not have all of them."""
+
+    step: int
+    metrics: Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingLog:
     """The metrics of training, one row per logged optimiser step, in ascending order of `step`.
 
-    Known keys: `loss`, `loss_plan`, `loss_diff`, `plan_accuracy`; `grad_norm_planner`, `grad_norm_refiner` of each system's
-    parameters under the weighted loss; `weight_plan`, `weight_diff`; `grad_norm_loss_plan`, `grad_norm_loss_diff` of each loss
-    alone, and `grad_cosine_shared` between both where the systems share parameters; `teacher_forcing` (1 while the refiner
-    reads ground-truth tokens), `samples_per_s`, `data_wait_share`, and `val_*` on held-out episodes
-    (`libra_ray.training.difficulty`). A row need not have all of them.
+    Known names: `loss` and each of its terms, `loss_<term>`; `grad_norm_<part>` of each part's parameters under the weighted
+    loss; `weight_<term>`, `grad_norm_loss_<term>` of each loss alone, and `grad_cosine_shared` between both where parts share
+    parameters; `plan_accuracy`; `teacher_forcing` (1 while ground-truth tokens are read), `samples_per_s`, `data_wait_share`,
+    and `val_*` on held-out episodes (`libra_ray.training.difficulty`).
     """
 
-    rows: Sequence[Mapping[str, Any]] = ()
+    rows: Sequence[LoggedStep] = ()
 
     @classmethod
-    def from_rows(cls, rows: Sequence[Mapping[str, Any]]) -> Self:
+    def from_rows(cls, rows: Iterable[LoggedStep]) -> Self:
         """The log of rows in the order they were written; after a resume steps repeat, and the last row of a step wins."""
-        by_step = {int(row["step"]): row for row in rows}
+        by_step = {row.step: row for row in rows}
         return cls(rows=[by_step[step] for step in sorted(by_step)])
 
     @classmethod
@@ -75,24 +94,38 @@ class TrainingLog:
         """The log of a JSONL file. A missing file is an empty log; a row that a crash cut short is left out.
 
         Raises:
-            ValueError: a line is no row, and no crash explains it.
+            ValueError: a line is no row, and no crash explains it; names the file, the line and the field.
         """
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        rows: list[Mapping[str, Any]] = []
+        rows = []
         for number, line in enumerate(lines, start=1):
-            # After a crash the next row may stand behind the cut one, on the same line.
-            row = _row(line) or _row(line[line.rfind("{") :])
-            if row is not None:
-                rows.append(row)
-            elif number < len(lines):
-                raise ValueError(f"{path.name}, line {number}: not a JSON object with a 'step'")
+            try:
+                rows.append(_row(line, f"{path}, line {number}"))
+            except ValueError:
+                if number < len(lines):
+                    raise
         return cls.from_rows(rows)
 
-    def series(self, key: str) -> tuple[list[int], list[float]]:
-        """The steps and finite values of one metric; words and gaps are passed over."""
-        known = [(int(row["step"]), float(row[key])) for row in self.rows if isinstance(row.get(key), int | float)]
+    @property
+    def names(self) -> list[str]:
+        """The names of all metrics, sorted."""
+        return sorted({name for row in self.rows for name in row.metrics})
+
+    def series(self, name: str) -> tuple[list[int], list[float]]:
+        """The steps and finite values of one metric; gaps are passed over."""
+        known = [(row.step, float(row.metrics[name])) for row in self.rows if name in row.metrics]
         finite = [(step, value) for step, value in known if math.isfinite(value)]
         return [step for step, _ in finite], [value for _, value in finite]
+
+    def last(self, name: str) -> float | None:
+        """The last finite value of one metric; None where there is none."""
+        values = self.series(name)[1]
+        return values[-1] if values else None
+
+    def late_median(self, name: str) -> float | None:
+        """The median of one metric over the last tenth of its values: for gradients, which are noise step by step."""
+        values = self.series(name)[1]
+        return float(np.median(values[-max(1, len(values) // 10) :])) if values else None
 
     @property
     def teacher_forcing_until(self) -> int | None:
@@ -102,6 +135,15 @@ class TrainingLog:
             if before >= 0.5 > after:
                 return step
         return None
+
+
+def log_step(path: Path, step: int, metrics: Mapping[str, float]) -> None:
+    """Append a row to a training log.
+
+    Raises:
+        ValueError: a metric is not finite.
+    """
+    append_jsonl(path, [{"step": step, **metrics}])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,9 +163,12 @@ class Rollout:
     fps: float = 20.0
 
 
-def _row(text: str) -> dict[str, Any] | None:
+def _row(line: str, source: str) -> LoggedStep:
     try:
-        row = json.loads(text)
-    except json.JSONDecodeError:
-        return None
-    return row if isinstance(row, dict) and "step" in row else None
+        return parse(LoggedStep, line, source)
+    except ValueError as error:
+        try:
+            # After a crash the next row may stand behind the cut one, on the same line.
+            return parse(LoggedStep, line[line.rfind("{") :], source)
+        except ValueError:
+            raise error from None

@@ -1,19 +1,69 @@
 """What a sweep has found: its trials, the configurations behind them over their seeds, and the Pareto front."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, Self
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from libra_ray.common.json_text import Flat
 from libra_ray.stats.granularity_peak import Outcomes, success_draws
-from libra_ray.types import Json
 
 Status = Literal["finished", "stopped", "failed"]
+Search = Literal["grid", "random", "optuna"]
+Scheduler = Literal["asha", "fifo"]
+Objective = Literal["success", "latency_ms"]
 PLAN_RESOLVED, VARIANCE_EXPLAINED = "val_plan_resolved", "val_variance_explained"
 """What each system has solved of its problem, at most 1: the planner of the entropy given the instruction, the refiner of
 the variance of the actions when it reads ground-truth tokens (of the whole: what the bins leave may be next to nothing)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a sweep searches.
+
+    Attributes:
+        trials: configurations, each tried with `seeds` seeds.
+        hours: after this time no trial is started any more, those that run come to their end; 0 sets no limit.
+        concurrent: trials at a time; 0 means as many as the cluster's resources give.
+        rung_episodes: episodes per task at every rung before the last.
+    """
+
+    search: Search
+    scheduler: Scheduler
+    trials: int
+    seeds: int
+    hours: float = 0.0
+    concurrent: int = 0
+    rung_episodes: int = 10
+    controllers: Sequence[str] = ("policy",)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a continued sweep must agree on, by name."""
+        return {name: value for name, value in asdict(self).items() if name not in ("hours", "concurrent")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rung(Flat):
+    """What a trial measured on its way, and reports to the scheduler.
+
+    Attributes:
+        budget: the share of the training steps that was reached, in the scheduler's units.
+        step: the optimiser step.
+        success: in closed loop, over `episodes` episodes.
+        latency_ms: as in `TrialResult`, as are `measures`.
+        wall_s: seconds since the trial began, interruptions excluded.
+    """
+
+    budget: int
+    step: int
+    success: float
+    latency_ms: float | None = None
+    episodes: int = 0
+    wall_s: float = 0.0
+    measures: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,14 +91,9 @@ class TrialResult:
     measures: Mapping[str, float] = field(default_factory=dict)
     latency_ms: float | None = None
     position_error_mm: Mapping[str, float] = field(default_factory=dict)
-    rungs: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    rungs: Sequence[Rung] = field(default_factory=list)
     error: str | None = None
     wall_s: float = 0.0
-
-    @classmethod
-    def from_json(cls, row: Json) -> Self:
-        """The result that `dataclasses.asdict` made; other keys are passed over."""
-        return cls(**{f.name: row[f.name] for f in fields(cls) if f.name in row})
 
     def outcomes(self, controller: str = "policy") -> Outcomes:
         """Successes of one controller, an array per task."""
@@ -95,10 +140,6 @@ class Configuration:
     def measure(self, name: str) -> float | None:
         """Mean of an offline measure over seeds; None where it was never taken."""
         return mean([trial.measures.get(name) for trial in self.finished])
-
-    def position_error_mm(self, controller: str = "policy") -> float | None:
-        """Mean over seeds of the mean final distance from the goal."""
-        return mean([trial.position_error_mm.get(controller) for trial in self.finished])
 
 
 def mean(values: Sequence[float | None]) -> float | None:

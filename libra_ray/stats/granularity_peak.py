@@ -42,7 +42,7 @@ class Peak:
         shares: N -> share of the resamples in which it is the peak.
         reference: the N that the contrasts refer to.
         rise: success at the reference minus success at the smallest N; `fall`: minus success at the largest.
-        inverted_u: whether both contrasts are surely positive.
+        inverted_u: whether both contrasts are surely positive, at 95 %.
     """
 
     n: Estimate
@@ -50,11 +50,7 @@ class Peak:
     reference: int
     rise: Estimate
     fall: Estimate
-
-    @property
-    def inverted_u(self) -> bool:
-        """Rise and fall, both beyond doubt at 95 %."""
-        return self.rise.above_zero and self.fall.above_zero
+    inverted_u: bool
 
 
 def success_draws(seeds: Sequence[Outcomes], rng: np.random.Generator, draws: int = DRAWS) -> NDArray[np.float64]:
@@ -123,12 +119,15 @@ def estimate_peak(cells: Mapping[int, Sequence[Outcomes]], seed: int = 0, draws:
     middle = round(float(np.exp(logs[best].mean())), 6)
     reference = PUBLISHED_N if PUBLISHED_N in ordered[1:-1] else ordered[len(ordered) // 2]
     at = ordered.index(reference)
+    rise = estimate(float(observed[at] - observed[0]), resampled[at] - resampled[0])
+    fall = estimate(float(observed[at] - observed[-1]), resampled[at] - resampled[-1])
     return Peak(
         n=estimate(middle, peaks),
         shares={n: float(share) for n, share in zip(ordered, weights.mean(axis=1), strict=True)},
         reference=reference,
-        rise=estimate(float(observed[at] - observed[0]), resampled[at] - resampled[0]),
-        fall=estimate(float(observed[at] - observed[-1]), resampled[at] - resampled[-1]),
+        rise=rise,
+        fall=fall,
+        inverted_u=rise.above_zero and fall.above_zero,
     )
 
 

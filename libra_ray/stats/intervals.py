@@ -18,6 +18,17 @@ class Interval:
     high: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Percentiles:
+    """What a list of durations or ages looks like; all None where there was no value."""
+
+    p50: float | None = None
+    p95: float | None = None
+    p99: float | None = None
+    mean: float | None = None
+    max: float | None = None
+
+
 def wilson(successes: int, episodes: int, confidence: float = 0.95) -> Interval | None:
     """Wilson's score interval of `successes` out of `episodes`; None where there was no episode.
 
@@ -42,11 +53,10 @@ def wilson(successes: int, episodes: int, confidence: float = 0.95) -> Interval 
     )
 
 
-def percentiles(values: Sequence[float]) -> dict[str, float | None]:
-    """`p50`, `p95`, `p99`, `mean` and `max` of the values; all None where there is no value."""
+def percentiles(values: Sequence[float]) -> Percentiles:
+    """The percentiles of the values."""
     if len(values) == 0:
-        return dict.fromkeys([*(f"p{p}" for p in PERCENTILES), "mean", "max"])
+        return Percentiles()
     numbers = np.asarray(values, dtype=np.float64)
-    marks = np.percentile(numbers, PERCENTILES)
-    named: dict[str, float | None] = {f"p{p}": float(mark) for p, mark in zip(PERCENTILES, marks, strict=True)}
-    return named | {"mean": float(numbers.mean()), "max": float(numbers.max())}
+    p50, p95, p99 = map(float, np.percentile(numbers, PERCENTILES))
+    return Percentiles(p50=p50, p95=p95, p99=p99, mean=float(numbers.mean()), max=float(numbers.max()))

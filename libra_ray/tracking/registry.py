@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from libra_ray.common.provenance import git_revision, library_versions, masked
 from libra_ray.config import TrackingConfig
 from libra_ray.tracking.sqlite import alone
 from libra_ray.tracking.store import opened, told, tracking_uri
-from libra_ray.types import ACTION_KEY, STATE_KEY, Json
+from libra_ray.types import ACTION_KEY, STATE_KEY
 
 REGISTRY = "models:/"
 LOADER_MODULE = "libra_ray.runs.mlflow_model"
@@ -30,28 +30,52 @@ LOADER_MODULE = "libra_ray.runs.mlflow_model"
 UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ArrayShape:
+    """One array that a model takes or gives; -1 in `shape` is the batch."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShape:
+    """What a model takes and gives, batched over robots, by name."""
+
+    inputs: Mapping[str, ArrayShape]
+    outputs: Mapping[str, ArrayShape]
+
+
 def observation_action_schema(
     *, image_keys: Sequence[str], image_size: int, history: int, state_dim: int, horizon: int, action_dim: int
-) -> Json:
-    """What the model takes and gives, batched over robots: name -> `dtype` and `shape`, -1 for the batch.
+) -> ModelShape:
+    """The shape of a policy with these cameras and sizes.
 
     Every camera has an input of its name: one picture, or with a history above 1 the last `history` ones, oldest first, as
     another dimension after the batch.
     """
-    pictures = [history] if history > 1 else []
-    camera = {"dtype": "uint8", "shape": [-1, *pictures, image_size, image_size, 3]}
-    return {
-        "inputs": {
+    pictures = (history,) if history > 1 else ()
+    camera = ArrayShape(dtype="uint8", shape=(-1, *pictures, image_size, image_size, 3))
+    return ModelShape(
+        inputs={
             **dict.fromkeys(image_keys, camera),
-            STATE_KEY: {"dtype": "float32", "shape": [-1, state_dim]},
-            "instruction": {"dtype": "str", "shape": [-1]},
+            STATE_KEY: ArrayShape(dtype="float32", shape=(-1, state_dim)),
+            "instruction": ArrayShape(dtype="str", shape=(-1,)),
         },
-        "outputs": {ACTION_KEY: {"dtype": "float32", "shape": [-1, horizon, action_dim]}},
-    }
+        outputs={ACTION_KEY: ArrayShape(dtype="float32", shape=(-1, horizon, action_dim))},
+    )
 
 
 def register(
-    client: MlflowClient, uri: str, run_id: str, name: str, checkpoint_dir: Path, signature: Json, *, digest: str, alias: str
+    client: MlflowClient,
+    uri: str,
+    run_id: str,
+    name: str,
+    checkpoint_dir: Path,
+    signature: ModelShape,
+    *,
+    digest: str,
+    alias: str,
 ) -> str:
     """Register a checkpoint folder as a version of the model `name`, and point `alias` at it.
 
@@ -77,7 +101,9 @@ def register(
     return f"models:/{name}@{alias}"
 
 
-def _log(client: MlflowClient, uri: str, run_id: str, name: str, checkpoint_dir: Path, signature: Json, digest: str) -> Model:
+def _log(
+    client: MlflowClient, uri: str, run_id: str, name: str, checkpoint_dir: Path, signature: ModelShape, digest: str
+) -> Model:
     experiment = client.get_run(run_id).info.experiment_id
     model = client.create_logged_model(experiment, name=name, source_run_id=run_id)
     mlflow.set_tracking_uri(uri)
@@ -174,8 +200,8 @@ def _known(client: MlflowClient) -> str:
     return ", ".join(known + [f"models:/{model.name}/latest" for model in models if not model.aliases]) or "none"
 
 
-def _model_signature(signature: Json) -> ModelSignature:
-    def schema(side: Json) -> Schema:
-        return Schema([TensorSpec(np.dtype(spec["dtype"]), tuple(spec["shape"]), name=name) for name, spec in side.items()])
+def _model_signature(signature: ModelShape) -> ModelSignature:
+    def schema(side: Mapping[str, ArrayShape]) -> Schema:
+        return Schema([TensorSpec(np.dtype(array.dtype), array.shape, name=name) for name, array in side.items()])
 
-    return ModelSignature(inputs=schema(signature["inputs"]), outputs=schema(signature["outputs"]))
+    return ModelSignature(inputs=schema(signature.inputs), outputs=schema(signature.outputs))

@@ -16,9 +16,8 @@ from libra_ray.common.progress import say
 from libra_ray.common.provenance import git_revision, public_config
 from libra_ray.config import Config, TrackingConfig
 from libra_ray.tracking.faults import TrackingError
-from libra_ray.tracking.registry import register
+from libra_ray.tracking.registry import ModelShape, register
 from libra_ray.tracking.store import experiment_id, opened, told, tracking_uri
-from libra_ray.types import Json
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 METRICS_PER_CALL = 1000
@@ -150,20 +149,19 @@ class Tracker:
 
     def log_metrics(self, step: int, metrics: Mapping[str, float | None]) -> None:
         """Log metrics of one step; values that are None and steps that a metric already reached are passed over."""
-        self.log_step_metrics([{"step": step, **metrics}])
+        self.log_step_metrics([(step, metrics)])
 
-    def log_step_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Log all rows (`step` and numbers) that are not yet in the run, in few calls.
+    def log_step_metrics(self, rows: Sequence[tuple[int, Mapping[str, float | None]]]) -> None:
+        """Log the metrics of all steps that are not yet in the run, in few calls; values that are None are passed over.
 
         Safe to call again with the whole log after a resume: per metric, only steps beyond the last logged one are added.
         """
         now = int(time.time() * 1000)
         new: list[Metric] = []
         with self._opened() as client:
-            for row in rows:
-                step = int(row["step"])
-                for key, value in row.items():
-                    if key != "step" and isinstance(value, int | float) and step > self._last_step(client, key):
+            for step, metrics in rows:
+                for key, value in metrics.items():
+                    if value is not None and step > self._last_step(client, key):
                         new.append(Metric(key, float(value), now, step))
             for start in range(0, len(new), METRICS_PER_CALL):
                 client.log_batch(self.run_id, metrics=new[start : start + METRICS_PER_CALL])
@@ -197,7 +195,7 @@ class Tracker:
             else:
                 client.log_artifact(self.run_id, str(path), folder)
 
-    def register_model(self, checkpoint_dir: Path, signature: Json, *, digest: str, alias: str = "champion") -> str:
+    def register_model(self, checkpoint_dir: Path, signature: ModelShape, *, digest: str, alias: str = "champion") -> str:
         """Register a checkpoint folder as a version of `tracking.registered_model`; see `registry.register`."""
         with self._opened() as client:
             name = self._tracking.registered_model

@@ -8,17 +8,21 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.baseline import BaselinePolicy, TimedFit, beside, markdown, train, windows
+from benchmarks.baseline import BaselinePolicy, TimedFit, train, windows
+from benchmarks.baseline_table import Comparison, beside, markdown
 from libra_ray.checkpoint import Facts
+from libra_ray.common.json_text import dump, parse
 from libra_ray.config import Config, override, preset
 from libra_ray.control.robot import Latencies, RobotControl, drive
 from libra_ray.data.splits import Split
 from libra_ray.data.stream import BatchStream
 from libra_ray.data.transforms import compute_stats
 from libra_ray.runs.folder import RunFolder
+from libra_ray.runs.results import Evaluation
 from libra_ray.training.data import TrainingData
-from libra_ray.types import IMAGE_KEY, Observation, RobotShape
+from libra_ray.types import IMAGE_KEY, EpisodeResult, Observation, RobotShape
 from tests.data.builders import make_frames, make_recorded
+from tests.report import builders
 
 TASKS = ("press the button", "open the drawer")
 
@@ -160,20 +164,20 @@ def test_a_controller_gets_a_fresh_chunk_every_h_steps_and_never_holds(config, d
 
 
 def test_two_reports_stand_beside_each_other():
-    def report(successes: int, *extra: dict) -> dict:
-        row = {"task": "drawer-open-v3", "successes": successes, "success": successes / 4, "interval": [0.1, 0.9]}
-        return {
-            **dict.fromkeys(("preset", "created_at", "git_revision", "hardware")),
-            "tasks": [{**row, "controller": "policy"}, *extra],
-            "success_mean": {"policy": successes / 4},
-            "success_interval": {"policy": [0.1, 0.9]},
-            "config": dict.fromkeys(("train.seed", "evaluate.seed", "evaluate.episodes_per_task"), 7),
-        }
+    few = override(preset("quickstart"), {"sim.tasks": "drawer-open-v3", "evaluate.episodes_per_task": 4})
 
-    expert = {"task": "drawer-open-v3", "controller": "expert", "success": 1.0, "interval": [0.5, 1]}
-    result = beside(report(4, expert), report(3))
-    assert [(row["controller"], row["success"]) for row in result["tasks"]] == [("policy", 1.0), ("baseline", 0.75)]
-    assert result["success_mean"] == {"policy": 1.0, "baseline": 0.75}
+    def report(successes: int, *more: EpisodeResult):
+        played = [_played("policy", seed, success=seed < successes) for seed in range(4)]
+        return builders.report(few, Evaluation(results=[*played, *more]))
+
+    result = beside(report(4, _played("expert", 0, success=True)), report(3), {"baseline": {"seconds": 1.5, "loss": "l1"}})
+    assert [(row.controller, row.success) for row in result.tasks] == [("policy", 1.0), ("baseline", 0.75)]
+    assert result.success_mean == {"policy": 1.0, "baseline": 0.75}
+    assert parse(Comparison, dump(result), "baseline.json") == result
     table = markdown(result).splitlines()
-    assert "| drawer-open-v3 | 1.00 (0.10–0.90) | 0.75 (0.10–0.90) |" in table
+    assert "| drawer-open-v3 | 1.00 (0.51–1.00) | 0.75 (0.30–0.95) |" in table
     assert table[-1].startswith("| **mean** | 1.00")
+
+
+def _played(controller: str, seed: int, *, success: bool) -> EpisodeResult:
+    return EpisodeResult(task="drawer-open-v3", instruction="", controller=controller, seed=seed, success=success, steps=9)

@@ -1,14 +1,13 @@
 """The study of components: what is compared, and how it is shown."""
 
 import json
-from dataclasses import asdict
 
 import pytest
 
 from benchmarks.component_tables import BENCHES, QUICK, TABLES, config_of
-from benchmarks.components import PAGE, README, Cell, for_readme, kept_cells, publish, settings_of, table
+from benchmarks.components import PAGE, README, Cell, Study, for_readme, kept_cells, publish, settings_of, table
 from benchmarks.results_table import RESULTS, read_between
-from libra_ray.common.json_text import plain
+from libra_ray.common.json_text import plain, read
 from libra_ray.config.overrides import flatten
 from libra_ray.types import EpisodeResult
 
@@ -71,12 +70,12 @@ def test_a_table_shows_what_was_measured_so_far(tmp_path):
     assert (tmp_path / "found.md").read_text() == f"{text}\n"
     assert "monolithic, equal budget" in text
     assert (tmp_path / "found.svg").read_text().startswith("<?xml")
-    again = [Cell.from_json(tree) for tree in json.loads((tmp_path / "found.json").read_text())["cells"]]
+    again = read(Study, tmp_path / "found.json").cells
     assert publish(tmp_path / "again.json", again) == text
 
 
 def test_the_page_shows_what_was_measured(tmp_path):
-    cells = [Cell.from_json(tree) for tree in json.loads((RESULTS / "components.json").read_text())["cells"]]
+    cells = read(Study, RESULTS / "components.json").cells
     text = publish(tmp_path / "again.json", cells)
     assert read_between(PAGE, "components.py") == text
     assert (RESULTS / "components.md").read_text() == f"{text}\n"
@@ -87,7 +86,7 @@ def test_another_machine_keeps_the_cells_of_the_same_settings(tmp_path):
     cells = [cell(seed=0), cell("monolithic", seed=1)]
     publish(tmp_path / "found.json", cells)
     kept = kept_cells(tmp_path / "found.json", QUICK)
-    assert [plain(asdict(cell)) for cell in kept] == [plain(asdict(cell)) for cell in cells]
+    assert [plain(cell) for cell in kept] == [plain(cell) for cell in cells]
     assert kept_cells(tmp_path / "found.json", {**QUICK, "train.lr": 0.5}) == []
     assert kept_cells(tmp_path / "none.json", QUICK) == []
 

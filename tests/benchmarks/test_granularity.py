@@ -1,12 +1,12 @@
 """The study's tables and sentences say what its trials say, and its curves cross where they cross."""
 
-import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from libra_ray.common.json_text import dump, parse, read
 from libra_ray.config import override, preset
 from libra_ray.runs.trials import TrialResult
 from tests.spaces import load_space
@@ -59,12 +59,13 @@ def test_the_study_is_what_was_asked_for(study):
         (n, vision) for n in (2, 4, 6, 10, 16, 32, 64, 100) for vision in ("own", "shared")
     }
     assert config.evaluate.episodes_per_task * len(config.sim.tasks) >= 100
-    assert _result(study, [])["settings"]["trials"] * 3 == 48
+    assert _result(study, []).settings.trials * 3 == 48
 
 
 def test_the_tables_hold_what_was_measured(study):
-    found = json.loads(json.dumps(_result(study, _trials())))
+    found = _result(study, _trials())
     text = study.markdown(found)
+    assert study.markdown(parse(study.Study, dump(found), "granularity.json")) == text
     own = text.split("### Shared features")[0]
     [row] = [line for line in own.splitlines() if line.startswith("| 10 | **")]
     assert row.startswith("| 10 | **0.80 (")
@@ -129,5 +130,5 @@ def test_the_page_shows_the_committed_cells(study):
     assert shown == (results / "granularity.md").read_text().strip()
     config = override(preset("tabletop"), study.STUDY)
     settings = study.study(load_space(study.SPACE, config), quick=False, seeds=3, hours=0, concurrent=0)
-    cells = [TrialResult.from_json(json.loads(path.read_text())) for path in sorted((results / "granularity").glob("0*.json"))]
+    cells = [read(TrialResult, path) for path in sorted((results / "granularity").glob("0*.json"))]
     assert study.markdown(study.result(config, settings, cells)).strip() == shown

@@ -16,11 +16,13 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
 from libra_ray.client.protocol import GOING_AWAY, Handshake, Reply, pack, unpack
+from libra_ray.common.json_text import dump, read
 from libra_ray.fleet.log import DriveLog, Trial
+from libra_ray.fleet.records import Rates
 from libra_ray.fleet.replay import recorded, synthetic
 from libra_ray.fleet.robot import drive
 from libra_ray.fleet.robots import BodyRobot, Moved
-from libra_ray.fleet.run import SYNTHETIC, WRIST, Order, run, simulation, table
+from libra_ray.fleet.run import SYNTHETIC, WRIST, DriveResult, Order, run, simulation, table
 from libra_ray.stats.intervals import wilson
 from libra_ray.types import IMAGE_KEY, STATE_KEY, Json, Observation
 from tests.data.builders import make_recorded
@@ -119,21 +121,24 @@ def test_simulated_robots_see_as_the_demonstrations_robots_saw():
 def test_all_is_well_where_the_server_answers_at_once():
     with serving() as server:
         result = asyncio.run(run(stubs(server, echo=True)))
-    deadlines = result["deadlines"]
-    assert result["wrong_robot"] == 0
-    assert result["errors"] == {}
-    assert result["reconnects"] == 0
-    assert deadlines["due"] >= 20
-    assert deadlines["share"] < 0.5  # a loaded machine may be late
-    answered = round(result["chunk_requests_per_s"] * result["seconds"])
+    deadlines = result.deadlines
+    assert result.wrong_robot == 0
+    assert result.errors == {}
+    assert result.reconnects == 0
+    assert deadlines.due >= 20
+    assert deadlines.share < 0.5  # a loaded machine may be late
+    answered = round(result.chunk_requests_per_s * result.seconds)
     assert 0 <= len(server.requests) - answered <= 8  # those under way at the end
-    assert result["actions_per_s"] == pytest.approx(H * result["chunk_requests_per_s"], rel=0.1)
-    assert result["intent_age_steps"]["p50"] == 3
-    assert result["mean_batch"] == 2
-    assert result["server"]["horizon"] == H
-    assert result["driver_lateness_ms"]["p99"] is not None
+    assert result.actions_per_s == pytest.approx(H * result.chunk_requests_per_s, rel=0.1)
+    assert result.intent_age_steps.p50 == 3
+    assert result.mean_batch == 2
+    assert result.server["horizon"] == H
+    assert result.driver_lateness_ms.p99 is not None
     assert {m["robot"] for m in server.requests} == {f"robot-{i:04d}" for i in range(4)}
-    assert json.loads(json.dumps(result))["rates"]["chunk_requests_hz_per_robot"] == 20
+    written = json.loads(dump(result))
+    assert written["rates"]["chunk_requests_hz_per_robot"] == 20
+    assert {"order", "server", "timeline", "hardware"} < set(written)
+    assert "physics_cpu_share" not in written
     assert "wrong-robot replies" in table(result)
 
 
@@ -143,7 +148,7 @@ def test_robots_ask_at_the_given_rate_and_no_faster():
         by_rate = len(server.requests)
         asyncio.run(run(stubs(server, robots=2, hz=0.0, seconds=0.5)))
     assert by_rate <= 2 * 11
-    assert result["deadlines"]["due"] <= 2 * 11
+    assert result.deadlines.due <= 2 * 11
     assert len(server.requests) - by_rate > 4 * by_rate
 
 
@@ -157,41 +162,41 @@ def test_an_answer_for_another_robot_counts_as_wrong_whatever_it_says():
     for swap in (swapped_name, swapped_content):
         with serving(swap) as server:
             result = asyncio.run(run(stubs(server, echo=True, robots=2, seconds=0.6)))
-        assert result["wrong_robot"] > 0
-        assert result["actions_per_s"] == 0  # nothing of it is executed
-        assert result["deadlines"]["missed"] > 0
+        assert result.wrong_robot > 0
+        assert result.actions_per_s == 0  # nothing of it is executed
+        assert result.deadlines.missed > 0
 
 
 def test_a_server_that_sleeps_misses_every_deadline_that_goes_by():
     with serving(delay_s=0.26) as server:
         result = asyncio.run(run(stubs(server, robots=2, hz=10.0, seconds=1.2)))
-    deadlines = result["deadlines"]
-    assert deadlines["missed"] == deadlines["due"]
+    deadlines = result.deadlines
+    assert deadlines.missed == deadlines.due
     # 0.26 s are two whole periods beyond the deadline of 0.1 s: waiting robots do not hide them.
-    assert deadlines["missed"] >= 2 * len(server.requests) - 4
-    assert result["latency_ms"]["p50"] >= 260
+    assert deadlines.missed >= 2 * len(server.requests) - 4
+    assert result.latency_ms.p50 >= 260
 
 
 def test_a_server_that_hangs_is_not_one_that_was_not_asked():
     with serving(delay_s=60) as server:
         result = asyncio.run(run(stubs(server, robots=2, hz=10.0, seconds=1.0)))
-    assert result["chunk_requests_per_s"] == 0
-    assert result["deadlines"]["missed"] >= 10
+    assert result.chunk_requests_per_s == 0
+    assert result.deadlines.missed >= 10
 
 
 def test_robots_come_back_when_the_gateway_goes():
     with serving(hang_up_every=15) as server:
         result = asyncio.run(run(stubs(server)))
-    assert result["reconnects"] >= 3
-    assert result["errors"] == {}
-    assert result["deadlines"]["due"] - result["deadlines"]["missed"] > 10
+    assert result.reconnects >= 3
+    assert result.errors == {}
+    assert result.deadlines.due - result.deadlines.missed > 10
 
 
 def test_refusals_are_counted_with_the_servers_words():
     with serving(lambda _: "observation.state must be 9 numbers") as server:
         result = asyncio.run(run(stubs(server, robots=1, seconds=0.5)))
-    assert result["errors"]["refused"] >= 1
-    assert result["error_examples"]["refused"] == "observation.state must be 9 numbers"
+    assert result.errors["refused"] >= 1
+    assert result.error_examples["refused"] == "observation.state must be 9 numbers"
     assert "must be 9 numbers" in table(result)
 
 
@@ -315,18 +320,18 @@ def test_episodes_begin_with_a_reset_and_tell_how_the_last_one_went():
 def test_success_has_the_interval_of_wilson():
     log = DriveLog()
     log.trials = [Trial(task=task, success=ok, at_s=0.0) for task, ok in (("a", True), ("a", False), ("b", True))]
-    found, interval = log.summary()["success"], wilson(2, 3)
-    assert found["interval"] == [interval.low, interval.high]
-    assert found["tasks"]["a"]["rate"] == 0.5
+    found, interval = log.summary().success, wilson(2, 3)
+    assert found.interval == (interval.low, interval.high)
+    assert found.tasks["a"].rate == 0.5
 
 
 def test_the_timeline_holds_what_the_summary_counts():
     with serving() as server:
         result = asyncio.run(run(stubs(server, warmup_s=0.0)))
-    rows = result["timeline"]
-    in_span = round(result["chunk_requests_per_s"] * result["seconds"])
-    assert in_span <= sum(row["chunk_requests_per_s"] for row in rows) <= len(server.requests)
-    assert sum(row["missed"] for row in rows) >= result["deadlines"]["missed"]
+    rows = result.timeline
+    in_span = round(result.chunk_requests_per_s * result.seconds)
+    assert in_span <= sum(row.chunk_requests_per_s for row in rows) <= len(server.requests)
+    assert sum(row.missed for row in rows) >= result.deadlines.missed
 
 
 def test_no_two_stub_robots_look_alike():
@@ -384,10 +389,10 @@ def test_the_job_drives_simulated_robots_in_their_own_processes(job, tmp_path, c
     robots = ["--robots", 2, "--hz", 20, "--seconds", 1.5, "--family", "tabletop", "--tasks", "touch", "--max-steps", 15]
     with serving() as server:
         job(server.address, *robots, "--out", out)
-    result = json.loads(out.read_text())
-    assert result["success"]["tasks"]["touch"]["episodes"] >= 1  # cut off after 15 steps
-    assert result["rates"] == {"control_hz": 20, "chunk_requests_hz_per_robot": 4}
-    assert result["physics_cpu_share"] > 0
+    result = read(DriveResult, out)
+    assert result.success.tasks["touch"].episodes >= 1  # cut off after 15 steps
+    assert result.rates == Rates(control_hz=20, chunk_requests_hz_per_robot=4)
+    assert result.physics_cpu_share > 0
     picture = server.requests[0][IMAGE_KEY]
     assert picture.shape == (16, 16, 3)
     assert picture.std() > 5

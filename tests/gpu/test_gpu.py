@@ -54,7 +54,7 @@ def run(gpu_cluster, tmp_path_factory) -> RunFolder:
 
 
 def test_it_trains_and_validates(run):
-    rows = read_jsonl(run.path("train_log.jsonl"))
+    rows = read_jsonl(run.path("train_log.jsonl"), dict)
     assert [row["step"] for row in rows] == list(range(1, STOP + 1))
     assert [row["step"] for row in rows if "val_token_entropy" in row] == [5, 10]
     [saved] = run.path("ray").rglob("state.pt")
@@ -67,7 +67,7 @@ def test_it_resumes(run):
     with run.stage("train") as clock:
         manifest = training.train(run, clock)
     assert manifest.finished
-    assert [row["step"] for row in read_jsonl(run.path("train_log.jsonl"))] == list(range(1, LAST + 1))
+    assert [row["step"] for row in read_jsonl(run.path("train_log.jsonl"), dict)] == list(range(1, LAST + 1))
 
 
 def test_it_evaluates(run):

@@ -54,7 +54,7 @@ def test_resumes_after_an_interruption_and_outlives_its_simulators(ray_cluster, 
     assert folder.path(LOG_NAME).read_text() == after
     read = read_evaluation(folder)
     assert len(read.results) == 9
-    assert len(read.refiner_latency_ms) == len(read.refiner_batch_sizes) > 0
+    assert len(read.latencies["refiner"].ms) == len(read.latencies["refiner"].robots) > 0
     assert [rollout.task for rollout in read_rollouts(folder)] == ["reach-v3"]
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from libra_ray import checkpoint
 from libra_ray.data.dataset import write_dataset
+from libra_ray.data.fingerprint import Fingerprint
 from libra_ray.on_ray import evaluate as evaluation
 from libra_ray.on_ray import stages
 from libra_ray.on_ray.run_data import FACT, began_with, open_to_train
@@ -121,7 +122,7 @@ class TestDataThatChanged:
         demonstrate(begun.dataset, 5)
         stages.check(begun, "train", fresh=True)
         again = RunFolder.open(begun.root, begun.config, forget=("train", "evaluate"))
-        assert again.fact(FACT) is None
+        assert again.fact(FACT, Fingerprint) is None
         assert open_to_train(again).fingerprint.episodes == began_with(again).episodes == 5
 
     def test_a_run_of_a_version_that_did_not_say_goes_on(self, begun):
@@ -133,11 +134,11 @@ class TestDataThatChanged:
     def test_the_report_says_that_the_policy_is_of_other_data(self, begun):
         data, model = open_to_train(begun), tiny_model(shape=RobotShape(action_dim=4, state_dim=4, cameras=1))
         checkpoint.save(begun.checkpoint, model, model.state_dict(), data.stats, data.facts, step=4)
-        assert "checkpoint_trained_on_another" not in dataset_facts(begun)
+        assert dataset_facts(begun).checkpoint_trained_on_another is None
         demonstrate(begun.dataset, 5)
         stages.check(begun, "evaluate")
         facts = dataset_facts(begun)
-        assert (facts["episodes"], facts["checkpoint_trained_on_another"]["episodes"]) == (5, 3)
+        assert (facts.episodes, facts.checkpoint_trained_on_another.episodes) == (5, 3)
 
 
 class TestInstructionsThatAreTooLong:

@@ -1,7 +1,6 @@
 """A sweep on a real cluster, its driver killed half-way: the objective is real, nothing runs twice, nothing stays behind."""
 
 import itertools
-import json
 import os
 import signal
 import subprocess
@@ -18,11 +17,12 @@ import yaml
 from arguments import parse
 
 from libra_ray.common.files import read_jsonl
+from libra_ray.common.json_text import read
 from libra_ray.on_ray.sweep import engine, outcome
 from libra_ray.on_ray.sweep.plan import SweepFolder, settings_of
 from libra_ray.report.publish import tracked
+from libra_ray.report.records import SweepReport
 from libra_ray.runs.results import TrainingLog
-from libra_ray.types import Json
 from tests.processes import command, family
 from tests.spaces import load_space
 
@@ -51,7 +51,7 @@ class Swept:
     """
 
     sweep: SweepFolder
-    report: Json
+    report: SweepReport
     before: dict[Path, int]
     begun: set[str]
     outlived: list[str]
@@ -105,10 +105,10 @@ def _holders() -> set[str]:
 def test_killed_half_way_it_ends_with_the_same_trials_and_none_run_twice(swept):
     assert 0 < len(swept.before) < 3
     assert swept.begun <= {path.name for path in swept.sweep.run.path("trials").iterdir()}
-    assert [(trial["number"], trial["seed"]) for trial in swept.report["trials"]] == [(n, 0) for n in range(3)]
+    assert [(trial.number, trial.seed) for trial in swept.report.trials] == [(n, 0) for n in range(3)]
     assert {path: path.stat().st_mtime_ns for path in swept.before} == swept.before, "what had ended was left alone"
     for log in swept.sweep.run.root.glob("trials/*/train_log.jsonl"):
-        steps = [row["step"] for row in read_jsonl(log)]
+        steps = [row["step"] for row in read_jsonl(log, dict)]
         assert TrainingLog.read(log).series("loss")[0] == list(range(1, max(steps) + 1)), "contiguous"
         again = [after for before, after in itertools.pairwise(steps) if after <= before]
         assert len(again) <= 1, "one interruption"
@@ -132,40 +132,41 @@ def _trials_alive() -> list[str]:
 
 
 def test_every_trial_is_counted_as_what_it_became(swept):
-    status = {trial["number"]: trial["status"] for trial in swept.report["trials"]}
+    status = {trial.number: trial.status for trial in swept.report.trials}
     assert status[2] == "failed", "its learning rate is absurd"
     words = list(status.values())
-    assert swept.report["counts"] == {"planned": 3, **{word: words.count(word) for word in ("finished", "stopped", "failed")}}
-    [failed] = [trial for trial in swept.report["trials"] if trial["status"] == "failed"]
-    assert "FloatingPointError" in failed["error"]
+    ended = {word: words.count(word) for word in ("finished", "stopped", "failed")}
+    assert vars(swept.report.counts) == {"planned": 3, **ended}
+    [failed] = [trial for trial in swept.report.trials if trial.status == "failed"]
+    assert "FloatingPointError" in failed.error
     assert "Traceback" in (swept.sweep.run.path("trials") / "0002-seed0" / "error.txt").read_text()
 
 
 def test_the_objective_is_the_closed_loop(swept):
-    finished = [trial for trial in swept.report["trials"] if trial["status"] == "finished"]
+    finished = [trial for trial in swept.report.trials if trial.status == "finished"]
     assert finished
     for trial in finished:
-        rows = read_jsonl(swept.sweep.run.path("trials") / f"{trial['number']:04d}-seed0" / "evaluation.jsonl")
+        rows = read_jsonl(swept.sweep.run.path("trials") / f"{trial.number:04d}-seed0" / "evaluation.jsonl", dict)
         played = sorted((row["episode"] for row in rows if "episode" in row), key=lambda row: row["seed"])
         assert [row["seed"] for row in played] == [100_000, 100_001]
-        assert trial["episodes"] == {"policy": {"reach-v3": [row["success"] for row in played]}}
-        assert [(rung["budget"], rung["step"]) for rung in trial["rungs"]] == [(1, 2), (3, 6), (9, 18)]
-        assert {"val_plan_resolved", "val_variance_explained", "grad_norm_refiner"} <= trial["measures"].keys()
-        assert trial["latency_ms"] > 0
+        assert trial.episodes == {"policy": {"reach-v3": [row["success"] for row in played]}}
+        assert [(rung.budget, rung.step) for rung in trial.rungs] == [(1, 2), (3, 6), (9, 18)]
+        assert {"val_plan_resolved", "val_variance_explained", "grad_norm_refiner"} <= trial.measures.keys()
+        assert trial.latency_ms > 0
 
 
 def test_rungs_are_played_on_other_seeds_than_the_end(swept):
-    rows = [row for path in swept.sweep.run.root.glob("trials/*/rungs/*/evaluation.jsonl") for row in read_jsonl(path)]
+    rows = [row for path in swept.sweep.run.root.glob("trials/*/rungs/*/evaluation.jsonl") for row in read_jsonl(path, dict)]
     assert {row["episode"]["seed"] for row in rows if "episode" in row} == {100_002, 100_003}
 
 
 def test_each_trial_has_its_run_below_the_sweeps(swept):
     client = mlflow.MlflowClient(f"sqlite:///{swept.sweep.run.root.parent / 'mlflow.db'}")
-    parent = client.get_run(swept.report["mlflow_run_id"])
+    parent = client.get_run(swept.report.mlflow_run_id)
     runs = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
     assert sorted(run.info.run_name for run in runs) == [f"mine/{n:04d}-seed0" for n in range(3)], "each once"
     assert {run.info.run_name[-10:]: run.data.tags["status"] for run in runs} == {
-        f"{trial['number']:04d}-seed0": trial["status"] for trial in swept.report["trials"]
+        f"{trial.number:04d}-seed0": trial.status for trial in swept.report.trials
     }
     assert {run.data.params["action.bins"] for run in runs} == {"4", "10"}
     assert parent.info.status == "FINISHED"
@@ -175,10 +176,10 @@ def test_the_best_is_a_configuration_that_the_jobs_take(swept):
     best = swept.sweep.run.path("best.yaml")
     taken = parse(["--config", str(best)], "", stage="train").config
     assert taken.preset == "debug"
-    assert taken.action.bins == swept.report["configurations"][swept.report["best"]]["values"]["action.bins"]
+    assert taken.action.bins == swept.report.configurations[swept.report.best].values["action.bins"]
     assert (taken.train.steps, taken.sim.max_steps) == (18, 40)
     assert yaml.safe_load(best.read_text())["train.steps"] == 18
-    assert json.loads(swept.sweep.run.path("sweep.json").read_text()) == swept.report
+    assert read(SweepReport, swept.sweep.run.path("sweep.json")) == swept.report
 
 
 @pytest.mark.parametrize(

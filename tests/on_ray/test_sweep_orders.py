@@ -8,16 +8,15 @@ import pytest
 import sweep as job
 from arguments import parse
 
-from libra_ray.config import Config, override
-from libra_ray.config.overrides import flatten_mapping
+from libra_ray.config import override
 from libra_ray.data.dataset import write_dataset
 from libra_ray.on_ray.sweep import engine
 from libra_ray.on_ray.sweep.importance import parameter_importance
-from libra_ray.on_ray.sweep.plan import Order, Settings, SweepFolder
+from libra_ray.on_ray.sweep.plan import Order, SweepFolder
 from libra_ray.on_ray.sweep.searcher import Orders, make_source
 from libra_ray.on_ray.sweep.trial import bind, rung_step, train_until
 from libra_ray.runs.folder import Clock, RunFolder
-from libra_ray.runs.trials import TrialResult, configurations
+from libra_ray.runs.trials import Settings, TrialResult, configurations
 from tests.data.builders import make_episode
 from tests.on_ray.doubles import debug_config
 from tests.spaces import load_space
@@ -56,7 +55,7 @@ def test_all_trials_have_the_data_that_the_first_one_had(open_sweep, tmp_path):
     sweep = open_sweep(data=root)
     engine._record(sweep)
     trial = sweep.write(Order(number=0, seed=0, values={"action.bins": 6}))
-    config = override(Config(), flatten_mapping(trial.order()["config"]))
+    config = trial.order().config_with()
     open_sweep(data=root)
     shutil.rmtree(root)
     write_dataset([make_episode(seed=n) for n in range(3)], root, fps=80)
@@ -74,7 +73,12 @@ class Tune:
     def __init__(self, sweep: SweepFolder, deadline=None):
         self.ended = []
         self.orders = Orders(
-            sweep, make_source(sweep), each={"threads": 1}, deadline=deadline, ended=lambda _, result: self.ended.append(result)
+            sweep,
+            make_source(sweep),
+            threads=1,
+            simulator_actors=1,
+            deadline=deadline,
+            ended=lambda _, result: self.ended.append(result),
         )
         self.count = 0
 
@@ -176,9 +180,9 @@ def test_one_that_the_scheduler_stopped_is_that(open_sweep):
 def test_trials_share_a_recording_and_differ_in_their_seed(open_sweep):
     Tune(sweep := open_sweep()).play()
     orders = [trial.order() for trial in (sweep.write(order) for order in sweep.orders())]
-    assert len({order["config"]["data"]["root"] for order in orders}) == 1
-    assert {order["config"]["train"]["seed"] for order in orders} == {0, 1}
-    assert {tuple(order["config"]["evaluate"]["controllers"]) for order in orders} == {("policy",)}
+    assert len({order.config["data"]["root"] for order in orders}) == 1
+    assert {order.config["train"]["seed"] for order in orders} == {0, 1}
+    assert {tuple(order.config["evaluate"]["controllers"]) for order in orders} == {("policy",)}
 
 
 @pytest.mark.parametrize("steps", [1, 17, 20, 4000])

@@ -45,7 +45,7 @@ class Killer:
 
     def _watch(self):
         while not self.stop.wait(0.02):
-            rows = read_jsonl(self.log)
+            rows = read_jsonl(self.log, dict)
             if rows and rows[-1]["step"] >= self.step:
                 self.killed = [pid for pid in family(os.getpid()) if WORKER in command(pid)]
                 for pid in self.killed:
@@ -107,7 +107,7 @@ def test_killed_workers_go_on_from_the_last_checkpoint(killed_run):
     assert len(killed_run.killed) == 2
     manifest = checkpoint.read_manifest(folder.path("checkpoint"))
     assert (manifest.step, manifest.finished) == (400, True)
-    steps = [row["step"] for row in read_jsonl(folder.path(training.LOG_NAME))]
+    steps = [row["step"] for row in read_jsonl(folder.path(training.LOG_NAME), dict)]
     assert list(stages.training_log(folder).series("loss")[0]) == list(range(5, 401, 5)), "contiguous, and one rank writes"
     again = [after for before, after in itertools.pairwise(steps) if after != before + 5]
     assert len(again) <= 1, "one restart"
@@ -128,12 +128,12 @@ def test_resuming_at_the_last_step_ends_on_every_rank(killed_run, demonstrations
     monkeypatch.chdir(demonstrations.parent)
     folder = killed_run.folder
     first = checkpoint.read_manifest(folder.path("checkpoint"))
-    rows = read_jsonl(folder.path(training.LOG_NAME))
+    rows = read_jsonl(folder.path(training.LOG_NAME), dict)
     folder.path("checkpoint").rename(folder.path("checkpoint.before"))
     with folder.stage("train") as clock:
         again = training.train(folder, clock)
     assert again == first
-    assert read_jsonl(folder.path(training.LOG_NAME)) == rows
+    assert read_jsonl(folder.path(training.LOG_NAME), dict) == rows
 
 
 def test_fine_tuning_begins_with_the_checkpoint(untrained, demonstrations, make_run):
@@ -173,9 +173,9 @@ def test_an_error_that_would_come_again_ends_training_at_once(demonstrations, ma
     assert last.endswith(f"); the whole traceback is in {errors}")
     assert errors.read_text().count("Traceback") == 1, "tried once"
     assert "in validate\n" in errors.read_text()
-    assert [row["step"] for row in read_jsonl(folder.path(training.LOG_NAME))] == [1, 2, 3]
+    assert [row["step"] for row in read_jsonl(folder.path(training.LOG_NAME), dict)] == [1, 2, 3]
     stages.train(folder, StubTracker())
-    rows = read_jsonl(folder.path(training.LOG_NAME))
+    rows = read_jsonl(folder.path(training.LOG_NAME), dict)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6], "step 4 was saved, and its row is made up for"
     assert ["val_loss_diff" in row for row in rows] == [False] * 3 + [True, False, True]
 

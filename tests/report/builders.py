@@ -4,17 +4,26 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from libra_ray.common.provenance import Hardware
 from libra_ray.config import Config, override, preset
+from libra_ray.report.records import CheckpointFacts, DatasetFacts, Report, WallTime
 from libra_ray.report.run_report import build_report
-from libra_ray.runs.results import Evaluation, Rollout, TrainingLog
-from libra_ray.types import EpisodeResult, Json
+from libra_ray.runs.results import Evaluation, LevelLatencies, LoggedStep, Rollout, TrainingLog
+from libra_ray.types import EpisodeResult
 
 CONTROLLERS = ("expert", "policy", "coarse_only", "zero_action")
 SUCCESS = {"expert": 1.0, "policy": 0.92, "coarse_only": 0.6, "zero_action": 0.0}
-WALL_S = {"record": 71.3, "train": 291.8, "evaluate": 88.0, "total": 455.2}
-HARDWARE: Json = {"cpu": "Example CPU @ 2.60GHz", "cores": 2, "memory_gb": 23.4, "gpu": None, "libraries": {"numpy": "2.2.6"}}
-DATASET: Json = {"episodes": 250, "frames": 21_340, "tasks": 5, "image": [64, 64, 3], "format": "LeRobotDataset v3"}
-CHECKPOINT: Json = {"step": 2000, "digest": "9f2c1b7de0a4456182aa0c1c34f0d7b1", "parameters": 1_912_345}
+WALL_S = WallTime(record=71.3, train=291.8, evaluate=88.0, total=455.2)
+HARDWARE = Hardware(
+    cpu="Example CPU @ 2.60GHz", cores=2, memory_gb=23.4, gpu=None, os="Linux", python="3.12", libraries={"numpy": "2.2.6"}
+)
+DATASET = DatasetFacts(
+    episodes=250, frames=21_340, fps=80, state_dim=4, action_dim=4, cameras=["observation.image"], instructions=["reach"]
+)
+CHECKPOINT = CheckpointFacts(
+    path="run/checkpoint", step=2000, digest="9f2c1b7de0a4456182aa0c1c34f0d7b1", manifest={"shape": {"action_dim": 4}}
+)
+LEVELS = ("planner", "refiner")
 
 
 def evaluation(config: Config, seed: int = 0, error_rate: float = 0.03) -> Evaluation:
@@ -26,16 +35,14 @@ def evaluation(config: Config, seed: int = 0, error_rate: float = 0.03) -> Evalu
             share = SUCCESS[controller] * rng.uniform(0.9, 1.0) if controller != "expert" else 1.0
             seeds = range(config.evaluate.seed, config.evaluate.seed + config.evaluate.episodes_per_task)
             results += [_result(rng, task, controller, episode, share, error_rate) for episode in seeds]
-    planner = rng.gamma(30, 0.6, 400)
-    refiner = rng.gamma(40, 0.25, 800)
+    calls = {"planner": rng.gamma(30, 0.6, 400), "refiner": rng.gamma(40, 0.25, 800)}
     return Evaluation(
         results=results,
-        planner_latency_ms=planner.tolist(),
-        refiner_latency_ms=refiner.tolist(),
-        planner_batch_sizes=rng.integers(1, 17, 400).tolist(),
-        refiner_batch_sizes=rng.integers(1, 17, 800).tolist(),
+        latencies={
+            level: LevelLatencies(ms=ms.tolist(), robots=rng.integers(1, 17, len(ms)).tolist()) for level, ms in calls.items()
+        },
         env_steps=sum(result.steps for result in results),
-        wall_s=WALL_S["evaluate"],
+        wall_s=WALL_S.evaluate,
     )
 
 
@@ -75,7 +82,15 @@ def training_log(steps: int = 2000, every: int = 20, switch: int = 700) -> Train
         if step % (every * 20) == 0:
             row |= {f"val_{key}": 1.05 * row[key] for key in ("loss_plan", "loss_diff", "plan_accuracy")}
         rows.append({key: float(value) for key, value in row.items()})
-    return TrainingLog.from_rows(rows)
+    return log_of(*rows)
+
+
+def log_of(*rows: dict[str, float]) -> TrainingLog:
+    """A log of rows as their file has them."""
+    return TrainingLog.from_rows(
+        LoggedStep(step=int(row["step"]), metrics={name: value for name, value in row.items() if name != "step"})
+        for row in rows
+    )
 
 
 def rollouts(tasks: Sequence[str], size: int = 96, frames: int = 60) -> list[Rollout]:
@@ -98,7 +113,7 @@ def _picture(size: int, progress: float, colour: np.ndarray) -> np.ndarray:
     return picture.astype(np.uint8)
 
 
-def report(config: Config | None = None, measured: Evaluation | None = None, log: TrainingLog | None = None) -> Json:
+def report(config: Config | None = None, measured: Evaluation | None = None, log: TrainingLog | None = None) -> Report:
     """A whole report."""
     config = config or preset("quickstart")
     return build_report(
@@ -106,6 +121,7 @@ def report(config: Config | None = None, measured: Evaluation | None = None, log
         evaluation=measured or evaluation(config),
         training_log=log or training_log(),
         wall_s=WALL_S,
+        levels=LEVELS,
         dataset=DATASET,
         checkpoint=CHECKPOINT,
         mlflow_run_id="3f6b8f0f4a8b4d7c9a0e6d0b6a1f9e11",

@@ -6,12 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from libra_ray.common.json_text import plain
-from libra_ray.common.provenance import describe_hardware, git_revision, public_config
+from libra_ray.common.json_text import dump, parse, read
+from libra_ray.common.provenance import Hardware, describe_hardware, git_revision, public_config
 from libra_ray.config import override, preset
-from libra_ray.report.run_report import build_report, write_report
+from libra_ray.report.records import AgeHistogram, EpisodeError, Errors, HeldActions, Report, Throughput
+from libra_ray.report.run_report import write_report
 from libra_ray.report.table import summary_table
-from libra_ray.runs.results import Evaluation, TrainingLog
+from libra_ray.runs.results import Evaluation, LevelLatencies, TrainingLog
 from libra_ray.stats.intervals import percentiles, wilson
 from libra_ray.types import EpisodeResult
 from tests.report import builders
@@ -54,8 +55,8 @@ def test_wilson_without_episodes_is_unknown_and_impossible_counts_are_refused():
 
 
 def test_percentiles_of_nothing_are_unknown():
-    assert set(percentiles([]).values()) == {None}
-    assert percentiles([1.0, 2.0, 3.0])["p50"] == 2.0
+    assert set(vars(percentiles([])).values()) == {None}
+    assert percentiles([1.0, 2.0, 3.0]).p50 == 2.0
 
 
 # results
@@ -68,8 +69,8 @@ def test_evaluation_refuses_an_episode_counted_twice():
 
 
 def test_evaluation_refuses_latencies_without_batch_sizes():
-    with pytest.raises(ValueError, match="refiner_batch_sizes"):
-        Evaluation(results=[], refiner_latency_ms=[1.0])
+    with pytest.raises(ValueError, match="one per latency, 1"):
+        LevelLatencies(ms=[1.0])
 
 
 def test_training_log_after_a_resume_keeps_the_last_row_of_a_step(tmp_path):
@@ -98,46 +99,40 @@ def test_training_log_finds_the_end_of_teacher_forcing():
     assert builders.training_log(steps=400, every=20, switch=9999).teacher_forcing_until is None
 
 
-def test_what_is_not_finite_becomes_null():
-    assert plain({"a": (np.float32(1.5), math.nan, -math.inf), "b": np.arange(2)}) == {"a": [1.5, None, None], "b": [0, 1]}
-    with pytest.raises(TypeError):
-        plain({"a": object()})
-
-
 # report
 
 
 def test_every_episode_counts_and_errors_are_failures():
     report = report_of(result(seed=0), result(seed=1, success=False), result(seed=2, error="RuntimeError: boom", success=True))
-    row = report["tasks"][0]
-    assert (row["episodes"], row["successes"], row["errors"]) == (3, 1, 1)
-    assert row["success"] == pytest.approx(1 / 3)
-    assert row["error_messages"] == ["RuntimeError: boom"]
-    listed = {"task": "reach-v3", "controller": "policy", "seed": 2, "error": "RuntimeError: boom"}
-    assert report["errors"] == {"count": 1, "first": [listed]}
+    row = report.tasks[0]
+    assert (row.episodes, row.successes, row.errors) == (3, 1, 1)
+    assert row.success == pytest.approx(1 / 3)
+    assert row.error_messages == ["RuntimeError: boom"]
+    listed = EpisodeError(task="reach-v3", controller="policy", seed=2, error="RuntimeError: boom")
+    assert report.errors == Errors(count=1, first=[listed])
 
 
 def test_success_mean_is_over_tasks_and_only_of_evaluated_controllers():
     one = [result(seed=seed, success=seed < 1) for seed in range(4)]
     two = [result(seed=seed, task="drawer-open-v3") for seed in range(2)]
     report = report_of(*one, *two)
-    assert report["success_mean"] == {"policy": pytest.approx((0.25 + 1) / 2)}
+    assert report.success_mean == {"policy": pytest.approx((0.25 + 1) / 2)}
     pooled = wilson(3, 6)
-    assert report["success_interval"] == {"policy": [pooled.low, pooled.high]}
+    assert report.success_interval == {"policy": (pooled.low, pooled.high)}
 
 
 def test_rows_follow_the_configuration():
     report = builders.report(builders.small_config())
-    rows = [(row["task"], row["controller"]) for row in report["tasks"]]
+    rows = [(row.task, row.controller) for row in report.tasks]
     controllers = ["expert", "policy", "coarse_only", "zero_action"]
     assert rows == [(task, controller) for task in ("reach-v3", "drawer-open-v3") for controller in controllers]
-    assert list(report["success_mean"]) == controllers
+    assert list(report.success_mean) == controllers
 
 
 def test_report_has_what_was_promised_and_is_strict_json():
     rows = [{"step": 1, "loss": math.nan, "samples_per_s": 100.0}, {"step": 2, "loss": 1.0, "samples_per_s": 300.0}]
-    log = TrainingLog(rows=rows)
-    report = builders.report(log=log)
+    made = builders.report(log=builders.log_of(*rows))
+    report = json.loads(dump(made))
     promised = {"preset", "wall_s", "tasks", "success_mean", "success_interval", "latency_ms", "intent_age_steps"}
     promised |= {"held_actions", "throughput", "dataset", "checkpoint", "mlflow_run_id", "hardware", "git_revision"}
     promised |= {"config", "created_at"}
@@ -147,59 +142,46 @@ def test_report_has_what_was_promised_and_is_strict_json():
     assert report["throughput"]["env_steps_per_s"] > 0
     assert report["training"]["last"]["loss"] == 1.0
     assert json.loads(json.dumps(report, allow_nan=False)) == report
+    assert parse(Report, dump(made), "report.json") == made
 
 
 def test_difficulty_is_what_was_measured_last():
     gradients = [{"step": step, "grad_norm_loss_plan": float(step)} for step in range(1, 21)]
     held_out = [{"step": 21, "val_token_entropy": 2.0}, {"step": 22, "val_token_entropy": 1.5, "val_residual_share": 0.1}]
-    report = builders.report(log=TrainingLog(rows=gradients + held_out))
-    assert report["difficulty"] == {"token_entropy": 1.5, "residual_share": 0.1, "grad_norm_loss_plan": 19.5}
-    assert builders.report(log=TrainingLog(rows=[{"step": 1, "loss": 1.0}]))["difficulty"] == {}
+    report = builders.report(log=builders.log_of(*gradients, *held_out))
+    assert report.difficulty == {"token_entropy": 1.5, "residual_share": 0.1, "grad_norm_loss_plan": 19.5}
+    assert builders.report(log=builders.log_of({"step": 1, "loss": 1.0})).difficulty == {}
 
 
 def test_report_of_nothing_is_null_not_a_crash(tmp_path):
     report = report_of()
-    assert report["tasks"] == []
-    assert report["latency_ms"]["planner"]["p99"] is None
-    assert report["intent_age_steps"]["p50"] is None
-    assert report["throughput"] == {"train_samples_per_s": None, "env_steps_per_s": None, "data_wait_share": None}
+    assert report.tasks == []
+    assert report.latency_ms["planner"].p99 is None
+    assert report.intent_age_steps.p50 is None
+    assert report.throughput == Throughput(train_samples_per_s=None, env_steps_per_s=None, data_wait_share=None)
     write_report(tmp_path, report, [], TrainingLog())
     assert "wall time" in summary_table(report)
 
 
 def test_latency_histogram_counts_every_call():
-    latency = builders.report()["latency_ms"]["planner"]
-    assert sum(latency["histogram"]["counts"]) == latency["count"] == 400
-    assert latency["p50"] <= latency["p95"] <= latency["p99"] <= latency["max"]
+    latency = builders.report().latency_ms["planner"]
+    assert sum(latency.histogram.counts) == latency.count == 400
+    assert latency.p50 <= latency.p95 <= latency.p99 <= latency.max
 
 
 def test_intent_age_speaks_of_the_policy():
     policy = result(intent_age_steps=[0, 1, 2, 2], held_actions=2, steps=8)
     coarse = result(controller="coarse_only", intent_age_steps=[9] * 50, held_actions=7)
     report = report_of(policy, coarse)
-    assert report["intent_age_steps"]["histogram"] == {"ages": [0, 1, 2], "counts": [1, 1, 2]}
-    assert report["held_actions"] == {"count": 2, "share": 0.25}
-    assert report_of(coarse)["intent_age_steps"]["max"] == 9
-
-
-def test_missing_stage_is_named():
-    with pytest.raises(ValueError, match="evaluate, total"):
-        build_report(
-            config=preset("debug"),
-            evaluation=Evaluation(results=[]),
-            training_log=TrainingLog(),
-            wall_s={"record": 1, "train": 1},
-            dataset={},
-            checkpoint={},
-            mlflow_run_id=None,
-            hardware={},
-        )
+    assert report.intent_age_steps.histogram == AgeHistogram(ages=[0, 1, 2], counts=[1, 1, 2])
+    assert report.held_actions == HeldActions(count=2, share=0.25)
+    assert report_of(coarse).intent_age_steps.max == 9
 
 
 def test_files_are_written_whole(tmp_path):
     report = builders.report(builders.small_config())
     page = write_report(tmp_path, report, [], builders.training_log())
-    assert json.loads((tmp_path / "report.json").read_text()) == report
+    assert read(Report, tmp_path / "report.json") == report
     assert page.read_text().rstrip().endswith("</html>")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json"]
 
@@ -207,10 +189,10 @@ def test_files_are_written_whole(tmp_path):
 def test_table_shows_every_task_controller_and_interval():
     report = builders.report()
     table = summary_table(report)
-    for row in report["tasks"]:
-        low, high = row["interval"]
-        line = next(line for line in table.splitlines() if row["task"] in line)
-        assert f"{row['success']:.2f} ({low:.2f}, {high:.2f})" in line
+    for row in report.tasks:
+        low, high = row.interval
+        line = next(line for line in table.splitlines() if row.task in line)
+        assert f"{row.success:.2f} ({low:.2f}, {high:.2f})" in line
     assert "mean" in table
     assert "p50/p95/p99" in table
 
@@ -220,10 +202,10 @@ def test_table_shows_every_task_controller_and_interval():
 
 def test_hardware_of_this_machine():
     hardware = describe_hardware()
-    assert hardware["cores"] >= 1
-    assert hardware["memory_gb"] > 0
-    assert hardware["libraries"]["numpy"] == np.__version__
-    json.dumps(hardware, allow_nan=False)
+    assert hardware.cores >= 1
+    assert hardware.memory_gb > 0
+    assert hardware.libraries["numpy"] == np.__version__
+    assert parse(Hardware, dump(hardware), "hardware") == hardware
 
 
 def test_git_revision_of_something_else_is_unknown(tmp_path):

@@ -1,16 +1,19 @@
 """What a sweep's results say: aggregation over seeds, the Pareto front, the choice of the best, the table and the page."""
 
-import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from libra_ray.common.json_text import dump, parse, read
 from libra_ray.config import preset
+from libra_ray.report.records import SweepReport
 from libra_ray.report.sweep_report import build_sweep, sweep_table, write_sweep
-from libra_ray.runs.trials import TrialResult, best, configurations, pareto_front
+from libra_ray.runs.trials import Settings, TrialResult, best, configurations, pareto_front
+from tests.report.builders import HARDWARE
 
 BINS = (2, 6, 10, 32, 100)
 
@@ -36,12 +39,12 @@ def _built(trials, objectives=("success",), **more):
     return build_sweep(
         config=preset("debug"),
         space={"action.bins": "choice"},
-        settings={"trials": 5, "seeds": 3, "search": "grid", "scheduler": "fifo"},
+        settings=Settings(trials=5, seeds=3, search="grid", scheduler="fifo"),
         trials=trials,
         objectives=objectives,
         importance={},
         wall_s=61,
-        hardware={},
+        hardware=HARDWARE,
         mlflow_run_id=None,
         **more,
     )
@@ -89,7 +92,7 @@ def test_of_equals_the_faster_one_is_best():
 
 
 def test_results_survive_json():
-    assert [TrialResult.from_json(json.loads(json.dumps(row))) for row in _built(SWEEP)["trials"]] == SWEEP
+    assert parse(SweepReport, dump(_built(SWEEP)), "sweep.json").trials == SWEEP
 
 
 def test_the_table_says_what_failed_and_where_the_peak_is():
@@ -102,29 +105,29 @@ def test_the_table_says_what_failed_and_where_the_peak_is():
     assert "15 planned, 14 finished, 1 failed" in table
     assert "configuration 4 failed: FloatingPointError: the loss became nan" in table
     assert re.search(r"peak is at N = 10 \(95 %", table)
-    assert report["curves"][0]["peak"]["reference"] == 10
+    assert report.curves[0].peak.reference == 10
 
 
 def test_the_front_is_reported_where_latency_is_sought():
     trials = [_trial(0, 0, 10, latency=1.0), _trial(1, 0, 15, latency=2.0), _trial(2, 0, 12, latency=3.0)]
-    assert _built(trials, objectives=("success", "latency_ms"))["front"] == [0, 1]
-    assert _built(trials)["front"] == []
+    assert _built(trials, objectives=("success", "latency_ms")).front == [0, 1]
+    assert _built(trials).front == []
 
 
 def test_the_page_is_one_file_with_every_plot(tmp_path):
     joint = [_trial(n, s, 10 + n, latency=1.0 + n) for n in range(5) for s in range(2)]
-    report = _built(joint, objectives=("success", "latency_ms")) | {"importance": {"success": {"action.bins": 0.7}}}
-    page = write_sweep(tmp_path, report, joint).read_text()
+    report = replace(_built(joint, objectives=("success", "latency_ms")), importance={"success": {"action.bins": 0.7}})
+    page = write_sweep(tmp_path, report).read_text()
     assert page.count("<svg") == 3
     assert not re.search(r"""(src|href)=["']https?://""", page)
-    assert json.loads((tmp_path / "sweep.json").read_text())["front"] == report["front"]
+    assert read(SweepReport, tmp_path / "sweep.json").front == report.front
 
 
 def test_a_sweep_without_a_finished_trial_still_has_its_page(tmp_path):
     trials = [_trial(0, 0, 0, status="failed")]
     report = _built(trials)
-    page = write_sweep(tmp_path, report, trials).read_text()
+    page = write_sweep(tmp_path, report).read_text()
     assert "<svg" not in page
     assert "1 failed" in page
-    assert report["best"] is None
+    assert report.best is None
     assert "1 failed" in sweep_table(report)

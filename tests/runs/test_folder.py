@@ -8,7 +8,7 @@ import pytest
 from libra_ray.common.files import append_jsonl, read_jsonl, repair_jsonl, write_text
 from libra_ray.config import override, preset
 from libra_ray.runs import folder as run_folder
-from libra_ray.runs.folder import RunFolder, locked
+from libra_ray.runs.folder import RunFolder, StageTime, locked
 
 CONFIG = preset("debug")
 
@@ -37,8 +37,8 @@ def test_the_same_settings_continue(tmp_path):
     again = RunFolder.open(tmp_path / "run", CONFIG)
     assert again.done("record")
     assert not again.begun("train")
-    assert again.fact("mlflow_run_id") == "abc"
-    assert again.fact("nothing") is None
+    assert again.fact("mlflow_run_id", str) == "abc"
+    assert again.fact("nothing", str) is None
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def interrupt(folder, stage, clock, seconds, error=KeyboardInterrupt):
 def test_an_exception_leaves_a_stage_undone(tmp_path, clock, error):
     folder = RunFolder.open(tmp_path / "run", CONFIG)
     interrupt(folder, "record", clock, 5, error)
-    assert folder.stages()["record"] == {"done": False, "wall_s": 5.0}
+    assert folder.fact("record", StageTime) == StageTime(done=False, wall_s=5.0)
 
 
 def test_wall_time_adds_up_over_interruptions(tmp_path, clock):
@@ -168,26 +168,26 @@ def test_the_runs_own_products_are_used_unless_others_are_named(tmp_path):
 
 def test_a_torn_last_row_is_neither_read_nor_continued(tmp_path):
     path = tmp_path / "rows.jsonl"
-    assert read_jsonl(path) == []
+    assert read_jsonl(path, dict) == []
     repair_jsonl(path)
     assert not path.exists()
     append_jsonl(path, [{"step": 1}, {"step": 2}])
     whole = path.read_bytes()
     with path.open("a") as file:
         file.write('{"step": 3, "loss')
-    assert read_jsonl(path) == [{"step": 1}, {"step": 2}]
+    assert read_jsonl(path, dict) == [{"step": 1}, {"step": 2}]
     repair_jsonl(path)
     assert path.read_bytes() == whole
     append_jsonl(path, [{"step": 3}])
-    assert [row["step"] for row in read_jsonl(path)] == [1, 2, 3]
+    assert [row["step"] for row in read_jsonl(path, dict)] == [1, 2, 3]
     repair_jsonl(path)
-    assert [row["step"] for row in read_jsonl(path)] == [1, 2, 3]
+    assert [row["step"] for row in read_jsonl(path, dict)] == [1, 2, 3]
 
 
 def test_a_file_of_one_torn_row_is_empty(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"step": 1')
-    assert read_jsonl(path) == []
+    assert read_jsonl(path, dict) == []
     repair_jsonl(path)
     assert path.read_bytes() == b""
 
@@ -197,7 +197,7 @@ def test_rows_that_are_no_json_are_not_written(tmp_path):
     append_jsonl(path, [{"step": 1}])
     with pytest.raises(ValueError, match="JSON"):
         append_jsonl(path, [{"step": 2}, {"loss": float("nan")}])
-    assert read_jsonl(path) == [{"step": 1}]
+    assert read_jsonl(path, dict) == [{"step": 1}]
 
 
 def test_a_write_that_fails_leaves_the_old_text(tmp_path, monkeypatch):

@@ -26,6 +26,7 @@ import multiprocessing, sys
 from pathlib import Path
 from libra_ray.config import TrackingConfig
 from libra_ray.tracking import Tracker
+from libra_ray.tracking.registry import ArrayShape, ModelShape
 
 def job(number):
     together.wait()

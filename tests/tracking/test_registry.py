@@ -13,8 +13,9 @@ from libra_ray.policy import act, load_policy
 from libra_ray.report import publish
 from libra_ray.runs import mlflow_model as registered_model
 from libra_ray.runs.folder import RunFolder
-from libra_ray.runs.results import TrainingLog
+from libra_ray.runs.results import LoggedStep, TrainingLog
 from libra_ray.tracking import Tracker, TrackingError, checkpoint_from_registry
+from libra_ray.tracking.registry import ArrayShape, ModelShape
 from libra_ray.types import ActionChunk, RobotShape
 from tests.model.builders import KEYS, make_observation, save_checkpoint, tiny_model
 from tests.policies import DualStub, dual_levels, plan_of
@@ -144,7 +145,7 @@ def offline(folder, robots):
 def test_any_checkpoint_is_registered_as_what_it_is_and_predicts_as_it_does(tracking, runs, trained, cameras, history):
     folder = trained({"data.history": history}, RobotShape(action_dim=4, state_dim=5, cameras=cameras))
     with start(tracking, runs) as tracker:
-        publish.publish_training(folder, tracker, TrainingLog(rows=[{"step": 4, "loss": 1.0}]))
+        publish.publish_training(folder, tracker, TrainingLog(rows=[LoggedStep(step=4, metrics={"loss": 1.0})]))
     model = mlflow.pyfunc.load_model("models:/libra@champion")
     shapes = {spec.name: spec.shape for spec in model.metadata.signature.inputs.inputs}
     picture = (-1, 2, 32, 32, 3) if history == 2 else (-1, 32, 32, 3)
@@ -163,14 +164,14 @@ def test_a_model_registered_with_one_picture_of_one_camera_still_predicts(tracki
     """As models were registered before schemas were the checkpoint's own; a history begins with the picture repeated."""
     folder = trained({"data.history": history}, RobotShape(action_dim=4, state_dim=5, cameras=1))
     horizon = folder.config.action.horizon
-    schema = {
-        "inputs": {
-            "observation.image": {"dtype": "uint8", "shape": [-1, 32, 32, 3]},
-            "observation.state": {"dtype": "float32", "shape": [-1, 5]},
-            "instruction": {"dtype": "str", "shape": [-1]},
+    schema = ModelShape(
+        inputs={
+            "observation.image": ArrayShape(dtype="uint8", shape=(-1, 32, 32, 3)),
+            "observation.state": ArrayShape(dtype="float32", shape=(-1, 5)),
+            "instruction": ArrayShape(dtype="str", shape=(-1,)),
         },
-        "outputs": {"action": {"dtype": "float32", "shape": [-1, horizon, 4]}},
-    }
+        outputs={"action": ArrayShape(dtype="float32", shape=(-1, horizon, 4))},
+    )
     digest = checkpoints.read_manifest(folder.path("checkpoint")).digest
     with start(tracking, runs) as tracker:
         tracker.register_model(folder.path("checkpoint"), schema, digest=digest)

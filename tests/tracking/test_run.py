@@ -12,7 +12,7 @@ from libra_ray.runs.folder import RunFolder
 from libra_ray.tracking import Tracker, TrackingError, publishing, tracking_uri
 from tests.tracking.conftest import JOBS
 
-ROWS = [{"step": step, "loss": 1 / step, "accuracy": None, "lr": 0.1} for step in range(20, 1201, 20)]
+ROWS = [(step, {"loss": 1 / step, "accuracy": None, "lr": 0.1}) for step in range(20, 1201, 20)]
 
 
 def start(tracking, runs, run_id=""):
@@ -98,8 +98,8 @@ def test_metrics_are_logged_once_across_restarts(tracking, runs, client):
         again.log_metrics(1200, {"success_policy": 0.92, "success_expert": None})
         again.log_metrics(1200, {"success_policy": 0.92})
     history = client.get_metric_history(tracker.run_id, "loss")
-    assert [metric.step for metric in history] == [row["step"] for row in ROWS]
-    assert [metric.value for metric in history] == [row["loss"] for row in ROWS]
+    assert [metric.step for metric in history] == [step for step, _ in ROWS]
+    assert [metric.value for metric in history] == [metrics["loss"] for _, metrics in ROWS]
     assert len(client.get_metric_history(tracker.run_id, "success_policy")) == 1
     assert set(client.get_run(tracker.run_id).data.metrics) == {"loss", "lr", "success_policy"}
 
@@ -109,7 +109,7 @@ def test_many_metrics_go_in_few_calls(tracking, runs, client, monkeypatch):
     log_batch = MlflowClient.log_batch
     monkeypatch.setattr(MlflowClient, "log_batch", lambda *args, **kwargs: calls.append(1) or log_batch(*args, **kwargs))
     with start(tracking, runs) as tracker:
-        tracker.log_step_metrics([{"step": step, **{f"m{i}": 1.0 for i in range(10)}} for step in range(250)])
+        tracker.log_step_metrics([(step, {f"m{i}": 1.0 for i in range(10)}) for step in range(250)])
     assert len(calls) == 3
     assert len(client.get_metric_history(tracker.run_id, "m9")) == 250
 
@@ -183,12 +183,12 @@ def test_a_store_that_need_not_be_there_is_tried_again(away, tmp_path, runs, cli
     with publish.tracked(folder) as tracker, publishing(tracker, "the training"):
         tracker.log_step_metrics(ROWS)
     assert [away.uri in line for line in capsys.readouterr().err.splitlines()] == [True, True]
-    assert not folder.fact(publish.RUN_ID)
+    assert folder.fact(publish.RUN_ID, str) is None
 
     back = override(folder.config, {"tracking.uri": tracking_uri(TrackingConfig(), runs)})
     with publish.tracked(RunFolder.open(folder.root, back)) as tracker, publishing(tracker, "the training"):
         tracker.log_step_metrics(ROWS)
-    found = client.get_run(str(folder.fact(publish.RUN_ID)))
+    found = client.get_run(folder.fact(publish.RUN_ID, str))
     assert (found.info.status, found.data.params["train.steps"]) == ("FINISHED", str(folder.config.train.steps))
     assert "loss" in found.data.metrics
     assert capsys.readouterr().err == ""

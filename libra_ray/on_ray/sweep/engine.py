@@ -23,12 +23,12 @@ from libra_ray.config import Config, override
 from libra_ray.on_ray import stages
 from libra_ray.on_ray.run_data import open_to_train
 from libra_ray.on_ray.session import available_cpus
-from libra_ray.on_ray.sweep.plan import BUDGETS, FULL, REDUCTION, Settings, SweepFolder, TrialFolder
+from libra_ray.on_ray.sweep.plan import BUDGETS, FULL, REDUCTION, SweepFolder, TrialFolder
 from libra_ray.on_ray.sweep.searcher import Orders, make_source
 from libra_ray.on_ray.sweep.space import Space
 from libra_ray.on_ray.sweep.trial import run_trial
 from libra_ray.runs.folder import RunFolder
-from libra_ray.runs.trials import TrialResult
+from libra_ray.runs.trials import Settings, TrialResult
 
 Ended = Callable[[TrialFolder, TrialResult], None]
 
@@ -126,7 +126,8 @@ def run(sweep: SweepFolder, ended: Ended = lambda *_: None) -> None:
         orders = Orders(
             sweep,
             make_source(sweep),
-            each={"threads": share.cpus, "simulator_actors": config.ray.simulator_actors or share.cpus},
+            threads=share.cpus,
+            simulator_actors=config.ray.simulator_actors or share.cpus,
             deadline=time.monotonic() + left_s if settings.hours else None,
             ended=told,
         )

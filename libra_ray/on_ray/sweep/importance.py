@@ -8,8 +8,8 @@ from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import create_trial
 from ray.tune.search.optuna import OptunaSearch
 
-from libra_ray.on_ray.sweep.space import Objective, Space
-from libra_ray.runs.trials import Configuration
+from libra_ray.on_ray.sweep.space import Space
+from libra_ray.runs.trials import Configuration, Objective
 
 FEWEST = 8
 """Configurations below which a forest has nothing to say."""

@@ -1,22 +1,20 @@
 """What a sweep leaves: MLflow's child runs while it goes, the table, `sweep.json`, `best.yaml` and the page at its end."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import yaml
 
-from libra_ray import config as configuration
 from libra_ray.common.files import write_text
 from libra_ray.common.provenance import describe_hardware
 from libra_ray.config import Config, preset
-from libra_ray.config.overrides import flatten, flatten_mapping
+from libra_ray.config.overrides import flatten
 from libra_ray.on_ray.sweep.importance import parameter_importance
 from libra_ray.on_ray.sweep.plan import SweepFolder, TrialFolder
+from libra_ray.report.records import SweepReport
 from libra_ray.report.sweep_report import build_sweep, write_sweep
 from libra_ray.runs.trials import TrialResult, best, configurations
 from libra_ray.tracking import Tracker, publishing
-from libra_ray.types import Json
 
 PUBLISHED = "mlflow_run_id.txt"
 
@@ -38,26 +36,26 @@ def _published(sweep: SweepFolder, parent: Tracker, name: str, trial: TrialFolde
     begun = parent.child(name) or ""
     child = Tracker.start(run.config.tracking, run.root.parent, name, run_id=begun, parent_id=parent.run_id)
     with child:
-        child.log_config(configuration.override(Config(), flatten_mapping(trial.order()["config"])))
+        child.log_config(trial.order().config_with())
         for rung in result.rungs:
-            child.log_metrics(int(rung["step"]), {"rung_success": rung["success"]})
+            child.log_metrics(rung.step, {"rung_success": rung.success})
         figures = dict(result.measures) | {"latency_ms": result.latency_ms, "wall_s_trial": result.wall_s}
         if result.status == "finished":
             figures |= {f"success_{name}": result.success_of(name) for name in result.episodes}
-        child.log_metrics(int(result.rungs[-1]["step"]) if result.rungs else 0, figures)
+        child.log_metrics(result.rungs[-1].step if result.rungs else 0, figures)
         child.set_tags({"status": result.status, "error": result.error or ""})
         child.finish("FAILED" if result.status == "failed" else "FINISHED" if result.status == "finished" else "KILLED")
     return child.run_id
 
 
-def publish_sweep(sweep: SweepFolder, tracker: Tracker) -> Json:
+def publish_sweep(sweep: SweepFolder, tracker: Tracker) -> SweepReport:
     """Write the sweep's results and put them into its MLflow run; returns the content of `sweep.json`."""
     run, trials = sweep.run, sweep.results()
     found = configurations(trials)
     report = build_sweep(
         config=run.config,
         space=sweep.space.text,
-        settings=asdict(sweep.settings),
+        settings=sweep.settings,
         trials=trials,
         objectives=sweep.space.objectives,
         importance=parameter_importance(sweep.space, found),
@@ -65,7 +63,7 @@ def publish_sweep(sweep: SweepFolder, tracker: Tracker) -> Json:
         hardware=describe_hardware(),
         mlflow_run_id=tracker.run_id or None,
     )
-    page = write_sweep(run.root, report, trials)
+    page = write_sweep(run.root, report)
     kept = [page, run.path("sweep.json")]
     if chosen := best(found):
         write_text(run.path("best.yaml"), best_yaml(run.config, chosen.values))

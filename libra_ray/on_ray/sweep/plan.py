@@ -14,23 +14,20 @@ runs/<name>/
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
-from libra_ray import config as configuration
 from libra_ray.common.files import read_jsonl, write_text
-from libra_ray.common.json_text import dump
+from libra_ray.common.json_text import dump, plain, read
 from libra_ray.config import Config, override
-from libra_ray.config.overrides import flatten
-from libra_ray.on_ray.run_data import FACT, began_with, open_unchanged
-from libra_ray.on_ray.sweep.space import Search, Space, Values
+from libra_ray.config.overrides import flatten, flatten_mapping
+from libra_ray.data.fingerprint import Fingerprint
+from libra_ray.on_ray.run_data import began_with, open_unchanged
+from libra_ray.on_ray.sweep.space import Space, Values
 from libra_ray.runs.folder import STAGE_KEYS, RunFolder
-from libra_ray.runs.trials import TrialResult
-from libra_ray.types import Json
-
-Scheduler = Literal["asha", "fifo"]
+from libra_ray.runs.trials import Rung, Scheduler, Settings, TrialResult
 
 REDUCTION = 3
 BUDGETS: dict[Scheduler, tuple[int, ...]] = {"asha": (1, REDUCTION, REDUCTION**2), "fifo": (REDUCTION**2,)}
@@ -41,36 +38,14 @@ MAY_CHANGE = ("ray.", "tracking.")
 """Settings that may be others when a sweep is continued: they change no result."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How a sweep searches.
-
-    Attributes:
-        trials: configurations, each tried with `seeds` seeds.
-        hours: after this time no trial is started any more, those that run come to their end; 0 sets no limit.
-        concurrent: trials at a time; 0 means as many as the cluster's resources give.
-        rung_episodes: episodes per task at every rung before the last.
-    """
-
-    search: Search
-    scheduler: Scheduler
-    trials: int
-    seeds: int
-    hours: float = 0.0
-    concurrent: int = 0
-    rung_episodes: int = 10
-    controllers: tuple[str, ...] = ("policy",)
-
-    @property
-    def identity(self) -> Json:
-        """What a continued sweep must agree on."""
-        return {name: value for name, value in asdict(self).items() if name not in ("hours", "concurrent")}
+Identity = Mapping[str, Any]
+"""What a continued study must agree on: dotted names of settings, and what else there is, to values as JSON has them."""
 
 
-def differences(before: Json, now: Json) -> Json:
+def differences(before: Identity, now: Identity) -> dict[str, Any]:
     """What of `before` is another now: name -> as it was. A setting unknown to whoever wrote `before` had its default."""
-    was = {**json.loads(json.dumps(flatten(Config()))), **before}
-    return {name: was.get(name) for name in sorted(before | now) if was.get(name) != now.get(name)}
+    was = {**plain(flatten(Config())), **before}
+    return {name: was.get(name) for name in sorted({*before, *now}) if was.get(name) != now.get(name)}
 
 
 def settings_of(space: Space, config: Config, given: Mapping[str, Any]) -> Settings:
@@ -111,27 +86,59 @@ class Order:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WrittenOrder(Order):
+    """An order with all that its trial has to know.
+
+    Attributes:
+        config: the resolved configuration as a tree; see `config_with`.
+        frames: the folder of the sweep's decoded pictures.
+        data: the data set to train on, as it was when the sweep began; None where the version that wrote it did not say.
+        budgets: the rungs.
+        rung_episodes: episodes per task at every rung before the last.
+    """
+
+    config: Mapping[str, Any]
+    frames: str
+    data: Fingerprint | None = None
+    budgets: Sequence[int]
+    rung_episodes: int
+
+    def config_with(self, **changes: object) -> Config:
+        """The trial's configuration, with `ray` settings as the machine has them."""
+        return override(Config(), flatten_mapping(self.config) | {f"ray.{name}": value for name, value in changes.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialProcess:
+    """What Ray Tune hands to the process of a trial: its folder, and what of the machine it has."""
+
+    trial: str
+    threads: int
+    simulator_actors: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrialFolder:
-    """The folder of one trial."""
+    """The folder of one trial. Its files' errors name the file and the field."""
 
     root: Path
 
-    def order(self) -> Json:
-        """What was ordered: `Order`'s fields, `config`, `frames`, `data` (a fingerprint), `budgets`, `rung_episodes`."""
-        return dict(json.loads((self.root / "trial.json").read_text(encoding="utf-8")))
+    def order(self) -> WrittenOrder:
+        """What was ordered."""
+        return read(WrittenOrder, self.root / "trial.json")
 
     def result(self) -> TrialResult | None:
         """How it ended; None for one that has not."""
         path = self.root / "result.json"
-        return TrialResult.from_json(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+        return read(TrialResult, path) if path.exists() else None
 
-    def rungs(self) -> list[Json]:
+    def rungs(self) -> list[Rung]:
         """What it has reported so far."""
-        return read_jsonl(self.root / RUNGS_NAME)
+        return read_jsonl(self.root / RUNGS_NAME, Rung)
 
     def end(self, result: TrialResult) -> None:
         """Note how it ended."""
-        write_text(self.root / "result.json", dump(asdict(result)))
+        write_text(self.root / "result.json", dump(result))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +160,7 @@ class SweepFolder:
         (root / "trials").mkdir(parents=True, exist_ok=True)
         sweep = cls(run=RunFolder.open(root, config), space=space, settings=settings)
         if not known:
-            write_text(root / "plan.json", json.dumps(sweep.identity(), indent=2))
+            write_text(root / "plan.json", dump(sweep.identity()))
         return sweep
 
     @classmethod
@@ -175,8 +182,8 @@ class SweepFolder:
                 f"{root.name} holds a sweep with {orders} trials begun; give --resume to continue it, --fresh to start over "
                 "(the old folder is kept aside), or another --name"
             )
-        before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(sweep.identity()))
-        if changed := differences(before, now):
+        now = sweep.identity()
+        if changed := differences(read(dict[str, Any], path), now):
             told = ", ".join(f"{name} ({was} -> {now.get(name)})" for name, was in changed.items())
             raise ValueError(f"{root.name} was started with another {told}; give the same, or another --name")
         for recording in map(sweep.data, space.recordings(config)):
@@ -184,10 +191,10 @@ class SweepFolder:
                 open_unchanged(recording)
         return True
 
-    def identity(self) -> Json:
+    def identity(self) -> Identity:
         """What a continued sweep must agree on, by name."""
         settings = {n: v for n, v in flatten(self.run.config).items() if not n.startswith(MAY_CHANGE)}
-        return {**settings, "space": self.space.text, **self.settings.identity}
+        return dict(plain({**settings, "space": self.space.text, **self.settings.identity}))
 
     def data(self, config: Config) -> RunFolder:
         """Where the demonstrations of a trial lie, shared by all that record the same."""
@@ -208,21 +215,20 @@ class SweepFolder:
                 "evaluate.controllers": self.settings.controllers,
                 "evaluate.videos_per_task": 0,
             }
-            text = {
-                **asdict(order),
-                "config": json.loads(configuration.to_json(override(config, own))),
-                "frames": str(data.path("frames")),
-                "data": data.fact(FACT),
-                "budgets": BUDGETS[self.settings.scheduler],
-                "rung_episodes": min(self.settings.rung_episodes, config.evaluate.episodes_per_task),
-            }
-            write_text(trial.root / "trial.json", json.dumps(text, indent=2))
+            written = WrittenOrder(
+                **vars(order),
+                config=plain(override(config, own)),
+                frames=str(data.path("frames")),
+                data=began_with(data),
+                budgets=BUDGETS[self.settings.scheduler],
+                rung_episodes=min(self.settings.rung_episodes, config.evaluate.episodes_per_task),
+            )
+            write_text(trial.root / "trial.json", dump(written))
         return trial
 
     def orders(self) -> list[Order]:
         """All orders given so far, by number and seed."""
-        rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(self.run.root.glob("trials/*/trial.json"))]
-        orders = [Order(number=row["number"], seed=row["seed"], values=row["values"]) for row in rows]
+        orders = [read(Order, path) for path in self.run.root.glob("trials/*/trial.json")]
         return sorted(orders, key=lambda order: (order.number, order.seed))
 
     def results(self) -> list[TrialResult]:

@@ -3,15 +3,16 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import Any, Protocol
 
 import optuna
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from libra_ray.on_ray.sweep.plan import Order, SweepFolder, TrialFolder
-from libra_ray.on_ray.sweep.space import MODES, Objective, Values
-from libra_ray.runs.trials import TrialResult, mean
+from libra_ray.on_ray.sweep.plan import Order, SweepFolder, TrialFolder, TrialProcess
+from libra_ray.on_ray.sweep.space import MODES, Values
+from libra_ray.runs.trials import Objective, TrialResult, mean
 
 
 class Source(Protocol):
@@ -88,7 +89,7 @@ def _objective(result: TrialResult, name: Objective) -> float | None:
     if name == "latency_ms":
         return result.latency_ms
     # One that the scheduler stopped is as good as it was then.
-    return result.success_of() if result.status == "finished" else float(result.rungs[-1]["success"]) if result.rungs else None
+    return result.success_of() if result.status == "finished" else result.rungs[-1].success if result.rungs else None
 
 
 def make_source(sweep: SweepFolder) -> Source:
@@ -107,7 +108,7 @@ class Orders(Searcher):
     """Hands orders to Ray Tune and notes how they end.
 
     Args:
-        each: what every trial is told beside its folder: `threads` and `simulator_actors`.
+        threads: of every trial's process; `simulator_actors` likewise.
 
     After `deadline` (in `time.monotonic()` seconds) only trials that have ended before are handed out again, for the scheduler
     to hear of them: they replay what they reported and do no work.
@@ -118,12 +119,14 @@ class Orders(Searcher):
         sweep: SweepFolder,
         source: Source,
         *,
-        each: dict[str, int],
+        threads: int,
+        simulator_actors: int,
         deadline: float | None,
         ended: Callable[[TrialFolder, TrialResult], None],
     ) -> None:
         super().__init__(metric="success", mode="max")
-        self._sweep, self._source, self._each = sweep, source, each
+        self._sweep, self._source = sweep, source
+        self._threads, self._simulator_actors = threads, simulator_actors
         self._deadline, self._ended = deadline, ended
         self._live: dict[str, tuple[Order, TrialFolder]] = {}
 
@@ -136,7 +139,7 @@ class Orders(Searcher):
                 continue
             trial = self._sweep.write(order)
             self._live[trial_id] = (order, trial)
-            return {"trial": str(trial.root), **self._each}
+            return asdict(TrialProcess(trial=str(trial.root), threads=self._threads, simulator_actors=self._simulator_actors))
         return Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -166,5 +169,5 @@ def interrupted(order: Order, trial: TrialFolder, *, error: bool) -> TrialResult
         status="failed" if error else "stopped",
         rungs=reached,
         error="the trial's process died" if error else None,
-        latency_ms=reached[-1]["latency_ms"] if reached else None,
+        latency_ms=reached[-1].latency_ms if reached else None,
     )

@@ -7,16 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from ray.tune.search.sample import Categorical, Domain
 
 from libra_ray.config import Config, override
 from libra_ray.runs.folder import STAGE_KEYS
+from libra_ray.runs.trials import Objective, Search
 
-Search = Literal["grid", "random", "optuna"]
-Objective = Literal["success", "latency_ms"]
 MODES: dict[Objective, str] = {"success": "max", "latency_ms": "min"}
 
 CHECKED_DRAWS = 200

@@ -11,26 +11,27 @@ from ray import tune
 
 from libra_ray import checkpoint
 from libra_ray.common.files import append_jsonl, repair_jsonl
+from libra_ray.common.json_text import plain
 from libra_ray.config import Config, ControlConfig, SimConfig, override
-from libra_ray.config.overrides import flatten_mapping
 from libra_ray.control.lockstep import Latencies, drive
 from libra_ray.control.robot import RobotControl
-from libra_ray.data.fingerprint import Fingerprint
 from libra_ray.evaluation.log import read_evaluation
 from libra_ray.on_ray import evaluate as evaluation
 from libra_ray.on_ray import stages
 from libra_ray.on_ray import train as training
 from libra_ray.on_ray.run_data import keep, open_to_train
 from libra_ray.on_ray.simulator_pool import Fleet
-from libra_ray.on_ray.sweep.plan import FULL, RUNGS_NAME, TrialFolder
+from libra_ray.on_ray.sweep.plan import FULL, RUNGS_NAME, TrialFolder, TrialProcess, WrittenOrder
 from libra_ray.policy import load_policy
 from libra_ray.runs.folder import Clock, RunFolder
-from libra_ray.runs.trials import TrialResult
+from libra_ray.runs.results import TrainingLog
+from libra_ray.runs.trials import Rung, TrialResult
 from libra_ray.training.fit import Fit
-from libra_ray.types import Json, Observation
+from libra_ray.types import Observation
 
-NO_MEASURES = ("step", "lr", "samples_per_s", "data_wait_share")
-"""Columns of a training log that say nothing of what was learned."""
+LEFT_OUT = ("lr", "weight_", "samples_per_s", "data_wait_share")
+"""Beginnings of the logged names that measure no policy."""
+GRADIENTS = "grad_"
 LATENCY_CALLS = 15
 LONGEST_ERROR = 4000
 
@@ -38,26 +39,30 @@ _FLEETS: dict[tuple[SimConfig, int], Fleet] = {}
 """The simulators of this process: its trials follow one another and share them. They end with the process that started them."""
 
 
-def run_trial(order: dict[str, Any]) -> None:
+def run_trial(given: dict[str, Any]) -> None:
     """The function that Ray Tune runs: reports `success` and the offline measures at every `budget` (ninths of the steps).
 
     An exception becomes the trial's result and disturbs no other trial; Tune hears of it as a success that is not a number.
+
+    Args:
+        given: a `TrialProcess`, by field.
     """
-    trial = TrialFolder(root=Path(order["trial"]))
-    torch.set_num_threads(order["threads"])
+    process = TrialProcess(**given)
+    trial = TrialFolder(root=Path(process.trial))
+    torch.set_num_threads(process.threads)
     result = trial.result()
     # One that has ended before replays what it said, for a scheduler that has not heard it.
     said = 0
     if result is None:
         try:
-            result = _work(trial, order["simulator_actors"])
+            result = _work(trial, process.simulator_actors)
         except Exception as error:  # noqa: BLE001  (the border of one trial)
             close_fleets()
             result = _failed(trial, error)
         trial.end(result)
         said = len(result.rungs) - (result.status == "finished")
     for rung in result.rungs[said:]:
-        tune.report(dict(rung))
+        tune.report(plain(rung))
     if result.status == "failed":
         tune.report({"success": float("nan"), "budget": FULL})
 
@@ -65,29 +70,28 @@ def run_trial(order: dict[str, Any]) -> None:
 def _work(trial: TrialFolder, simulator_actors: int) -> TrialResult:
     """All rungs that were not reached before; those that were are reported again."""
     order = trial.order()
-    config = override(Config(), {**flatten_mapping(order["config"]), "ray.simulator_actors": simulator_actors})
-    folder = RunFolder.open(trial.root, config)
+    folder = RunFolder.open(trial.root, order.config_with(simulator_actors=simulator_actors))
     bind(folder, order)
     repair_jsonl(folder.path(RUNGS_NAME))
-    known = {rung["budget"]: rung for rung in trial.rungs()}
-    for budget in order["budgets"]:
+    known = {rung.budget: rung for rung in trial.rungs()}
+    for budget in order.budgets:
         if budget not in known:
-            known[budget] = _reach(folder, budget, order["rung_episodes"])
-            append_jsonl(folder.path(RUNGS_NAME), [known[budget]])
+            known[budget] = _reach(folder, budget, order.rung_episodes)
+            append_jsonl(folder.path(RUNGS_NAME), [plain(known[budget])])
         if budget < FULL:
-            tune.report(known[budget])
+            tune.report(plain(known[budget]))
     return _finished(folder, order, list(known.values()))
 
 
-def bind(folder: RunFolder, order: Json) -> None:
+def bind(folder: RunFolder, order: WrittenOrder) -> None:
     """Let a trial's folder share the sweep's pictures, and train on the sweep's data set alone, as it was at the beginning."""
-    folder.share_frames(Path(order["frames"]))
-    if order.get("data"):
-        keep(folder, Fingerprint(**order["data"]))
+    folder.share_frames(Path(order.frames))
+    if order.data is not None:
+        keep(folder, order.data)
 
 
-def _reach(folder: RunFolder, budget: int, episodes: int) -> Json:
-    """Train to a rung and measure there: the row to report."""
+def _reach(folder: RunFolder, budget: int, episodes: int) -> Rung:
+    """Train to a rung and measure there."""
     config = folder.config
     step = rung_step(config, budget)
     with folder.stage("train") as clock:
@@ -105,15 +109,16 @@ def _reach(folder: RunFolder, budget: int, episodes: int) -> Json:
         stage = RunFolder.open(folder.path("rungs") / str(budget), override(config, changes))
     with stage.stage("evaluate") as clock:
         evaluation.evaluate(stage, clock, fleet=_fleet(config))
-    row = {
-        "budget": budget,
-        "step": step,
-        "success": _success(_episodes(stage, "policy")),
-        "latency_ms": latency_ms(folder),
-        "episodes": sum(len(task) for task in _episodes(stage, "policy").values()),
-        "wall_s": round(folder.wall_s("train") + folder.wall_s("evaluate"), 2),
-    }
-    return row | _measures(folder)
+    played = _episodes(stage, "policy")
+    return Rung(
+        budget=budget,
+        step=step,
+        success=_success(played),
+        latency_ms=latency_ms(folder),
+        episodes=sum(len(task) for task in played.values()),
+        wall_s=round(folder.wall_s("train") + folder.wall_s("evaluate"), 2),
+        measures=measures(stages.training_log(folder)),
+    )
 
 
 def rung_step(config: Config, budget: int) -> int:
@@ -193,33 +198,28 @@ def _success(episodes: dict[str, list[bool]]) -> float:
     return float(np.mean([np.mean(task) for task in episodes.values()]))
 
 
-def _measures(folder: RunFolder) -> dict[str, float]:
+def measures(log: TrainingLog) -> dict[str, float]:
     """The last known value of every offline measure, and the median of each gradient norm over the last tenth of the log."""
-    log = stages.training_log(folder)
-    found: dict[str, float] = {}
-    names = sorted({name for row in log.rows for name in row} - {*NO_MEASURES})
-    for name in names:
-        if values := log.series(name)[1]:
-            found[name] = float(np.median(values[-max(1, len(values) // 10) :])) if name.startswith("grad_") else values[-1]
-    return found
+    names = [name for name in log.names if not name.startswith(LEFT_OUT)]
+    known = {name: log.late_median(name) if name.startswith(GRADIENTS) else log.last(name) for name in names}
+    return {name: value for name, value in known.items() if value is not None}
 
 
-def _finished(folder: RunFolder, order: Json, reported: list[Json]) -> TrialResult:
+def _finished(folder: RunFolder, order: WrittenOrder, reported: list[Rung]) -> TrialResult:
     controllers = folder.config.evaluate.controllers
     last = reported[-1]
-    measures = _measures(folder)
     errors = {name: _position_error(folder, name) for name in controllers}
     return TrialResult(
-        number=order["number"],
-        seed=order["seed"],
-        values=order["values"],
+        number=order.number,
+        seed=order.seed,
+        values=order.values,
         status="finished",
         episodes={name: _episodes(folder, name) for name in controllers},
-        measures=measures,
-        latency_ms=last["latency_ms"],
+        measures=measures(stages.training_log(folder)),
+        latency_ms=last.latency_ms,
         position_error_mm={name: error for name, error in errors.items() if error is not None},
         rungs=reported,
-        wall_s=last["wall_s"],
+        wall_s=last.wall_s,
     )
 
 
@@ -233,9 +233,9 @@ def _failed(trial: TrialFolder, error: Exception) -> TrialResult:
     (trial.root / "error.txt").write_text("".join(traceback.format_exception(error))[-LONGEST_ERROR:], encoding="utf-8")
     order = trial.order()
     return TrialResult(
-        number=order["number"],
-        seed=order["seed"],
-        values=order["values"],
+        number=order.number,
+        seed=order.seed,
+        values=order.values,
         status="failed",
         rungs=trial.rungs(),
         error=f"{type(error).__name__}: {error}"[:LONGEST_ERROR],
