@@ -1,11 +1,9 @@
 """The command line that every job shares: a preset, dotted overrides, a run folder. Loads no engine, so `--help` is instant."""
 
 import argparse
-import ast
 import difflib
 import inspect
 import io
-import itertools
 import locale
 import os
 import re
@@ -15,7 +13,7 @@ import traceback
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, MappingProxyType
 from typing import Any, Literal, NoReturn, get_args, get_origin
@@ -25,6 +23,7 @@ import yaml
 import libra_ray
 from libra_ray.common.disk import explained
 from libra_ray.config import PRESETS, Config, override, preset
+from libra_ray.config.docstrings import docstrings
 from libra_ray.config.overrides import flatten, flatten_mapping, leaf_types
 from libra_ray.model.registry import SYSTEMS, check_name
 
@@ -32,7 +31,6 @@ DEFAULT_PRESET = "quickstart"
 _OWN_OPTIONS = ("--help", "--name", "--runs", "--fresh", "--config")
 Options = Mapping[str, Mapping[str, Any]]
 KINDS = {"model.system": "{" + ",".join([*SYSTEMS, "MODULE:CLASS"]) + "}"}
-"""What `--help` shows of settings whose choices no type tells."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -223,27 +221,6 @@ def _add_settings(parser: argparse.ArgumentParser, shown: Config | None) -> None
         groups[section].add_argument(
             f"--{name}", metavar=KINDS.get(name) or _kind(annotation), default=argparse.SUPPRESS, help=text.replace("%", "%%")
         )
-
-
-def docstrings(cls: type, prefix: str = "") -> dict[str, str]:
-    """The docstring below each attribute of a configuration class, by dotted name; on one line each."""
-    hints = typing.get_type_hints(cls)
-    texts: dict[str, str] = {}
-    for name, text in _attribute_docstrings(cls):
-        texts[prefix + name] = text
-    for name, hint in hints.items():
-        if is_dataclass(hint):
-            texts |= docstrings(typing.cast("type", hint), f"{prefix}{name}.")
-    return texts
-
-
-def _attribute_docstrings(cls: type) -> Iterator[tuple[str, str]]:
-    body = typing.cast("ast.ClassDef", ast.parse(inspect.getsource(cls)).body[0]).body
-    for setting, text in itertools.pairwise(body):
-        if isinstance(setting, ast.AnnAssign) and isinstance(setting.target, ast.Name) and isinstance(text, ast.Expr):
-            value = text.value
-            if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                yield setting.target.id, " ".join(value.value.split())
 
 
 def _kind(annotation: Any) -> str:

@@ -52,6 +52,7 @@ class SystemPolicy:
         """The system's, slow to fast; the last one acts."""
         return self.model.levels
 
+    @torch.no_grad()
     def infer(
         self, level: str, observations: Sequence[Observation], above: Sequence[Intent | None]
     ) -> Sequence[Intent | ActionChunk]:

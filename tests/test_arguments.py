@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from arguments import Arguments, docstrings, parse, set_aside
+from arguments import Arguments, parse, set_aside
 
 from libra_ray.config import PRESETS, Config, override, preset, to_json
+from libra_ray.config.docstrings import docstrings
 from libra_ray.config.overrides import flatten, leaf_types
 
 JOBS = Path(__file__).parents[1] / "jobs"

@@ -160,7 +160,7 @@ def test_a_controller_gets_a_fresh_chunk_every_h_steps_and_never_holds(config, d
             [action.value for action in ahead], actions(policy, [observe(data, step, step)])[0], atol=1e-5
         )
         step += len(ahead)
-    assert len(latencies.refiner_ms) == 3 * config.action.chunks
+    assert len(latencies["refiner"].ms) == 3 * config.action.chunks
 
 
 def test_two_reports_stand_beside_each_other():

@@ -158,4 +158,4 @@ class Noted:
         self.episodes[job], self.pictures[job] = episode, len(frames)
 
     def latencies(self, controller, latencies):
-        self.calls += len(latencies.refiner_ms)
+        self.calls += len(latencies["refiner"].ms)

@@ -101,10 +101,10 @@ def test_more_than_the_memory_takes_is_one_line():
 
 
 def test_whatever_a_model_raises_is_one_line(monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise ValueError("shapes\ndiffer")
 
-    monkeypatch.setattr(Libra, "refine", fail)
+    monkeypatch.setattr(Libra, "infer", fail)
     with pytest.raises(ValueError, match=r"here \(ValueError: shapes differ\)"):
         dry_run(lambda: Libra(debug_config(), SHAPE))
 
