@@ -177,7 +177,7 @@ def test_the_refiner_sees_through_a_pretrained_encoder(eyes):
         images = batch.images.clone()
         images[:, picture] = 255 - images[:, picture]
         assert not torch.allclose(answers(model, replace(batch, images=images))[1], chunk)
-    losses(model, batch).diff.backward()
+    losses(model, batch)["diff"].backward()
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.refiner.eyes.model.parameters())
 
 
