@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+_SYSTEMS = Path(__file__).parent / "systems"
 _HOME = Path(tempfile.mkdtemp(prefix="libra_ray_tests_"))
 
 # Set before any test module imports a library that reads them once.
@@ -31,7 +33,10 @@ os.environ |= {
     "MPLCONFIGDIR": str(_HOME / "matplotlib"),
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
+    # Systems of a user's own, which Ray's workers load by name.
+    "PYTHONPATH": os.pathsep.join([str(_SYSTEMS), *filter(None, [os.environ.get("PYTHONPATH")])]),
 }
+sys.path.insert(0, str(_SYSTEMS))
 
 
 # How long an example takes says more about the machine than about the code.

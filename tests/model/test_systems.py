@@ -21,7 +21,7 @@ from tests.model.builders import SHAPE, make_batch, make_observation, save_check
 from tests.training.builders import training_data
 
 ROOT = Path(__file__).parents[2]
-TOY = "tests.systems.toy:Toy"
+TOY = "toy_system:Toy"
 CPU = torch.device("cpu")
 
 
@@ -134,8 +134,8 @@ def test_it_appears_in_help(name):
     ("given", "message"),
     [
         ("libre", "none of libra, monolithic, nor the address"),
-        ("tests.systems.nowhere:Toy", "cannot be loaded"),
-        ("tests.systems.toy:Tonic", "cannot be loaded"),
+        ("nowhere:Toy", "cannot be loaded"),
+        ("toy_system:Tonic", "cannot be loaded"),
         ("tests.model.builders:Path", "no subclass of libra_ray.model.system.System"),
     ],
 )
