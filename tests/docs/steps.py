@@ -113,6 +113,13 @@ STEPS = [
         leaves=("runs/quickstart/report.html",),
         smaller={"--sim.family": "--name blocks --sim.family"},
     ),
+    Step(line=JOB + "pipeline.py quickstart --name one --model.system monolithic", leaves=("runs/one/report.html",), says="report:"),
+    Step(
+        line=JOB + "pipeline.py quickstart --name mine --model.system my_systems:Mine",
+        leaves=("runs/mine/report.html",),
+        forgets=("runs/mine",),
+        says="report:",
+    ),
     Step(line="uv run benchmarks/results_table.py", says="quickstart"),
     Step(
         line="uv run serve run serve_apps.libra:app checkpoint=runs/quickstart/checkpoint",

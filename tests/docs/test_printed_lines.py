@@ -134,6 +134,8 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     home = tmp_path_factory.mktemp("reader")
     reader = Reader(home)
     reader.make_small_clone()
+    toy = (ROOT / "tests" / "systems" / "toy_system.py").read_text(encoding="utf-8")
+    (reader.clone / "my_systems.py").write_text(f"{toy}\n\nMine = Toy\n", encoding="utf-8")
     picture = np.full((32, 32, 3), 7, np.uint8)
     make_images(home / "data", {"observation.image": picture}, lengths=(12, 12, 12))
     make_images(
