@@ -57,7 +57,8 @@ def read_request(message: Json, handshake: Handshake) -> Request:
     """
     version = _plain(message.get("version", VERSION))
     if not isinstance(version, int) or isinstance(version, bool) or version != VERSION:
-        raise BadRequestError("version", f"version {_described(version)} is unknown; this server speaks version {VERSION}")
+        text = f"the request is of version {_described(version)}, this server speaks version {VERSION}; update the older one"
+        raise BadRequestError("version", text)
     reset, success = _plain(message.get("reset", False)), _plain(message.get("success"))
     ended = "success" in message
     if not isinstance(reset, bool):
