@@ -32,8 +32,7 @@ An answer:
     intent_age_ms       time since that observation reached the server
     held                true: no intent covered this step, and the actions are the safe ones, not fresh ones
     robot, seq          whose answer it is
-    server_timing       total_ms in the gateway, queue_ms before the last level was called, call_ms of the call and compute_ms
-                        of the computing in it, batch robots
+    server_timing       total_ms in the gateway, queue_ms before the call, call_ms of it, compute_ms in it; batch: robots in it
 
 A server that is about to end closes with `GOING_AWAY`: reconnect and go on, with `step` in the next request. `TOO_BIG` and
 `UNAUTHORISED` are for good.
@@ -121,8 +120,9 @@ class Handshake:
             ValueError: another protocol or version.
         """
         if message.get("protocol") != PROTOCOL or message.get("version") != VERSION:
-            found = f"{message.get('protocol')!r} version {message.get('version')!r}"
-            raise ValueError(f"the server speaks {found}, this client {PROTOCOL!r} version {VERSION}; update the older one")
+            theirs = f"{message.get('protocol')!r} version {message.get('version')!r}"
+            older = "client" if message.get("version") in range(VERSION + 1, 1000) else "server"
+            raise ValueError(f"the server speaks {theirs}, this client {PROTOCOL!r} version {VERSION}: update the {older}")
         tree = _known(cls, message) | {"instructions": tuple(message.get("instructions", ()))}
         return cls(**tree | {"levels": tuple(Level(**_known(Level, level)) for level in message["levels"])})
 
@@ -134,14 +134,7 @@ class Handshake:
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """The answer to one request.
-
-    Attributes:
-        actions: `(H, D)` float32, in the robot's own units.
-        server_timing: `total_ms`, `queue_ms`, `call_ms`, `compute_ms` and `batch`.
-        robot: whose answer it is.
-        intent_first_step: None, like the ages, where there is no intent.
-    """
+    """The answer to one request; its fields are described above. Of the intent it says None where there is none."""
 
     actions: NDArray[np.float32]
     first_step: int

@@ -57,8 +57,11 @@ def read_request(message: Json, handshake: Handshake) -> Request:
     """
     version = _plain(message.get("version", VERSION))
     if not isinstance(version, int) or isinstance(version, bool) or version != VERSION:
-        text = f"the request is of version {_described(version)}, this server speaks version {VERSION}; update the older one"
-        raise BadRequestError("version", text)
+        older = "client" if isinstance(version, int) and version < VERSION else "server"
+        said = version if isinstance(version, int) else _described(version)
+        raise BadRequestError(
+            "version", f"a request of version {said}; this server speaks version {VERSION}: update the {older}"
+        )
     reset, success = _plain(message.get("reset", False)), _plain(message.get("success"))
     ended = "success" in message
     if not isinstance(reset, bool):
