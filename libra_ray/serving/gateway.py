@@ -142,12 +142,16 @@ class GatewayCore:
         if request.observation is None:
             return answer
         observation = request.observation if step >= 0 else replace(request.observation, step=robot.next_step)
-        result = await self._act(robot, observation, arrived)
+        intents, result = await self._act(robot, observation, arrived)
         robot.next_step = observation.step + self.handshake.execute_steps
-        return answer | self._reply(robot, observation, arrived, result)
+        return answer | self._reply(robot, observation.step, arrived, intents, result)
 
-    async def _act(self, robot: RobotSession, observation: Observation, arrived: float) -> RobotResult | None:
-        """A chunk for this observation, by the intent that is current; None where none covers it, or the last level failed."""
+    async def _act(
+        self, robot: RobotSession, observation: Observation, arrived: float
+    ) -> tuple[dict[str, Intent], RobotResult | None]:
+        """The intents that are current, by level, and a chunk that follows them; None where none covers this step, or the last
+        level failed.
+        """
         control, step = robot.control, observation.step
         robot.show(observation, arrived)
         control.look(observation)
@@ -158,7 +162,7 @@ class GatewayCore:
             above = control.intent_at(reads, step)
             if above is None and (control.current(reads, step) is None or control.control.rule == "fifo"):
                 above = await self._awaited(robot, reads, step)
-        self._count_late(control, step, late)
+        intents = self._intents(control, step, late)
         if isinstance(above, ServedIntent):
             weights = above.weights
             # They may be those before, with other ideas of an instruction.
@@ -166,15 +170,15 @@ class GatewayCore:
         elif reads is not None:
             # Robots that hold and ask again at once must not keep the answers of other levels from coming in.
             await asyncio.sleep(0)
-            return None
+            return intents, None
         try:
             result = await self._batcher.ask(observation, above, weights)
         except retry.NoAnswerError:
             self._failed(self._last)
-            return None
+            return intents, None
         first = step if above is None else above.first_step
         control.accept_chunk(ActionChunk(actions=result.actions, first_step=step, intent_first_step=first))
-        return result
+        return intents, result
 
     def _schedule(self, robot: RobotSession, step: int) -> set[str]:
         """Ask the levels that are due; the names of those whose answer to an earlier observation is not there yet."""
@@ -187,12 +191,19 @@ class GatewayCore:
                 late.add(name)
         return late
 
-    def _count_late(self, control: RobotControl, step: int, late: set[str]) -> None:
-        """Per level, whether its intent was not renewed in time; not where it has none to read, for it could not be asked."""
+    def _intents(self, control: RobotControl, step: int, late: set[str]) -> dict[str, Intent]:
+        """Per level the current intent, used up or not; counts those that were not renewed in time.
+
+        A level that has none to read is not late: it could not be asked.
+        """
+        intents = {}
         for name, scheduler in self._schedulers.items():
+            if (intent := control.current(name, step)) is not None:
+                intents[name] = intent
             reads = scheduler.level.reads
             could = reads is None or control.intent_at(reads, step) is not None
             self._late[name].add(name in late or (could and control.intent_at(name, step) is None))
+        return intents
 
     async def _awaited(self, robot: RobotSession, reads: str, step: int) -> Intent | None:
         """The only wait for other levels: an episode's first intent, and by the rule `fifo` each one."""
@@ -216,14 +227,15 @@ class GatewayCore:
                 raise retry.NoAnswerError(text) from None
         return None
 
-    def _reply(self, robot: RobotSession, observation: Observation, arrived: float, result: RobotResult | None) -> Json:
+    def _reply(
+        self, robot: RobotSession, step: int, arrived: float, intents: Mapping[str, Intent], result: RobotResult | None
+    ) -> Json:
         """The answer's fields beside `robot` and `seq`; counts it."""
-        control, step, now = robot.control, observation.step, self._clock()
+        control, now = robot.control, self._clock()
         actions = control.held_actions(step) if result is None else result.actions
         if actions is None:
             text = f"level {self._last} does not answer, and nothing was executed yet that could be held; ask again"
             raise retry.NoAnswerError(text)
-        intents = {name: found for name in self._schedulers if (found := control.current(name, step)) is not None}
         read, took_s = intents.get(control.acting.reads or ""), now - arrived
         missed = took_s > self.deadline_s
         self._late[self._last].add(missed)

@@ -24,10 +24,16 @@ from libra_ray.client.protocol import GOING_AWAY, TOO_BIG, Handshake, pack, requ
 from libra_ray.serving.listener import OwnPort
 from libra_ray.serving.web import Web
 from libra_ray.types import IMAGE_KEY, STATE_KEY
-from tests.serving.stubs import HORIZON, observe
 from tests.serving.bench import Bench, check
+from tests.serving.stubs import HORIZON, StubLevel, observe
 
 LIMIT = 64 * 1024
+
+
+class Ready(StubLevel):
+    """A level whose intent is there before the last level has answered: robots are never told to hold."""
+
+    delay_s = 0.0
 
 
 class Server:
@@ -42,7 +48,7 @@ class Server:
         self.call(self._start(ready, changes))
 
     async def _start(self, ready, changes):
-        self.bench = Bench(max_message_bytes=LIMIT, **changes)
+        self.bench = Bench(kinds={"planner": Ready}, max_message_bytes=LIMIT, **changes)
         self.core = self.bench.core
         self.core.board = Board()
         self.web = Web(self.core)
@@ -390,9 +396,9 @@ def test_an_answer_to_another_robot_is_never_taken():
         asked = unpack(connection.recv())
         connection.send(pack(asked | {"robot": "another", "actions": np.zeros((5, 5), np.float32), "first_step": 0}))
 
-    from tests.serving.stubs import FACTS
+    from tests.serving.stubs import DESCRIPTION
 
-    shake = FACTS | {"execute_steps": 5, "rule": "fifo", "max_message_bytes": 1}
+    shake = DESCRIPTION | {"execute_steps": 5, "rule": "fifo", "max_message_bytes": 1}
     port = free_port()
     with websocket_server(crossed, "127.0.0.1", port, compression=None) as crossing:
         threading.Thread(target=crossing.serve_forever, daemon=True).start()

@@ -18,8 +18,8 @@ from libra_ray.client.protocol import Reply, request
 from libra_ray.types import Observation
 from tests.processes import command, family, loaded
 from tests.serving import stubs
-from tests.serving.stubs import HORIZON, observe
 from tests.serving.bench import check
+from tests.serving.stubs import HORIZON, observe
 from tests.serving.test_web import free_port
 
 PATIENCE_S = 60
