@@ -1,33 +1,34 @@
-"""The application inside this process's own Ray, with its systems' handles: for measuring one of them beside the other."""
+"""The application inside this process's own Ray, with its levels' handles: for measuring one of them beside another."""
 
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ray import serve
+from ray import cloudpickle, serve
 
-from libra_ray.on_ray.serving.app import APP_NAME, build
+from libra_ray.on_ray.serving.app import APP_NAME, build, deployment_of
 from libra_ray.on_ray.session import connected
-from libra_ray.serving.batches import Answers, Question, stacked
-from libra_ray.serving.replica import Planner
+from libra_ray.serving.batches import InferenceBatch, InferenceRequest, InferenceResult
+from libra_ray.serving.replica import LevelReplica
 from libra_ray.serving.settings import Settings
 from libra_ray.serving.weights import weights_key
-from libra_ray.types import Observation, Plan
+from libra_ray.types import Intent, Observation
 
 SLOWER = 10
 
 
-class SlowPlanner(Planner):
-    """A planner that computes every plan `SLOWER` times."""
+class SlowFirstLevel(LevelReplica):
+    """A replica whose level, where it is the first one, computes every intent `SLOWER` times."""
 
-    async def plan(self, *arguments: Any, **options: Any) -> Answers:
-        """The plans, late."""
-        for _ in range(SLOWER - 1):
-            await super().plan(*arguments, **options)
-        return await super().plan(*arguments, **options)
+    async def infer(self, *arguments: Any, **options: Any) -> InferenceResult:
+        """The answers, late."""
+        for _ in range(SLOWER - 1 if self._level == next(iter(self._settings.levels)) else 0):
+            await super().infer(*arguments, **options)
+        return await super().infer(*arguments, **options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,49 +40,46 @@ class Call:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probe:
-    """Direct calls to planner and refiner, past the gateway."""
+class DirectCalls:
+    """Calls to the levels past the gateway."""
 
     settings: Settings
-    planner: Any
-    refiner: Any
+    handles: Mapping[str, Any]
 
-    def refine(self, seen: Sequence[Observation], plans: Sequence[Plan]) -> Call:
-        """One batch for the refiner."""
-        questions = [Question(number=i, observation=o, plan=p) for i, (o, p) in enumerate(zip(seen, plans, strict=True))]
-        return self._call(self.refiner.refine, questions)
-
-    def plan(self, seen: Sequence[Observation]) -> Call:
-        """One batch for the planner."""
-        return self._call(self.planner.plan, [Question(number=i, observation=o) for i, o in enumerate(seen)])
+    def infer(self, level: str, seen: Sequence[Observation], above: Sequence[Intent | None]) -> Call:
+        """One batch for a level."""
+        rows = enumerate(zip(seen, above, strict=True))
+        requests = [InferenceRequest(number=i, observation=o, above=intent) for i, (o, intent) in rows]
+        batch = InferenceBatch.stacked(requests, weights_key(self.settings.user_config()), history=1)
+        began = time.perf_counter()
+        result: InferenceResult = self.handles[level].infer.remote(batch).result(timeout_s=60)
+        return Call(waited_s=time.perf_counter() - began, computed_s=result.seconds)
 
     @contextmanager
-    def planning(self, seen: Sequence[Observation]) -> Iterator[list[Call]]:
-        """Keep the planner busy, one batch after the other, to the end of the block; gives its calls."""
-        calls: list[Call] = []
-        with _repeating(lambda: calls.append(self.plan(seen))):
-            yield calls
-
-    def _call(self, method: Any, questions: Sequence[Question]) -> Call:
-        rows = stacked(questions, weights_key(self.settings.user_config()), history=1)
-        began = time.perf_counter()
-        answers: Answers = method.remote(rows).result(timeout_s=60)
-        return Call(waited_s=time.perf_counter() - began, computed_s=answers.seconds)
+    def busy(self, level: str, seen: Sequence[Observation]) -> Iterator[None]:
+        """Keep a level that reads none busy, one batch after the other, to the end of the block."""
+        with _repeating(lambda: self.infer(level, seen, [None] * len(seen))):
+            yield
 
 
 @contextmanager
-def served(settings: Settings, *, proxy_port: int, slow_planner: bool = False) -> Iterator[Probe]:
+def served(settings: Settings, *, proxy_port: int, slow: bool = False) -> Iterator[DirectCalls]:
     """Start the application, ready to be asked; it ends with the block.
 
     Args:
+        settings: as `pinned` gives them.
         proxy_port: of Serve's own proxy, which nobody uses here.
+        slow: the first level computes everything `SLOWER` times.
     """
+    # Replicas need not find the benchmarks.
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with connected():
         serve.start(http_options={"host": "127.0.0.1", "port": proxy_port})
         try:
-            serve.run(build(settings, planner=SlowPlanner if slow_planner else None), name=APP_NAME, route_prefix="/")
-            planner, refiner = (serve.get_deployment_handle(name, APP_NAME) for name in ("Planner", "Refiner"))
-            yield Probe(settings=settings, planner=planner, refiner=refiner)
+            replica = SlowFirstLevel if slow else LevelReplica
+            serve.run(build(settings, replica), name=APP_NAME, route_prefix="/")
+            handles = {name: serve.get_deployment_handle(deployment_of(name), APP_NAME) for name in settings.levels}
+            yield DirectCalls(settings=settings, handles=handles)
         finally:
             serve.shutdown()
 

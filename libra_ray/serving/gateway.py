@@ -22,6 +22,7 @@ from libra_ray.serving.requests import BadRequestError, Request, read_request
 from libra_ray.serving.robot_sessions import RobotSession, RobotSessions, ServedIntent
 from libra_ray.serving.settings import Settings
 from libra_ray.serving.telemetry import Telemetry
+from libra_ray.serving.upper_levels import UpperLevels
 from libra_ray.serving.weight_switch import WeightSwitch
 from libra_ray.types import ActionChunk, Intent, Json, Level, Observation
 
@@ -65,7 +66,7 @@ class GatewayCore:
         self._instructions = Instructions(self._refusal)
         self.robots = RobotSessions(self._control, 2 * settings.max_connections)
         *_, self._last = handles
-        self._schedulers: dict[str, IntentScheduler] = {}
+        self._upper = UpperLevels(self._scheduler, self._late)
         self._batcher = Batcher(
             lambda requests, weights: self._infer(self._last, requests, weights),
             max_batch=settings.levels[self._last].max_batch,
@@ -142,90 +143,35 @@ class GatewayCore:
         if request.observation is None:
             return answer
         observation = request.observation if step >= 0 else replace(request.observation, step=robot.next_step)
-        intents, result = await self._act(robot, observation, arrived)
+        robot.show(observation, arrived)
+        robot.control.look(observation)
+        intents = await self._upper.show(robot, observation.step, self.settings.first_intent_timeout_s)
+        result = await self._act(robot, observation)
         robot.next_step = observation.step + self.handshake.execute_steps
         return answer | self._reply(robot, observation.step, arrived, intents, result)
 
-    async def _act(
-        self, robot: RobotSession, observation: Observation, arrived: float
-    ) -> tuple[dict[str, Intent], RobotResult | None]:
-        """The intents that are current, by level, and a chunk that follows them; None where none covers this step, or the last
-        level failed.
-        """
+    async def _act(self, robot: RobotSession, observation: Observation) -> RobotResult | None:
+        """A chunk for this observation, by the current intent; None where none covers it, or the last level failed."""
         control, step = robot.control, observation.step
-        robot.show(observation, arrived)
-        control.look(observation)
-        late = self._schedule(robot, step)
-        reads, above = control.acting.reads, None
-        weights = self.weight_switch.weights
+        reads, weights, above = control.acting.reads, self.weight_switch.weights, None
         if reads is not None:
             above = control.intent_at(reads, step)
-            if above is None and (control.current(reads, step) is None or control.control.rule == "fifo"):
-                above = await self._awaited(robot, reads, step)
-        intents = self._intents(control, step, late)
-        if isinstance(above, ServedIntent):
+            if above is None:
+                # Robots that hold and ask again at once must not keep the answers of other levels from coming in.
+                await asyncio.sleep(0)
+                return None
+            assert isinstance(above, ServedIntent)
+            # Its weights may be those before, with other ideas of an instruction.
             weights = above.weights
-            # They may be those before, with other ideas of an instruction.
             await self._instructions.check(weights, observation.instruction)
-        elif reads is not None:
-            # Robots that hold and ask again at once must not keep the answers of other levels from coming in.
-            await asyncio.sleep(0)
-            return intents, None
         try:
             result = await self._batcher.ask(observation, above, weights)
         except retry.NoAnswerError:
             self._failed(self._last)
-            return intents, None
+            return None
         first = step if above is None else above.first_step
         control.accept_chunk(ActionChunk(actions=result.actions, first_step=step, intent_first_step=first))
-        return intents, result
-
-    def _schedule(self, robot: RobotSession, step: int) -> set[str]:
-        """Ask the levels that are due; the names of those whose answer to an earlier observation is not there yet."""
-        late = set()
-        for name, scheduler in self._schedulers.items():
-            # In this order: an intent that has come since the last request is taken over by the first line.
-            if robot.control.wants(name, step):
-                scheduler.schedule(robot)
-            elif robot.control.is_requested(name) and robot.control.current(name, step) is not None:
-                late.add(name)
-        return late
-
-    def _intents(self, control: RobotControl, step: int, late: set[str]) -> dict[str, Intent]:
-        """Per level the current intent, used up or not; counts those that were not renewed in time.
-
-        A level that has none to read is not late: it could not be asked.
-        """
-        intents = {}
-        for name, scheduler in self._schedulers.items():
-            if (intent := control.current(name, step)) is not None:
-                intents[name] = intent
-            reads = scheduler.level.reads
-            could = reads is None or control.intent_at(reads, step) is not None
-            self._late[name].add(name in late or (could and control.intent_at(name, step) is None))
-        return intents
-
-    async def _awaited(self, robot: RobotSession, reads: str, step: int) -> Intent | None:
-        """The only wait for other levels: an episode's first intent, and by the rule `fifo` each one."""
-        control, episode = robot.control, robot.episode
-        first = control.current(reads, step) is None
-        wait_s = self.settings.first_intent_timeout_s
-        try:
-            async with asyncio.timeout(wait_s):
-                while robot.episode == episode:
-                    if (intent := control.intent_at(reads, step)) is not None:
-                        return intent
-                    # What has come may be what another level was waiting for.
-                    for name, scheduler in self._schedulers.items():
-                        if control.intent_at(name, step) is None and control.wants(name, step):
-                            scheduler.schedule(robot)
-                    robot.answered.clear()
-                    await robot.answered.wait()
-        except TimeoutError:
-            if first and control.held_actions(step) is None:
-                text = f"no intent within {wait_s:g} s: level {reads} does not answer; ask again"
-                raise retry.NoAnswerError(text) from None
-        return None
+        return result
 
     def _reply(
         self, robot: RobotSession, step: int, arrived: float, intents: Mapping[str, Intent], result: RobotResult | None
@@ -234,8 +180,10 @@ class GatewayCore:
         control, now = robot.control, self._clock()
         actions = control.held_actions(step) if result is None else result.actions
         if actions is None:
-            text = f"level {self._last} does not answer, and nothing was executed yet that could be held; ask again"
-            raise retry.NoAnswerError(text)
+            silent = next((name for name in self._upper.schedulers if name not in intents), self._last)
+            raise retry.NoAnswerError(
+                f"level {silent} does not answer, and nothing was executed yet that could be held; ask again"
+            )
         read, took_s = intents.get(control.acting.reads or ""), now - arrived
         missed = took_s > self.deadline_s
         self._late[self._last].add(missed)
@@ -268,7 +216,7 @@ class GatewayCore:
         """One batch, sent to a replica of the level; the last level's is tried again elsewhere, for robots wait for it."""
         began, tries = self._clock(), retry.TRIES if level == self._last else 1
         batch, late = InferenceBatch.stacked(requests, weights, self.handshake.history), self._late[level].mean
-        queued = self._schedulers.get(level, self._batcher).queued
+        queued = self._upper.schedulers.get(level, self._batcher).queued
         remote = lambda: self._handles[level].infer.remote(batch, late, urgent=urgent)  # noqa: E731
         result: InferenceResult = await retry.call(remote, timeout_s=self.settings.levels[level].timeout_s, tries=tries)
         self.telemetry.call(level, seconds=self._clock() - began, batch_size=len(requests), queued=queued)
@@ -293,9 +241,7 @@ class GatewayCore:
 
     def space_changed(self) -> None:
         """Other observations, actions or levels than before: robots begin anew, and must shake hands again."""
-        for scheduler in self._schedulers.values():
-            scheduler.clear()
-        self._schedulers = {level.name: self._scheduler(level) for level in self.handshake.levels[:-1]}
+        self._upper.become(self.handshake.levels[:-1])
         self.robots.clear()
         for hook in self.space_changed_hooks:
             hook()

@@ -218,12 +218,12 @@ def test_a_planner_that_hangs_or_fails_blocks_no_other_robot():
         await asyncio.sleep(0.01)
         await bench.drive(2, 10)
         assert not stuck.done()
-        with pytest.raises(NoAnswerError, match=r"no intent within 0.6 s: level planner does not answer"):
+        with pytest.raises(NoAnswerError, match="level planner does not answer, and nothing was executed yet"):
             await stuck
         await bench.ask(2, 50)
         await asyncio.sleep(0.1)
         assert not (await bench.ask(2, 50)).held
-        with pytest.raises(NoAnswerError, match="no intent"):
+        with pytest.raises(NoAnswerError, match="level planner does not answer"):
             await bench.ask(3, 0, FAIL)
         check(await bench.ask(3), 3, 0)
         assert bench.core.telemetry.snapshot().refused["planner call failed"] > 0

@@ -288,7 +288,7 @@ def test_one_level_has_no_intent_and_no_detour():
     async def work():
         bench = await Bench(One).start()
         replies = await bench.drive(1, 4)
-        assert bench.core._schedulers == {}
+        assert bench.core._upper.schedulers == {}
         assert {(reply.intent_first_step, reply.intent_age_steps, reply.intent_age_ms) for reply in replies} == {(None,) * 3}
         assert not any(reply.held for reply in replies)
         assert len(bench.refiner.batches) == 4
@@ -310,6 +310,6 @@ def test_other_weights_of_other_levels_steps_begin_anew():
         await bench.drive(1, 2)
         await bench.use({"checkpoint": "second", "revision": ""})
         assert told == [1]
-        assert bench.core._schedulers["planner"].level.covers == 15
+        assert bench.core._upper.schedulers["planner"].level.covers == 15
 
     run(work())

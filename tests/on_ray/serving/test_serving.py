@@ -288,7 +288,7 @@ def _fresh(client) -> Reply | None:
     try:
         reply = client.act(observe(1), reset=True)
     except RefusedError as refusal:
-        assert "the planner does not answer" in str(refusal)  # noqa: PT017  # another refusal is a fault
+        assert "level planner does not answer" in str(refusal)  # noqa: PT017  # another refusal is a fault
         return None
     return None if reply.held else reply
 
