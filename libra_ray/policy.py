@@ -54,6 +54,7 @@ class SystemPolicy:
         """The system's, slow to fast; the last one acts."""
         return self.model.levels
 
+    @torch.no_grad()
     def infer(
         self, level: str, observations: Sequence[Observation], above: Sequence[Intent | None]
     ) -> Sequence[Intent | ActionChunk]:
@@ -102,12 +103,13 @@ class SystemPolicy:
     ) -> Float[Tensor, "B *shape"] | None:
         """Starting noise drawn from each robot's intent and step, so that an answer never depends on who else is in the batch.
 
-        Not from the observation, whose last bits differ between batches of different sizes: the noise would be another one.
+        Not from the observation, nor from real numbers of an intent, whose last bits differ between batches of different sizes:
+        the noise would be another one.
         """
         shape = self.model.noise_shape(level.name)
         if shape is None:
             return None
-        values, rows = [value.numpy() for value in read.values()], []
+        values, rows = [value.numpy() for value in read.values() if not value.is_floating_point()], []
         for row, observation in enumerate(observations):
             intent = b"".join(value[row].tobytes() for value in values) + observation.step.to_bytes(8, "little")
             seed = hashlib.blake2b(intent, digest_size=8).digest()

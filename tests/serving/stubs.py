@@ -125,6 +125,18 @@ class StubLevel:
         pass
 
 
+class StubOfThree(StubLevel):
+    """One of three levels."""
+
+    levels = THREE
+
+
+class StubOfOne(StubLevel):
+    """The only level."""
+
+    levels = ONE
+
+
 class LocalHandle:
     """Calls an object in this process as a Serve handle would."""
 

@@ -14,7 +14,7 @@ from libra_ray.serving.batches import InferenceResult
 from libra_ray.serving.intent_scheduler import IntentScheduler
 from libra_ray.serving.robot_sessions import RobotSession
 from tests.serving.bench import Bench, check
-from tests.serving.stubs import HORIZON, LEVELS, THREE, StubLevel, observe
+from tests.serving.stubs import HORIZON, LEVELS, THREE, StubLevel, StubOfOne, StubOfThree, observe
 from tests.serving.virtual_time import run
 
 
@@ -228,18 +228,14 @@ def test_a_request_is_urgent_where_that_decides_whether_its_intent_comes_in_time
     run(work())
 
 
-class Three(StubLevel):
-    levels = THREE
-
-
 def test_three_levels_each_have_their_age_and_are_late_for_themselves():
     """The director answers slowly, the planner fast: each intent's age is its own, and only the director is late."""
 
-    class Director(Three):
+    class Director(StubOfThree):
         delay_s = 0.7
 
     async def work():
-        bench = await Bench(Three, kinds={"director": Director}, **{"levels.director.timeout_s": 5}).start()
+        bench = await Bench(StubOfThree, kinds={"director": Director}, **{"levels.director.timeout_s": 5}).start()
         for step in range(0, 40 * HORIZON, HORIZON):
             reply = await bench.ask(1, step)
             check(reply, 1, step)
@@ -262,14 +258,14 @@ def test_three_levels_each_have_their_age_and_are_late_for_themselves():
 def test_a_level_that_cannot_be_asked_is_not_late():
     """The director is gone: the planner has nothing to read any more, which more planners would not mend."""
 
-    class Director(Three):
+    class Director(StubOfThree):
         async def infer(self, batch, late_share=0.0, *, urgent=False):
             if batch.steps[0]:
                 raise OSError
             return await super().infer(batch, late_share, urgent=urgent)
 
     async def work():
-        bench = await Bench(Three, kinds={"director": Director}).start()
+        bench = await Bench(StubOfThree, kinds={"director": Director}).start()
         replies = []
         for step in range(0, 30 * HORIZON, HORIZON):
             replies.append(await bench.ask(1, step))
@@ -282,16 +278,13 @@ def test_a_level_that_cannot_be_asked_is_not_late():
 
 
 def test_one_level_has_no_intent_and_no_detour():
-    class One(StubLevel):
-        levels = (dataclasses.replace(LEVELS[1], reads=None),)
-
     async def work():
-        bench = await Bench(One).start()
+        bench = await Bench(StubOfOne).start()
         replies = await bench.drive(1, 4)
         assert bench.core._upper.schedulers == {}
         assert {(reply.intent_first_step, reply.intent_age_steps, reply.intent_age_ms) for reply in replies} == {(None,) * 3}
         assert not any(reply.held for reply in replies)
-        assert len(bench.refiner.batches) == 4
+        assert len(bench.policy.batches) == 4
 
     run(work())
 

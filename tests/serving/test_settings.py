@@ -74,6 +74,33 @@ def test_deployments_of_two_checkpoints_differ_only_by_weights_in_place():
     assert one.user_config() != other.user_config()
 
 
+@pytest.mark.parametrize("levels", [["policy"], ["planner", "refiner"], LEVELS])
+def test_a_deployment_per_level_each_scaled_by_its_own_measure(levels):
+    from ray.serve._private.build_app import build_app
+
+    from libra_ray.on_ray.serving.app import build
+
+    given = {"checkpoint": "c"} | {f"levels.{name}.max_replicas": 2 + i for i, name in enumerate(levels)}
+    settings = Settings.read(given | {"gateway.max_replicas": 9}).with_levels(levels)
+    built = build_app(build(settings), name="app", default_runtime_env={})
+    found = {deployment.name: deployment._deployment_config.autoscaling_config for deployment in built.deployments}
+    policies = {name: getattr(scaling, config.policy.policy_function.partition(":")[2]) for name, config in found.items()}
+    *upper, last = [name.capitalize() for name in levels]
+    assert policies == dict.fromkeys(upper, scaling.by_late_intents) | {
+        last: scaling.by_missed_deadlines,
+        "Gateway": scaling.by_connections,
+    }
+    assert [found[name].max_replicas for name in (*upper, last)] == [2 + i for i in range(len(levels))]
+
+
+@pytest.mark.parametrize("levels", [["gateway"], ["plan", "Plan"]])
+def test_levels_whose_deployments_would_have_one_name_are_refused(levels):
+    from libra_ray.on_ray.serving.app import build
+
+    with pytest.raises(ValueError, match="need deployments of different names"):
+        build(Settings(checkpoint="c").with_levels(levels))
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
