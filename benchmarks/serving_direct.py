@@ -85,7 +85,7 @@ def served(settings: Settings, *, proxy_port: int, slow: bool = False) -> Iterat
 
 
 @contextmanager
-def _repeating(work: Callable[[], None]) -> Iterator[None]:
+def _repeating(work: Callable[[], Any]) -> Iterator[None]:
     ended = threading.Event()
 
     def loop() -> None:

@@ -18,7 +18,7 @@ from libra_ray.fleet.log import DriveLog
 from libra_ray.fleet.replay import Recording
 from libra_ray.fleet.robot import Endpoint, drive
 from libra_ray.fleet.robots import Seen, StubRobot
-from libra_ray.types import STATE_KEY, ActionChunk, Intent, Observation
+from libra_ray.types import STATE_KEY, ActionChunk, Intent, Json, Observation
 
 CHUNKS_PER_EPISODE = 100
 TOLERANCE = 1e-3

@@ -11,7 +11,6 @@ import itertools
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Protocol
 from weakref import WeakKeyDictionary
 
 from libra_ray.serving.batches import InferenceRequest, InferenceResult
@@ -29,13 +28,8 @@ URGENT_CALLS = 8
 """A robot that asks again within so many calls has an urgent request: at low priority a call may take several times as long."""
 
 
-class Call(Protocol):
-    """Sends one batch to a level."""
-
-    def __call__(
-        self, level: str, requests: list[InferenceRequest], weights: str, *, urgent: bool
-    ) -> Awaitable[InferenceResult]:
-        """The level's answers, by those weights."""
+Call = Callable[..., Awaitable[InferenceResult]]
+"""`call(level, requests, weights, urgent=...)` sends one batch to a level."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,9 +48,10 @@ class UpperLevels:
             elif control.is_requested(name) and control.current(name, step) is not None:
                 late.add(name)
         reads = control.acting.reads
-        waits = reads is not None and (control.control.rule == "fifo" or control.current(reads, step) is None)
-        if waits and control.intent_at(reads, step) is None:
-            await self._arrival(robot, reads, step, wait_s)
+        if reads is not None and control.intent_at(reads, step) is None:
+            first = control.current(reads, step) is None
+            if first or control.control.rule == "fifo":
+                await self._arrival(robot, reads, step, wait_s)
         intents = {}
         for name, scheduler in self.schedulers.items():
             if (intent := control.current(name, step)) is not None:
