@@ -173,6 +173,25 @@ def test_a_robot_whose_call_failed_goes_alone_and_later():
     run(work())
 
 
+def test_a_robot_whose_call_failed_goes_after_those_without_an_intent():
+    async def work():
+        calls = Calls()
+        had, none = calls.robot(1), calls.robot(2)
+        calls.scheduler.schedule(had)
+        await asyncio.sleep(1.5 * calls.call_s)
+        calls.fault = other_numbers
+        calls.scheduler.schedule(had)
+        await asyncio.sleep(2 * calls.call_s)
+        calls.fault = lambda result: result
+        await asyncio.sleep(2 * intent_scheduler.AGAIN_S)
+        for robot in (had, none):
+            calls.scheduler.schedule(robot)
+        await asyncio.sleep(5 * calls.call_s)
+        assert [call.robots for call in calls.sent] == [[1], [1], [2], [1]]
+
+    run(work())
+
+
 def test_the_robots_that_run_out_first_are_asked_for_first():
     class Slow(StubLevel):
         delay_s = 0.03
