@@ -274,6 +274,16 @@ def test_three_levels_each_have_their_age_and_are_late_for_themselves():
     run(work())
 
 
+def test_the_first_request_of_an_episode_asks_every_level_once():
+    async def work():
+        bench = await Bench(StubOfThree).start()
+        check(await bench.ask(1), 1, 0)
+        await asyncio.sleep(1)
+        assert [level.batches for level in bench.levels.values()] == [[[1]]] * 3
+
+    run(work())
+
+
 def test_a_level_that_cannot_be_asked_is_not_late():
     """The director is gone: the planner has nothing to read any more, which more planners would not mend."""
 
