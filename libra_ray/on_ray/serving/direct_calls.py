@@ -1,6 +1,5 @@
 """The application inside this process's own Ray, with its levels' handles: for measuring one of them beside another."""
 
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ray import cloudpickle, serve
+from ray import serve
 
 from libra_ray.on_ray.serving.app import APP_NAME, build, deployment_of
 from libra_ray.on_ray.session import connected
@@ -71,8 +70,6 @@ def served(settings: Settings, *, proxy_port: int, slow: bool = False) -> Iterat
         proxy_port: of Serve's own proxy, which nobody uses here.
         slow: the first level computes everything `SLOWER` times.
     """
-    # Replicas need not find the benchmarks.
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with connected():
         serve.start(http_options={"host": "127.0.0.1", "port": proxy_port})
         try:
