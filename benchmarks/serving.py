@@ -109,7 +109,7 @@ class Bench:
         self.work = Work.open(given.checkpoint, given.threads)
         dataset = given.dataset or given.checkpoint.parent / "dataset"
         self.judge = Judge(self.work, observations(self.work, 64, dataset if dataset.is_dir() else None))
-        self.execute_steps = self.work.config.action.horizon
+        self.execute_steps = self.work.horizon
         known = {"checkpoint_digest": self.work.policy.source.manifest.digest, "execute_steps": self.execute_steps}
         known |= {name: getattr(given, name) for name in ("hz", "seconds", "warmup", "threads", "set")}
         settings = json.loads(json.dumps(known | {"recorded_observations": dataset.is_dir()}))
@@ -167,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
 def _setting(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
-        raise argparse.ArgumentTypeError(f"{text!r} is no setting; write NAME=VALUE, e.g. planner.replicas=2")
+        raise argparse.ArgumentTypeError(f"{text!r} is no setting; write NAME=VALUE, e.g. levels.planner.replicas=2")
     try:
         return name, json.loads(value)
     except json.JSONDecodeError:

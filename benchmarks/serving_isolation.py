@@ -1,4 +1,4 @@
-"""Whether planner and refiner disturb each other: the refiner beside a busy planner, and beside one ten times slower.
+"""Whether levels disturb each other: the last one beside a busy first one, and beside one ten times slower.
 
 Cores share memory and clock, so that whatever computes on one slows the others. How much of it that is, a stranger shows: a
 process that has nothing to do with the policy and multiplies matrices at the lowest priority.
@@ -19,6 +19,7 @@ from benchmarks.serving_load import Load
 from benchmarks.serving_servers import free_port
 from libra_ray.client.client import AsyncRobotClient
 from libra_ray.fleet.robot import drive
+from libra_ray.manifest import read_levels
 from libra_ray.stats.intervals import percentiles
 from libra_ray.types import Json
 
@@ -30,13 +31,13 @@ STRANGER = "import os, numpy; os.nice(19); a = numpy.ones((512, 512), 'f4')\nwhi
 def isolation(given: argparse.Namespace, bench: Any) -> Json:
     """The refiner beside a busy planner, and beside one that computes everything ten times."""
     robots = given.robots[-1]
-    seen, plans = bench.judge.shown[:robots], bench.judge.plans[:robots]
+    seen, above = bench.judge.shown[:robots], bench.judge.above[:robots]
     rates, blocks = {}, {}
     for slow in (False, True):
         name = "planner ten times slower" if slow else "planner as it is"
-        with _in_process(given, bench, slow=slow) as (probe, port):
+        with _in_process(given, bench, slow=slow) as (direct, port):
             if not slow:
-                blocks = _blocks(probe, seen, plans, given)
+                blocks = _blocks(direct, seen, above, given)
             load = Load(
                 client=lambda robot, port=port: AsyncRobotClient(f"ws://127.0.0.1:{port}", robot=robot),
                 shown=bench.judge.shown, execute_steps=bench.execute_steps, hz=given.hz,
@@ -48,27 +49,32 @@ def isolation(given: argparse.Namespace, bench: Any) -> Json:
         facts |= {f"refiner call {p}, {name}, ms": calls[p] for p in ("p50", "p95", "p99")}
     for name in (BUSY, BESIDE_STRANGER):
         facts |= {f"refiner {p}: {name} / {OFF}": blocks[name][p] / blocks[OFF][p] for p in ("p50", "p99")}
-    fresh = {name: s.chunk_requests_per_s - s.held_replies / s.seconds for name, s in rates.items()}
+    fresh = {name: s["chunk_requests_per_s"] - s["held_replies"] / s["seconds"] for name, s in rates.items()}
     for name, summary in rates.items():
         facts[f"fresh chunks/s, {name}"] = fresh[name]
-        facts[f"intent age p50, {name}, steps"] = summary.intent_age_steps.p50
+        facts[f"intent age p50, {name}, steps"] = summary["intent_age_steps"]["p50"]
     usual, slower = fresh.values()
     facts["refiner's rate lost to the slow planner, %"] = 100 * (1 - slower / usual)
     return {"facts": facts}
 
 
-def _blocks(probe: Any, seen: Any, plans: Any, given: argparse.Namespace) -> dict[str, Json]:
+def _blocks(direct: Any, seen: Any, above: Any, given: argparse.Namespace) -> dict[str, Json]:
     """Refiner calls at the fleet's rate, in turn beside nobody, planner and stranger: a drift of the machine is in all."""
     waited: dict[str, list[float]] = {OFF: [], BUSY: [], BESIDE_STRANGER: []}
+    first, *_, last = direct.settings.levels
+
+    def act() -> Any:
+        return direct.infer(last, seen, above)
+
     for _ in range(5):
-        probe.refine(seen, plans)
+        act()
     for _ in range(max(1, round(given.seconds / BLOCK_S))):
-        waited[OFF] += _paced(lambda: probe.refine(seen, plans), given)
-        with probe.planning(seen):
-            waited[BUSY] += _paced(lambda: probe.refine(seen, plans), given)
+        waited[OFF] += _paced(act, given)
+        with direct.busy(first, seen):
+            waited[BUSY] += _paced(act, given)
         with _stranger():
-            waited[BESIDE_STRANGER] += _paced(lambda: probe.refine(seen, plans), given)
-    return {name: vars(percentiles([1e3 * s for s in times])) for name, times in waited.items()}
+            waited[BESIDE_STRANGER] += _paced(act, given)
+    return {name: percentiles([1e3 * s for s in times]) for name, times in waited.items()}
 
 
 @contextmanager
@@ -96,16 +102,17 @@ def _paced(call: Callable[[], Any], given: argparse.Namespace) -> list[float]:
 @contextmanager
 def _in_process(given: argparse.Namespace, bench: Any, *, slow: bool) -> Iterator[tuple[Any, int]]:
     # Starting Ray takes seconds that the other sections need not spend here.
-    from libra_ray.on_ray.serving.probe import served
+    from libra_ray.on_ray.serving.direct_calls import served
     from libra_ray.serving.settings import Settings
+    from libra_ray.serving.weights import pinned
 
     port, proxy_port = free_port(), free_port()
     arguments = {**settings_of(given, bench), "checkpoint": str(given.checkpoint.resolve()), "port": port}
-    with served(Settings.model_validate(arguments), proxy_port=proxy_port, slow_planner=slow) as probe:
-        yield probe, port
+    with served(pinned(Settings.read(arguments)), proxy_port=proxy_port, slow=slow) as direct:
+        yield direct, port
 
 
 def settings_of(given: argparse.Namespace, bench: Any) -> Json:
     """The arguments of the served application that all sections share."""
-    threads = {"planner.threads": given.threads, "refiner.threads": given.threads}
+    threads = {f"levels.{level.name}.threads": given.threads for level in read_levels(given.checkpoint)}
     return {**threads, "control_hz": given.hz * bench.execute_steps, **dict(given.set)}

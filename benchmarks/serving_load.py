@@ -19,7 +19,7 @@ from libra_ray.fleet.log import DriveLog
 from libra_ray.fleet.replay import Recording
 from libra_ray.fleet.robot import Endpoint, drive
 from libra_ray.fleet.robots import Seen, StubRobot
-from libra_ray.types import STATE_KEY, Json, Observation, Plan
+from libra_ray.types import STATE_KEY, ActionChunk, Intent, Json, Observation
 
 CHUNKS_PER_EPISODE = 100
 TOLERANCE = 1e-3
@@ -30,11 +30,11 @@ CHECKED = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Told:
-    """An answer as the judge gets it; of which step its plan is, only some servers say."""
+    """An answer as the judge gets it; of which step the intent behind it is, only some servers say."""
 
     robot: int
     step: int
-    plan_first_step: int | None
+    intent_first_step: int | None
     actions: NDArray[np.float32]
 
 
@@ -42,28 +42,36 @@ class Told:
 class Judge:
     """Compares answers with what the policy itself says to that robot's observation.
 
-    Every robot shows one picture of its own, so that its plan is the same whenever it is made. Where a protocol does not say
-    which plan an answer came from, it is right if it fits one of the plans that can be in use at its step.
+    Every robot shows one picture of its own, so that its intents are the same whenever they are made. Where a protocol does
+    not say which intent an answer came from, it is right if it fits one of those that can be in use at its step.
+
+    Attributes:
+        above: per robot what the last level reads; None where it reads none.
     """
 
     work: Work
     shown: Sequence[Observation]
-    plans: list[Plan] = field(default_factory=list)
+    above: list[Intent | None] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Plan once for every robot."""
-        self.plans = self.work.policy.plan(self.shown)
+        """Ask the levels above the last once for every robot."""
+        intents: dict[str | None, list[Intent | None]] = {None: [None] * len(self.shown)}
+        for level in self.work.policy.levels[:-1]:
+            answers = self.work.policy.infer(level.name, self.shown, intents[level.reads])
+            intents[level.name] = [answer for answer in answers if isinstance(answer, Intent)]
+        self.above = intents[self.work.policy.levels[-1].reads]
 
     def wrong(self, told: Sequence[Told]) -> int:
-        """How many of the answers fit no plan of their robot."""
-        action = self.work.config.action
+        """How many of the answers fit no intent of their robot."""
+        covers = next((intent.covers for intent in self.above if intent is not None), 1)
         nearest = np.full(len(told), np.inf)
-        for chunk in range(action.chunks):
-            begins = [t.step - chunk * action.horizon if t.plan_first_step is None else t.plan_first_step for t in told]
+        for age in range(0, covers, self.work.horizon):
+            begins = [t.step - age if t.intent_first_step is None else t.intent_first_step for t in told]
             rows = [i for i, first in enumerate(begins) if first >= 0]
             seen = [replace(self.shown[told[i].robot], step=told[i].step) for i in rows]
-            plans = [replace(self.plans[told[i].robot], first_step=begins[i]) for i in rows]
-            for i, expected in zip(rows, self.work.policy.refine(seen, plans), strict=True):
+            intents = [self.above[told[i].robot] for i in rows]
+            moved = [None if a is None else replace(a, first_step=begins[i]) for i, a in zip(rows, intents, strict=True)]
+            for i, expected in zip(rows, self._chunks(seen, moved), strict=True):
                 actions = told[i].actions
                 if actions.shape == expected.actions.shape:
                     nearest[i] = min(nearest[i], np.abs(actions - expected.actions).max())
@@ -71,10 +79,13 @@ class Judge:
 
     def confusable(self) -> int:
         """Pairs of robots whose first answers cannot be told apart, so that a swap between them would go unseen."""
-        first = self.work.policy.refine(self.shown, self.plans)
-        table = np.stack([chunk.actions.ravel() for chunk in first])
+        table = np.stack([chunk.actions.ravel() for chunk in self._chunks(self.shown, self.above)])
         apart = np.abs(table[:, None] - table[None]).max(axis=2) > TOLERANCE
         return int((~apart).sum() - len(table)) // 2
+
+    def _chunks(self, seen: Sequence[Observation], above: Sequence[Intent | None]) -> list[ActionChunk]:
+        answers = self.work.policy.infer(self.work.policy.levels[-1].name, seen, above)
+        return [answer for answer in answers if isinstance(answer, ActionChunk)]
 
 
 def observations(work: Work, robots: int, dataset: Path | None) -> list[Observation]:
@@ -102,12 +113,12 @@ def _recorded(work: Work, recording: Recording, robots: int) -> Iterator[Observa
 
 
 def _handshake(work: Work) -> Handshake:
-    shape, size, action = work.policy.source.manifest.shape, work.config.sim.image_size, work.config.action
+    shape, size = work.policy.source.manifest.shape, work.config.sim.image_size
     pictures = {k: {"dtype": "uint8", "shape": [size, size, 3]} for k in work.policy.source.manifest.image_keys}
     return Handshake(
         observation={**pictures, STATE_KEY: {"dtype": "float32", "shape": [shape.state_dim]}},
-        action={"dtype": "float32", "shape": [action.horizon, shape.action_dim]},
-        control_hz=10, horizon=action.horizon, chunks=action.chunks, bins=action.bins, execute_steps=action.horizon,
+        action={"dtype": "float32", "shape": [work.horizon, shape.action_dim]},
+        control_hz=10, horizon=work.horizon, levels=work.policy.levels, execute_steps=work.horizon,
         history=1, rule="fifo", checkpoint_digest="", normalisation_digest="", max_message_bytes=0,
     )  # fmt: skip
 
@@ -142,7 +153,8 @@ class Load:
 
         def keep(observation: Observation, reply: Reply) -> bool:
             if not reply.held:
-                told = Told(robot=which, step=observation.step, plan_first_step=reply.plan_first_step, actions=reply.actions)
+                first = reply.intent_first_step
+                told = Told(robot=which, step=observation.step, intent_first_step=first, actions=reply.actions)
                 self.told.append(told)
             return True
 

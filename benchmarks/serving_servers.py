@@ -20,6 +20,7 @@ import psutil
 
 from libra_ray.client.client import AsyncRobotClient
 from libra_ray.fleet.robot import Endpoint
+from libra_ray.manifest import read_levels
 from libra_ray.types import Json
 
 ROOT = Path(__file__).parent.parent
@@ -156,8 +157,7 @@ def ours(checkpoint: Path, threads: int, settings: Mapping[str, Any] | None = No
     arguments = {
         "checkpoint": str(checkpoint.resolve()),
         "port": port,
-        "planner.threads": threads,
-        "refiner.threads": threads,
+        **{f"levels.{level.name}.threads": threads for level in read_levels(checkpoint)},
         **(settings or {}),
     }
     application = {"name": "libra", "import_path": "serve_apps.libra:app", "route_prefix": "/", "args": arguments}

@@ -18,6 +18,7 @@ from benchmarks.serving_servers import DEPLOYMENTS, Server, ours
 from libra_ray.fleet.log import DriveLog
 from libra_ray.fleet.records import Moment
 from libra_ray.fleet.robot import drive
+from libra_ray.manifest import read_levels
 from libra_ray.types import Json
 
 Lines = dict[str, list[list[float]]]
@@ -143,7 +144,7 @@ def autoscaling(given: argparse.Namespace, bench: Any) -> Json:
     """Few robots, half, all, few: how many replicas of each deployment there are meanwhile; to end them takes longest."""
     most, fifth = given.robots[-1], given.seconds / 5
     phases = [(2, fifth), (max(2, most // 2), fifth), (most, fifth), (2, 2 * fifth)]
-    scaling = {f"{name}.{key}": value for name in ("planner", "refiner") for key, value in SCALED.items()}
+    scaling = {f"levels.{level.name}.{key}": value for level in read_levels(given.checkpoint) for key, value in SCALED.items()}
     with _ours(given, bench, {**scaling, "scale_down_delay_s": max(2.0, fifth / 8)}) as running:
         load = bench.load(running, given.hz)
         watch, marks = Watch(running, load.log), []

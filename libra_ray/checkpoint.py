@@ -27,56 +27,14 @@ from libra_ray.common.disk import room_for
 from libra_ray.config import Config
 from libra_ray.data.fingerprint import Fingerprint
 from libra_ray.data.transforms import NormStats
+from libra_ray.manifest import Manifest, read_config, read_levels, read_manifest
 from libra_ray.model.parts.backbone import PROCESSOR_FOLDER
 from libra_ray.model.parts.vision import ENCODER_FOLDER
 from libra_ray.model.registry import make_system
 from libra_ray.model.system import System
-from libra_ray.types import Json, Level, RobotShape, RobotSpec
+from libra_ray.types import RobotShape
 
-FORMAT = 1
 TRAINER_FOLDER = "trainer"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """What a checkpoint says about itself.
-
-    Attributes:
-        step: optimiser steps behind the weights.
-        total_steps: optimiser steps the run was configured for.
-        image_keys: camera feature names, in the order the model reads them.
-        control_hz: control rate of the demonstrations.
-        instructions: the instructions it was trained on.
-        digest: sha256 over weights, configuration, statistics and processors.
-        data: the data set it was trained on; None where the version that wrote it did not say.
-        levels: of the policy, slow to fast; empty where the version that wrote it did not say.
-    """
-
-    step: int
-    total_steps: int
-    shape: RobotShape
-    image_keys: tuple[str, ...]
-    control_hz: float
-    instructions: tuple[str, ...]
-    digest: str
-    format: int = FORMAT
-    data: Fingerprint | None = None
-    levels: tuple[Level, ...] = ()
-
-    @property
-    def robot(self) -> RobotSpec:
-        """Whose policy this is."""
-        return RobotSpec(
-            action_dim=self.shape.action_dim,
-            state_dim=self.shape.state_dim,
-            cameras=self.image_keys,
-            control_hz=self.control_hz,
-        )
-
-    @property
-    def finished(self) -> bool:
-        """Whether training reached its last step."""
-        return self.step >= self.total_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,38 +157,6 @@ def load(folder: Path | str, device: torch.device | str = "cpu") -> Checkpoint:
     return Checkpoint(model=model.to(device).eval(), config=config, stats=stats, manifest=manifest)
 
 
-def read_manifest(folder: Path | str) -> Manifest:
-    """The manifest alone, without loading weights.
-
-    Raises:
-        ValueError: the folder is not a checkpoint of this format.
-    """
-    folder = Path(folder)
-    missing = [n for n in ("weights.safetensors", "config.json", "stats.json", "manifest.json") if not (folder / n).is_file()]
-    if missing:
-        raise ValueError(f"{folder} is not a checkpoint: {', '.join(missing)} missing; give the folder that training wrote")
-    try:
-        tree: Json = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        if tree["format"] != FORMAT:
-            raise ValueError(f"checkpoint {folder} has format {tree['format']}, this version reads format {FORMAT}")
-        tree |= {name: tuple(tree[name]) for name in ("image_keys", "instructions")}
-        data = Fingerprint(**tree["data"]) if tree.get("data") else None
-        levels = tuple(Level(**level) for level in tree.get("levels", ()))
-        return Manifest(**{**tree, "shape": RobotShape(**tree["shape"]), "data": data, "levels": levels})
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"checkpoint {folder} has a damaged manifest.json ({error}); train again or restore it") from error
-
-
-def read_config(folder: Path | str) -> Config:
-    """The configuration that a checkpoint was trained with, without loading weights.
-
-    Raises:
-        ValueError: the folder is not a checkpoint of this format.
-    """
-    read_manifest(folder)
-    return configuration.from_json((Path(folder) / "config.json").read_text(encoding="utf-8"))
-
-
 def load_trainer_state(folder: Path | str) -> dict[str, Any]:
     """Raw weights, optimiser and step of a checkpoint that `save` wrote with them; nothing is unpickled.
 
@@ -279,3 +205,19 @@ def replace_folder(staging: Path, folder: Path) -> None:
         folder.replace(old)
     staging.replace(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+__all__ = [
+    "Checkpoint",
+    "Facts",
+    "Manifest",
+    "digest",
+    "export",
+    "load",
+    "load_trainer_state",
+    "read_config",
+    "read_levels",
+    "read_manifest",
+    "replace_folder",
+    "save",
+]

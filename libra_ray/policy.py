@@ -17,7 +17,9 @@ from torch import Tensor
 from libra_ray import checkpoint
 from libra_ray.checkpoint import Checkpoint
 from libra_ray.data.transforms import Pipeline
+from libra_ray.manifest import read_config
 from libra_ray.model.parts.backbone import Text
+from libra_ray.model.registry import system_class
 from libra_ray.model.system import IntentValue, Seen
 from libra_ray.types import ActionChunk, Intent, Level, Observation, Policy
 
@@ -101,12 +103,13 @@ class SystemPolicy:
     ) -> Float[Tensor, "B *shape"] | None:
         """Starting noise drawn from each robot's intent and step, so that an answer never depends on who else is in the batch.
 
-        Not from the observation, whose last bits differ between batches of different sizes: the noise would be another one.
+        Not from the observation, nor from real numbers of an intent, whose last bits differ between batches of different sizes:
+        the noise would be another one.
         """
         shape = self.model.noise_shape(level.name)
         if shape is None:
             return None
-        values, rows = [value.numpy() for value in read.values()], []
+        values, rows = [value.numpy() for value in read.values() if not value.is_floating_point()], []
         for row, observation in enumerate(observations):
             intent = b"".join(value[row].tobytes() for value in values) + observation.step.to_bytes(8, "little")
             seed = hashlib.blake2b(intent, digest_size=8).digest()
@@ -187,13 +190,23 @@ def load_policy(folder: Path | str, device: torch.device | str = "cpu", *, varia
     Raises:
         ValueError: the folder is not a checkpoint that this version can run, or its system has no such variant.
     """
+    if variant:
+        check_variant(folder, variant)
     source = checkpoint.load(folder, device)
-    if variant and variant not in source.model.variants:
-        has = f"it has {', '.join(source.model.variants)}" if source.model.variants else "it has none"
-        raise ValueError(
-            f"checkpoint {folder} is of model.system={source.config.model.system}, which has no variant {variant!r}; {has}"
-        )
     return SystemPolicy(source, device, variant)
 
 
-__all__ = ["Policy", "SystemPolicy", "act", "load_policy"]
+def check_variant(folder: Path | str, variant: str) -> None:
+    """Refuse another way to run a policy that its system does not have, before any weights are loaded.
+
+    Raises:
+        ValueError: names those there are.
+    """
+    name = read_config(folder).model.system
+    variants = system_class(name).variants
+    if variant not in variants:
+        has = f"it has {', '.join(variants)}" if variants else "it has none"
+        raise ValueError(f"checkpoint {folder} is of model.system={name}, which has no variant {variant!r}; {has}")
+
+
+__all__ = ["Policy", "SystemPolicy", "act", "check_variant", "load_policy"]

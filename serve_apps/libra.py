@@ -15,16 +15,16 @@ from libra_ray.serving.weights import pinned
 
 
 def app(arguments: Mapping[str, Any]) -> Application:
-    """Planner, Refiner and Gateway of a checkpoint.
+    """A checkpoint's levels and the gateway.
 
     Built by the command `serve run`, it ends that in one line where it cannot be served, and sees to it that the command
     connects to Ray as the jobs do. After `serve deploy` it is built inside the cluster, and Serve shows the error.
 
     Args:
-        arguments: `checkpoint=...` and, with dots, whatever else `Settings` names, e.g. `refiner.replicas=2`.
+        arguments: `checkpoint=...` and, with dots, whatever else `Settings` names, e.g. `levels.refiner.replicas=2`.
 
     Raises:
-        ValueError: there is no such checkpoint, or no such argument.
+        ValueError: there is no such checkpoint, level, variant or argument.
     """
     if ray.is_initialized():
         return build(pinned(Settings.read(arguments)))

@@ -14,7 +14,7 @@ RECORDS = {"config", "types"}
 TENSORS = RECORDS | {"batch"}
 HELPERS = {"common", "stats"}
 COMPONENTS = {"data", "model", "sim", "control"}
-DOMAIN = {"checkpoint", "policy", "training", "runs", "tracking", "evaluation", "report", "doctor"}
+DOMAIN = {"manifest", "checkpoint", "policy", "training", "runs", "tracking", "evaluation", "report", "doctor"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     # records
@@ -31,8 +31,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sim": RECORDS,
     "control": RECORDS,
     # domain, without an engine
-    "checkpoint": TENSORS | HELPERS | {"data", "model"},
-    "policy": TENSORS | {"data", "model", "checkpoint"},
+    "manifest": RECORDS | {"data"},
+    "checkpoint": TENSORS | HELPERS | {"data", "model", "manifest"},
+    "policy": TENSORS | {"data", "model", "manifest", "checkpoint"},
     "training": TENSORS | HELPERS | {"data", "model", "checkpoint"},
     "runs": RECORDS | HELPERS | {"policy"},
     "registered_model": {"runs"},
@@ -40,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": RECORDS | HELPERS | {"data", "sim", "control", "runs"},
     "report": RECORDS | HELPERS | {"data", "checkpoint", "runs", "tracking"},
     "doctor": TENSORS | {"common", "data", "model", "sim", "checkpoint", "training", "tracking"},
-    "serving": RECORDS | HELPERS | {"client", "control", "checkpoint", "policy", "tracking"},
+    "serving": RECORDS | HELPERS | {"client", "control", "manifest", "policy", "tracking"},
     "fleet": RECORDS | HELPERS | {"client", "data", "sim", "evaluation"},
     # engine
     "on_ray": TENSORS | HELPERS | COMPONENTS | DOMAIN | {"client", "serving"},

@@ -85,7 +85,7 @@ async def _all_answer(clients, load: Load) -> None:
 
 
 def assert_answers_as_the_policy(make_client, judge: Judge) -> None:
-    steps = judge.work.config.action.horizon
+    steps = judge.work.horizon
     load = Load(client=make_client, shown=judge.shown, execute_steps=steps, hz=0.0)
     asyncio.run(_all_answer([make_client("first")], load))
     told = load.told
@@ -118,8 +118,8 @@ def test_the_limit_does_the_same_work_and_counts_it(judge):
     cell = bare.measure(judge.work, judge.shown, 0.2)
     assert cell["chunk_requests_per_s"] == pytest.approx(ROBOTS * 1e3 / cell["latency_ms"]["mean"], rel=0.01)
     told = [
-        Told(robot=i, step=chunk.first_step, plan_first_step=None, actions=chunk.actions)
-        for step in (0, judge.work.config.action.horizon)
+        Told(robot=i, step=chunk.first_step, intent_first_step=None, actions=chunk.actions)
+        for step in (0, judge.work.horizon)
         for i, chunk in enumerate(
             judge.work.answer({str(i): replace(o, step=step) for i, o in enumerate(judge.shown)}).values()
         )
@@ -254,7 +254,9 @@ def test_stolen_time_is_a_share():
     assert 0 <= StolenCpu().share <= 1
 
 
-@pytest.mark.parametrize("options", [["--hz", "0"], ["--robots", "0"], ["--checkpoint", "/no/such"], ["--set", "planner"]])
+@pytest.mark.parametrize(
+    "options", [["--hz", "0"], ["--robots", "0"], ["--checkpoint", "/no/such"], ["--set", "levels.planner"]]
+)
 def test_mistakes_end_before_any_work(options, capsys):
     with pytest.raises(SystemExit) as ended:
         serving.arguments(["compare", *options])

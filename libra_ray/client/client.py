@@ -104,7 +104,7 @@ class AsyncRobotClient:
         return Reply.read(await self.ask(request(observation, jpeg_quality=self._jpeg_quality, **extra)))
 
     async def reset(self) -> None:
-        """A new episode begins; earlier plans are forgotten."""
+        """A new episode begins; earlier intents are forgotten."""
         await self.ask({"reset": True})
 
     async def report(self, success: bool | None) -> None:

@@ -17,7 +17,7 @@ A request (single values may be plain, numpy scalars, or arrays without dimensio
     step                absolute control step of the observation; left out, the server counts `execute_steps` per request
     seq                 any integer; comes back in the answer
     robot               the robot's name; left out, the server gives one per connection, which the answers carry
-    reset               true begins a new episode: earlier plans are forgotten, and `step` counts from 0
+    reset               true begins a new episode: earlier intents are forgotten, and `step` counts from 0
     success             true or false tells how the episode that ends here went, null that nobody knows
     version             `VERSION`; a server that speaks another one refuses
 
@@ -27,13 +27,12 @@ An answer:
 
     actions             float32 (H, D), in the robot's own units
     first_step          absolute control step of actions[0]
-    plan_first_step     absolute step of the observation behind the plan (the intent); absent where nothing was planned
-    intent_age_steps    first_step - plan_first_step; the server's limit on the age is in these steps too
+    intent_first_step   absolute step of the observation behind the intent that the actions follow; null where there is none
+    intent_age_steps    first_step - intent_first_step; the server's limit on the age is in these steps too
     intent_age_ms       time since that observation reached the server
-    held                true: no plan covered this step, and the actions are the safe ones, not fresh ones
+    held                true: no intent covered this step, and the actions are the safe ones, not fresh ones
     robot, seq          whose answer it is
-    server_timing       total_ms in the gateway, queue_ms before the refiner was called, refiner_ms of the call and
-                        refiner_compute_ms of the computing in it, batch robots
+    server_timing       total_ms in the gateway, queue_ms before the call, call_ms of it, compute_ms in it; batch: robots in it
 
 A server that is about to end closes with `GOING_AWAY`: reconnect and go on, with `step` in the next request. `TOO_BIG` and
 `UNAUTHORISED` are for good.
@@ -49,9 +48,9 @@ import msgpack  # type: ignore[import-untyped]  # it ships no types
 import numpy as np
 from numpy.typing import NDArray
 
-from libra_ray.types import STATE_KEY, Json, Observation
+from libra_ray.types import STATE_KEY, Json, Level, Observation
 
-VERSION = 1
+VERSION = 2
 """Of the protocol: raised whenever an old client would misunderstand."""
 PROTOCOL = "libra_ray"
 PROMPT_KEYS = ("prompt", "task", "instruction")
@@ -80,12 +79,11 @@ class Handshake:
         observation: feature name -> `dtype` and `shape`, for one robot.
         action: `dtype` and `shape` `(H, D)` of the answer's actions.
         control_hz: control rate that a step stands for, in Hz.
-        horizon: H, control steps in one chunk.
-        chunks: M, chunks that one plan covers.
-        bins: N, coarse classes per action dimension.
+        horizon: H, control steps that the actions of one answer are for.
+        levels: of the policy, slow to fast; the last one acts.
         execute_steps: control steps between two requests that the server assumes.
         history: pictures per camera that the policy reads.
-        rule: when a new plan is made.
+        rule: when a new intent is asked for.
         checkpoint_digest: of the weights that were in use when the connection was made.
         normalisation_digest: of the statistics that states and actions are normalised with.
         max_message_bytes: longer requests are refused.
@@ -97,8 +95,7 @@ class Handshake:
     action: Json
     control_hz: float
     horizon: int
-    chunks: int
-    bins: int
+    levels: tuple[Level, ...]
     execute_steps: int
     history: int
     rule: str
@@ -113,7 +110,7 @@ class Handshake:
 
     def message(self) -> Json:
         """The map that is sent."""
-        return asdict(self) | {"instructions": list(self.instructions)}
+        return asdict(self)
 
     @classmethod
     def read(cls, message: Json) -> Self:
@@ -123,11 +120,11 @@ class Handshake:
             ValueError: another protocol or version.
         """
         if message.get("protocol") != PROTOCOL or message.get("version") != VERSION:
-            found = f"{message.get('protocol')!r} version {message.get('version')!r}"
-            raise ValueError(f"the server speaks {found}; this client speaks {PROTOCOL!r} version {VERSION}")
-        known = {f.name for f in fields(cls)}
-        tree = {name: value for name, value in message.items() if name in known}
-        return cls(**tree | {"instructions": tuple(tree.get("instructions", ()))})
+            theirs = f"{message.get('protocol')!r} version {message.get('version')!r}"
+            older = "client" if message.get("version") in range(VERSION + 1, 1000) else "server"
+            raise ValueError(f"the server speaks {theirs}, this client {PROTOCOL!r} version {VERSION}: update the {older}")
+        tree = _known(cls, message) | {"instructions": tuple(message.get("instructions", ()))}
+        return cls(**tree | {"levels": tuple(Level(**_known(Level, level)) for level in message["levels"])})
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -137,20 +134,13 @@ class Handshake:
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """The answer to one request.
-
-    Attributes:
-        actions: `(H, D)` float32, in the robot's own units.
-        server_timing: `total_ms`, `queue_ms`, `refiner_ms`, `refiner_compute_ms` and `batch`.
-        robot: whose answer it is.
-        plan_first_step: None, like the ages, where nothing was planned yet.
-    """
+    """The answer to one request; its fields are described above. Of the intent it says None where there is none."""
 
     actions: NDArray[np.float32]
     first_step: int
     robot: str
     seq: int | None = None
-    plan_first_step: int | None = None
+    intent_first_step: int | None = None
     intent_age_steps: int | None = None
     intent_age_ms: float | None = None
     held: bool = False
@@ -165,8 +155,13 @@ class Reply:
         """
         if not isinstance(message.get("actions"), np.ndarray):
             raise ValueError(f"an answer without actions; its keys are {', '.join(map(str, message)) or 'none'}")
-        known = {f.name for f in fields(cls)}
-        return cls(**{name: value for name, value in message.items() if name in known})
+        return cls(**_known(cls, message))
+
+
+def _known(record: type[Any], message: Json) -> Json:
+    """The entries that this version's record has."""
+    names = {f.name for f in fields(record)}
+    return {name: value for name, value in message.items() if name in names}
 
 
 def request(observation: Observation, *, jpeg_quality: int | None = None, **extra: Any) -> Json:

@@ -1,31 +1,48 @@
-"""What travels between the gateway and the two systems: one record per batch, arrays over robots, picklable without copies.
+"""What travels between the gateway and a level's replicas: one record per batch, arrays over robots, picklable without copies.
 
-Every row carries the number of the question it answers, and the gateway compares it: rows that were mixed up are an error,
+Every row carries the number of the request it answers, and the gateway compares it: rows that were mixed up are an error,
 never another robot's actions.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from libra_ray.types import ActionChunk, Observation, Plan
+from libra_ray.types import ActionChunk, Intent, Level, Observation
+
+ACTIONS = "actions"
+"""What the values of a level that acts are called."""
+
+
+class RowMismatchError(RuntimeError):
+    """A level answered other requests than it was asked; nobody gets any of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rows:
-    """A batch of `B` observations, for the refiner with the plans in use.
+class InferenceRequest:
+    """One robot's row: its observation, and the intent that the level reads, where it reads one."""
+
+    number: int
+    observation: Observation
+    above: Intent | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceBatch:
+    """The requests of `B` robots to one level.
 
     Attributes:
-        numbers: `(B,)` of the questions.
+        numbers: `(B,)` of the requests.
         weights: which of the loaded checkpoints shall answer.
         images: camera feature -> `(B, T, height, width, 3)` uint8, oldest first.
         state: `(B, S)` float32.
         instructions: per robot.
         steps: `(B,)` absolute control steps.
-        tokens: `(B, L, D)` of the plans in use; None where a plan is asked for.
-        plan_first_steps: `(B,)` of those plans.
+        above: the values of the intents to read, by name, `(B, ...)` each; empty where none is read.
+        above_first_steps: `(B,)` of those intents.
     """
 
     numbers: NDArray[np.int64]
@@ -34,14 +51,32 @@ class Rows:
     state: NDArray[np.float32]
     instructions: tuple[str, ...]
     steps: NDArray[np.int64]
-    tokens: NDArray[np.int64] | None = None
-    plan_first_steps: NDArray[np.int64] | None = None
+    above: dict[str, NDArray[Any]] = field(default_factory=dict)
+    above_first_steps: NDArray[np.int64] | None = None
+
+    @classmethod
+    def stacked(cls, requests: Sequence[InferenceRequest], weights: str, history: int) -> "InferenceBatch":
+        """The batch of requests to one level; pictures missing at an episode's start repeat the first."""
+        seen = [request.observation for request in requests]
+        intents = [request.above for request in requests if request.above is not None]
+        assert len(intents) in (0, len(requests)), "requests to different levels in one batch"
+        return cls(
+            numbers=np.array([request.number for request in requests]),
+            weights=weights,
+            images={name: np.stack([_pictures(o, name, history) for o in seen]) for name in seen[0].images},
+            state=np.stack([o.state for o in seen]),
+            instructions=tuple(o.instruction for o in seen),
+            steps=np.array([o.step for o in seen]),
+            above={name: np.stack([i.values[name] for i in intents]) for name in intents[0].values} if intents else {},
+            above_first_steps=np.array([intent.first_step for intent in intents]) if intents else None,
+        )
 
     def observations(self) -> list[Observation]:
-        """The rows, one by one."""
+        """The observations, one by one."""
         found = []
+        frames = next((stack.shape[1] for stack in self.images.values()), 1)
         for row, instruction in enumerate(self.instructions):
-            history = [{name: stack[row, t] for name, stack in self.images.items()} for t in range(self._history)]
+            history = [{name: stack[row, t] for name, stack in self.images.items()} for t in range(frames)]
             found.append(
                 Observation(
                     images=history[-1],
@@ -53,70 +88,54 @@ class Rows:
             )
         return found
 
-    def plans(self) -> list[Plan]:
-        """The plans in use, one by one."""
-        assert self.tokens is not None
-        assert self.plan_first_steps is not None
-        return [Plan(tokens=t, first_step=int(s)) for t, s in zip(self.tokens, self.plan_first_steps, strict=True)]
-
-    @property
-    def _history(self) -> int:
-        return next((stack.shape[1] for stack in self.images.values()), 1)
+    def intents(self, level: Level | None) -> list[Intent | None]:
+        """The intents to read, which are answers of `level`, one by one; None for each where none is read."""
+        if level is None or self.above_first_steps is None:
+            return [None] * len(self.numbers)
+        return [
+            Intent(
+                level=level.name,
+                values={name: value[row] for name, value in self.above.items()},
+                first_step=int(first_step),
+                covers=level.covers,
+            )
+            for row, first_step in enumerate(self.above_first_steps)
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answers:
-    """The rows' answers: `values` are plan tokens `(B, L, D)` or actions `(B, H, D)`.
+class InferenceResult:
+    """What a level answers to a batch.
 
     Attributes:
-        numbers: `(B,)` of the questions, as asked.
+        numbers: `(B,)` of the requests, as asked.
+        values: an intent's values by name, `(B, ...)` each; of the level that acts `ACTIONS`, `(B, H, D)`.
         seconds: the replica computed.
     """
 
     numbers: NDArray[np.int64]
-    values: NDArray[np.int64] | NDArray[np.float32]
+    values: Mapping[str, NDArray[Any]]
     seconds: float
 
+    @classmethod
+    def stacked(cls, numbers: NDArray[np.int64], answers: Sequence[Intent | ActionChunk], seconds: float) -> "InferenceResult":
+        """A policy's answers to the batch of those numbers."""
+        assert len(answers) == len(numbers)
+        rows = [answer.values if isinstance(answer, Intent) else {ACTIONS: answer.actions} for answer in answers]
+        return cls(numbers=numbers, values={name: np.stack([row[name] for row in rows]) for name in rows[0]}, seconds=seconds)
 
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """One robot's row: an observation, for the refiner with its plan."""
+    def check(self, requests: Sequence[InferenceRequest]) -> None:
+        """Refuse answers to other requests.
 
-    number: int
-    observation: Observation
-    plan: Plan | None = None
-
-
-def stacked(questions: Sequence[Question], weights: str, history: int) -> Rows:
-    """The batch of questions of the same kind; pictures missing at an episode's start repeat the first."""
-    seen = [question.observation for question in questions]
-    plans = [question.plan for question in questions if question.plan is not None]
-    assert len(plans) in (0, len(questions)), "questions for planner and refiner in one batch"
-    return Rows(
-        numbers=np.array([question.number for question in questions]),
-        weights=weights,
-        images={name: np.stack([_pictures(o, name, history) for o in seen]) for name in seen[0].images},
-        state=np.stack([o.state for o in seen]),
-        instructions=tuple(o.instruction for o in seen),
-        steps=np.array([o.step for o in seen]),
-        tokens=np.stack([plan.tokens for plan in plans]) if plans else None,
-        plan_first_steps=np.array([plan.first_step for plan in plans]) if plans else None,
-    )
+        Raises:
+            RowMismatchError: they are not the requests', in their order.
+        """
+        same = self.numbers.tolist() == [request.number for request in requests]
+        if not same or any(len(value) != len(requests) for value in self.values.values()):
+            raise RowMismatchError("the answers belong to other requests")
 
 
 def _pictures(observation: Observation, name: str, history: int) -> NDArray[np.uint8]:
     if history == 1:
         return observation.images[name][None]
     return np.stack(observation.pictures(name, history))
-
-
-def plan_answers(rows: Rows, plans: Sequence[Plan], seconds: float) -> Answers:
-    """What a planner replica sends back."""
-    assert len(plans) == len(rows.numbers)
-    return Answers(numbers=rows.numbers, values=np.stack([plan.tokens for plan in plans]), seconds=seconds)
-
-
-def chunk_answers(rows: Rows, chunks: Sequence[ActionChunk], seconds: float) -> Answers:
-    """What a refiner replica sends back."""
-    assert len(chunks) == len(rows.numbers)
-    return Answers(numbers=rows.numbers, values=np.stack([chunk.actions for chunk in chunks]), seconds=seconds)

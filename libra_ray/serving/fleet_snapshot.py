@@ -80,6 +80,34 @@ class Distribution:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Measures:
+    """Distributions by their names in `metrics`: over the last `WINDOW_S` seconds, and over the last `RECENT_S`."""
+
+    window: Mapping[str, Distribution] = field(default_factory=dict)
+    recent: Mapping[str, Distribution] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, counts: Mapping[str, SlidingCounts[float]]) -> "Measures":
+        """What was counted so far."""
+        return cls(
+            window={name: Distribution(counts=dict(counted.total)) for name, counted in counts.items()},
+            recent={name: Distribution(counts=dict(counted.recent())) for name, counted in counts.items()},
+        )
+
+    def __add__(self, other: "Measures") -> "Measures":
+        """Both together."""
+        return Measures(window=_added([self.window, other.window]), recent=_added([self.recent, other.recent]))
+
+    def summary(self, name: str, scale: float = 1.0) -> Json:
+        """`Distribution.summary` of the window."""
+        return self.window.get(name, Distribution()).summary(scale)
+
+    def now(self, name: str, scale: float = 1.0) -> Json:
+        """`Distribution.summary` of the last seconds."""
+        return self.recent.get(name, Distribution()).summary(scale)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RobotRow:
     """One robot of the fleet.
 
@@ -89,7 +117,7 @@ class RobotRow:
         connected_s: seconds since its connection opened.
         silent_s: seconds since its last request, or since it left.
         latency_ms: mean over about its last ten requests.
-        intent_age_steps: age of the plan behind the last reply, in control steps.
+        intent_age_steps: age of the intent behind the last reply, in control steps.
         holding: whether the last reply held the last action.
         held: its requests that were answered by holding the last action.
         missed: its requests that were answered after their deadline.
@@ -130,8 +158,8 @@ class FleetSnapshot:
         time: seconds since 1970.
         gateways: how many this speaks of.
         robots: those connected, and those that left within the last minute.
-        measures: distributions over the window, by their names in `metrics.MEASURES`.
-        recent: the same over the last seconds.
+        measures: of requests, named as in `metrics.MEASURES`.
+        levels: of the policy's levels, slow to fast, named as in `metrics.LEVEL_MEASURES`.
         events: replies that were `held` or `missed` their deadline over the window.
         refused: refused requests by reason, since the start.
         episodes: ended episodes by outcome (`success`, `failure`, `unknown`), since the start.
@@ -140,8 +168,8 @@ class FleetSnapshot:
     time: float
     gateways: int = 1
     robots: Sequence[RobotRow] = ()
-    measures: Mapping[str, Distribution] = field(default_factory=dict)
-    recent: Mapping[str, Distribution] = field(default_factory=dict)
+    measures: Measures = field(default_factory=Measures)
+    levels: Mapping[str, Measures] = field(default_factory=dict)
     events: Mapping[str, int] = field(default_factory=dict)
     refused: Mapping[str, int] = field(default_factory=dict)
     episodes: Mapping[str, int] = field(default_factory=dict)
@@ -157,8 +185,8 @@ class FleetSnapshot:
             time=time,
             gateways=sum(part.gateways for part in parts),
             robots=tuple(robots.values()),
-            measures=_added(part.measures for part in parts),
-            recent=_added(part.recent for part in parts),
+            measures=sum((part.measures for part in parts), Measures()),
+            levels=_added(part.levels for part in parts),
             events=sum((Counter(part.events) for part in parts), Counter()),
             refused=sum((Counter(part.refused) for part in parts), Counter()),
             episodes=sum((Counter(part.episodes) for part in parts), Counter()),
@@ -166,22 +194,21 @@ class FleetSnapshot:
 
     def point(self) -> Json:
         """The page's curves at this moment: latencies in milliseconds, ages in control steps, requests per second."""
-        latency = self._measure(self.recent, "latency_s", 1000)
-        age = self._measure(self.recent, "intent_age_steps")
+        latency = self.measures.now("latency_s", 1000)
         return {
             "latency_p50_ms": latency["p50"],
             "latency_p99_ms": latency["p99"],
-            "intent_age_p50": age["p50"],
-            "intent_age_p99": age["p99"],
             "requests_per_s": latency["count"] / RECENT_S,
-            "planner_p50_ms": self._measure(self.recent, "planner_s", 1000)["p50"],
-            "refiner_p50_ms": self._measure(self.recent, "refiner_s", 1000)["p50"],
+            "levels": {
+                name: {"call_p50_ms": level.now("call_s", 1000)["p50"], "intent_age_p50": level.now("intent_age_steps")["p50"]}
+                for name, level in self.levels.items()
+            },
         }
 
     def to_json(self) -> Json:
         """The content of `fleet.json`, strict JSON values only; lists at most `LISTED_ROBOTS` robots."""
         rows = sorted(self.robots, key=lambda row: (not row.connected, _natural(row.name)))
-        latency = self._measure(self.measures, "latency_s", 1000)
+        latency = self.measures.summary("latency_s", 1000)
         judged = self.episodes.get("success", 0) + self.episodes.get("failure", 0)
         return {
             "time": self.time,
@@ -192,9 +219,18 @@ class FleetSnapshot:
             "robots_not_listed": max(0, len(rows) - LISTED_ROBOTS),
             "requests_per_s": self.point()["requests_per_s"],
             "latency_ms": latency,
-            "batch_size": self._measure(self.measures, "batch_size"),
-            "intent_age_steps": self._measure(self.measures, "intent_age_steps"),
-            "intent_age_s": self._measure(self.measures, "intent_age_s"),
+            "batch_size": self.measures.summary("batch_size"),
+            "levels": [
+                {
+                    "name": name,
+                    "call_ms": level.summary("call_s", 1000),
+                    "batch_size": level.summary("call_batch"),
+                    "queue": level.summary("queue"),
+                    "intent_age_steps": level.summary("intent_age_steps"),
+                    "intent_age_s": level.summary("intent_age_s"),
+                }
+                for name, level in self.levels.items()
+            ],
             "held": _share(self.events.get("held", 0), latency["count"]),
             "missed": _share(self.events.get("missed", 0), latency["count"]),
             "refused": dict(self.refused),
@@ -204,26 +240,14 @@ class FleetSnapshot:
                 "successes": self.episodes.get("success", 0),
                 "success_rate": self.episodes.get("success", 0) / judged if judged else None,
             },
-            "planner": {
-                "latency_ms": self._measure(self.measures, "planner_s", 1000),
-                "batch_size": self._measure(self.measures, "planner_batch"),
-            },
-            "refiner": {
-                "latency_ms": self._measure(self.measures, "refiner_s", 1000),
-                "batch_size": self._measure(self.measures, "refiner_batch"),
-                "queue": self._measure(self.measures, "queue"),
-            },
         }
 
-    def _measure(self, measures: Mapping[str, Distribution], name: str, scale: float = 1.0) -> Json:
-        return measures.get(name, Distribution()).summary(scale)
 
-
-def _added(parts: Iterable[Mapping[str, Distribution]]) -> dict[str, Distribution]:
-    added: dict[str, Distribution] = {}
+def _added[T: (Distribution, Measures)](parts: Iterable[Mapping[str, T]]) -> dict[str, T]:
+    added: dict[str, T] = {}
     for part in parts:
-        for name, distribution in part.items():
-            added[name] = added[name] + distribution if name in added else distribution
+        for name, found in part.items():
+            added[name] = added[name] + found if name in added else found
     return added
 
 

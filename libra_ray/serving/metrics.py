@@ -25,22 +25,24 @@ class Metric:
     label: str | None = None
 
 
-def _histogram(name: str, description: str, boundaries: tuple[float, ...]) -> Metric:
-    return Metric(name=name, kind="histogram", description=description, boundaries=boundaries)
+def _histogram(name: str, description: str, boundaries: tuple[float, ...], label: str | None = None) -> Metric:
+    return Metric(name=name, kind="histogram", description=description, boundaries=boundaries, label=label)
 
 
 MEASURES = {
     "latency_s": _histogram("libra_tick_latency_seconds", "From a request's arrival to its reply.", _SECONDS),
-    "batch_size": _histogram("libra_tick_batch_size", "Robots refined together with the one that asked.", _ROBOTS),
-    "intent_age_steps": _histogram("libra_intent_age_steps", "Control steps since the picture behind the plan.", _AGES_STEPS),
-    "intent_age_s": _histogram("libra_intent_age_seconds", "Time since the picture behind the plan.", _AGES_S),
-    "planner_s": _histogram("libra_planner_call_seconds", "One batched planner call, as the gateway sees it.", _SECONDS),
-    "planner_batch": _histogram("libra_planner_batch_size", "Robots per planner call.", _ROBOTS),
-    "refiner_s": _histogram("libra_refiner_call_seconds", "One batched refiner call, as the gateway sees it.", _SECONDS),
-    "refiner_batch": _histogram("libra_refiner_batch_size", "Robots per refiner call.", _ROBOTS),
-    "queue": _histogram("libra_refiner_queue", "Requests that wait while a refiner call is sent.", _WAITING),
+    "batch_size": _histogram("libra_tick_batch_size", "Robots answered in the same call as the one that asked.", _ROBOTS),
 }
-"""Measured values by the name that telemetry uses for them."""
+"""Measured values of requests, by the name that telemetry uses for them."""
+
+LEVEL_MEASURES = {
+    "intent_age_steps": _histogram("libra_intent_age_steps", "Control steps since an intent's picture.", _AGES_STEPS, "level"),
+    "intent_age_s": _histogram("libra_intent_age_seconds", "Time since an intent's picture.", _AGES_S, "level"),
+    "call_s": _histogram("libra_call_seconds", "One batched call of a level, as the gateway sees it.", _SECONDS, "level"),
+    "call_batch": _histogram("libra_call_batch_size", "Robots per call of a level.", _ROBOTS, "level"),
+    "queue": _histogram("libra_call_queue", "Requests that wait while a call of a level is sent.", _WAITING, "level"),
+}
+"""Measured values of each level."""
 
 EVENTS = {
     "answered": Metric(name="libra_answered_requests", kind="counter", description="Replies, fresh and held."),
@@ -53,4 +55,4 @@ EVENTS = {
 
 ROBOTS_CONNECTED = Metric(name="libra_robots_connected", kind="gauge", description="Robots with an open connection.")
 
-ALL_METRICS = (*MEASURES.values(), *EVENTS.values(), ROBOTS_CONNECTED)
+ALL_METRICS = (*MEASURES.values(), *LEVEL_MEASURES.values(), *EVENTS.values(), ROBOTS_CONNECTED)

@@ -57,7 +57,11 @@ def read_request(message: Json, handshake: Handshake) -> Request:
     """
     version = _plain(message.get("version", VERSION))
     if not isinstance(version, int) or isinstance(version, bool) or version != VERSION:
-        raise BadRequestError("version", f"version {_described(version)} is unknown; this server speaks version {VERSION}")
+        older = "client" if isinstance(version, int) and version < VERSION else "server"
+        said = version if isinstance(version, int) else _described(version)
+        raise BadRequestError(
+            "version", f"a request of version {said}; this server speaks version {VERSION}: update the {older}"
+        )
     reset, success = _plain(message.get("reset", False)), _plain(message.get("success"))
     ended = "success" in message
     if not isinstance(reset, bool):

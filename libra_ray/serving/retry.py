@@ -1,4 +1,4 @@
-"""Calls from a gateway to the systems: with a time limit, and tried again on another replica."""
+"""Calls from a gateway to its levels: with a time limit, and tried again on another replica."""
 
 import asyncio
 import time
@@ -11,14 +11,14 @@ PAUSE_S = 0.02
 
 
 class NoAnswerError(RuntimeError):
-    """A system did not answer in time, on whatever replica."""
+    """A level did not answer in time, on whatever replica."""
 
 
 async def call(remote: Callable[[], Any], *, timeout_s: float, tries: int = TRIES) -> Any:
     """The answer of a handle's call, tried again where a replica dies, errs or takes too long.
 
     Args:
-        remote: makes the call, e.g. `lambda: handle.refine.remote(rows)`; Serve prefers a replica with less to do.
+        remote: makes the call, e.g. `lambda: handle.infer.remote(batch)`; Serve prefers a replica with less to do.
         timeout_s: longest wait for one try.
         tries: the first one included.
 
@@ -46,14 +46,16 @@ class Recent:
 
     Args:
         half_life_s: after which an observation counts half.
+        clock: seconds that never go back.
     """
 
-    def __init__(self, half_life_s: float = 2.0) -> None:
-        self._half_life_s, self._sum, self._weight, self._at = half_life_s, 0.0, 0.0, time.monotonic()
+    def __init__(self, half_life_s: float = 2.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._half_life_s, self._clock = half_life_s, clock
+        self._sum, self._weight, self._at = 0.0, 0.0, clock()
 
     def add(self, value: float) -> None:
         """One more observation."""
-        now = time.monotonic()
+        now = self._clock()
         keep = 0.5 ** ((now - self._at) / self._half_life_s)
         self._sum, self._weight, self._at = keep * self._sum + value, keep * self._weight + 1, now
 

@@ -6,32 +6,31 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from libra_ray.control.robot import RobotControl
-from libra_ray.types import Observation, Plan
+from libra_ray.types import Intent, Observation
 
 FORGET_S = 120.0
 """A robot without a connection is remembered for so long: it may come back, or ask by plain HTTP."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServedPlan(Plan):
-    """A plan with the name of the weights that made it; the same weights refine it to its end."""
+class ServedIntent(Intent):
+    """An intent with the name of the weights that made it; the level below reads it by the same weights, to its end."""
 
     weights: str
 
 
 @dataclass(eq=False)
-class Robot:
+class RobotSession:
     """One robot as a gateway knows it.
 
     Attributes:
-        control: its plan, its chunk and when to ask for what: the code that evaluation runs.
-        seen: its newest observation, and `seen_at` when it came, on the clock `time.perf_counter`.
+        control: its intents, its chunk and when to ask for what: the code that evaluation runs.
+        seen: its newest observation, and `seen_at` when it came, on the gateway's clock.
         pace_s: between its last two observations; 0 where it has shown only one.
-        episode: counts its episodes here; a plan for an earlier one is not accepted.
+        episode: counts its episodes here; an intent for an earlier one is not accepted.
         next_step: the step of its next observation where it sends none.
-        planned: set whenever the planner has answered or failed.
+        answered: set whenever a level above the last has answered or failed.
         owner: the connection that it came by last.
-        failures: planner calls for it that failed since the last that did not; `again_at` (monotonic) it may be in the next.
         busy: whether a request of it is under way.
     """
 
@@ -42,15 +41,13 @@ class Robot:
     pace_s: float = 0.0
     episode: int = 0
     next_step: int = 0
-    planned: asyncio.Event = field(default_factory=asyncio.Event)
+    answered: asyncio.Event = field(default_factory=asyncio.Event)
     owner: object | None = None
-    failures: int = 0
-    again_at: float = 0.0
     busy: bool = False
     used_at: float = field(default_factory=time.monotonic)
 
     def begin(self) -> None:
-        """A new episode: earlier plans are forgotten, also those under way."""
+        """A new episode: earlier intents are forgotten, also those under way."""
         self.control.reset()
         self.episode += 1
         self.next_step = 0
@@ -62,14 +59,8 @@ class Robot:
         self.pace_s = 0.0 if self.seen is None else at_s - self.seen_at
         self.seen, self.seen_at = observation, at_s
 
-    @property
-    def steps_left(self) -> float:
-        """Control steps that its plan still covers; below all numbers where it has none."""
-        plan, seen = self.control.plan, self.seen
-        return float("-inf") if plan is None or seen is None else plan.end_step - seen.step
 
-
-class Robots:
+class RobotSessions:
     """All robots of a gateway, by name.
 
     Args:
@@ -79,19 +70,19 @@ class Robots:
 
     def __init__(self, make_control: Callable[[], RobotControl], limit: int) -> None:
         self._make_control, self._limit = make_control, limit
-        self._robots: dict[str, Robot] = {}
+        self._robots: dict[str, RobotSession] = {}
 
     def __len__(self) -> int:
         """Robots remembered."""
         return len(self._robots)
 
-    def named(self, name: str) -> Robot:
+    def named(self, name: str) -> RobotSession:
         """The robot of that name, new where there was none."""
         robot = self._robots.get(name)
         if robot is None:
             if len(self._robots) >= self._limit:
                 self._forget(len(self._robots) // 4)
-            robot = self._robots[name] = Robot(name=name, control=self._make_control())
+            robot = self._robots[name] = RobotSession(name=name, control=self._make_control())
         robot.used_at = time.monotonic()
         return robot
 
@@ -111,7 +102,10 @@ class Robots:
             del self._robots[name]
 
     def clear(self) -> None:
-        """Forget all, as when the action space changes."""
+        """Forget all, as when the action space changes; those that wait for an intent wait no longer."""
+        for robot in self._robots.values():
+            robot.begin()
+            robot.answered.set()
         self._robots.clear()
 
     def _forget(self, count: int) -> None:

@@ -1,12 +1,35 @@
 """What a served application is asked to be: typed, and checked before anything starts."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 DEFAULT_PORT = 8765
+MOVED = {
+    "planner": "levels.planner",
+    "refiner": "levels.refiner",
+    "coarse_only": "variant=coarse_only",
+    "first_plan_timeout_s": "first_intent_timeout_s",
+}
+"""Arguments of earlier versions, and what they are now."""
+
+
+def _nested(given: Any) -> Any:
+    """`{"planner.replicas": 2}` as `{"planner": {"replicas": 2}}`; what is no map as it is."""
+    if not isinstance(given, Mapping):
+        return given
+    tree: dict[str, Any] = {}
+    for name, value in given.items():
+        head, dot, rest = str(name).partition(".")
+        below = {rest: value} if dot else value
+        if head in tree:
+            if not (isinstance(below, Mapping) and isinstance(tree[head], Mapping)):
+                raise ValueError(f"{head!r} is given as a whole and as {name!r}; give one of both")
+            below = {**tree[head], **below}
+        tree[head] = below
+    return tree
 
 
 class _Frozen(BaseModel):
@@ -16,24 +39,14 @@ class _Frozen(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _nest(cls, given: Any) -> Any:
-        """`{"planner.replicas": 2}` as `{"planner": {"replicas": 2}}`, with every name known."""
-        if not isinstance(given, dict):
-            return given
-        nested: dict[str, Any] = {}
-        for name, value in given.items():
-            head, dot, rest = str(name).partition(".")
-            if head not in cls.model_fields:
-                near = difflib.get_close_matches(head, cls.model_fields, n=2, cutoff=0.5)
+    def _known(cls, given: Any) -> Any:
+        tree = _nested(given)
+        for name in tree if isinstance(tree, dict) else ():
+            if name not in cls.model_fields:
+                near = difflib.get_close_matches(name, cls.model_fields, n=2, cutoff=0.5)
                 hint = f"did you mean {' or '.join(near)}? " if near else ""
                 raise ValueError(f"unknown argument {name!r}; {hint}valid: {', '.join(cls.model_fields)}")
-            if not dot:
-                nested[head] = {**nested[head], **value} if isinstance(value, dict) and head in nested else value
-            elif isinstance(below := nested.setdefault(head, {}), dict):
-                below[rest] = value
-            else:
-                raise ValueError(f"{head!r} is given as a whole and as {name!r}; give one of both")
-        return nested
+        return tree
 
 
 class Replicas(_Frozen):
@@ -51,8 +64,8 @@ class Replicas(_Frozen):
         return self
 
 
-class System(Replicas):
-    """The processes of planner or refiner, which compute."""
+class LevelReplicas(Replicas):
+    """The processes of one level, which compute; the defaults are those of the level that acts."""
 
     max_batch: int = Field(default=64, ge=1, le=4096, description="Robots in one call.")
     threads: int = Field(default=1, ge=1, description="Threads that one call computes with.")
@@ -60,8 +73,8 @@ class System(Replicas):
     timeout_s: float = Field(default=2.0, gt=0, description="A longer call is given up, and tried elsewhere.")
 
 
-class PlannerSystem(System):
-    """The planner's: while robots have time to spare, it goes behind the refiner wherever both want the same core."""
+class UpperReplicas(LevelReplicas):
+    """Of a level above: while robots have time to spare, it goes behind the others wherever they want the same core."""
 
     num_cpus: float = Field(default=0.5, ge=0, description="CPUs reserved per process.")
     nice: int = Field(default=20, ge=0, le=20, description="The same, while robots have time to spare.")
@@ -84,17 +97,16 @@ class Settings(_Frozen):
     checkpoint: str = Field(min_length=1, description="A checkpoint folder, or `models:/name@alias` of the MLflow registry.")
     revision: str = Field(default="", description="Any text; a new one loads the same address again.")
     tracking_uri: str = Field(default="", description="MLflow store for `models:/`; empty is that of the folder `runs`.")
-    coarse_only: bool = Field(default=False, description="Serve the planner's bin centres, without the refiner.")
-    planner: PlannerSystem = PlannerSystem()
-    refiner: System = System()
+    variant: str = Field(default="", description="Another way to run the policy, e.g. `coarse_only` of `libra`.")
+    levels: dict[str, LevelReplicas] = Field(default={}, description="By name; those of the checkpoint that it leaves out too.")
     gateway: GatewayReplicas = GatewayReplicas()
-    rule: Literal["fifo", "overlap", "event"] = Field(default="overlap", description="When a new plan is made.")
+    rule: Literal["fifo", "overlap", "event"] = Field(default="overlap", description="When a new intent is asked for.")
     control_hz: float = Field(default=0.0, ge=0, le=10_000, description="Control rate; 0 takes that of the demonstrations.")
     execute_steps: int = Field(default=0, ge=0, description="Control steps executed of each chunk; 0 means all H.")
     hold: Literal["still", "repeat"] = Field(default="still", description="The safe action: no motion, or the last one.")
     max_intent_age_steps: int = Field(default=0, ge=0, description="An older intent is not used; 0: any.")
-    first_plan_timeout_s: float = Field(default=10.0, gt=0, description="Longest wait for an episode's first plan.")
-    window_ms: float = Field(default=-1.0, ge=-1, le=1000, description="Longest wait for company in a batch; -1 derives it.")
+    first_intent_timeout_s: float = Field(default=10.0, gt=0, description="Longest wait for an episode's first intent.")
+    window_ms: float = Field(default=-1.0, ge=-1, le=1000, description="Longest wait for others in a batch; -1 derives it.")
     host: str = Field(default="127.0.0.1", description="Interface of the gateways' own port; 0.0.0.0 lets other machines in.")
     port: int = Field(default=DEFAULT_PORT, ge=0, le=65535, description="The gateways' own port; 0 leaves only Serve's proxy.")
     token: str = Field(default="", description="Robots must send it as bearer token; empty asks for none.")
@@ -110,6 +122,10 @@ class Settings(_Frozen):
         Raises:
             ValueError: an unknown name or a value outside its range; the message says what is valid.
         """
+        for name in map(str, arguments):
+            head, dot, rest = name.partition(".")
+            if head in MOVED:
+                raise ValueError(f"argument {name!r} is of an earlier version; it is now {MOVED[head]}{dot}{rest}")
         try:
             return cls.model_validate(dict(arguments))
         except ValidationError as error:
@@ -123,6 +139,24 @@ class Settings(_Frozen):
         if self.host not in ("127.0.0.1", "localhost", "::1") and not self.token:
             raise ValueError(f"host={self.host!r} lets other machines command the robots; give a token=... with it")
         return self
+
+    @field_validator("levels", mode="before")
+    @classmethod
+    def _by_level(cls, given: Any) -> Any:
+        return _nested(given)
+
+    def with_levels(self, names: Sequence[str]) -> Self:
+        """The settings of every level of a policy, slow to fast; those that were not given have their defaults.
+
+        Raises:
+            ValueError: others were given; the message names those there are.
+        """
+        if unknown := [name for name in self.levels if name not in names]:
+            raise ValueError(f"levels.{unknown[0]}: no such level; checkpoint {self.checkpoint} has {', '.join(names)}")
+        given = {name: self.levels.get(name, LevelReplicas()).model_dump(exclude_unset=True) for name in names}
+        kinds = [*[UpperReplicas] * (len(names) - 1), LevelReplicas]
+        levels = {name: kind(**given[name]) for name, kind in zip(names, kinds, strict=True)}
+        return self.model_copy(update={"levels": levels})
 
     def user_config(self) -> dict[str, str]:
         """What may change without a restart: the weights."""

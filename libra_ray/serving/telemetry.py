@@ -3,12 +3,12 @@
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from libra_ray.serving.engine import Register
-from libra_ray.serving.fleet_snapshot import WINDOW_S, Distribution, FleetSnapshot, RobotRow, SlidingCounts, rounded
-from libra_ray.serving.metrics import EVENTS, MEASURES, ROBOTS_CONNECTED
+from libra_ray.serving.fleet_snapshot import WINDOW_S, FleetSnapshot, Measures, RobotRow, SlidingCounts, rounded
+from libra_ray.serving.metrics import EVENTS, LEVEL_MEASURES, MEASURES, ROBOTS_CONNECTED
 
 MAX_ROBOTS = 4096
 """Robots remembered; beyond, those silent for longest are forgotten: names come from outside and may be made up."""
@@ -73,14 +73,18 @@ class Telemetry:
     Args:
         deployment: the label `deployment` of every metric.
         register: announces a metric.
+        levels: names of the policy's levels, slow to fast.
         clock: seconds that never go back.
     """
 
-    def __init__(self, deployment: str, register: Register, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(
+        self, deployment: str, register: Register, levels: Sequence[str], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock, self._tags = clock, {level: {"level": level} for level in levels}
         self._windows: dict[str, SlidingCounts[float]] = {name: SlidingCounts() for name in MEASURES}
+        self._level_windows = {level: {name: SlidingCounts[float]() for name in LEVEL_MEASURES} for level in levels}
         self._events: SlidingCounts[str] = SlidingCounts()
-        self._observe = {name: register(metric, deployment).observe for name, metric in MEASURES.items()}
+        self._observe = {name: register(metric, deployment).observe for name, metric in (MEASURES | LEVEL_MEASURES).items()}
         self._count = {name: register(metric, deployment).inc for name, metric in EVENTS.items()}
         self._robots_connected = register(ROBOTS_CONNECTED, deployment)
         self._robots: dict[str, _Robot] = {}
@@ -108,8 +112,8 @@ class Telemetry:
         *,
         latency_s: float,
         batch_size: int,
+        ages: Mapping[str, tuple[int, float]],
         intent_age_steps: int | None,
-        intent_age_s: float | None,
         held: bool,
         missed: bool,
     ) -> None:
@@ -117,9 +121,10 @@ class Telemetry:
 
         Args:
             latency_s: from its arrival to its reply, in seconds.
-            batch_size: robots refined in the same call.
-            intent_age_steps: control steps since the picture behind the plan; None without a plan.
-            intent_age_s: the same in seconds.
+            batch_size: robots answered in the same call.
+            ages: per level above the last, control steps and seconds since the picture behind its intent; without an intent
+                it is left out.
+            intent_age_steps: of the intent behind the reply; None without one.
             held: the reply holds the last safe action.
             missed: the reply is later than its control deadline.
         """
@@ -132,10 +137,9 @@ class Telemetry:
         observed = random.random() < self._observed_share
         self._measured("latency_s", latency_s, observed=observed)
         self._measured("batch_size", batch_size, observed=observed)
-        if intent_age_steps is not None:
-            self._measured("intent_age_steps", intent_age_steps, observed=observed)
-        if intent_age_s is not None:
-            self._measured("intent_age_s", intent_age_s, observed=observed)
+        for level, (steps, seconds) in ages.items():
+            self._measured_of(level, "intent_age_steps", steps, observed=observed)
+            self._measured_of(level, "intent_age_s", seconds, observed=observed)
         if held:
             known.held += 1
             self._happened("held")
@@ -143,18 +147,12 @@ class Telemetry:
             known.missed += 1
             self._happened("missed")
 
-    def planner_call(self, *, seconds: float, batch_size: int) -> None:
-        """A batched planner call was answered."""
+    def call(self, level: str, *, seconds: float, batch_size: int, queued: int) -> None:
+        """A batched call of a level was answered; `queued` requests waited for another when it was sent."""
         self._advance(self._clock())
-        self._measured("planner_s", seconds)
-        self._measured("planner_batch", batch_size)
-
-    def refiner_call(self, *, seconds: float, batch_size: int, queued: int) -> None:
-        """A batched refiner call was answered; `queued` requests waited when it was sent."""
-        self._advance(self._clock())
-        self._measured("refiner_s", seconds)
-        self._measured("refiner_batch", batch_size)
-        self._measured("queue", queued)
+        self._measured_of(level, "call_s", seconds)
+        self._measured_of(level, "call_batch", batch_size)
+        self._measured_of(level, "queue", queued)
 
     def refused(self, reason: str) -> None:
         """A request was refused; `reason` is one of a few words of ours, such as `wrong shape`, never the request's."""
@@ -184,8 +182,8 @@ class Telemetry:
         return FleetSnapshot(
             time=time.time(),
             robots=tuple(robot.row(name, now) for name, robot in self._robots.items()),
-            measures={name: Distribution(counts=dict(window.total)) for name, window in self._windows.items()},
-            recent={name: Distribution(counts=dict(window.recent())) for name, window in self._windows.items()},
+            measures=Measures.of(self._windows),
+            levels={level: Measures.of(windows) for level, windows in self._level_windows.items()},
             events=dict(self._events.total),
             refused=dict(self._refused),
             episodes=dict(self._episodes),
@@ -217,13 +215,19 @@ class Telemetry:
             self._observed_share = min(1.0, TICKS_OBSERVED_PER_S * seconds / max(1, self._ticks))
             self._ticks = 0
             self._events.advance(seconds)
-            for window in self._windows.values():
-                window.advance(seconds)
+            for windows in (self._windows, *self._level_windows.values()):
+                for window in windows.values():
+                    window.advance(seconds)
 
     def _measured(self, name: str, value: float, *, observed: bool = True) -> None:
         self._windows[name].add(rounded(value))
         if observed:
             self._observe[name](value)
+
+    def _measured_of(self, level: str, name: str, value: float, *, observed: bool = True) -> None:
+        self._level_windows[level][name].add(rounded(value))
+        if observed:
+            self._observe[name](value, tags=self._tags[level])
 
     def _happened(self, name: str) -> None:
         self._events.add(name)

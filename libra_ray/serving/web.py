@@ -93,7 +93,7 @@ class Web:
         if (wrong := self._unauthorised(scope)) is not None:
             return wrong
         if not core.ready:
-            return 503, "not ready: planner and refiner are still loading, or this gateway is about to end"
+            return 503, "not ready: the policy is still loading, or this gateway is about to end"
         if core.connections >= self._settings.max_connections:
             core.telemetry.refused("too many connections")
             return 503, f"this gateway has its {self._settings.max_connections} connections; try again later"

@@ -1,4 +1,4 @@
-"""How a gateway follows the systems: which weights they hold, what those say to robots, how many replicas run."""
+"""What a gateway knows of its levels' replicas: which weights they hold, what those say to robots, how many of them run."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ AGAIN_S = 0.2
 DESCRIBE_S = 5.0
 
 
-class Running:
+class ReplicaCount:
     """How many replicas of a deployment run.
 
     Attributes:
@@ -36,21 +36,21 @@ class Running:
             self.settled = deployment["status"] == "HEALTHY"
 
 
-class Following:
+class WeightSwitch:
     """The weights in use, and the way from one checkpoint to the next.
 
-    A new checkpoint is loaded by every planner and refiner beside the old one; only when Serve says that all are done, new
-    plans are made by it. A plan is refined by the weights that made it, to its end: no robot notices, and none is dropped.
+    A new checkpoint is loaded by every replica beside the old one; only when Serve says that all are done, new intents are
+    made by it. An intent is read by the weights that made it, to its end: no robot notices, and none is dropped.
 
     Args:
         settings: the application's.
-        planner: handle of the planner's deployment.
-        refiner: handle of the refiner's deployment.
+        handles: of the levels' deployments, by the level's name.
         gateway: this replica's name.
         applications: see `Engine`.
-        space_changed: called where the new weights take or give something else than the old ones.
+        space_changed: called where weights take or give something else than those before, the first ones too.
 
     Attributes:
+        replicas: of every level, by its name.
         weights: in use; empty before the first are loaded.
         handshake: what robots are told; None before.
         loaded: set as soon as there is one.
@@ -59,77 +59,72 @@ class Following:
     def __init__(
         self,
         settings: Settings,
-        planner: Any,
-        refiner: Any,
+        handles: Mapping[str, Any],
         *,
         gateway: str,
         applications: Callable[[], Mapping[str, Any]],
         space_changed: Callable[[], None],
     ) -> None:
-        self._settings, self._systems = settings, (planner, refiner)
+        self._settings, self._handles = settings, handles
         self._gateway, self._applications, self._space_changed = gateway, applications, space_changed
-        self.planners = Running(planner, settings.planner.replicas)
-        self.refiners = Running(refiner, settings.refiner.replicas)
+        self.replicas = {name: ReplicaCount(handle, settings.levels[name].replicas) for name, handle in handles.items()}
         self.handshake: Handshake | None = None
         self.loaded = asyncio.Event()
         self.weights = self._wanted = ""
         self._task: asyncio.Task[None] | None = None
 
-    def follow(self, user_config: Mapping[str, str]) -> None:
-        """Switch to the weights that `user_config` names as soon as planner and refiner hold them."""
+    def switch_to(self, user_config: Mapping[str, str]) -> None:
+        """Switch to the weights that `user_config` names as soon as all replicas hold them."""
         self._wanted = weights_key(user_config)
         if self._task is None or self._task.done():
-            self._task = asyncio.get_running_loop().create_task(self._follow())
+            self._task = asyncio.get_running_loop().create_task(self._switch_when_loaded())
 
-    async def look(self) -> None:
+    async def refresh(self) -> None:
         """Ask Serve how many replicas run."""
         applications = await asyncio.to_thread(self._applications)
-        for running in (self.planners, self.refiners):
-            running.update(applications)
+        for count in self.replicas.values():
+            count.update(applications)
 
-    async def _follow(self) -> None:
+    async def _switch_when_loaded(self) -> None:
         while self.weights != self._wanted:
             wanted = self._wanted
             try:
-                facts = [
-                    await call(partial(system.describe.remote, wanted), timeout_s=DESCRIBE_S, tries=1)
-                    for system in self._systems
+                described = [
+                    await call(partial(handle.describe.remote, wanted), timeout_s=DESCRIBE_S, tries=1)
+                    for handle in self._handles.values()
                 ]
                 if await self._everywhere():
-                    self._switch(wanted, facts[0])
+                    self._switch(wanted, described[0])
                     continue
             except NoAnswerError:
                 pass
             await asyncio.sleep(AGAIN_S)
 
     async def _everywhere(self) -> bool:
-        """Whether no replica still loads; the first weights are used as soon as one of each system holds them."""
+        """Whether no replica still loads; the first weights are used as soon as one replica of each level holds them."""
         if self.handshake is None:
             return True
-        await self.look()
-        return self.planners.settled and self.refiners.settled
+        await self.refresh()
+        return all(count.settled for count in self.replicas.values())
 
-    def _switch(self, weights: str, facts: Json) -> None:
-        settings, horizon = self._settings, facts["horizon"]
-        handshake = Handshake(
-            **facts
-            | {
-                "control_hz": settings.control_hz or facts["control_hz"],
-                "execute_steps": min(settings.execute_steps or horizon, horizon),
-                "instructions": tuple(facts["instructions"]),
-                "rule": settings.rule,
-                "max_message_bytes": settings.max_message_bytes,
-                "gateway": self._gateway,
-            }
-        )
+    def _switch(self, weights: str, described: Json) -> None:
+        settings, horizon = self._settings, described["horizon"]
+        told = {
+            "control_hz": settings.control_hz or described["control_hz"],
+            "execute_steps": min(settings.execute_steps or horizon, horizon),
+            "rule": settings.rule,
+            "max_message_bytes": settings.max_message_bytes,
+            "gateway": self._gateway,
+        }
+        handshake = Handshake(**described | told)
         before, self.handshake, self.weights = self.handshake, handshake, weights
         if before is None:
             settle()
-        self.loaded.set()
-        if before is not None and _space(before) != _space(handshake):
+        if before is None or _space(before) != _space(handshake):
             self._space_changed()
+        self.loaded.set()
 
 
 def _space(handshake: Handshake) -> tuple[Any, ...]:
     """What a robot's control and its client depend on."""
-    return handshake.observation, handshake.action, handshake.bins, handshake.chunks, handshake.control_hz, handshake.history
+    return handshake.observation, handshake.action, handshake.levels, handshake.control_hz, handshake.history

@@ -27,13 +27,13 @@ def weights_key(user_config: Mapping[str, str]) -> str:
 
 
 def pinned(settings: Settings) -> Settings:
-    """The settings with the one checkpoint that is meant now, in full, to be taken where the address was typed.
+    """The settings with the one checkpoint that is meant now, in full, and all of its levels, where the address was typed.
 
     Replicas are started in other folders and at other times: a relative folder, or an alias that has moved on, would be
-    another checkpoint there, and planner and refiner could hold two. So they are told a folder, or one version.
+    another checkpoint there, and two levels could hold two. So they are told a folder, or one version.
 
     Raises:
-        ValueError: there is no such checkpoint.
+        ValueError: there is no such checkpoint, or it has no such level or variant.
         TrackingError: the registry's store cannot be used.
     """
     address, store = located(settings.checkpoint), settings.tracking_uri
@@ -49,10 +49,15 @@ def pinned(settings: Settings) -> Settings:
             address = str(folder)
         else:
             address, store = found.address, tracking_uri(tracking, RUNS)
-    from libra_ray.checkpoint import read_config
+    from libra_ray.manifest import read_levels
 
-    read_config(folder)
-    return settings.model_copy(update={"checkpoint": address, "tracking_uri": store})
+    if settings.variant:
+        # What variants there are, only the system's class knows, which needs torch.
+        from libra_ray.policy import check_variant
+
+        check_variant(folder, settings.variant)
+    levels = [level.name for level in read_levels(folder)]
+    return settings.with_levels(levels).model_copy(update={"checkpoint": address, "tracking_uri": store})
 
 
 def folder_of(address: str, tracking_uri: str) -> Path:

@@ -8,10 +8,11 @@ from websockets.asyncio.server import serve
 
 from libra_ray.client.client import AsyncRobotClient, RefusedError, WrongRobotError
 from libra_ray.client.protocol import Handshake, pack, unpack
+from libra_ray.types import Level
 
 SHAKE = Handshake(
-    observation={}, action={}, control_hz=10, horizon=5, chunks=2, bins=10, execute_steps=5, history=1, rule="overlap",
-    checkpoint_digest="", normalisation_digest="", max_message_bytes=1000,
+    observation={}, action={}, control_hz=10, horizon=5, levels=(Level(name="policy", covers=5),), execute_steps=5, history=1,
+    rule="overlap", checkpoint_digest="", normalisation_digest="", max_message_bytes=1000,
 )  # fmt: skip
 
 

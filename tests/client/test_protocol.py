@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as arrays
 from openpi_client import msgpack_numpy
 
 from libra_ray.client.protocol import Handshake, Reply, jpeg, pack, request, unpack
-from libra_ray.types import IMAGE_KEY, STATE_KEY, Observation
+from libra_ray.types import IMAGE_KEY, STATE_KEY, Level, Observation
 
 NUMERIC = strategies.one_of(
     arrays.boolean_dtypes(),
@@ -169,8 +169,7 @@ SHAKE = Handshake(
     action={"dtype": "float32", "shape": [5, 4]},
     control_hz=80.0,
     horizon=5,
-    chunks=2,
-    bins=10,
+    levels=(Level(name="planner", covers=10), Level(name="refiner", covers=5, reads="planner")),
     execute_steps=5,
     history=1,
     rule="overlap",
@@ -184,14 +183,24 @@ SHAKE = Handshake(
 def test_the_handshake_travels_whole_and_forwards_compatibly():
     message = unpack(pack(SHAKE.message()))
     assert Handshake.read(message) == SHAKE
-    assert Handshake.read(message | {"of a later server": 1}) == SHAKE
+    later = [level | {"of a later server": 1} for level in message["levels"]]
+    assert Handshake.read(message | {"of a later server": 1, "levels": later}) == SHAKE
     assert SHAKE.cameras == (IMAGE_KEY,)
 
 
-@pytest.mark.parametrize("change", [{"version": 2}, {"protocol": "other"}, {"version": None}])
-def test_another_version_is_refused(change):
-    with pytest.raises(ValueError, match="this client speaks 'libra_ray' version 1"):
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"version": 1}, "version 1, this client 'libra_ray' version 2: update the server"),
+        ({"version": 3}, "version 3, this client 'libra_ray' version 2: update the client"),
+        ({"protocol": "other"}, "speaks 'other' version 2, this client 'libra_ray' version 2"),
+        ({"version": None}, "version None, this client"),
+    ],
+)
+def test_another_version_is_refused_with_what_to_update(change, says):
+    with pytest.raises(ValueError, match=says) as refused:
         Handshake.read(SHAKE.message() | change)
+    assert "\n" not in str(refused.value)
 
 
 def test_requests_carry_the_history_and_jpeg_where_asked():

@@ -24,14 +24,14 @@ from libra_ray.fleet.robot import drive
 from libra_ray.fleet.robots import BodyRobot, Moved
 from libra_ray.fleet.run import SYNTHETIC, WRIST, DriveResult, Order, run, simulation, table
 from libra_ray.stats.intervals import wilson
-from libra_ray.types import IMAGE_KEY, STATE_KEY, Json, Observation
+from libra_ray.types import IMAGE_KEY, STATE_KEY, Json, Level, Observation
 from tests.data.builders import make_recorded
 
 H, D, S = 5, 4, 4
 HANDSHAKE = Handshake(
     observation={IMAGE_KEY: {"dtype": "uint8", "shape": [16, 16, 3]}, STATE_KEY: {"dtype": "float32", "shape": [S]}},
     action={"dtype": "float32", "shape": [H, D]},
-    control_hz=10, horizon=H, chunks=2, bins=10, execute_steps=H, history=1, rule="overlap",
+    control_hz=10, horizon=H, levels=(Level(name="policy", covers=5),), execute_steps=H, history=1, rule="overlap",
     checkpoint_digest="none", normalisation_digest="none", max_message_bytes=2**20, instructions=("a", "b"),
 )  # fmt: skip
 

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote
 
 from libra_ray.on_ray.serving.prometheus import register
 from libra_ray.serving.board import FleetBoard
@@ -23,10 +24,15 @@ class Clock:
         return self.now
 
 
-def busy_fleet(robots: int, *, seconds: int = 40, names: str = "robot-{}", seed: int = 0) -> FleetBoard:
+LEVELS = ("planner", "refiner")
+
+
+def busy_fleet(
+    robots: int, *, seconds: int = 40, names: str = "robot-{}", seed: int = 0, levels: Sequence[str] = LEVELS
+) -> FleetBoard:
     """A board that two gateways reported to for a while; every fifth robot succeeds less often, the last one has left."""
     noise, clock = random.Random(seed), Clock()
-    board, gateways = FleetBoard(clock), [Telemetry("gateway", register, clock=clock) for _ in range(2)]
+    board, gateways = FleetBoard(clock), [Telemetry("gateway", register, levels, clock=clock) for _ in range(2)]
     for i in range(robots):
         gateways[i % 2].connected(names.format(i))
     for second in range(seconds):
@@ -35,7 +41,7 @@ def busy_fleet(robots: int, *, seconds: int = 40, names: str = "robot-{}", seed:
         for i in range(robots - (second >= seconds - 3 and robots > 1)):
             for _ in range(3):
                 clock.now += 1 / (3 * max(1, robots))
-                one_request(gateways[i % 2], names.format(i), noise, late=second > 25)
+                one_request(gateways[i % 2], names.format(i), noise, late=second > 25, levels=levels)
             if second % 8 == i % 8:
                 gateways[i % 2].episode_ended(names.format(i), noise.random() < (0.5 if i % 5 == 0 else 0.95))
         clock.now += 0 if robots else 1
@@ -49,23 +55,26 @@ def busy_fleet(robots: int, *, seconds: int = 40, names: str = "robot-{}", seed:
     return board
 
 
-def one_request(gateway: Telemetry, robot: str, noise: random.Random, *, late: bool) -> None:
+def one_request(gateway: Telemetry, robot: str, noise: random.Random, *, late: bool, levels: Sequence[str] = LEVELS) -> None:
     """A request as a busy gateway answers it, with the calls behind it now and then."""
     latency = noise.lognormvariate(-4.0, 0.4) * (1.5 if late else 1)
     age = noise.randrange(3, 12)
+    *upper, last = levels
     gateway.tick(
         robot,
         latency_s=latency,
         batch_size=noise.randrange(4, 9),
-        intent_age_steps=age,
-        intent_age_s=age * 0.05,
+        ages={level: (age * (i + 1), age * (i + 1) * 0.05) for i, level in enumerate(reversed(upper))},
+        intent_age_steps=age if upper else None,
         held=noise.random() < 0.01,
         missed=latency > 0.05,
     )
     if noise.random() < 0.2:
-        gateway.refiner_call(seconds=0.7 * latency, batch_size=noise.randrange(4, 9), queued=noise.randrange(3))
-    if noise.random() < 0.1:
-        gateway.planner_call(seconds=noise.lognormvariate(-2.8, 0.3), batch_size=noise.randrange(2, 6))
+        gateway.call(last, seconds=0.7 * latency, batch_size=noise.randrange(4, 9), queued=noise.randrange(3))
+    for level in upper:
+        if noise.random() < 0.1:
+            seconds = noise.lognormvariate(-2.8, 0.3)
+            gateway.call(level, seconds=seconds, batch_size=noise.randrange(2, 6), queued=noise.randrange(2))
 
 
 UNPROTECTED = "unprotected"
@@ -83,7 +92,7 @@ def page_server(fleets: Mapping[str, Sequence[dict | None]], probe: str = "") ->
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            name, _, file = self.path.strip("/").partition("/")
+            name, _, file = unquote(self.path).strip("/").partition("/")
             if file == "fleet.json":
                 fleet = fleets[name][min(said[name], len(fleets[name]) - 1)]
                 said[name] += 1

@@ -1,4 +1,4 @@
-"""Systems that say whose answer it is, as Serve deployments or, behind `LocalHandle`, without Ray. They load no torch."""
+"""Levels that say whose answer it is, as Serve deployments or, behind `LocalHandle`, without Ray. They load no torch."""
 
 import asyncio
 import os
@@ -6,40 +6,52 @@ import os
 import numpy as np
 
 from libra_ray.client.protocol import Handshake
-from libra_ray.serving.batches import Answers
+from libra_ray.serving.batches import ACTIONS, InferenceResult
 from libra_ray.serving.settings import Settings
 from libra_ray.serving.weights import weights_key
-from libra_ray.types import IMAGE_KEY, STATE_KEY, Observation
+from libra_ray.types import IMAGE_KEY, STATE_KEY, Level, Observation
 
 HORIZON, CHUNKS, DIMS = 5, 2, 5
 HANG, FAIL, BAD = "hang the planner", "fail the planner", "an instruction with <image> in it"
-FACTS = {
+LEVELS = (Level(name="planner", covers=CHUNKS * HORIZON), Level(name="refiner", covers=HORIZON, reads="planner"))
+ONE = (Level(name="policy", covers=HORIZON),)
+THREE = (
+    Level(name="director", covers=6 * HORIZON),
+    Level(name="planner", covers=3 * HORIZON, reads="director"),
+    Level(name="refiner", covers=HORIZON, reads="planner"),
+)
+DESCRIPTION = {
     "observation": {IMAGE_KEY: {"dtype": "uint8", "shape": [4, 4, 3]}, STATE_KEY: {"dtype": "float32", "shape": [2]}},
     "action": {"dtype": "float32", "shape": [HORIZON, DIMS]},
     "control_hz": 10.0,
     "horizon": HORIZON,
-    "chunks": CHUNKS,
-    "bins": 10,
+    "levels": LEVELS,
     "history": 1,
-    "instructions": ["go"],
+    "instructions": ("go",),
     "checkpoint_digest": "checkpoint",
     "normalisation_digest": "statistics",
 }
-SHAKE = Handshake(
-    **FACTS | {"instructions": ("go",)}, execute_steps=HORIZON, rule="overlap", max_message_bytes=2**20, gateway="here"
-)
+SHAKE = Handshake(**DESCRIPTION, execute_steps=HORIZON, rule="overlap", max_message_bytes=2**20, gateway="here")
 
 
-class _Stub:
-    """Both systems: a robot's number is its state[0]; a plan's tokens carry it, and the step they speak of."""
+class StubLevel:
+    """A level of `levels`; a robot's number is its state[0].
 
+    An intent's `tokens` are (robot, step that it speaks of, number of the weights, robot and step of the intent above). An
+    action is (robot of the state, robot of the intent, step, step that the intent speaks of, process). The first level fails,
+    or sleeps for ever, where it is told to.
+    """
+
+    levels = LEVELS
     delay_s = 0.002
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, level: str) -> None:
         self.settings = settings
+        self.level = next(each for each in self.levels if each.name == level)
         self.keys: list[str] = []
         self.batches: list[list[int]] = []
-        self.hurried: list[bool] = []
+        self.urgent: list[bool] = []
+        self.late_shares: list[float] = []
         self.looked_at: list[str] = []
 
     async def reconfigure(self, user_config):
@@ -50,61 +62,79 @@ class _Stub:
     async def describe(self, weights):
         if weights not in self.keys:
             raise RuntimeError(f"{weights} is not loaded")
-        horizon = 3 if "short" in weights else HORIZON
-        return FACTS | {
+        horizon = self.horizon(weights)
+        return DESCRIPTION | {
             "horizon": horizon,
+            "levels": (*self.levels[:-1], Level(name=self.levels[-1].name, covers=horizon, reads=self.levels[-1].reads)),
             "action": {"dtype": "float32", "shape": [horizon, DIMS]},
             "checkpoint_digest": weights,
         }
+
+    def horizon(self, weights):
+        return 3 if "short" in weights else HORIZON
 
     async def refusal(self, weights, instruction):
         assert weights in self.keys
         self.looked_at.append(instruction)
         return "it has '<image>' in it" if instruction == BAD else ""
 
+    async def infer(self, batch, late_share=0.0, *, urgent=False):
+        assert batch.weights in self.keys
+        assert BAD not in batch.instructions, "one robot's words have come into a batch with others"
+        self.urgent.append(urgent)
+        self.late_shares.append(late_share)
+        if self.level is self.levels[0] and len(self.levels) > 1:
+            if HANG in batch.instructions:
+                await asyncio.sleep(3600)
+            if FAIL in batch.instructions:
+                raise ArithmeticError("no plan today")
+        await asyncio.sleep(self.delay_s)
+        robots = batch.state[:, 0].astype(int)
+        self.batches.append(robots.tolist())
+        values = self.actions(batch, robots) if self.level is self.levels[-1] else self.tokens(batch, robots)
+        return InferenceResult(numbers=batch.numbers, values=values, seconds=self.delay_s)
+
+    def tokens(self, batch, robots):
+        number = self.keys.index(batch.weights) + 1
+        tokens = np.zeros((len(robots), self.level.covers, DIMS), int)
+        for row, robot in enumerate(robots):
+            for i in range(self.level.covers):
+                _, of, at, *_ = self.read(batch, row, i)
+                tokens[row, i] = robot, batch.steps[row] + i, number, of, at
+        return {"tokens": tokens}
+
+    def actions(self, batch, robots):
+        chunks = np.zeros((len(robots), self.horizon(batch.weights), DIMS), np.float32)
+        for row, robot in enumerate(robots):
+            for i in range(len(chunks[row])):
+                _, of, at, *_ = self.read(batch, row, i)
+                chunks[row, i] = robot, of, batch.steps[row] + i, at, os.getpid() % 2**20
+        return {ACTIONS: chunks}
+
+    def read(self, batch, row, i):
+        """Its age, and the token of step `i` from now on of the intent that is read, or what it sees itself."""
+        above = next((level for level in self.levels if level.name == self.level.reads), None)
+        intent = batch.intents(above)[row]
+        if intent is None:
+            return 0, int(batch.state[row, 0]), int(batch.steps[row]) + i
+        age = int(batch.steps[row]) - intent.first_step
+        assert 0 <= age < intent.covers
+        return age, *intent.values["tokens"][min(age + i, intent.covers - 1)]
+
     def check_health(self):
         pass
 
 
-class StubPlanner(_Stub):
-    """Sleeps for ever where it is told to hang."""
+class StubOfThree(StubLevel):
+    """One of three levels."""
 
-    async def plan(self, rows, pressure=0.0, *, hurry=False):
-        assert rows.weights in self.keys
-        self.hurried.append(hurry)
-        assert BAD not in rows.instructions, "one robot's words have come into a batch with others"
-        if HANG in rows.instructions:
-            await asyncio.sleep(3600)
-        if FAIL in rows.instructions:
-            raise ArithmeticError("no plan today")
-        await asyncio.sleep(self.delay_s)
-        robots = rows.state[:, 0].astype(int)
-        self.batches.append(robots.tolist())
-        number, length = self.keys.index(rows.weights) + 1, FACTS["chunks"] * HORIZON
-        tokens = [
-            [[robot, step + i, number, 0, 0] for i in range(length)] for robot, step in zip(robots, rows.steps, strict=True)
-        ]
-        return Answers(numbers=rows.numbers, values=np.array(tokens), seconds=self.delay_s)
+    levels = THREE
 
 
-class StubRefiner(_Stub):
-    """An action is (robot of the state, robot of the plan, step, step that the plan's token speaks of, process)."""
+class StubOfOne(StubLevel):
+    """The only level."""
 
-    async def refine(self, rows, pressure=0.0):
-        assert rows.weights in self.keys
-        assert BAD not in rows.instructions
-        await asyncio.sleep(self.delay_s)
-        robots = rows.state[:, 0].astype(int)
-        self.batches.append(robots.tolist())
-        horizon = 3 if "short" in rows.weights else HORIZON
-        chunks = np.zeros((len(robots), horizon, DIMS), np.float32)
-        for row, plan in enumerate(rows.plans()):
-            start = int(rows.steps[row]) - plan.first_step
-            assert 0 <= start < len(plan.tokens)
-            for i in range(horizon):
-                token = plan.tokens[min(start + i, len(plan.tokens) - 1)]
-                chunks[row, i] = robots[row], token[0], rows.steps[row] + i, token[1], os.getpid() % 2**20
-        return Answers(numbers=rows.numbers, values=chunks, seconds=self.delay_s)
+    levels = ONE
 
 
 class LocalHandle:

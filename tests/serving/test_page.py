@@ -24,6 +24,7 @@ EVIL = (
     "&lt;b&gt; ${parent.hacked = 1}",
 )
 WIDTHS = {"wide": 1280, "narrow": 400, "three": 400, "empty": 400, "gone": 1280, "evil": 400, "never": 400, UNPROTECTED: 400}
+WIDTHS |= {"one level": 400, "four levels": 1280}
 
 # Each page in a frame of its own width; the frame's owner looks in, which the page's own policy would not let a script do.
 PROBE = """
@@ -35,7 +36,7 @@ const look = (name, frame) => {
   const injected = page.createElement("script");
   injected.textContent = `parent.injected.push("${name}")`;
   page.body.append(injected);
-  const boxes = [...page.querySelectorAll("#headlines .card, figure, .legend, .pair, td, th, #state, h2")];
+  const boxes = [...page.querySelectorAll(".card, figure, .legend, .pair, #state, h2, h3")];
   return {
     figures: Object.fromEntries([...page.querySelectorAll("#headlines .card")].map(card => [card.id,
       {value: card.children[1].textContent, note: card.children[2].textContent, alarm: card.classList.contains("alarm")}])),
@@ -44,7 +45,8 @@ const look = (name, frame) => {
       state: tile.className, bar: Number(tile.querySelector("rect").getAttribute("width"))})),
     curves: Object.fromEntries([...page.querySelectorAll("#curves figure")].map(figure => [figure.id,
       [...figure.querySelectorAll("path")].map(path => path.getAttribute("d"))])),
-    planner: texts("#planner td"), refiner: texts("#refiner td"), refused: texts("#refused")[0],
+    levels: [...page.querySelectorAll("#levels .card")].map(card => [card.querySelector("h3").textContent,
+      [...card.querySelectorAll("b")].map(b => b.textContent)]), refused: texts("#refused")[0],
     notice: page.querySelector("#notice").hidden ? null : texts("#notice")[0], state: texts("#state")[0],
     nobody: !page.querySelector("#nobody").hidden, opacity: seen.getComputedStyle(page.querySelector("#content")).opacity,
     shown: seen.getComputedStyle(page.querySelector("#content")).visibility,
@@ -57,7 +59,7 @@ const look = (name, frame) => {
 const frames = Object.entries(WIDTHS).map(([name, width]) => {
   const frame = document.createElement("iframe");
   frame.style = `width:${width}px;height:900px;border:0`;
-  frame.src = `/${name}/`;
+  frame.src = `/${encodeURIComponent(name)}/`;
   document.body.append(frame);
   return [name, frame];
 });
@@ -92,6 +94,8 @@ def fleets():
         "evil": [evil],
         "never": [None],
         UNPROTECTED: [evil],
+        "one level": [busy_fleet(3, levels=("policy",)).fleet()],
+        "four levels": [busy_fleet(3, levels=("director", "planner", "sketcher", "refiner")).fleet()],
     }
 
 
@@ -125,19 +129,40 @@ def test_the_key_figures_are_those_of_the_json(seen, fleets, page):
     assert first_number(figures["figure-success"]) == close(100 * fleet["episodes"]["success_rate"])
     assert first_number(figures["figure-requests"]) == close(fleet["requests_per_s"])
     assert first_number(figures["figure-latency"]) == close(fleet["latency_ms"]["p50"])
-    assert first_number(figures["figure-age"]) == close(fleet["intent_age_steps"]["p50"])
     assert first_number(figures["figure-missed"]) == close(100 * fleet["missed"]["share"])
     assert first_number(figures["figure-held"]) == close(100 * fleet["held"]["share"])
     assert f"p99 {fleet['latency_ms']['p99']:.1f}" in seen[page]["figures"]["figure-latency"]["note"]
     assert seen[page]["figures"]["figure-missed"]["alarm"] == (fleet["missed"]["share"] >= 0.01)
 
 
-def test_planner_and_refiner_are_those_of_the_json(seen, fleets):
-    for system in ("planner", "refiner"):
-        told = fleets["wide"][0][system]
-        shown = [first_number(text) for text in seen["wide"][system][:4]]
-        expected = [told["latency_ms"][mark] for mark in ("p50", "p95", "p99")] + [told["batch_size"]["mean"]]
-        assert shown == [close(value) for value in expected]
+def numbers(text):
+    return [float(found.replace(",", "")) for found in re.findall(r"-?[\d,]+\.?\d*", text)]
+
+
+@pytest.mark.parametrize(
+    ("page", "names"),
+    [
+        ("wide", ["planner", "refiner"]),
+        ("one level", ["policy"]),
+        ("four levels", ["director", "planner", "sketcher", "refiner"]),
+    ],
+)
+def test_every_level_has_its_tile_with_the_numbers_of_the_json(seen, fleets, page, names):
+    assert [name for name, _ in seen[page]["levels"]] == names
+    for level, (_, (call, batch, waiting, age)) in zip(fleets[page][0]["levels"], seen[page]["levels"], strict=True):
+        assert numbers(call) == [close(level["call_ms"][mark]) for mark in ("p50", "p95", "p99")]
+        assert numbers(batch) == [close(level["batch_size"]["mean"])]
+        assert numbers(waiting) == [close(level["queue"]["mean"])]
+        ages = [level["intent_age_steps"][mark] for mark in ("p50", "p95", "p99")] if level["name"] != names[-1] else []
+        assert numbers(age) == [close(value) for value in ages]
+    drawn = {curve: len(lines) for curve, lines in seen[page]["curves"].items()}
+    assert drawn == {"curve-latency": 2, "curve-requests": 1, "curve-calls": len(names)} | (
+        {"curve-age": len(names) - 1} if len(names) > 1 else {}
+    )
+    assert all(path.startswith("M") for lines in seen[page]["curves"].values() for path in lines)
+
+
+def test_refusals_are_told(seen):
     assert seen["wide"]["refused"] == "Refused requests since the start: wrong shape 2, not a number 1"
 
 
@@ -176,7 +201,7 @@ def test_an_empty_fleet_says_so(seen):
     assert empty["notice"] is None
 
 
-@pytest.mark.parametrize("page", ["wide", "narrow", "three", "empty"])
+@pytest.mark.parametrize("page", ["wide", "narrow", "three", "empty", "one level", "four levels"])
 def test_nothing_spills_and_nobody_else_is_asked(seen, page):
     assert seen[page]["page_width"] <= seen[page]["window_width"] == WIDTHS[page]
     assert seen[page]["spilled"] == []

@@ -1,4 +1,4 @@
-"""Planner and refiner as processes compute, without Ray around them."""
+"""A level as a process computes, without Ray around it; and whole systems behind a gateway in this process."""
 
 import asyncio
 import dataclasses
@@ -8,74 +8,181 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 
-from libra_ray.client.protocol import Reply, request
-from libra_ray.on_ray.serving.app import engine
-from libra_ray.serving.batches import Question, stacked
+from libra_ray.client.protocol import Handshake, Reply, pack, request, unpack
+from libra_ray.model.registry import make_system
+from libra_ray.policy import load_policy
+from libra_ray.serving.batches import InferenceBatch, InferenceRequest
 from libra_ray.serving.gateway import GatewayCore
-from libra_ray.serving.replica import Planner, Refiner
+from libra_ray.serving.replica import LevelReplica
 from libra_ray.serving.requests import BadRequestError
 from libra_ray.serving.settings import Settings
-from libra_ray.serving.weights import weights_key
-from libra_ray.types import ActionChunk, Plan
+from libra_ray.serving.weights import pinned, weights_key
+from libra_ray.types import ActionChunk, Intent
 from tests.model import families, vision_models
-from tests.model.builders import INSTRUCTIONS, make_observation, save_checkpoint, tiny_model
-from tests.serving.stubs import LocalHandle, observe
+from tests.model.builders import INSTRUCTIONS, SHAPE, make_observation, save_checkpoint, tiny_config, tiny_model
+from tests.serving.bench import engine
+from tests.serving.stubs import LEVELS, LocalHandle, observe
 
 
 class Noting:
     """A policy that notes the priority of the thread it is asked in."""
 
+    levels = LEVELS
+
     def __init__(self):
         self.priorities, self.policies = [], []
 
-    def plan(self, seen):
+    def infer(self, level, observations, above):
         self.priorities.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
         self.policies.append(os.sched_getscheduler(0) if hasattr(os, "SCHED_IDLE") else None)
-        return [Plan(tokens=np.zeros((10, 5), int), first_step=0)]
-
-    def refine(self, seen, plans):
-        self.plan(seen)
-        return [ActionChunk(actions=np.zeros((5, 5), np.float32), first_step=0, plan_first_step=0)]
+        if level == "planner":
+            return [Intent(level=level, values={"tokens": np.zeros((10, 5), int)}, first_step=0, covers=10)]
+        return [ActionChunk(actions=np.zeros((5, 5), np.float32), first_step=0, intent_first_step=0)]
 
 
-@pytest.fixture
-def settings():
-    return Settings.model_validate({"checkpoint": "c", "planner.nice": 7})
+def replicas(**given):
+    settings = Settings.read({"checkpoint": "c"} | given).with_levels(["planner", "refiner"])
+    return LevelReplica(settings, "planner"), LevelReplica(settings, "refiner")
 
 
-async def asked(system, method, settings, **options):
-    policy, key = Noting(), weights_key(settings.user_config())
-    system._policies[key] = policy
-    question = Question(number=0, observation=observe(0), plan=policy.plan([])[0])
-    await getattr(system, method)(stacked([question], key, history=1), **options)
+async def asked(replica, **options):
+    policy, key = Noting(), weights_key(replica._settings.user_config())
+    replica._policies[key] = policy
+    request = InferenceRequest(number=0, observation=observe(0))
+    await replica.infer(InferenceBatch.stacked([request], key, history=1), **options)
     return policy
 
 
-def test_only_plans_that_can_wait_go_behind_and_what_is_hurried_does_not(settings):
+def test_only_intents_that_can_wait_go_behind_and_what_is_urgent_does_not():
     async def work():
         here = os.getpriority(os.PRIO_PROCESS, 0)
-        planner, refiner = Planner(settings), Refiner(settings)
+        planner, refiner = replicas(**{"levels.planner.nice": 7})
         for _ in range(2):
-            assert (await asked(planner, "plan", settings)).priorities[-1] == here + 7
-            assert (await asked(planner, "plan", settings, hurry=True)).priorities[-1] == here
-            assert (await asked(refiner, "refine", settings)).priorities[-1] == here
+            assert (await asked(planner)).priorities[-1] == here + 7
+            assert (await asked(planner, urgent=True)).priorities[-1] == here
+            assert (await asked(refiner)).priorities[-1] == here
         assert os.getpriority(os.PRIO_PROCESS, 0) == here
 
     asyncio.run(work())
 
 
 @pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="a policy of Linux")
-def test_by_default_plans_that_can_wait_have_what_nobody_else_wants():
+def test_by_default_intents_that_can_wait_have_what_nobody_else_wants():
     async def work():
-        settings, here = Settings(checkpoint="c"), os.sched_getscheduler(0)
-        planner, refiner = Planner(settings), Refiner(settings)
+        here = os.sched_getscheduler(0)
+        planner, refiner = replicas()
         for _ in range(2):
-            assert (await asked(planner, "plan", settings)).policies[-1] == os.SCHED_IDLE
-            assert (await asked(planner, "plan", settings, hurry=True)).policies[-1] == here
-            assert (await asked(refiner, "refine", settings)).policies[-1] == here
+            assert (await asked(planner)).policies[-1] == os.SCHED_IDLE
+            assert (await asked(planner, urgent=True)).policies[-1] == here
+            assert (await asked(refiner)).policies[-1] == here
 
     asyncio.run(work())
+
+
+def test_a_replica_says_how_late_and_how_busy_it_was_since_it_was_last_asked():
+    async def work():
+        planner, _ = replicas()
+        for share in (0.0, 0.5, 1.0):
+            await asked(planner, late_share=share)
+        stats = planner.record_autoscaling_stats()
+        assert stats["late_share"] == 0.5
+        assert 0 < stats["busy"] <= 1
+        assert planner.record_autoscaling_stats()["late_share"] == 0
+
+    asyncio.run(work())
+
+
+class Local:
+    """Every level of a checkpoint in this process, behind a gateway."""
+
+    def __init__(self, checkpoint, **given):
+        self.settings = pinned(Settings.read({"checkpoint": str(checkpoint)} | given))
+        self.levels = {name: LevelReplica(self.settings, name) for name in self.settings.levels}
+        self.core = GatewayCore(self.settings, {name: LocalHandle(level) for name, level in self.levels.items()}, engine)
+
+    async def start(self):
+        for level in self.levels.values():
+            await level.reconfigure(self.settings.user_config())
+        self.core.weight_switch.switch_to(self.settings.user_config())
+        await self.core.weight_switch.loaded.wait()
+        return self
+
+    async def ask(self, number, step=0, **extra):
+        seen = dataclasses.replace(make_observation(number), step=step)
+        return Reply.read(await self.core.answer(request(seen, robot=f"robot {number}", **extra), "nameless"))
+
+
+def offline(policy, number, step, first_steps):
+    """The chunk of levels that were each asked at their own step."""
+    intents = {None: None}
+    for level in policy.levels[:-1]:
+        seen = dataclasses.replace(make_observation(number), step=first_steps[level.name])
+        [intents[level.name]] = policy.infer(level.name, [seen], [intents[level.reads]])
+    seen = dataclasses.replace(make_observation(number), step=step)
+    last = policy.levels[-1]
+    [chunk] = policy.infer(last.name, [seen], [intents[last.reads]])
+    return chunk.actions
+
+
+@pytest.fixture(scope="module", params=["libra", "monolithic", "tests.serving.three_levels:ThreeLevels"])
+def system(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("system") / "checkpoint"
+    changes = {"model.system": request.param, "control.rule": "fifo"}
+    if request.param == "monolithic":
+        changes["evaluate.controllers"] = "policy"
+    config = tiny_config(changes)
+    torch.manual_seed(0)
+    save_checkpoint(folder, make_system(config, SHAPE))
+    return folder
+
+
+def test_any_system_is_served_as_it_answers_offline(system):
+    """One level, two or three: every chunk is what the policy itself says of the same intents, each of its own age."""
+    policy = load_policy(system)
+
+    async def work():
+        served = await Local(system, rule="fifo", **{f"levels.{level.name}.timeout_s": 60 for level in policy.levels}).start()
+        assert list(served.levels) == [level.name for level in policy.levels]
+        handshake = Handshake.read(unpack(pack(served.core.handshake.message())))
+        assert handshake.levels == policy.levels
+        assert handshake.horizon == policy.levels[-1].covers
+
+        async def robot(number):
+            for step in range(0, 6 * handshake.horizon, handshake.horizon):
+                reply = await served.ask(number, step)
+                assert not reply.held
+                # By this rule an intent is used up before the next one is made.
+                first = {level.name: step - step % level.covers for level in policy.levels}
+                np.testing.assert_allclose(reply.actions, offline(policy, number, step, first), atol=1e-4)
+                reads = policy.levels[-1].reads
+                assert reply.intent_first_step == (None if reads is None else first[reads])
+                control = served.core.robots.named(f"robot {number}").control
+                assert {name: control.current(name, step).first_step for name in first if name != policy.levels[-1].name} == {
+                    level.name: first[level.name] for level in policy.levels[:-1]
+                }
+
+        await asyncio.gather(*[robot(number) for number in range(3)])
+
+    asyncio.run(asyncio.wait_for(work(), 60))
+
+
+def test_a_checkpoint_of_other_levels_is_refused_by_a_running_replica(tmp_path):
+    save_checkpoint(tmp_path / "checkpoint", tiny_model())
+    settings = Settings(checkpoint="c").with_levels(["policy"])
+    with pytest.raises(ValueError, match="has the levels planner, refiner; this application serves policy"):
+        asyncio.run(LevelReplica(settings, "policy").reconfigure({"checkpoint": str(tmp_path / "checkpoint")}))
+
+
+def test_a_variant_that_the_system_has_not_is_refused_where_it_is_typed(tmp_path):
+    save_checkpoint(tmp_path / "checkpoint", tiny_model())
+    given = {"checkpoint": str(tmp_path / "checkpoint")}
+    with pytest.raises(ValueError, match=r"model.system=libra, which has no variant 'fast'; it has coarse_only"):
+        pinned(Settings.read(given | {"variant": "fast"}))
+    with pytest.raises(ValueError, match=r"levels.policy: no such level; checkpoint .* has planner, refiner"):
+        pinned(Settings.read(given | {"levels.policy.replicas": 2}))
+    assert list(pinned(Settings.read(given | {"variant": "coarse_only"})).levels) == ["planner", "refiner"]
 
 
 @pytest.fixture(scope="module")
@@ -95,15 +202,8 @@ def test_a_pretrained_policy_is_served_from_its_checkpoint_and_refuses_words_of_
     """Robots whose requests come in together: one line for the one, fresh actions for the others, and for it the next time."""
 
     async def work():
-        settings = Settings.model_validate(
-            {"checkpoint": str(pretrained_checkpoint), "refiner.timeout_s": 60, "window_ms": 50, "refiner.max_batch": 4}
-        )
-        systems = Planner(settings), Refiner(settings)
-        core = GatewayCore(settings, *map(LocalHandle, systems), engine)
-        for system in systems:
-            await system.reconfigure(settings.user_config())
-        core.following.follow(settings.user_config())
-        await core.following.loaded.wait()
+        settings = {f"levels.{name}.timeout_s": 60 for name in ("planner", "refiner")}
+        core = (await Local(pretrained_checkpoint, window_ms=50, **settings, **{"levels.refiner.max_batch": 4}).start()).core
 
         def ask(number, words):
             seen = dataclasses.replace(make_observation(number), instruction=words, step=0)

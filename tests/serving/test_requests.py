@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, strategies
 from PIL import Image
 
-from libra_ray.client.protocol import pack, request, unpack
+from libra_ray.client.protocol import VERSION, pack, request, unpack
 from libra_ray.serving.requests import BadRequestError, from_json, read_request
 from libra_ray.types import IMAGE_KEY, STATE_KEY
 from tests.serving.stubs import SHAKE, observe
@@ -61,7 +61,9 @@ NUMPY = (np.array, np.int64, np.int8, np.uint64, np.float32)
 
 @pytest.mark.parametrize("kind", NUMPY, ids=lambda kind: kind.__name__)
 def test_numpys_single_values_are_taken_for_what_they_hold(kind):
-    found = read_request(unpack(pack(good(step=kind(7), seq=kind(5), version=kind(1) if kind is not np.float32 else 1))), SHAKE)
+    found = read_request(
+        unpack(pack(good(step=kind(7), seq=kind(5), version=kind(VERSION) if kind is not np.float32 else VERSION))), SHAKE
+    )
     assert (found.observation.step, found.seq) == (7, 5)
     assert type(found.observation.step) is type(found.seq) is int
 
@@ -116,7 +118,8 @@ BAD = {
     "gif": (good(**{IMAGE_KEY: png(form="GIF", mode="L")}), "format", "no readable JPEG or PNG"),
     "cut file": (good(**{IMAGE_KEY: png()[:-30]}), "format", "no readable JPEG or PNG"),
     "bomb": (good(**{IMAGE_KEY: png(5000, 5000, "L")}), "shape", "pixels; this policy needs"),
-    "version": (good(version=2), "version", "speaks version 1"),
+    "version 1": (good(version=1), "version", "of version 1; this server speaks version 2: update the client"),
+    "a later version": (good(version=3), "version", "of version 3; this server speaks version 2: update the server"),
     "step": (good(step=-1), "value", "at least 0"),
     "half step": (good(step=0.5), "value", "at least 0"),
     "huge step": (good(step=2**60), "value", "at least 0"),
@@ -132,7 +135,7 @@ BAD = {
     "state of one": (good(**{STATE_KEY: np.array(3.0)}), "shape", r"shape \(\); this policy needs \(2,\)"),
     "state of a map": (good(**{STATE_KEY: {"x": 1}}), "dtype", "2 real numbers; got a map"),
     "name of bytes": (good(robot=b"a"), "name", "printable characters; got 1 bytes"),
-    "version of an array": (good(version=np.array([1])), "version", "version 1"),
+    "version of an array": (good(version=np.array([2])), "version", "an array of int64"),
     "no name": (good(robot=""), "name", "1 to 80 printable"),
     "long name": (good(robot="x" * 81), "name", "1 to 80 printable"),
     "odd name": (good(robot="a\nb"), "name", "1 to 80 printable"),

@@ -11,18 +11,34 @@ from hypothesis import given, strategies
 from libra_ray.on_ray.serving import scaling
 from libra_ray.serving.settings import Settings
 
+LEVELS = ["director", "planner", "refiner"]
+
 
 def test_defaults_need_a_checkpoint_and_nothing_else():
-    settings = Settings.model_validate({"checkpoint": "runs/quickstart/checkpoint"})
+    settings = Settings.read({"checkpoint": "runs/quickstart/checkpoint"}).with_levels(LEVELS)
     assert settings.host == "127.0.0.1"
-    assert settings.planner.nice > settings.refiner.nice, "the refiner goes first"
+    assert list(settings.levels) == LEVELS
+    director, planner, refiner = settings.levels.values()
+    assert director == planner
+    assert (planner.num_cpus, planner.nice, planner.timeout_s, planner.max_batch) == (0.5, 20, 10.0, 64)
+    assert (refiner.num_cpus, refiner.nice, refiner.timeout_s, refiner.max_batch) == (1.0, 0, 2.0, 64)
+    assert Settings(checkpoint="c").with_levels(["policy"]).levels["policy"] == refiner, "the only level acts"
 
 
 def test_dotted_names_reach_into_the_parts_and_leave_the_rest():
-    settings = Settings.model_validate({"checkpoint": "c", "planner.replicas": "2", "planner": {"threads": 3}, "rule": "fifo"})
-    assert (settings.planner.replicas, settings.planner.threads) == (2, 3)
-    assert settings.planner.nice == Settings(checkpoint="c").planner.nice
-    assert settings.planner.num_cpus == Settings(checkpoint="c").planner.num_cpus
+    given = {"checkpoint": "c", "levels.planner.replicas": "2", "levels": {"planner": {"threads": 3}, "refiner.nice": 5}}
+    settings = Settings.read(given | {"rule": "fifo"}).with_levels(LEVELS)
+    planner, refiner = settings.levels["planner"], settings.levels["refiner"]
+    assert (planner.replicas, planner.threads, refiner.nice) == (2, 3, 5)
+    usual = Settings(checkpoint="c").with_levels(LEVELS).levels
+    assert planner.nice == usual["planner"].nice
+    assert planner.num_cpus == usual["planner"].num_cpus
+    assert settings.with_levels(LEVELS) == settings
+
+
+def test_levels_that_the_policy_has_not_are_refused_with_those_it_has():
+    with pytest.raises(ValueError, match=r"^levels.planer: no such level; checkpoint c has director, planner, refiner$"):
+        Settings.read({"checkpoint": "c", "levels.planer.replicas": 2}).with_levels(LEVELS)
 
 
 @pytest.mark.parametrize(
@@ -30,12 +46,14 @@ def test_dotted_names_reach_into_the_parts_and_leave_the_rest():
     [
         ({"checkpoint": ""}, "checkpoint"),
         ({"chekpoint": "c"}, "did you mean checkpoint"),
-        ({"planner.replica": 2}, "did you mean .*replicas"),
-        ({"planer.replicas": 2}, "did you mean planner"),
-        ({"planner": 3, "planner.replicas": 1}, "one of both"),
-        ({"refiner.replicas": 0}, "greater than or equal to 1"),
-        ({"refiner.replicas": "many"}, "valid integer"),
-        ({"refiner.replicas": 3, "refiner.max_replicas": 2}, "below replicas=3"),
+        ({"levels.planner.replica": 2}, "did you mean .*replicas"),
+        ({"gatway.replicas": 2}, "did you mean gateway"),
+        ({"gateway": 3, "gateway.replicas": 1}, "one of both"),
+        ({"levels.planner": 3, "levels.planner.replicas": 1}, "one of both"),
+        ({"levels": 3}, "valid dictionary"),
+        ({"levels.refiner.replicas": 0}, "greater than or equal to 1"),
+        ({"levels.refiner.replicas": "many"}, "valid integer"),
+        ({"levels.refiner.replicas": 3, "levels.refiner.max_replicas": 2}, "below replicas=3"),
         ({"rule": "sometimes"}, "'fifo', 'overlap' or 'event'"),
         ({"port": 70000}, "65535"),
         ({"host": "0.0.0.0"}, "give a token"),
@@ -47,7 +65,7 @@ def test_bad_arguments_say_what_is_valid(changes, words):
         Settings.model_validate({"checkpoint": "c", **changes})
 
 
-def test_the_builder_makes_three_deployments_that_differ_only_by_weights_in_place():
+def test_deployments_of_two_checkpoints_differ_only_by_weights_in_place():
     from libra_ray.on_ray.serving.app import _version
 
     one, other = Settings(checkpoint="a"), Settings(checkpoint="b", revision="2")
@@ -56,11 +74,42 @@ def test_the_builder_makes_three_deployments_that_differ_only_by_weights_in_plac
     assert one.user_config() != other.user_config()
 
 
+@pytest.mark.parametrize("levels", [["policy"], ["planner", "refiner"], LEVELS])
+def test_a_deployment_per_level_each_scaled_by_its_own_measure(levels):
+    from ray.serve._private.build_app import build_app
+
+    from libra_ray.on_ray.serving.app import build
+
+    given = {"checkpoint": "c"} | {f"levels.{name}.max_replicas": 2 + i for i, name in enumerate(levels)}
+    settings = Settings.read(given | {"gateway.max_replicas": 9}).with_levels(levels)
+    built = build_app(build(settings), name="app", default_runtime_env={})
+    found = {deployment.name: deployment._deployment_config.autoscaling_config for deployment in built.deployments}
+    policies = {name: getattr(scaling, config.policy.policy_function.partition(":")[2]) for name, config in found.items()}
+    *upper, last = [name.capitalize() for name in levels]
+    assert policies == dict.fromkeys(upper, scaling.by_late_intents) | {
+        last: scaling.by_missed_deadlines,
+        "Gateway": scaling.by_connections,
+    }
+    assert [found[name].max_replicas for name in (*upper, last)] == [2 + i for i in range(len(levels))]
+
+
+@pytest.mark.parametrize("levels", [["gateway"], ["plan", "Plan"]])
+def test_levels_whose_deployments_would_have_one_name_are_refused(levels):
+    from libra_ray.on_ray.serving.app import build
+
+    with pytest.raises(ValueError, match="need deployments of different names"):
+        build(Settings(checkpoint="c").with_levels(levels))
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         ({"chekpoint": "a"}, "^unknown argument 'chekpoint'; did you mean checkpoint"),
-        ({"checkpoint": "a", "planner.replicas": "x"}, "^planner.replicas: .*integer"),
+        ({"checkpoint": "a", "levels.planner.replicas": "x"}, "^levels.planner.replicas: .*integer"),
+        ({"checkpoint": "a", "planner.replicas": 2}, "^argument 'planner.replicas' .*it is now levels.planner.replicas$"),
+        ({"checkpoint": "a", "refiner": {"threads": 2}}, "^argument 'refiner' .*it is now levels.refiner$"),
+        ({"checkpoint": "a", "coarse_only": True}, "^argument 'coarse_only' .*it is now variant=coarse_only$"),
+        ({"checkpoint": "a", "first_plan_timeout_s": 1}, "it is now first_intent_timeout_s$"),
         ({"checkpoint": "a", "host": "0.0.0.0"}, "^host='0.0.0.0' lets other machines"),
         ({}, "^checkpoint: Field required$"),
     ],
@@ -91,7 +140,7 @@ def test_the_file_for_serve_deploy_is_valid():
 
     tree = yaml.safe_load((Path(__file__).parents[2] / "serve_apps" / "libra.yaml").read_text())
     [application] = ServeDeploySchema.model_validate(tree).applications
-    assert Settings.model_validate(application.args).refiner.max_replicas > 1
+    assert Settings.read(application.args).levels["refiner"].max_replicas > 1
     module, _, name = application.import_path.partition(":")
     assert callable(getattr(importlib.import_module(module), name))
 
@@ -110,15 +159,15 @@ class Context:
         self.target_num_replicas = self.target_num_replicas or self.current_num_replicas
 
 
-def pressed(replicas, pressure, busy, **more):
-    measures = {"pressure": dict.fromkeys(range(replicas), pressure), "busy": dict.fromkeys(range(replicas), busy)}
+def pressed(replicas, late_share, busy, **more):
+    measures = {"late_share": dict.fromkeys(range(replicas), late_share), "busy": dict.fromkeys(range(replicas), busy)}
     return Context(replicas, measures, **more)
 
 
 @given(strategies.integers(1, 50), strategies.floats(0, 1), strategies.floats(0, 1))
-def test_replicas_move_by_one_and_only_where_the_rest_can_carry_it(replicas, pressure, busy):
-    for policy in (scaling.by_intent_age, scaling.by_deadline_misses):
-        wanted, _ = policy(pressed(replicas, pressure, busy))
+def test_replicas_move_by_one_and_only_where_the_rest_can_carry_it(replicas, late_share, busy):
+    for policy in (scaling.by_late_intents, scaling.by_missed_deadlines):
+        wanted, _ = policy(pressed(replicas, late_share, busy))
         assert wanted >= 1
         assert abs(wanted - replicas) <= 1
         if wanted < replicas:
@@ -126,18 +175,18 @@ def test_replicas_move_by_one_and_only_where_the_rest_can_carry_it(replicas, pre
 
 
 def test_late_intents_start_planners_and_missed_deadlines_start_refiners():
-    assert scaling.by_intent_age(pressed(1, 0.5, 0.9))[0] == 2
-    assert scaling.by_deadline_misses(pressed(1, 0.5, 0.9))[0] == 2
-    assert scaling.by_deadline_misses(pressed(3, 0.0, 0.1))[0] == 2
-    assert scaling.by_intent_age(pressed(1, 0.0, 0.0))[0] == 1
-    assert scaling.by_intent_age(Context(2))[0] == 1
+    assert scaling.by_late_intents(pressed(1, 0.5, 0.9))[0] == 2
+    assert scaling.by_missed_deadlines(pressed(1, 0.5, 0.9))[0] == 2
+    assert scaling.by_missed_deadlines(pressed(3, 0.0, 0.1))[0] == 2
+    assert scaling.by_late_intents(pressed(1, 0.0, 0.0))[0] == 1
+    assert scaling.by_late_intents(Context(2))[0] == 1
 
 
 @given(strategies.integers(1, 9), strategies.integers(1, 9), strategies.floats(0, 1), strategies.floats(0, 1))
-def test_nothing_is_decided_while_replicas_start_or_end(running, target, pressure, busy):
+def test_nothing_is_decided_while_replicas_start_or_end(running, target, late_share, busy):
     """A start makes the others late, which is no reason for one more, and none to give it up when that is over."""
-    for policy in (scaling.by_intent_age, scaling.by_deadline_misses):
-        context = pressed(running, pressure, busy, target_num_replicas=target, policy_state={"settled_at": 0.0})
+    for policy in (scaling.by_late_intents, scaling.by_missed_deadlines):
+        context = pressed(running, late_share, busy, target_num_replicas=target, policy_state={"settled_at": 0.0})
         wanted, state = policy(context)
         if running != target:
             assert (wanted, state) == (target, {})
@@ -146,7 +195,7 @@ def test_nothing_is_decided_while_replicas_start_or_end(running, target, pressur
 def test_the_measures_of_a_start_must_be_over_before_the_next_decision():
     state, wanted = {}, []
     for second in range(12):
-        number, state = scaling.by_intent_age(pressed(2, 1.0, 1.0, policy_state=state, current_time=100.0 + second))
+        number, state = scaling.by_late_intents(pressed(2, 1.0, 1.0, policy_state=state, current_time=100.0 + second))
         wanted.append(number)
     assert wanted == [2] * 6 + [3] * 6
 

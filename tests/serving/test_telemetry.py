@@ -29,15 +29,15 @@ from libra_ray.serving.fleet_snapshot import (
 )
 from libra_ray.serving.metrics import ALL_METRICS
 from libra_ray.serving.telemetry import MAX_NAME, MAX_REASONS, MAX_ROBOTS, Telemetry
-from tests.serving.fleet_builders import Clock, busy_fleet, one_request
+from tests.serving.fleet_builders import LEVELS, Clock, busy_fleet, one_request
 
 DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana" / "libra_ray.json"
 DEPLOYMENT = "MeasuredGateway"
 
 
 def tick(gateway, robot="a", latency_s=0.02, *, age=3, held=False, missed=False):
-    seconds = None if age is None else 0.05 * age
-    gateway.tick(robot, latency_s=latency_s, batch_size=4, intent_age_steps=age, intent_age_s=seconds, held=held, missed=missed)
+    ages = {} if age is None else {"planner": (age, 0.05 * age)}
+    gateway.tick(robot, latency_s=latency_s, batch_size=4, ages=ages, intent_age_steps=age, held=held, missed=missed)
 
 
 def settled(value):
@@ -74,7 +74,7 @@ def test_percentiles_are_those_of_the_values(values):
 @pytest.mark.parametrize(("per_s", "observed_per_s"), [(50, 50), (2000, 100)])
 def test_histograms_get_a_share_of_many_ticks_and_the_page_all(monkeypatch, per_s, observed_per_s):
     clock, seconds, observed = Clock(), 5, []
-    gateway = Telemetry("g", register, clock=clock)
+    gateway = Telemetry("g", register, LEVELS, clock=clock)
     monkeypatch.setitem(gateway._observe, "latency_s", observed.append)
     for second in range(seconds + 1):
         if second == 1:  # of the first nobody knows how many will come
@@ -83,7 +83,7 @@ def test_histograms_get_a_share_of_many_ticks_and_the_page_all(monkeypatch, per_
             tick(gateway)
             clock.now += 1 / per_s
     assert len(observed) == pytest.approx(observed_per_s * seconds, rel=0 if per_s == observed_per_s else 0.25)
-    assert gateway.snapshot().measures["latency_s"].summary()["count"] == per_s * (seconds + 1)
+    assert gateway.snapshot().measures.window["latency_s"].summary()["count"] == per_s * (seconds + 1)
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 100)), max_size=60), st.integers(1, 12))
@@ -101,7 +101,7 @@ def test_a_window_holds_exactly_its_last_seconds(events, seconds):
 
 def test_a_snapshot_speaks_of_the_last_minute():
     clock = Clock()
-    gateway = Telemetry("gateway", register, clock=clock)
+    gateway = Telemetry("gateway", register, LEVELS, clock=clock)
     for _ in range(100):
         tick(gateway, latency_s=9.0, missed=True)
     clock.now += WINDOW_S + 1
@@ -121,7 +121,10 @@ def test_a_snapshot_speaks_of_the_last_minute():
 def test_snapshots_of_gateways_add_up_to_one_gateways():
     """Whichever gateway a request goes to, the fleet's figures are the same."""
     clock, noise = Clock(), random.Random(1)
-    alone, shared = Telemetry("g", register, clock=clock), [Telemetry("g", register, clock=clock) for _ in range(3)]
+    alone, shared = (
+        Telemetry("g", register, LEVELS, clock=clock),
+        [Telemetry("g", register, LEVELS, clock=clock) for _ in range(3)],
+    )
     for i in range(300):
         clock.now += 0.05
         seed = noise.random()
@@ -134,6 +137,8 @@ def test_snapshots_of_gateways_add_up_to_one_gateways():
     expected = FleetSnapshot.merged([alone.snapshot()], time=5.0).to_json()
     assert merged.pop("gateways") == 3
     assert expected.pop("gateways") == 1
+    assert [level["name"] for level in merged["levels"]] == list(LEVELS)
+    assert merged["levels"][0]["intent_age_steps"]["count"] == 300
     smoothed = ("latency_ms", "connected_s", "intent_age_steps", "holding")
     for fleet in (merged, expected):
         fleet["robots"] = [{key: value for key, value in row.items() if key not in smoothed} for row in fleet["robots"]]
@@ -143,14 +148,14 @@ def test_snapshots_of_gateways_add_up_to_one_gateways():
 def test_a_snapshot_travels_and_becomes_strict_json():
     fleet = busy_fleet(5, seconds=10)
     json.dumps(fleet.fleet(), allow_nan=False)
-    json.dumps(Telemetry("g", register).snapshot().to_json(), allow_nan=False)
-    snapshot = Telemetry("g", register, clock=Clock()).snapshot()
+    json.dumps(Telemetry("g", register, LEVELS).snapshot().to_json(), allow_nan=False)
+    snapshot = Telemetry("g", register, LEVELS, clock=Clock()).snapshot()
     assert pickle.loads(pickle.dumps(snapshot)) == snapshot
 
 
 def test_a_robot_that_leaves_is_forgotten_after_a_minute():
     clock = Clock()
-    gateway = Telemetry("g", register, clock=clock)
+    gateway = Telemetry("g", register, LEVELS, clock=clock)
     gateway.connected("a")
     tick(gateway)
     gateway.connected("a")
@@ -166,7 +171,7 @@ def test_a_robot_that_leaves_is_forgotten_after_a_minute():
 
 def test_a_robot_without_a_connection_is_there_as_long_as_it_asks():
     clock = Clock()
-    gateway = Telemetry("g", register, clock=clock)
+    gateway = Telemetry("g", register, LEVELS, clock=clock)
     tick(gateway, "by-http")
     assert gateway.snapshot().robots[0].connected
     clock.now += telemetry_module.CONNECTIONLESS_S
@@ -175,7 +180,7 @@ def test_a_robot_without_a_connection_is_there_as_long_as_it_asks():
 
 def test_a_robot_that_changes_gateways_keeps_its_counts():
     clock = Clock()
-    old, new = Telemetry("g", register, clock=clock), Telemetry("g", register, clock=clock)
+    old, new = Telemetry("g", register, LEVELS, clock=clock), Telemetry("g", register, LEVELS, clock=clock)
     old.connected("a")
     tick(old, age=9)
     old.episode_ended("a", True)
@@ -190,7 +195,7 @@ def test_a_robot_that_changes_gateways_keeps_its_counts():
 
 
 def test_made_up_names_and_reasons_do_not_fill_memory():
-    gateway = Telemetry("g", register, clock=Clock())
+    gateway = Telemetry("g", register, LEVELS, clock=Clock())
     gateway.connected("honest")
     for i in range(MAX_ROBOTS + 100):
         tick(gateway, f"{i}" + "x" * 10_000)
@@ -207,24 +212,25 @@ def test_made_up_names_and_reasons_do_not_fill_memory():
 
 
 def test_any_latency_needs_few_counters():
-    gateway, noise = Telemetry("g", register, clock=Clock()), random.Random(0)
+    gateway, noise = Telemetry("g", register, LEVELS, clock=Clock()), random.Random(0)
     for _ in range(20_000):
         tick(gateway, latency_s=noise.lognormvariate(-4, 1))
-    assert len(gateway.snapshot().measures["latency_s"].counts) < 1000
+    assert len(gateway.snapshot().measures.window["latency_s"].counts) < 1000
 
 
 def test_a_reply_without_a_plan_has_no_age():
-    gateway = Telemetry("g", register, clock=Clock())
+    gateway = Telemetry("g", register, LEVELS, clock=Clock())
     tick(gateway, age=None, held=True)
     told = gateway.snapshot().to_json()
-    assert told["intent_age_steps"]["count"] == told["intent_age_s"]["count"] == 0
+    for level in told["levels"]:
+        assert level["intent_age_steps"]["count"] == level["intent_age_s"]["count"] == 0
     assert told["robots"][0]["intent_age_steps"] is None
     assert told["robots"][0]["holding"]
 
 
 def test_the_board_forgets_a_silent_gateway():
     clock = Clock()
-    board, gateways = FleetBoard(clock), [Telemetry("g", register, clock=clock) for _ in range(2)]
+    board, gateways = FleetBoard(clock), [Telemetry("g", register, LEVELS, clock=clock) for _ in range(2)]
     for name, gateway in zip("ab", gateways, strict=True):
         gateway.connected(f"robot-{name}")
         board.report(name, gateway.snapshot())
@@ -238,7 +244,7 @@ def test_the_board_forgets_a_silent_gateway():
 
 def test_the_history_is_bounded_and_in_order():
     clock = Clock()
-    board, gateway = FleetBoard(clock), Telemetry("g", register, clock=clock)
+    board, gateway = FleetBoard(clock), Telemetry("g", register, LEVELS, clock=clock)
     for _ in range(HISTORY_S + 20):
         clock.now += 1
         for name in "ab":
@@ -283,7 +289,7 @@ def test_every_query_of_the_dashboard_is_whole(dashboard):
             assert target["expr"].count("(") == target["expr"].count(")")
             for metric in metrics_in(target["expr"]):
                 assert f'{metric}{{deployment=~"$deployment"' in target["expr"]
-            assert ("histogram_quantile" in target["expr"]) <= ("sum by (le)" in target["expr"])
+            assert ("histogram_quantile" in target["expr"]) <= ("sum by (le" in target["expr"])
     misses = next(panel for panel in dashboard["panels"] if panel["title"] == "Deadline misses")
     assert [step["value"] for step in misses["fieldConfig"]["defaults"]["thresholds"]["steps"]] == [None, 0.01, 0.05]
 
@@ -308,15 +314,15 @@ def gateway_actor(name):
     @ray.remote(num_cpus=0)
     class Gateway:  # in here, so that it travels by value: workers do not know the tests
         def __init__(self):
-            self.telemetry, self.board = Telemetry(DEPLOYMENT, register), BoardClient(name)
+            self.telemetry, self.board = Telemetry(DEPLOYMENT, register, LEVELS), BoardClient(name)
 
         async def work(self):
             self.telemetry.connected(name)
-            marks = {"batch_size": 4, "intent_age_steps": 3, "intent_age_s": 0.15, "held": True, "missed": True}
+            marks = {"batch_size": 4, "intent_age_steps": 3, "held": True, "missed": True}
             for _ in range(3):
-                self.telemetry.tick(name, latency_s=0.02, **marks)
-            self.telemetry.planner_call(seconds=0.1, batch_size=2)
-            self.telemetry.refiner_call(seconds=0.01, batch_size=4, queued=0)
+                self.telemetry.tick(name, latency_s=0.02, ages={"planner": (3, 0.15)}, **marks)
+            self.telemetry.call("planner", seconds=0.1, batch_size=2, queued=3)
+            self.telemetry.call("refiner", seconds=0.01, batch_size=4, queued=0)
             self.telemetry.refused("wrong shape")
             self.telemetry.episode_ended(name, True)
             return await self.say()
@@ -345,7 +351,9 @@ def samples(address):
     with urllib.request.urlopen(address, timeout=10) as answer:
         families = list(text_string_to_metric_families(answer.read().decode()))
     found = [sample for family in families for sample in family.samples if sample.labels.get("deployment") == DEPLOYMENT]
-    return {(s.name, *(s.labels[key] for key in ("le", "reason", "outcome") if key in s.labels)): s.value for s in found}
+    return {
+        (s.name, *(s.labels[key] for key in ("level", "le", "reason", "outcome") if key in s.labels)): s.value for s in found
+    }
 
 
 def current_board():
@@ -386,7 +394,9 @@ def test_gateways_share_a_board_and_prometheus_sees_them(metrics_address):
     assert found["ray_libra_tick_latency_seconds_count",] == 3
     assert found["ray_libra_tick_latency_seconds_bucket", "0.015"] == 0
     assert found["ray_libra_tick_latency_seconds_bucket", "0.02"] == 3
-    assert found["ray_libra_refiner_queue_bucket", "0.5"] == 1
+    assert found["ray_libra_call_queue_bucket", "refiner", "0.5"] == 1
+    assert found["ray_libra_call_queue_bucket", "planner", "0.5"] == 0
+    assert found["ray_libra_intent_age_steps_count", "planner"] == 3
     assert found["ray_libra_answered_requests_total",] == 3
     assert found["ray_libra_deadline_misses_total",] == found["ray_libra_held_actions_total",] == 3
     assert found["ray_libra_refused_requests_total", "wrong shape"] == 1

@@ -24,10 +24,16 @@ from libra_ray.client.protocol import GOING_AWAY, TOO_BIG, Handshake, pack, requ
 from libra_ray.serving.listener import OwnPort
 from libra_ray.serving.web import Web
 from libra_ray.types import IMAGE_KEY, STATE_KEY
-from tests.serving.stubs import HORIZON, observe
-from tests.serving.test_gateway import Bench, check
+from tests.serving.bench import Bench, check
+from tests.serving.stubs import HORIZON, StubLevel, observe
 
 LIMIT = 64 * 1024
+
+
+class Ready(StubLevel):
+    """A level whose intent is there before the last level has answered: robots are never told to hold."""
+
+    delay_s = 0.0
 
 
 class Server:
@@ -42,7 +48,7 @@ class Server:
         self.call(self._start(ready, changes))
 
     async def _start(self, ready, changes):
-        self.bench = Bench(max_message_bytes=LIMIT, **changes)
+        self.bench = Bench(kinds={"planner": Ready}, max_message_bytes=LIMIT, **changes)
         self.core = self.bench.core
         self.core.board = Board()
         self.web = Web(self.core)
@@ -131,8 +137,8 @@ def test_openpis_client_works_as_it_is(server):
         assert answer["actions"].shape == (HORIZON, 5)
         assert (answer["actions"][:, 0] == 7).all()
         assert (answer["first_step"], answer["seq"]) == (step, step)
-        assert {"total_ms", "queue_ms", "refiner_ms", "batch"} <= answer["server_timing"].keys()
-        assert {"intent_age_steps", "intent_age_ms", "held", "plan_first_step"} <= answer.keys()
+        assert {"total_ms", "queue_ms", "call_ms", "compute_ms", "batch"} <= answer["server_timing"].keys()
+        assert {"intent_age_steps", "intent_age_ms", "held", "intent_first_step"} <= answer.keys()
     with pytest.raises(RuntimeError, match=r"observation.state has shape \(3,\)"):
         client.infer(message(7, **{STATE_KEY: np.zeros(3)}))
     assert client.infer(message(7, step=...))["first_step"] == 25
@@ -174,7 +180,7 @@ GARBAGE = {
     "nothing": (b"", "msgpack"),
     "a list": (pack({"a": 1})[1:], "msgpack|map"),
     "text": ("hello", "binary messages in msgpack"),
-    "version": (pack(message(version=9)), "speaks version 1"),
+    "version": (pack(message(version=1)), "speaks version 2: update the client"),
     "nan": (pack(message(**{STATE_KEY: np.array([np.nan, 0])})), "finite"),
     "dtype": (pack(message(**{IMAGE_KEY: np.zeros((4, 4, 3))})), "needs uint8"),
     "size": (pack(message(**{IMAGE_KEY: np.zeros((40, 40, 3), np.uint8)})), "needs uint8"),
@@ -300,7 +306,7 @@ def test_plain_http_answers_as_the_socket_does(server):
     answer = json.loads(body)
     assert (answer["robot"], answer["seq"], np.shape(answer["actions"])) == ("robot 6", 1, (HORIZON, 5))
     packed = server.http("/act", pack(message(6, 5, robot="robot 6")), content_type="application/msgpack")
-    assert unpack(packed[2])["plan_first_step"] == 0, "its plan was remembered by its name"
+    assert unpack(packed[2])["intent_first_step"] == 0, "its plan was remembered by its name"
 
 
 @pytest.mark.parametrize(
@@ -390,9 +396,9 @@ def test_an_answer_to_another_robot_is_never_taken():
         asked = unpack(connection.recv())
         connection.send(pack(asked | {"robot": "another", "actions": np.zeros((5, 5), np.float32), "first_step": 0}))
 
-    from tests.serving.stubs import FACTS
+    from tests.serving.stubs import DESCRIPTION
 
-    shake = FACTS | {"execute_steps": 5, "rule": "fifo", "max_message_bytes": 1}
+    shake = DESCRIPTION | {"execute_steps": 5, "rule": "fifo", "max_message_bytes": 1}
     port = free_port()
     with websocket_server(crossed, "127.0.0.1", port, compression=None) as crossing:
         threading.Thread(target=crossing.serve_forever, daemon=True).start()

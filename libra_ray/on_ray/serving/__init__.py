@@ -1,1 +1,1 @@
-"""Serving a fleet of robots: planner, refiner and gateway as Ray Serve deployments."""
+"""Serving a fleet of robots: a policy's levels and the gateway as Ray Serve deployments."""

@@ -1,4 +1,4 @@
-"""The application: Planner, Refiner and Gateway, each with its own replicas, resources and autoscaling."""
+"""The application: a deployment per level and the gateway, each with its own replicas, resources and autoscaling."""
 
 import asyncio
 import hashlib
@@ -20,6 +20,7 @@ from libra_ray.on_ray.serving.scaling import LOOK_BACK_S, METRICS_S
 from libra_ray.serving.engine import Engine
 from libra_ray.serving.gateway import GatewayCore
 from libra_ray.serving.listener import OwnPort
+from libra_ray.serving.replica import LevelReplica
 from libra_ray.serving.settings import Replicas, Settings
 from libra_ray.serving.web import Web
 from libra_ray.serving.weights import pinned
@@ -27,8 +28,8 @@ from libra_ray.types import Json
 
 APP_NAME = "default"
 """What `serve run` calls an application that was given no name."""
-NAMES = ("Planner", "Refiner", "Gateway")
-"""Its deployments."""
+GATEWAY = "Gateway"
+"""The gateways' deployment; the others are named after their levels."""
 LEAVE_S = 3.0
 CALLS_AT_ONCE = 4
 """Batches that a replica takes in: one computes, the others wait or answer `describe`."""
@@ -44,14 +45,11 @@ class GatewayBase:
 
     Args:
         settings: the application's.
-        planner: handle of the planner's deployment.
-        refiner: handle of the refiner's deployment.
+        handles: of the levels' deployments, slow to fast.
     """
 
-    async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, settings: Settings, planner: DeploymentHandle[Any], refiner: DeploymentHandle[Any]
-    ) -> None:
-        self._core = GatewayCore(settings, _direct(planner), _direct(refiner), engine)
+    async def __init__(self, settings: Settings, *handles: DeploymentHandle[Any]) -> None:  # type: ignore[misc]  # Serve awaits it
+        self._core = GatewayCore(settings, dict(zip(settings.levels, map(_direct, handles), strict=True)), engine)
         self._web = Web(self._core)
         self._core.space_changed_hooks.append(self._web.send_away)
         self._port: OwnPort | None = None
@@ -60,11 +58,11 @@ class GatewayBase:
                 self._web, host=settings.host, port=settings.port, max_message_bytes=settings.max_message_bytes
             )
             self._opening = asyncio.get_running_loop().create_task(self._open(self._port))
-        self._beat = asyncio.get_running_loop().create_task(self._core.beat())
+        self._heartbeat = asyncio.get_running_loop().create_task(self._core.heartbeat())
 
     async def _open(self, port: OwnPort) -> None:
         """Share the port only now: a robot sent here earlier would be refused, and wait, while other gateways are free."""
-        await self._core.following.loaded.wait()
+        await self._core.weight_switch.loaded.wait()
         port.open()
 
     def __serve_build_asgi_app__(self) -> Web:
@@ -72,8 +70,8 @@ class GatewayBase:
         return self._web
 
     async def reconfigure(self, user_config: Mapping[str, str]) -> None:
-        """Follow the systems to other weights."""
-        self._core.following.follow(user_config)
+        """Switch to other weights."""
+        self._core.weight_switch.switch_to(user_config)
 
     async def act(self, request: Json, robot: str = "handle") -> Json:
         """The answer to one request without a socket, for simulators in the cluster: maps as in `libra_ray.client.protocol`.
@@ -93,10 +91,10 @@ class GatewayBase:
 
     async def __del__(self) -> None:
         """Drain: take no more robots, send those that are here to another gateway, each after its answer under way."""
-        if not hasattr(self, "_beat"):
+        if not hasattr(self, "_heartbeat"):
             return
         self._core.draining = True
-        self._beat.cancel()
+        self._heartbeat.cancel()
         if self._port is not None:
             self._opening.cancel()
             self._port.refuse_new()
@@ -106,43 +104,52 @@ class GatewayBase:
             await self._port.close()
 
 
-def _direct(system: DeploymentHandle[Any]) -> DeploymentHandle[Any]:
+def _direct(handle: DeploymentHandle[Any]) -> DeploymentHandle[Any]:
     """Calls over gRPC from process to process, instead of actor calls that stream their answers.
 
     A replica reports those in one thread, where the answer to a caller that was killed holds up everybody else's for two
     seconds (Ray 2.60). The router works in the gateway's own event loop: every hop between threads waits for the others.
     """
-    system._init(_run_router_in_separate_loop=False)  # noqa: SLF001
-    return system.options(_by_reference=False, request_serialization="pickle", response_serialization="pickle")
+    handle._init(_run_router_in_separate_loop=False)  # noqa: SLF001
+    return handle.options(_by_reference=False, request_serialization="pickle", response_serialization="pickle")
 
 
 Gateway = serve.ingress()(GatewayBase)
 """Serve's ingress."""
 
 
-def build(settings: Settings, planner: type | None = None, refiner: type | None = None) -> Application:
+def build(settings: Settings, replica: type = LevelReplica) -> Application:
     """The application of these settings.
 
     Args:
-        planner: another class than `Planner`, for tests; `refiner` likewise.
-    """
-    from libra_ray.serving.replica import Planner, Refiner
+        settings: with all levels, as `pinned` gives them.
+        replica: a class made from settings and a level's name, for tests.
 
-    parts = {
-        "Planner": (planner or Planner, settings.planner, "by_intent_age"),
-        "Refiner": (refiner or Refiner, settings.refiner, "by_deadline_misses"),
-    }
-    systems = [
-        _deployment(settings, cls, name, of, policy, max_ongoing_requests=CALLS_AT_ONCE).bind(settings)
-        for name, (cls, of, policy) in parts.items()
+    Raises:
+        ValueError: two deployments would have one name.
+    """
+    names = [deployment_of(level) for level in settings.levels]
+    if len({*names, GATEWAY}) <= len(names):
+        raise ValueError(f"levels {', '.join(settings.levels)} need deployments of different names, none of them {GATEWAY}")
+    *_, last = settings.levels
+    levels = [
+        _deployment(
+            settings, replica, name, of, "by_missed_deadlines" if level == last else "by_late_intents", slots=CALLS_AT_ONCE
+        ).bind(settings, level)
+        for name, (level, of) in zip(names, settings.levels.items(), strict=True)
     ]
     # A WebSocket through Serve's proxy holds one slot for its whole life.
     slots = settings.max_connections + 100
-    gateway = _deployment(settings, Gateway, "Gateway", settings.gateway, "by_connections", max_ongoing_requests=slots)
-    return gateway.bind(settings, *systems)
+    gateway = _deployment(settings, Gateway, GATEWAY, settings.gateway, "by_connections", slots=slots)
+    return gateway.bind(settings, *levels)
 
 
-def _deployment(settings: Settings, cls: Any, name: str, of: Replicas, policy: str, **options: Any) -> Deployment:
+def deployment_of(level: str) -> str:
+    """The name of a level's deployment: `planner` is served by `Planner`."""
+    return level[:1].upper() + level[1:]
+
+
+def _deployment(settings: Settings, cls: Any, name: str, of: Replicas, policy: str, *, slots: int) -> Deployment:
     numbers: dict[str, Any] = {"num_replicas": of.replicas}
     if of.max_replicas > of.replicas:
         numbers = {
@@ -167,8 +174,8 @@ def _deployment(settings: Settings, cls: Any, name: str, of: Replicas, policy: s
         graceful_shutdown_timeout_s=2 * LEAVE_S,
         # A line per call would cost more than the call.
         logging_config={"enable_access_log": False, "log_level": "WARNING"},
+        max_ongoing_requests=slots,
         **numbers,
-        **options,
     )
     # Serve restarts replicas of another version, and by default every deployment is one. Only the weights may change in place.
     made._version = _version(settings)  # noqa: SLF001
@@ -199,7 +206,7 @@ def update_weights(checkpoint: str, revision: str = "", app_name: str = APP_NAME
         app_name: as `serve status` shows it.
 
     Raises:
-        ValueError: there is no such checkpoint or application, or RAY_ADDRESS names no cluster.
+        ValueError: there is no such checkpoint or application, it has other levels, or RAY_ADDRESS names no cluster.
         RuntimeError: the cluster does not answer, or the application cannot load the checkpoint.
     """
     with session.joined():
@@ -208,11 +215,14 @@ def update_weights(checkpoint: str, revision: str = "", app_name: str = APP_NAME
             raise ValueError(f"no application {app_name!r} runs; running: {', '.join(running) or 'none'}")
         settings: Settings = serve.get_app_handle(app_name).settings.remote().result()
         changed = pinned(settings.model_copy(update={"checkpoint": checkpoint, "revision": revision}))
-        if not _declared_anew(app_name, changed.user_config()):
+        if [*changed.levels] != [*settings.levels]:
+            has, served = ", ".join(changed.levels), ", ".join(settings.levels)
+            raise ValueError(f"{checkpoint} has the levels {has}, application {app_name!r} serves {served}; start another one")
+        if not _declared_anew(app_name, changed):
             serve.run(build(changed), name=app_name, route_prefix="/")
 
 
-def _declared_anew(app_name: str, user_config: Mapping[str, str]) -> bool:
+def _declared_anew(app_name: str, settings: Settings) -> bool:
     """Change the file's weights of an application that came by `serve deploy`; False where it did not.
 
     To `serve.run` it would be another application of that name, with all of its processes started anew.
@@ -224,7 +234,8 @@ def _declared_anew(app_name: str, user_config: Mapping[str, str]) -> bool:
         return False
     tree = declared[app_name].model_dump(exclude_unset=True)
     deployments = {part["name"]: part for part in tree.get("deployments", [])}
-    named = [{**deployments.pop(name, {"name": name}), "user_config": dict(user_config)} for name in NAMES]
+    names = [*map(deployment_of, settings.levels), GATEWAY]
+    named = [{**deployments.pop(name, {"name": name}), "user_config": settings.user_config()} for name in names]
     tree["deployments"] = [*named, *deployments.values()]
     declared[app_name] = ServeApplicationSchema.model_validate(tree)
     # All of them: Serve ends those that a file no longer names.

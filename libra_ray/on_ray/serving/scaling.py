@@ -1,4 +1,4 @@
-"""When to start and end replicas: the planner by the age of intents, the refiner by missed deadlines, gateways by connections.
+"""When to start and end replicas: levels by late intents, the last by missed deadlines, gateways by connections.
 
 A policy sees what replicas report by `record_autoscaling_stats` and names a number; Serve applies the delays and the limits.
 A replica that starts takes processors from those that work, and makes them late: nothing is decided before it runs, and before
@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 LATE_INTENTS = 0.2
-"""Share of requests that found their plan not renewed in time, above which one more planner is started."""
+"""Share of requests that found a level's intent not renewed in time, above which one more replica of it is started."""
 MISSED_DEADLINES = 0.02
-"""Share of answers after their deadline, above which one more refiner is started."""
+"""Share of answers after their deadline, above which one more replica of the last level is started."""
 BUSY = 0.6
 """A replica is ended where the others would compute for less than this share of the time."""
 CONNECTIONS = 64
@@ -35,14 +35,14 @@ class Context(Protocol):
     current_time: float | None
 
 
-def by_intent_age(context: Context) -> tuple[int, dict[str, Any]]:
-    """Planners wanted: one more where intents are not renewed in time."""
-    return _by_pressure(context, LATE_INTENTS)
+def by_late_intents(context: Context) -> tuple[int, dict[str, Any]]:
+    """Replicas wanted of a level above the last: one more where its intents are not renewed in time."""
+    return _by_late_share(context, LATE_INTENTS)
 
 
-def by_deadline_misses(context: Context) -> tuple[int, dict[str, Any]]:
-    """Refiners wanted: one more where answers miss their deadline, because they compute too long or queue."""
-    return _by_pressure(context, MISSED_DEADLINES)
+def by_missed_deadlines(context: Context) -> tuple[int, dict[str, Any]]:
+    """Replicas wanted of the last level: one more where answers miss their deadline, because they compute too long or queue."""
+    return _by_late_share(context, MISSED_DEADLINES)
 
 
 def by_connections(context: Context) -> tuple[int, dict[str, Any]]:
@@ -50,7 +50,7 @@ def by_connections(context: Context) -> tuple[int, dict[str, Any]]:
     return max(1, math.ceil(sum(_metric(context, "connections")) / CONNECTIONS)), {}
 
 
-def _by_pressure(context: Context, limit: float) -> tuple[int, dict[str, Any]]:
+def _by_late_share(context: Context, limit: float) -> tuple[int, dict[str, Any]]:
     wanted = max(1, context.target_num_replicas)
     if context.current_num_replicas != wanted:
         return wanted, {}
@@ -58,8 +58,8 @@ def _by_pressure(context: Context, limit: float) -> tuple[int, dict[str, Any]]:
     state = {_SETTLED_AT: context.policy_state.get(_SETTLED_AT, now)}
     if now - state[_SETTLED_AT] < LOOK_BACK_S:
         return wanted, state
-    pressure, busy = _metric(context, "pressure"), sum(_metric(context, "busy"))
-    if max(pressure, default=0.0) > limit:
+    late, busy = _metric(context, "late_share"), sum(_metric(context, "busy"))
+    if max(late, default=0.0) > limit:
         wanted += 1
     elif wanted > 1 and busy < BUSY * (wanted - 1):
         wanted -= 1

@@ -50,7 +50,6 @@ const HEADLINES = {
   success: ["success", f => [percent(f.episodes.success_rate), f.episodes.judged ? `${number(f.episodes.successes)} of ${plural(f.episodes.judged, "episode")}` : "no episode yet"]],
   requests: ["requests per second", f => [number(f.requests_per_s), f.batch_size.count ? `${plural(f.batch_size.p50, "robot")} a batch` : ""]],
   latency: ["latency", f => [number(f.latency_ms.p50, " ms"), tails(f.latency_ms)]],
-  age: ["age of the intent", f => [number(f.intent_age_steps.p50, f.intent_age_steps.p50 === 1 ? " step" : " steps"), tails(f.intent_age_steps)]],
   missed: ["deadline misses", f => [percent(f.missed.share), `${number(f.missed.count)} in ${f.window_s} s`, f.missed.share >= 0.01]],
   held: ["held actions", f => [percent(f.held.share), `${number(f.held.count)} in ${f.window_s} s`, f.held.share >= 0.01]],
 };
@@ -78,13 +77,22 @@ function showHeadlines(fleet) {
 // --- curves
 
 const CURVES = {
-  latency: ["Latency", " ms", { latency_p50_ms: ["p50", "main"], latency_p99_ms: ["p99", "tail"] }],
-  age: ["Age of the intent", "", { intent_age_p50: ["p50", "main"], intent_age_p99: ["p99", "tail"] }],
-  requests: ["Requests per second", "", { requests_per_s: ["now", "main"] }],
-  calls: ["Calls, p50", " ms", { planner_p50_ms: ["planner", "planner"], refiner_p50_ms: ["refiner", "refiner"] }],
+  latency: ["Latency", " ms", { p50: ["main", point => point.latency_p50_ms], p99: ["tail", point => point.latency_p99_ms] }],
+  requests: ["Requests per second", "", { now: ["main", point => point.requests_per_s] }],
 };
 
+// One line per level; the page learns their names from the server.
+function addLevelCurves(levels) {
+  const lines = (key, names) => Object.fromEntries(names.map(name =>
+    [name, [`level-${levels.findIndex(level => level.name === name) % 4}`, point => point.levels[name]?.[key] ?? null]]));
+  const upper = levels.slice(0, -1).map(level => level.name);
+  delete CURVES.age;
+  if (upper.length) CURVES.age = ["Age of the intent, steps, p50", "", lines("intent_age_p50", upper)];
+  CURVES.calls = ["Calls, p50", " ms", lines("call_p50_ms", levels.map(level => level.name))];
+}
+
 function buildCurves() {
+  find("curves").replaceChildren();
   for (const [id, [title, , lines]] of Object.entries(CURVES)) {
     const card = make("figure", find("curves"), "card");
     card.id = `curve-${id}`;
@@ -93,7 +101,7 @@ function buildCurves() {
     const plot = make("div", card, "plot");
     const svg = makeSvg("svg", plot, { viewBox: "0 0 100 100", preserveAspectRatio: "none", role: "img" });
     make("span", plot);
-    for (const [label, kind] of Object.values(lines)) {
+    for (const [label, [kind]] of Object.entries(lines)) {
       make("b", make("span", legend, kind, `${label} `));
       makeSvg("path", svg, { class: kind });
     }
@@ -105,46 +113,73 @@ function ceiling(value) {
   return power * [1, 1.5, 2, 3, 4, 5, 7.5, 10].find(step => step * power >= value * 0.999);
 }
 
-function pathOf(history, key, top) {
+function pathOf(history, read, top) {
   let path = "";
   let pen = "M";
   for (const point of history) {
     const x = 100 * (1 - point.seconds_ago / HISTORY_S);
-    if (point[key] === null || x < 0) { pen = "M"; continue; }
-    path += `${pen}${x.toFixed(2)} ${(100 - 100 * point[key] / top).toFixed(2)}`;
+    if (read(point) === null || x < 0) { pen = "M"; continue; }
+    path += `${pen}${x.toFixed(2)} ${(100 - 100 * read(point) / top).toFixed(2)}`;
     pen = "L";
   }
   return path;
 }
 
 function showCurves(fleet) {
-  const last = fleet.history.at(-1) ?? {};
+  const last = fleet.history.at(-1);
   for (const [id, [title, unit, lines]] of Object.entries(CURVES)) {
     const card = find(`curve-${id}`);
-    const keys = Object.keys(lines);
-    const values = fleet.history.flatMap(point => keys.map(key => point[key] ?? 0));
-    const highest = Math.max(0, ...values);
+    const reads = Object.values(lines).map(([, read]) => read);
+    const highest = Math.max(0, ...fleet.history.flatMap(point => reads.map(read => read(point) ?? 0)));
     const top = highest > 0 ? ceiling(highest) : 1;
     card.querySelector(".plot span").textContent = highest > 0 ? number(top, unit) : "";
-    const words = keys.map((key, index) => {
-      card.querySelectorAll("b")[index].textContent = number(last[key], unit);
-      card.querySelectorAll("path")[index].setAttribute("d", pathOf(fleet.history, key, top));
-      return `${lines[key][0]} ${number(last[key], unit)}`;
+    const words = Object.keys(lines).map((label, index) => {
+      const now = number(last ? reads[index](last) : null, unit);
+      card.querySelectorAll("b")[index].textContent = now;
+      card.querySelectorAll("path")[index].setAttribute("d", pathOf(fleet.history, reads[index], top));
+      return `${label} ${now}`;
     });
     card.querySelector("svg").setAttribute("aria-label", `${title}, last three minutes; at present ${words.join(", ")}`);
   }
 }
 
-// --- calls and refusals
+// --- levels and refusals
 
-function showCalls(fleet) {
-  find("window").textContent = `last ${fleet.window_s} s`;
-  for (const system of ["planner", "refiner"]) {
-    const { latency_ms: latency, batch_size: batch, queue } = fleet[system];
-    const texts = [latency.p50, latency.p95, latency.p99].map(ms => number(ms));
-    texts.push(number(batch.mean), queue ? number(queue.mean) : NONE);
-    find(system).querySelectorAll("td").forEach((cell, index) => { cell.textContent = texts[index]; });
+const marks = (found, unit = "") => found.count ? [found.p50, found.p95, found.p99].map(value => number(value)).join(" / ") + unit : NONE;
+
+const LEVEL_ROWS = {
+  "call, p50 / 95 / 99": level => marks(level.call_ms, " ms"),
+  "robots a call": level => number(level.batch_size.mean),
+  waiting: level => number(level.queue.mean),
+  "intent's age": level => marks(level.intent_age_steps, " steps"),
+};
+
+let shownLevels = null;
+
+function buildLevels(levels) {
+  addLevelCurves(levels);
+  buildCurves();
+  find("levels").replaceChildren();
+  for (const [index, level] of levels.entries()) {
+    const card = make("div", find("levels"), "card");
+    make("h3", card, `level-${index % 4}`, level.name);
+    for (const label of Object.keys(LEVEL_ROWS)) {
+      const pair = make("div", card, "pair");
+      make("span", pair, "", label);
+      make("b", pair);
+    }
   }
+}
+
+function showLevels(fleet) {
+  const names = JSON.stringify(fleet.levels.map(level => level.name));
+  if (names !== shownLevels) buildLevels(fleet.levels);
+  shownLevels = names;
+  find("window").textContent = `last ${fleet.window_s} s`;
+  fleet.levels.forEach((level, index) => {
+    const cells = find("levels").children[index].querySelectorAll("b");
+    Object.values(LEVEL_ROWS).forEach((read, row) => { cells[row].textContent = read(level); });
+  });
   const reasons = Object.entries(fleet.refused).sort((a, b) => b[1] - a[1]).map(([reason, count]) => `${reason} ${number(count)}`);
   find("refused").textContent = reasons.length ? `Refused requests since the start: ${reasons.join(", ")}` : "";
 }
@@ -167,13 +202,13 @@ function buildTile(name) {
 
 function showTile(tile, robot) {
   tile.className = robot.connected ? robot.holding ? "holding" : "" : "away";
-  const age = robot.intent_age_steps;
-  const intent = robot.holding ? "holding" : age === null ? NONE : plural(age, "step");
+  const steps = robot.intent_age_steps;
+  const intent = robot.holding ? "holding" : steps === null ? NONE : plural(steps, "step");
   const success = robot.judged ? `${number(robot.successes)} of ${number(robot.judged)}` : NONE;
-  const [latency, plan, episodes] = tile.querySelectorAll("b");
+  const [latency, age, episodes] = tile.querySelectorAll("b");
   latency.previousSibling.textContent = robot.connected ? "latency" : "left";
   latency.textContent = robot.connected ? number(robot.latency_ms, " ms") : `${duration(robot.silent_s)} ago`;
-  plan.textContent = intent;
+  age.textContent = intent;
   episodes.textContent = success;
   tile.querySelector("rect").setAttribute("width", 100 * (robot.success_rate ?? 0));
   tile.title = `${plural(robot.requests, "request")}, ${number(robot.held)} held, ${number(robot.missed)} late; `
@@ -204,8 +239,8 @@ let openedAt = Date.now();
 
 function show(fleet) {
   showHeadlines(fleet);
+  showLevels(fleet);
   showCurves(fleet);
-  showCalls(fleet);
   showRobots(fleet);
   answeredAt = Date.now();
   document.body.className = "";
@@ -235,5 +270,4 @@ async function ask() {
 
 find("address").textContent = location.origin.replace(/^http/, "ws");
 buildHeadlines();
-buildCurves();
 ask();

@@ -18,12 +18,13 @@ from libra_ray.client.protocol import Reply, request
 from libra_ray.types import Observation
 from tests.processes import command, family, loaded
 from tests.serving import stubs
+from tests.serving.bench import check
 from tests.serving.stubs import HORIZON, observe
-from tests.serving.test_gateway import check
 from tests.serving.test_web import free_port
 
 PATIENCE_S = 60
-LIGHT = {"planner.num_cpus": 0.1, "refiner.num_cpus": 0.1, "gateway.num_cpus": 0.1}
+LIGHT = {"levels.planner.num_cpus": 0.1, "levels.refiner.num_cpus": 0.1, "gateway.num_cpus": 0.1}
+OF_THREE = LIGHT | {"levels.director.num_cpus": 0.1}
 
 
 def ready(port, patience_s=PATIENCE_S):
@@ -54,30 +55,33 @@ def proxy_port(ray_cluster):
 
 @pytest.fixture(scope="module")
 def deployed(proxy_port, tmp_path_factory):
-    """Two applications, started side by side: a real checkpoint's, and one whose systems only say whose answer it is."""
+    """Applications, side by side: of a real checkpoint, and of two and three levels that only say whose answer it is."""
     from ray import serve
 
     from libra_ray.on_ray.serving.app import build
     from libra_ray.serving.settings import Settings
+    from libra_ray.serving.weights import pinned
     from tests.model.builders import save_checkpoint, tiny_model
 
     folders = [tmp_path_factory.mktemp("serving") / name for name in ("first", "second")]
     for seed, folder in enumerate(folders):
         save_checkpoint(folder, tiny_model({"train.seed": seed}))
-    real = Settings.model_validate({"checkpoint": str(folders[0]), "port": free_port(), "rule": "fifo", **LIGHT})
-    stub = Settings.model_validate(
-        {"checkpoint": "first", "port": free_port(), "refiner.replicas": 2, "gateway.replicas": 2, **LIGHT}
-    )
-    stubbed = build(stub, stubs.StubPlanner, stubs.StubRefiner)
-    serve.run_many(
-        [
-            serve.RunTarget(target=stubbed, name="stub", route_prefix="/stub"),
-            serve.RunTarget(target=build(real), name="real", route_prefix="/"),
-        ]
-    )
+    real = pinned(Settings.read({"checkpoint": str(folders[0]), "port": free_port(), "rule": "fifo", **LIGHT}))
+    stub = {"checkpoint": "first", "port": free_port(), "levels.refiner.replicas": 2, "gateway.replicas": 2, **LIGHT}
+    three = {"checkpoint": "first", "port": free_port(), **OF_THREE}
+    stub = Settings.read(stub).with_levels([level.name for level in stubs.LEVELS])
+    three = Settings.read(three).with_levels([level.name for level in stubs.THREE])
+    targets = {
+        "stub": build(stub, stubs.StubLevel),
+        "three": build(three, stubs.StubOfThree),
+        "real": build(real),
+    }
+    routes = {"stub": "/stub", "three": "/three", "real": "/"}
+    serve.run_many([serve.RunTarget(target=app, name=name, route_prefix=routes[name]) for name, app in targets.items()])
+    assert ready(three.port)
     assert ready(real.port)
     assert ready(stub.port)
-    return real, stub, folders
+    return real, stub, folders, three
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +110,8 @@ def seen(robot, step=0) -> Observation:
 
 
 def expected(policy, robot, step, first):
-    plan = policy.plan([seen(robot, first)])
-    return policy.refine([seen(robot, step)], plan)[0].actions
+    plan = policy.infer("planner", [seen(robot, first)], [None])
+    return policy.infer("refiner", [seen(robot, step)], plan)[0].actions
 
 
 def test_the_fleet_gets_what_the_policy_itself_says(real, policy):
@@ -181,7 +185,7 @@ def test_so_they_do_where_the_application_came_by_serve_deploy(deployed):
     from libra_ray.checkpoint import read_manifest
     from libra_ray.on_ray.serving.app import update_weights
 
-    _, _, (first, second) = deployed
+    _, _, (first, second), _ = deployed
     port = free_port()
     arguments = {"checkpoint": str(first), "port": port, **LIGHT}
     file = {"name": "file", "route_prefix": "/file", "import_path": "serve_apps.libra:app", "args": arguments}
@@ -197,6 +201,37 @@ def test_so_they_do_where_the_application_came_by_serve_deploy(deployed):
     assert replicas("file") == before
     assert {"real", "stub"} <= set(serve.status().applications), "the others go on"
     serve.delete("file")
+
+
+def test_three_levels_are_three_deployments(deployed):
+    """Beside the gateway; every answer follows the intents of its own robot, each of which followed the one above it."""
+    from ray import serve
+
+    three = deployed[3]
+    assert set(serve.status().applications["three"].deployments) == {"Director", "Planner", "Refiner", "Gateway"}
+
+    async def robot(number):
+        async with AsyncRobotClient(f"127.0.0.1:{three.port}", robot=f"robot {number}", timeout_s=PATIENCE_S) as client:
+            assert client.handshake.levels == stubs.THREE
+            for step in range(0, 20 * HORIZON, HORIZON):
+                check(await client.act(observe(number, step)), number, step)
+
+    async def fleet():
+        await asyncio.gather(*[robot(number) for number in range(6)])
+
+    asyncio.run(fleet())
+
+
+def test_new_weights_of_other_levels_are_refused(deployed, tmp_path):
+    from libra_ray.on_ray.serving.app import update_weights
+    from tests.model.builders import SHAPE, save_checkpoint, tiny_config
+
+    changes = {"model.system": "monolithic", "evaluate.controllers": "policy"}
+    from libra_ray.model.registry import make_system
+
+    save_checkpoint(tmp_path / "other", make_system(tiny_config(changes), SHAPE))
+    with pytest.raises(ValueError, match=r"levels.planner: no such level; checkpoint .*other has policy"):
+        update_weights(str(tmp_path / "other"), app_name="real")
 
 
 def test_new_weights_are_refused_for_an_application_that_does_not_run(deployed):
@@ -288,7 +323,7 @@ def _fresh(client) -> Reply | None:
     try:
         reply = client.act(observe(1), reset=True)
     except RefusedError as refusal:
-        assert "the planner does not answer" in str(refusal)  # noqa: PT017  # another refusal is a fault
+        assert "level planner does not answer" in str(refusal)  # noqa: PT017  # another refusal is a fault
         return None
     return None if reply.held else reply
 

@@ -1,0 +1,147 @@
+"""Requests gather while a call is under way; how long an idle level waits for more of them; whose results are whose."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from libra_ray.serving.batches import ACTIONS, InferenceResult, RowMismatchError
+from libra_ray.serving.batching import WINDOW_SHARE, Batcher
+from tests.serving.stubs import observe
+from tests.serving.virtual_time import run
+
+CALL_S = 0.02
+
+
+class Calls:
+    """A batcher in front of a level whose calls take `CALL_S`; notes who was sent together, and when."""
+
+    def __init__(self, *, max_batch=9, peers=10, window_s=None, deadline_s=1.0):
+        self.sent, self.at = [], []
+        self.clock = asyncio.get_running_loop().time
+        self.batcher = Batcher(
+            self._call,
+            max_batch=max_batch,
+            in_flight=lambda: 1,
+            expected_peers=lambda: peers,
+            window_s=window_s,
+            deadline_s=lambda: deadline_s,
+            clock=self.clock,
+        )
+
+    async def _call(self, requests, weights):
+        self.sent.append([int(r.observation.state[0]) for r in requests])
+        self.at.append(self.clock())
+        await asyncio.sleep(CALL_S)
+        actions = np.array([[r.observation.state[0]] for r in requests])
+        return InferenceResult(numbers=np.array([r.number for r in requests]), values={ACTIONS: actions}, seconds=0.015)
+
+    def ask(self, robot, weights="w"):
+        return self.batcher.ask(observe(robot), None, weights)
+
+
+def test_requests_gather_while_a_call_is_under_way():
+    """Natural batching: the first goes at once, all that come meanwhile go together; a full batch waits for nobody."""
+
+    async def work():
+        calls = Calls(max_batch=3, window_s=0.0)
+        results = await asyncio.gather(*[calls.ask(n) for n in range(8)])
+        assert [int(result.actions[0]) for result in results] == list(range(8))
+        assert calls.sent == [[0], [1, 2, 3], [4, 5, 6], [7]]
+        assert [result.batch for result in results] == [1, 3, 3, 3, 3, 3, 3, 1]
+        assert [result.queue_s for result in results] == pytest.approx([0, *[CALL_S] * 3, *[2 * CALL_S] * 3, 3 * CALL_S])
+        assert [result.call_s for result in results] == pytest.approx([CALL_S] * 8)
+        assert {result.compute_s for result in results} == {0.015}
+        first = calls.ask(0, "old")
+        mixed = [calls.ask(n, "new" if n % 2 else "old") for n in range(4)]
+        await asyncio.gather(first, *mixed)
+        assert calls.sent[4:] == [[0], [0, 2], [1, 3]]
+
+    run(work())
+
+
+def test_the_window_ends_when_everybody_waits():
+    async def work():
+        calls = Calls(peers=3, window_s=5.0)
+        began = calls.clock()
+        await asyncio.gather(*[calls.ask(n) for n in range(3)])
+        assert calls.sent == [[0, 1, 2]]
+        assert calls.at == [began]
+
+    run(work())
+
+
+def test_those_in_a_call_are_not_waited_for():
+    async def work():
+        calls = Calls(peers=3, window_s=5.0)
+        calls.batcher._in_flight = lambda: 2
+        first = [calls.ask(n) for n in range(3)]
+        await asyncio.sleep(CALL_S / 2)
+        began = calls.clock()
+        assert calls.batcher.queued == 0
+        await asyncio.gather(calls.ask(0), *first)
+        assert calls.at[1] == began, "the two others are answered just now"
+
+    run(work())
+
+
+@pytest.mark.parametrize("later_s", [0.0, 0.1, 0.29])
+def test_a_window_lasts_from_the_first_that_waits(later_s):
+    async def work():
+        calls = Calls(window_s=0.3)
+        began = calls.clock()
+        first = calls.ask(1)
+        await asyncio.sleep(later_s)
+        await asyncio.gather(first, calls.ask(2))
+        assert calls.sent == [[1, 2]]
+        assert calls.at == pytest.approx([began + 0.3])
+
+    run(work())
+
+
+def test_a_window_counts_while_a_call_is_under_way():
+    async def work():
+        calls = Calls(window_s=1.5 * CALL_S)
+        calls.batcher._in_flight, began = (lambda: 1), calls.clock()
+        first = calls.ask(1)
+        await asyncio.sleep(1.75 * CALL_S)
+        second = calls.ask(2)
+        await asyncio.gather(first, second)
+        assert calls.at == pytest.approx([began + 1.5 * CALL_S, began + 3.25 * CALL_S])
+        assert (await second).queue_s == pytest.approx(1.5 * CALL_S)
+
+    run(work())
+
+
+@pytest.mark.parametrize("deadline_s", [1.0, 0.005])
+def test_without_a_window_a_tenth_of_the_calls_or_of_the_deadline_is_waited(deadline_s):
+    """Of the calls so far, the last ones most."""
+
+    async def work():
+        calls, usual_s = Calls(deadline_s=deadline_s), 0.0
+        for _ in range(4):
+            began = calls.clock()
+            await calls.ask(1)
+            assert calls.at[-1] - began == pytest.approx(WINDOW_SHARE * min(usual_s, deadline_s))
+            usual_s += 0.2 * (CALL_S - usual_s)
+
+    run(work())
+
+
+@pytest.mark.parametrize("fault", ["order", "fewer", "more"])
+def test_nobody_gets_a_result_that_may_be_anothers(fault):
+    async def work():
+        calls = Calls(peers=2, window_s=5.0)
+        right = calls._call
+
+        async def wrong(requests, weights):
+            result = await right(requests, weights)
+            rows = {"order": [1, 0], "fewer": [0], "more": [0, 1, 1]}[fault]
+            numbers = result.numbers[rows] if fault == "order" else result.numbers
+            return InferenceResult(numbers=numbers, values={ACTIONS: result.values[ACTIONS][rows]}, seconds=0)
+
+        calls.batcher._call = wrong
+        outcomes = await asyncio.gather(calls.ask(1), calls.ask(2), return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [RowMismatchError] * 2
+
+    run(work())

@@ -1,0 +1,337 @@
+"""A free-running level: who is asked for first, who waits for whom, and which answers are adopted."""
+
+import asyncio
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from libra_ray.config import ControlConfig
+from libra_ray.control.robot import RobotControl
+from libra_ray.serving import intent_scheduler
+from libra_ray.serving.batches import InferenceResult
+from libra_ray.serving.intent_scheduler import IntentScheduler
+from libra_ray.serving.robot_sessions import RobotSession
+from tests.serving.bench import Bench, check
+from tests.serving.stubs import HORIZON, LEVELS, THREE, StubLevel, StubOfOne, StubOfThree, observe
+from tests.serving.virtual_time import run
+
+
+class Calls:
+    """A scheduler in front of a level that answers with the robot's number; `fault` changes what comes back."""
+
+    def __init__(self, level=LEVELS[0], *, max_batch=9, call_s=0.05, fault=lambda result: result):
+        self.sent, self.failed, self.call_s, self.fault = [], [], call_s, fault
+        self.weights = "w"
+        self.scheduler = IntentScheduler(
+            level,
+            self._call,
+            weights=lambda: self.weights,
+            max_batch=max_batch,
+            in_flight=lambda: 1,
+            failed=self.failed.append,
+            clock=asyncio.get_running_loop().time,
+        )
+
+    async def _call(self, level, requests, weights, *, urgent):
+        self.sent.append(
+            SimpleNamespace(robots=[int(r.observation.state[0]) for r in requests], weights=weights, asked=requests)
+        )
+        await asyncio.sleep(self.call_s)
+        tokens = np.array([[[int(r.observation.state[0])]] for r in requests])
+        numbers = np.array([r.number for r in requests])
+        return self.fault(InferenceResult(numbers=numbers, values={"tokens": tokens}, seconds=0))
+
+    def robot(self, number, step=0, levels=LEVELS):
+        robot = RobotSession(name=f"robot {number}", control=RobotControl(ControlConfig(), levels))
+        robot.show(observe(number, step), 0.0)
+        return robot
+
+
+def intent_of(robot, level="planner"):
+    return robot.control.current(level, robot.seen.step)
+
+
+def other_order(result):
+    return dataclasses.replace(result, numbers=result.numbers[::-1].copy())
+
+
+def one_too_few(result):
+    return dataclasses.replace(result, values={name: value[:-1] for name, value in result.values.items()})
+
+
+def other_numbers(result):
+    return dataclasses.replace(result, numbers=result.numbers + 1)
+
+
+@pytest.mark.parametrize("fault", [other_order, one_too_few, other_numbers])
+def test_intents_of_other_robots_are_never_adopted(fault):
+    async def work():
+        calls = Calls(fault=fault)
+        robots = [calls.robot(number) for number in (1, 2)]
+        for robot in robots:
+            calls.scheduler.schedule(robot)
+        await asyncio.sleep(1.5 * calls.call_s)
+        assert calls.sent[0].robots == [1, 2]
+        assert [intent_of(robot) for robot in robots] == [None, None]
+        assert calls.failed == ["planner"]
+        assert not any(robot.control.is_requested("planner") for robot in robots), "they may be asked for again"
+        assert all(robot.answered.is_set() for robot in robots), "those that wait hear of it"
+
+    run(work())
+
+
+def test_intents_of_an_earlier_episode_are_never_adopted():
+    async def work():
+        calls = Calls()
+        gone, there = calls.robot(1), calls.robot(2)
+        for robot in (gone, there):
+            calls.scheduler.schedule(robot)
+        await asyncio.sleep(0.5 * calls.call_s)
+        gone.begin()
+        gone.show(observe(1), 0.0)
+        await asyncio.sleep(calls.call_s)
+        assert intent_of(gone) is None
+        assert int(intent_of(there).values["tokens"][0, 0]) == 2
+        assert not gone.answered.is_set()
+
+    run(work())
+
+
+def test_an_intent_says_what_it_was_made_from():
+    async def work():
+        calls = Calls()
+        robot = calls.robot(7, step=15)
+        robot.seen_at = 3.5
+        calls.scheduler.schedule(robot)
+        await asyncio.sleep(1.5 * calls.call_s)
+        intent = intent_of(robot)
+        assert (intent.level, intent.first_step, intent.covers, intent.made_at, intent.weights) == ("planner", 15, 10, 3.5, "w")
+
+    run(work())
+
+
+def test_a_level_is_asked_with_the_intent_it_reads_and_by_the_weights_that_made_it():
+    """Robots whose intents above were made by different weights are never in one batch."""
+
+    async def work():
+        top, below = Calls(THREE[0]), Calls(THREE[1])
+        robots = [top.robot(number, levels=THREE) for number in range(4)]
+        for weights, some in (("old", robots[:2]), ("new", robots[2:])):
+            top.weights = weights
+            for robot in some:
+                top.scheduler.schedule(robot)
+            await asyncio.sleep(1.5 * top.call_s)
+        below.weights = "newest"
+        for robot in robots:
+            below.scheduler.schedule(robot)
+        await asyncio.sleep(2.5 * below.call_s)
+        assert [(call.weights, call.robots) for call in below.sent] == [("old", [0, 1]), ("new", [2, 3])]
+        assert [r.above.values["tokens"][0, 0] for call in below.sent for r in call.asked] == [0, 1, 2, 3]
+        assert [intent_of(robot).weights for robot in robots] == ["old", "old", "new", "new"]
+
+    run(work())
+
+
+def test_a_level_whose_reading_has_ended_meanwhile_is_not_asked():
+    async def work():
+        top, below = Calls(THREE[0]), Calls(THREE[1])
+        robot = top.robot(1, levels=THREE)
+        top.scheduler.schedule(robot)
+        await asyncio.sleep(1.5 * top.call_s)
+        below.scheduler.schedule(robot)
+        robot.show(observe(1, step=THREE[0].covers), 0.0)
+        await asyncio.sleep(0.1)
+        assert below.sent == []
+        assert not robot.control.is_requested("planner")
+
+    run(work())
+
+
+def test_a_robot_whose_call_failed_goes_alone_and_later():
+    async def work():
+        def fail(result):
+            raise ArithmeticError
+
+        calls = Calls(fault=fail)
+        robots = [calls.robot(number) for number in (1, 2)]
+        for robot in robots:
+            calls.scheduler.schedule(robot)
+        await asyncio.sleep(1.1 * calls.call_s)
+        calls.fault = lambda result: result
+        for robot in robots:
+            calls.scheduler.schedule(robot)
+        began = asyncio.get_running_loop().time()
+        while intent_of(robots[1]) is None:
+            await robots[1].answered.wait()
+            robots[1].answered.clear()
+        waited_s = asyncio.get_running_loop().time() - began
+        assert [call.robots for call in calls.sent] == [[1, 2], [1], [2]]
+        assert waited_s == pytest.approx(intent_scheduler.AGAIN_S - 0.1 * calls.call_s + 2 * calls.call_s)
+
+    run(work())
+
+
+def test_a_robot_whose_call_failed_goes_after_those_without_an_intent():
+    async def work():
+        calls = Calls()
+        had, none = calls.robot(1), calls.robot(2)
+        calls.scheduler.schedule(had)
+        await asyncio.sleep(1.5 * calls.call_s)
+        calls.fault = other_numbers
+        calls.scheduler.schedule(had)
+        await asyncio.sleep(2 * calls.call_s)
+        calls.fault = lambda result: result
+        await asyncio.sleep(2 * intent_scheduler.AGAIN_S)
+        for robot in (had, none):
+            calls.scheduler.schedule(robot)
+        await asyncio.sleep(5 * calls.call_s)
+        assert [call.robots for call in calls.sent] == [[1], [1], [2], [1]]
+
+    run(work())
+
+
+def test_the_robots_that_run_out_first_are_asked_for_first():
+    class Slow(StubLevel):
+        delay_s = 0.03
+
+    async def work():
+        bench = await Bench(kinds={"planner": Slow}, **{"levels.planner.max_batch": 1}).start()
+        await asyncio.gather(*[bench.ask(n) for n in (1, 2, 3)])
+        bench.planner.batches.clear()
+        await asyncio.gather(bench.ask(1, 5), bench.ask(2, 5), bench.ask(3, 9), bench.ask(4, 0))
+        await asyncio.sleep(0.2)
+        order = [batch[0] for batch in bench.planner.batches]
+        assert order[:2] == [4, 3]
+
+    run(work())
+
+
+@pytest.mark.parametrize(("pause_s", "batches"), [(0.6, [[1, 2]]), (0.0, [[1], [2]])])
+def test_a_level_with_time_to_spare_waits_for_more_requests(pause_s, batches):
+    """Robots that ask one soon after the other share a call where they ask seldom, and do not wait where they ask often."""
+
+    class Steady(StubLevel):
+        delay_s = 0.05
+
+    async def work():
+        bench = await Bench(kinds={"planner": Steady}).start()
+        await asyncio.gather(bench.ask(1), bench.ask(2))
+        await asyncio.sleep(pause_s)
+        bench.planner.batches.clear()
+        await bench.ask(1, 5)
+        await bench.ask(2, 5)
+        await asyncio.sleep(4 * Steady.delay_s)
+        assert bench.planner.batches == batches
+
+    run(work())
+
+
+@pytest.mark.parametrize(("call_s", "pause_s", "urgent"), [(0.05, 1.0, False), (0.05, 0.15, True), (0.15, 0.0, False)])
+def test_a_request_is_urgent_where_that_decides_whether_its_intent_comes_in_time(call_s, pause_s, urgent):
+    """Not where there is time enough at low priority, and not where even an urgent one would come too late."""
+
+    async def work():
+        bench = await Bench().start()
+        bench.planner.delay_s = call_s
+        await bench.ask(2)
+        bench.planner.delay_s = 0.01
+        await bench.ask(1)
+        await asyncio.sleep(pause_s)
+        bench.planner.urgent.clear()
+        await bench.ask(1, 5)
+        await asyncio.sleep(0.2)
+        assert bench.planner.urgent == [urgent]
+
+    run(work())
+
+
+def test_three_levels_each_have_their_age_and_are_late_for_themselves():
+    """The director answers slowly, the planner fast: each intent's age is its own, and only the director is late."""
+
+    class Director(StubOfThree):
+        delay_s = 0.7
+
+    async def work():
+        bench = await Bench(StubOfThree, kinds={"director": Director}, **{"levels.director.timeout_s": 5}).start()
+        for step in range(0, 40 * HORIZON, HORIZON):
+            reply = await bench.ask(1, step)
+            check(reply, 1, step)
+            assert not reply.held
+            await asyncio.sleep(0.48)
+        assert reply.intent_age_steps == HORIZON
+        ages = {
+            level["name"]: level["intent_age_steps"]["max"] for level in bench.core.telemetry.snapshot().to_json()["levels"]
+        }
+        assert ages["refiner"] is None
+        assert ages["planner"] == HORIZON < ages["director"]
+        late = {name: level.late_shares[-1] for name, level in bench.levels.items()}
+        assert late["director"] > 0.2
+        assert late["planner"] == 0
+        assert late["refiner"] < 0.01, "once, at the beginning, which waits for the director"
+
+    run(work())
+
+
+def test_the_first_request_of_an_episode_asks_every_level_once():
+    async def work():
+        bench = await Bench(StubOfThree).start()
+        check(await bench.ask(1), 1, 0)
+        await asyncio.sleep(1)
+        assert [level.batches for level in bench.levels.values()] == [[[1]]] * 3
+
+    run(work())
+
+
+def test_a_level_that_cannot_be_asked_is_not_late():
+    """The director is gone: the planner has nothing to read any more, which more planners would not mend."""
+
+    class Director(StubOfThree):
+        async def infer(self, batch, late_share=0.0, *, urgent=False):
+            if batch.steps[0]:
+                raise OSError
+            return await super().infer(batch, late_share, urgent=urgent)
+
+    async def work():
+        bench = await Bench(StubOfThree, kinds={"director": Director}).start()
+        replies = []
+        for step in range(0, 30 * HORIZON, HORIZON):
+            replies.append(await bench.ask(1, step))
+            await asyncio.sleep(0.48)
+        assert [reply.held for reply in replies].index(True) == (25 + THREE[1].covers) // HORIZON
+        assert bench.core._late["director"].mean > 0.9
+        assert bench.core._late["planner"].mean < 0.1
+
+    run(work())
+
+
+def test_one_level_has_no_intent_and_no_detour():
+    async def work():
+        bench = await Bench(StubOfOne).start()
+        replies = await bench.drive(1, 4)
+        assert bench.core._upper.schedulers == {}
+        assert {(reply.intent_first_step, reply.intent_age_steps, reply.intent_age_ms) for reply in replies} == {(None,) * 3}
+        assert not any(reply.held for reply in replies)
+        assert len(bench.policy.batches) == 4
+
+    run(work())
+
+
+def test_other_weights_of_other_levels_steps_begin_anew():
+    """What a level covers belongs to what a robot's control depends on."""
+
+    class Growing(StubLevel):
+        async def describe(self, weights):
+            longer = dataclasses.replace(LEVELS[0], covers=15 if "second" in weights else 10)
+            return await super().describe(weights) | {"levels": (longer, LEVELS[1])}
+
+    async def work():
+        bench, told = await Bench(Growing).start(), []
+        bench.core.space_changed_hooks.append(lambda: told.append(1))
+        await bench.drive(1, 2)
+        await bench.use({"checkpoint": "second", "revision": ""})
+        assert told == [1]
+        assert bench.core._upper.schedulers["planner"].level.covers == 15
+
+    run(work())
