@@ -23,6 +23,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from libra_ray import config as configuration
+from libra_ray.checkpoint_files import FORMAT, damaged, read_manifest_tree
+from libra_ray.checkpoint_files import read_config as read_config
 from libra_ray.common.disk import room_for
 from libra_ray.config import Config
 from libra_ray.data.fingerprint import Fingerprint
@@ -30,9 +32,8 @@ from libra_ray.data.transforms import NormStats
 from libra_ray.model.libra import Libra, RobotShape
 from libra_ray.model.parts.backbone import PROCESSOR_FOLDER
 from libra_ray.model.parts.vision import ENCODER_FOLDER
-from libra_ray.types import Json, RobotSpec
+from libra_ray.types import RobotSpec
 
-FORMAT = 1
 TRAINER_FOLDER = "trainer"
 
 
@@ -201,29 +202,13 @@ def read_manifest(folder: Path | str) -> Manifest:
     Raises:
         ValueError: the folder is not a checkpoint of this format.
     """
-    folder = Path(folder)
-    missing = [n for n in ("weights.safetensors", "config.json", "stats.json", "manifest.json") if not (folder / n).is_file()]
-    if missing:
-        raise ValueError(f"{folder} is not a checkpoint: {', '.join(missing)} missing; give the folder that training wrote")
+    tree = read_manifest_tree(folder)
     try:
-        tree: Json = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        if tree["format"] != FORMAT:
-            raise ValueError(f"checkpoint {folder} has format {tree['format']}, this version reads format {FORMAT}")
         tree |= {name: tuple(tree[name]) for name in ("image_keys", "instructions")}
         data = Fingerprint(**tree["data"]) if tree.get("data") else None
         return Manifest(**{**tree, "shape": RobotShape(**tree["shape"]), "data": data})
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"checkpoint {folder} has a damaged manifest.json ({error}); train again or restore it") from error
-
-
-def read_config(folder: Path | str) -> Config:
-    """The configuration that a checkpoint was trained with, without loading weights.
-
-    Raises:
-        ValueError: the folder is not a checkpoint of this format.
-    """
-    read_manifest(folder)
-    return configuration.from_json((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    except (KeyError, TypeError) as error:
+        raise damaged(Path(folder), error) from error
 
 
 def load_trainer_state(folder: Path | str) -> dict[str, Any]:

@@ -31,7 +31,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sim": RECORDS,
     "control": RECORDS,
     # domain, without an engine
-    "checkpoint": TENSORS | HELPERS | {"data", "model"},
+    "checkpoint_files": RECORDS,
+    "checkpoint": TENSORS | HELPERS | {"data", "model", "checkpoint_files"},
     "policy": TENSORS | {"data", "model", "checkpoint"},
     "training": TENSORS | HELPERS | {"data", "model", "checkpoint"},
     "runs": RECORDS | HELPERS | {"policy"},
@@ -40,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": RECORDS | HELPERS | {"data", "sim", "control", "runs"},
     "report": RECORDS | HELPERS | {"data", "checkpoint", "runs", "tracking"},
     "doctor": TENSORS | {"common", "data", "model", "sim", "checkpoint", "training", "tracking"},
-    "serving": RECORDS | HELPERS | {"client", "control", "checkpoint", "policy", "tracking"},
+    "serving": RECORDS | HELPERS | {"client", "control", "checkpoint_files", "policy", "tracking"},
     "fleet": RECORDS | HELPERS | {"client", "data", "sim", "evaluation"},
     # engine
     "on_ray": TENSORS | HELPERS | COMPONENTS | DOMAIN | {"client", "serving"},

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from libra_ray.checkpoint_files import read_config
 from libra_ray.config import TrackingConfig
 from libra_ray.serving.settings import Settings
 
@@ -49,8 +50,6 @@ def pinned(settings: Settings) -> Settings:
             address = str(folder)
         else:
             address, store = found.address, tracking_uri(tracking, RUNS)
-    from libra_ray.checkpoint import read_config
-
     read_config(folder)
     return settings.model_copy(update={"checkpoint": address, "tracking_uri": store})
 

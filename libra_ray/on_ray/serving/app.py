@@ -29,6 +29,8 @@ APP_NAME = "default"
 """What `serve run` calls an application that was given no name."""
 NAMES = ("Planner", "Refiner", "Gateway")
 """Its deployments."""
+SYSTEMS = "libra_ray.serving.replica"
+"""Where planner and refiner are; named, and imported by the replicas alone: whoever builds the application needs no torch."""
 LEAVE_S = 3.0
 CALLS_AT_ONCE = 4
 """Batches that a replica takes in: one computes, the others wait or answer `describe`."""
@@ -126,11 +128,9 @@ def build(settings: Settings, planner: type | None = None, refiner: type | None 
     Args:
         planner: another class than `Planner`, for tests; `refiner` likewise.
     """
-    from libra_ray.serving.replica import Planner, Refiner
-
     parts = {
-        "Planner": (planner or Planner, settings.planner, "by_intent_age"),
-        "Refiner": (refiner or Refiner, settings.refiner, "by_deadline_misses"),
+        "Planner": (planner or f"{SYSTEMS}:Planner", settings.planner, "by_intent_age"),
+        "Refiner": (refiner or f"{SYSTEMS}:Refiner", settings.refiner, "by_deadline_misses"),
     }
     systems = [
         _deployment(settings, cls, name, of, policy, max_ongoing_requests=CALLS_AT_ONCE).bind(settings)
@@ -142,7 +142,7 @@ def build(settings: Settings, planner: type | None = None, refiner: type | None 
     return gateway.bind(settings, *systems)
 
 
-def _deployment(settings: Settings, cls: Any, name: str, of: Replicas, policy: str, **options: Any) -> Deployment:
+def _deployment(settings: Settings, cls: type | str, name: str, of: Replicas, policy: str, **options: Any) -> Deployment:
     numbers: dict[str, Any] = {"num_replicas": of.replicas}
     if of.max_replicas > of.replicas:
         numbers = {
@@ -157,7 +157,6 @@ def _deployment(settings: Settings, cls: Any, name: str, of: Replicas, policy: s
             )
         }
     made: Deployment = serve.deployment(
-        cls,
         name=name,
         ray_actor_options=_actor_options(of),
         user_config=settings.user_config(),
@@ -169,7 +168,7 @@ def _deployment(settings: Settings, cls: Any, name: str, of: Replicas, policy: s
         logging_config={"enable_access_log": False, "log_level": "WARNING"},
         **numbers,
         **options,
-    )
+    )(cls)
     # Serve restarts replicas of another version, and by default every deployment is one. Only the weights may change in place.
     made._version = _version(settings)  # noqa: SLF001
     return made
