@@ -32,6 +32,10 @@ LAWS = [
     ("import libra_ray.on_ray.serving.board", {"torch", "lerobot", "transformers", "mlflow", "matplotlib", "scipy"}),
     ("import libra_ray.checkpoint, libra_ray.policy, libra_ray.training.fit", {"ray", "mlflow", "mujoco", "metaworld"}),
     ("import libra_ray.fleet.run, libra_ray.fleet.simulated", {"torch", "ray", "lerobot", "transformers", "mlflow"}),
+    (
+        "from serve_apps.libra import app; app({'checkpoint': 'tests/fixtures/first_edition/registered_model/data/checkpoint'})",
+        {"torch", "lerobot", "transformers", "mlflow", "mujoco"},
+    ),
     ("import libra_ray.on_ray.simulator_pool", {"torch", "lerobot", "transformers", "mlflow"}),
 ]
 

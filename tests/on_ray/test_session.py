@@ -141,8 +141,11 @@ def test_serve_run_joins_no_cluster_that_merely_was_started_last(monkeypatch, tm
     monkeypatch.setattr(machine, "_choose_token", lambda *, shared: None)
     monkeypatch.setattr(machine, "_fault", lambda folder: "")
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    asked = []
+    monkeypatch.setattr(ray, "init", lambda **options: asked.append(options["address"]))
     session.prepare_serve_run(None)
-    assert ray._private.services.canonicalize_bootstrap_address(None) is None, "Ray starts its own"
+    session.connect_serve_run()
+    assert asked == ["local"], "Ray starts its own"
 
 
 def test_a_long_tmpdir_gives_way_to_tmp_aloud(monkeypatch, tmp_path, capsys):

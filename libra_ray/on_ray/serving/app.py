@@ -129,8 +129,8 @@ def build(settings: Settings, planner: type | None = None, refiner: type | None 
         planner: another class than `Planner`, for tests; `refiner` likewise.
     """
     parts = {
-        "Planner": (planner or f"{SYSTEMS}:Planner", settings.planner, "by_intent_age"),
-        "Refiner": (refiner or f"{SYSTEMS}:Refiner", settings.refiner, "by_deadline_misses"),
+        "Planner": (planner or f"{SYSTEMS}.Planner", settings.planner, "by_intent_age"),
+        "Refiner": (refiner or f"{SYSTEMS}.Refiner", settings.refiner, "by_deadline_misses"),
     }
     systems = [
         _deployment(settings, cls, name, of, policy, max_ongoing_requests=CALLS_AT_ONCE).bind(settings)
