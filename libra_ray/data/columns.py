@@ -96,7 +96,8 @@ def read_batches(path: Path, columns: Sequence[str], size: int) -> Iterator[pa.R
 
 
 def _damaged(path: Path, column: str, row: int, error: Exception) -> DatasetError:
-    return DatasetError(f"{path}: {column} cannot be read from row {row} on ({error}); copy or write the dataset again")
+    reason = " ".join(str(error).split())
+    return DatasetError(f"{path}: {column} cannot be read from row {row} on ({reason}); copy or write the dataset again")
 
 
 def _unreadable(path: Path, file: pq.ParquetFile, columns: Sequence[str], error: Exception) -> DatasetError:

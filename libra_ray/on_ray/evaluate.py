@@ -132,9 +132,7 @@ def device_of(config: Config) -> str:
     if not config.ray.use_gpu:
         return "cpu"
     if not torch.cuda.is_available():
-        say(
-            "ray.use_gpu=true, but this machine has no GPU that torch can use: what runs beside Ray's workers computes on its CPU"
-        )
+        say("ray.use_gpu=true, but the machine of this process has no GPU that torch can use: it computes on the CPU")
         return "cpu"
     return "cuda"
 

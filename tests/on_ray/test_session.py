@@ -158,6 +158,16 @@ def test_a_long_tmpdir_gives_way_to_tmp_aloud(monkeypatch, tmp_path, capsys):
         machine._choose_folder()
 
 
+def test_a_folder_that_ray_cannot_use_is_refused_by_the_first_look(monkeypatch, tmp_path):
+    """`--fresh` puts an earlier run aside after that look, not before."""
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    session.check()
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
+    with pytest.raises(ValueError, match=r"RAY_TMPDIR=.* has 1 MiB free"):
+        session.check()
+
+
 def test_the_longest_folder_that_passes_is_one_that_ray_takes():
     longest = machine._LONGEST_SOCKET - machine._SOCKET_DEPTH
     session_name = "session_2026-01-01_00-00-00_000000_4194304"
