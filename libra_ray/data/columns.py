@@ -102,7 +102,7 @@ def _damaged(path: Path, column: str, row: int, error: Exception) -> DatasetErro
 
 def _unreadable(path: Path, file: pq.ParquetFile, columns: Sequence[str], error: Exception) -> DatasetError:
     """Why a file with a good footer cannot be read. Arrow itself fails on a missing row among lists of fixed length."""
-    column, row = next(found for found in ((c, _first_unreadable(file, c)) for c in columns) if found[1] is not None)
+    column, row = next((name, at) for name in columns if (at := _first_unreadable(file, name)) is not None)
     groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
     chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
     missing = sum(c.statistics.null_count or 0 for c in chunks if c.path_in_schema.startswith(f"{column}.") and c.statistics)

@@ -56,10 +56,10 @@ def run(application: Application, name: str, route_prefix: str) -> None:
     try:
         serve.run(application, name=name, route_prefix=route_prefix)
     except BaseException as error:
-        cause = _cause(name)
+        cause = _cause(name) if isinstance(error, RuntimeError) else ""
         serve.delete(name)
-        if isinstance(error, RuntimeError):
-            raise RuntimeError(cause or str(error)) from error
+        if cause:
+            raise RuntimeError(cause) from error
         raise
 
 
