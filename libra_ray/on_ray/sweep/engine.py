@@ -138,7 +138,7 @@ def run(sweep: SweepFolder, ended: Ended = lambda *_: None) -> None:
             raise NoRoomError(f"{orders.no_room}; with --resume the sweep goes on")
 
 
-class OutOfRoom(tune.Stopper):  # type: ignore[misc]  # Ray's classes are untyped
+class OutOfRoom(tune.Stopper):
     """Stops the other trials, which have the same disk, as soon as one has met its end."""
 
     def __init__(self, orders: Orders) -> None:
