@@ -161,6 +161,7 @@ def test_a_long_tmpdir_gives_way_to_tmp_aloud(monkeypatch, tmp_path, capsys):
 def test_a_folder_that_ray_cannot_use_is_refused_by_the_first_look(monkeypatch, tmp_path):
     """`--fresh` puts an earlier run aside after that look, not before."""
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(machine, "_LONGEST_SOCKET", 10_000)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     session.check()
     monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
