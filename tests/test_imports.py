@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+CHECKPOINT = "tests/fixtures/first_edition/registered_model/data/checkpoint"
 HEAVY = frozenset({"torch", "ray", "lerobot", "transformers", "mlflow", "mujoco", "metaworld", "gymnasium", "datasets", "av"})
 
 
@@ -34,6 +35,10 @@ LAWS = [
     ("import libra_ray.on_ray.serving.board", {"torch", "lerobot", "transformers", "mlflow", "matplotlib", "scipy"}),
     ("import libra_ray.checkpoint, libra_ray.policy, libra_ray.training.fit", {"ray", "mlflow", "mujoco", "metaworld"}),
     ("import libra_ray.fleet.run, libra_ray.fleet.simulated", {"torch", "ray", "lerobot", "transformers", "mlflow"}),
+    (
+        f"from serve_apps.libra import app; app({{'checkpoint': '{CHECKPOINT}'}})",
+        {"torch", "lerobot", "transformers", "mlflow", "mujoco"},
+    ),
     ("import libra_ray.on_ray.simulator_pool", {"torch", "lerobot", "transformers", "mlflow"}),
 ]
 

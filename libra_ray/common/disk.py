@@ -10,6 +10,7 @@ from pathlib import Path
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _WORDS = ("no space left on", "disk is full", "disk quota exceeded")
 """How libraries say it that hide the system's number: safetensors, pyarrow, SQLite."""
+_OURS = "no space left on the disk of "
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 _NOTHING = 2**20
 """Bytes below which a disk counts as full: whatever failed while it was written did so for want of them."""
@@ -67,11 +68,13 @@ def explained(folder: Path) -> Iterator[None]:
     except Exception as error:
         if not lacks_room(error):
             raise
+        if said := next((str(cause) for cause in _causes(error) if _OURS in str(cause)), ""):
+            # Of another process, or wrapped by whoever was told.
+            raise NoRoomError(said) from error
         name = getattr(error, "filename", None)
         place = Path(os.fsdecode(name)).parent if isinstance(name, str | bytes) else folder.absolute()
         raise NoRoomError(
-            f"no space left on the disk of {place}, {size_text(free(place))} are free; "
-            f"make room and run the same command again ({error})"
+            f"{_OURS}{place}, {size_text(free(place))} are free; make room and run the same command again ({error})"
         ) from error
 
 
@@ -99,13 +102,19 @@ def reserve(path: Path, size: int, what: str) -> None:
 
 def lacks_room(error: BaseException | None) -> bool:
     """Whether an error, or what it came from, is that of a full disk, in whichever library's words."""
-    seen: list[BaseException] = []
-    while error is not None and error not in seen:
-        if getattr(error, "errno", None) in _FULL or any(words in str(error).lower() for words in _WORDS):
-            return True
-        seen.append(error)
+    return any(
+        getattr(cause, "errno", None) in _FULL or any(words in str(cause).lower() for words in _WORDS)
+        for cause in _causes(error)
+    )
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    """An error and what it came from."""
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
         error = error.__cause__ or error.__context__
-    return False
+    return found
 
 
 def free(folder: Path) -> int:
@@ -128,6 +137,6 @@ def size_text(size: int) -> str:
 
 def _too_little(folder: Path, needed: int, what: str) -> NoRoomError:
     return NoRoomError(
-        f"no space left on the disk of {folder}: {size_text(needed)} are needed for {what}, "
+        f"{_OURS}{folder}: {size_text(needed)} are needed for {what}, "
         f"{size_text(free(folder))} are free; make room and run the same command again"
     )

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from libra_ray.data.checks import DatasetError
-from libra_ray.data.columns import Table, numbers, read_table, whole_numbers
+from libra_ray.data.columns import Table, numbers, read_batches, read_table, whole_numbers
 from libra_ray.data.layout import Layout
 from libra_ray.data.pictures import PictureFormat, open_image
 from libra_ray.data.video import picture_format
@@ -148,7 +148,7 @@ def _first_picture(layout: Layout, key: str, stored: str) -> PictureFormat:
         file = pq.ParquetFile(path)
         if stored not in file.schema_arrow.names:
             raise DatasetError(f"{path} has no column {stored!r}; it has {', '.join(file.schema_arrow.names)}")
-        for batch in file.iter_batches(batch_size=1, columns=[stored]):
+        for batch in read_batches(path, [stored], 1):
             with open_image(batch[stored][0].as_py(), layout.root, f"camera {key}, first row of {path}") as image:
                 return PictureFormat.of_image(image)
     raise AssertionError("a dataset without frames was refused before")

@@ -33,9 +33,12 @@ def read_info(root: Path) -> dict[str, Any]:
             raise DatasetError(_old_format(root, "v1"))
         raise DatasetError(f"{root} is not a LeRobotDataset: it has no meta/info.json")
     try:
-        info: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
+        # Bytes, for JSON's own look at the encoding: a byte order mark does no harm.
+        info: dict[str, Any] = dict(json.loads(path.read_bytes()))
+    except UnicodeError as error:
+        raise DatasetError(f"{path} is not text in UTF-8 ({error}); save it as UTF-8 without a byte order mark") from error
     except (ValueError, TypeError) as error:
-        raise DatasetError(f"{path} is damaged ({error}); {_finalize_hint()}") from error
+        raise DatasetError(f"{path} is no JSON object ({error}); mend it, or copy or write the dataset again") from error
     check_version(root, str(info.get("codebase_version", "missing")))
     if not info.get("total_episodes") or not info.get("total_frames"):
         raise DatasetError(f"dataset {root} is empty: it holds no episodes; record at least one")

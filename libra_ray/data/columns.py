@@ -1,6 +1,6 @@
 """Columns of a dataset's parquet files as arrays; what is missing, of another length or no number is named, not guessed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,14 +80,34 @@ def read_table(folder: Path, paths: Sequence[Path], columns: Sequence[str]) -> T
     return Table(rows=rows, files=tuple(paths), counts=tuple(len(table) for table in tables))
 
 
+def read_batches(path: Path, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
+    """The given columns of a parquet file, at most `size` rows at a time; for what does not fit into memory.
+
+    Raises:
+        DatasetError: the file, or a row of it, cannot be read.
+    """
+    row = 0
+    try:
+        for batch in pq.ParquetFile(path).iter_batches(batch_size=size, columns=list(columns)):
+            yield batch
+            row += len(batch)
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(path, columns[-1], row, error) from error
+
+
+def _damaged(path: Path, column: str, row: int, error: Exception) -> DatasetError:
+    reason = " ".join(str(error).split())
+    return DatasetError(f"{path}: {column} cannot be read from row {row} on ({reason}); copy or write the dataset again")
+
+
 def _unreadable(path: Path, file: pq.ParquetFile, columns: Sequence[str], error: Exception) -> DatasetError:
     """Why a file with a good footer cannot be read. Arrow itself fails on a missing row among lists of fixed length."""
-    column, row = next(found for found in ((c, _first_unreadable(file, c)) for c in columns) if found[1] is not None)
+    column, row = next((name, at) for name in columns if (at := _first_unreadable(file, name)) is not None)
     groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
     chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
     missing = sum(c.statistics.null_count or 0 for c in chunks if c.path_in_schema.startswith(f"{column}.") and c.statistics)
     if not missing:
-        return DatasetError(f"{path}: {column} cannot be read from row {row} on ({error}); copy or write the dataset again")
+        return _damaged(path, column, row, error)
     place = f"in {path}, row {row}"
     if {"episode_index", "frame_index"} <= set(file.schema_arrow.names):
         indices = file.read(columns=["episode_index", "frame_index"])

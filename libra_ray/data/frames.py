@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
@@ -19,6 +18,7 @@ from tqdm import tqdm
 from libra_ray.common.disk import check_room, explained, reserve
 from libra_ray.data.cameras import Camera
 from libra_ray.data.checks import DatasetError
+from libra_ray.data.columns import read_batches
 from libra_ray.data.dataset import Recorded
 from libra_ray.data.pictures import PictureFormat, open_image, rgb_of
 from libra_ray.data.video import decode
@@ -153,7 +153,7 @@ def _decode_images(recorded: Recorded, camera: Camera, out: NDArray[np.uint8], b
     """Fill `out` from an image feature: encoded pictures inside the parquet files."""
     column = recorded.index_column
     for path in recorded.layout.data:
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=256, columns=[column, camera.stored]):
+        for batch in read_batches(path, [column, camera.stored], 256):
             for row, picture in zip(batch[column].to_pylist(), batch[camera.stored].to_pylist(), strict=True):
                 place = _place(recorded, camera, int(row))
                 with open_image(picture, recorded.root, place) as image:

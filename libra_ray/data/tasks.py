@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -47,7 +48,10 @@ def _task_names(root: Path) -> dict[int, str]:
     path = root / "meta" / "tasks.parquet"
     if not path.is_file():
         raise unfinished(path, "missing")
-    table = pq.read_table(path)
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise unfinished(path, f"damaged parquet file ({error})") from error
     columns = [*(name for name in _TEXT_COLUMNS if name in table.column_names), *table.column_names]
     texts = next((name for name in columns if name != "task_index"), None)
     if texts is None or "task_index" not in table.column_names:

@@ -9,14 +9,14 @@ import torch
 
 from libra_ray import checkpoint
 from libra_ray.common.files import repair_jsonl
-from libra_ray.common.progress import Progress
+from libra_ray.common.progress import Progress, say
 from libra_ray.config import Config
 from libra_ray.evaluation.lockstep import Lockstep
 from libra_ray.evaluation.log import LOG_NAME, Job, Notes, read_evaluation
 from libra_ray.evaluation.simulators import died
 from libra_ray.model.parts.backbone import make_backbone
 from libra_ray.model.registry import system_class
-from libra_ray.on_ray.session import available_cpus
+from libra_ray.on_ray.session import available_cpus, is_private
 from libra_ray.on_ray.simulator_pool import Fleet
 from libra_ray.policy import load_policy
 from libra_ray.runs.folder import Clock, RunFolder
@@ -139,8 +139,23 @@ def told(config: Config) -> tuple[str, ...]:
 
 
 def device_of(config: Config) -> str:
-    """Where this process computes: on a GPU where that is asked for and there is one."""
-    return "cuda" if config.ray.use_gpu and torch.cuda.is_available() else "cpu"
+    """Where this process computes: on a GPU where that is asked for and there is one; that there is none is said."""
+    if not config.ray.use_gpu:
+        return "cpu"
+    if not torch.cuda.is_available():
+        say("ray.use_gpu=true, but the machine of this process has no GPU that torch can use: it computes on the CPU")
+        return "cpu"
+    return "cuda"
+
+
+def check_gpu(config: Config) -> None:
+    """Refuse to use a GPU that is not there; which ones a cluster at RAY_ADDRESS has, its machines know.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if config.ray.use_gpu and is_private() and not torch.cuda.is_available():
+        raise ValueError("ray.use_gpu=true, but this machine has no GPU that torch can use; give --ray.use_gpu false")
 
 
 def _play_scripted(fleet: Fleet, jobs: list[Job], notes: Notes) -> None:

@@ -59,38 +59,52 @@ def joined() -> Iterator[None]:
 
 
 def check() -> None:
-    """Refuse a RAY_ADDRESS that leads nowhere, without connecting.
+    """Refuse what `connected` would, without connecting or starting anything.
 
     Raises:
-        ValueError: it is no address of a cluster.
+        ValueError: RAY_ADDRESS is no address of a cluster, or a folder that Ray needs cannot be used.
         RuntimeError: no cluster that can be used answers there.
     """
-    if not ray.is_initialized() and (address := cluster.wanted()):
+    if ray.is_initialized():
+        return
+    if address := cluster.wanted():
         cluster.reachable(address)
+    else:
+        machine.sessions_folder()
 
 
 def prepare_serve_run(address: str | None) -> None:
-    """See to it that `serve run`, which connects by itself after it has built the application, does so as `connected` does.
+    """`check` for the command `serve run`.
 
-    By itself it would join whatever cluster was last started on this machine, and wait without end where that is dead.
+    By itself that would join whatever cluster was last started on this machine, and wait without end where it is dead.
 
     Args:
         address: what the user gave it as `--address`; RAY_ADDRESS where they gave none.
 
     Raises:
-        ValueError: RAY_ADDRESS, or a folder that Ray needs, cannot be used; the message names the variable.
-        RuntimeError: no cluster that can be used answers at RAY_ADDRESS.
+        ValueError, RuntimeError: see `check`.
     """
     os.environ["RAY_ADDRESS"] = address or "local"
     check()
-    if is_private():
-        machine.prepare_start(shared=True)
 
 
-def _join(address: str) -> None:
+def connect_serve_run(**options: Any) -> None:
+    """Connect as `connected` does, for as long as this process lives; `options` are those of `ray.init`.
+
+    Raises:
+        ValueError: RAY_ADDRESS, or a folder that Ray needs, cannot be used; the message names the variable.
+        RuntimeError: no cluster that can be used answers at RAY_ADDRESS.
+    """
+    if address := cluster.wanted():
+        _join(address, **options)
+    else:
+        start_local(**_QUIET, **options)
+
+
+def _join(address: str, **options: Any) -> None:
     place = cluster.reachable(address)
     try:
-        ray.init(address=place, **_QUIET)
+        ray.init(address=place, **_QUIET, **options)
     except Exception as error:
         ray.shutdown()
         raise RuntimeError(f"RAY_ADDRESS={address!r} answers, but this machine cannot join it: {error}") from error

@@ -70,6 +70,28 @@ def test_every_full_disk_in_a_block_is_one_line_and_other_errors_stay(tmp_path):
         raise PermissionError(errno.EACCES, "no")
 
 
+OURS = "training failed: no space left on the disk of /runs: 3.0 GB are needed for a checkpoint, 2.0 MB are free"
+
+
+def raise_ours():
+    raise RuntimeError(OURS)
+
+
+def raise_behind_another():
+    try:
+        raise_ours()
+    except RuntimeError as error:
+        raise ValueError("the task failed") from error
+
+
+@pytest.mark.parametrize("fail", [raise_ours, raise_behind_another])
+def test_a_line_that_says_so_already_is_the_line(tmp_path, fail):
+    """Of another process it comes as the text of another error, or behind one."""
+    with pytest.raises(NoRoomError) as said, explained(tmp_path):
+        fail()
+    assert str(said.value) == OURS
+
+
 def test_a_job_ends_with_the_line(tmp_path, capsys):
     arguments = parse(["debug", "--runs", str(tmp_path)], "A job.", stage="train")
     with pytest.raises(SystemExit) as ended, arguments.refusing():

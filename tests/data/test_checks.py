@@ -11,9 +11,10 @@ from lerobot.datasets import LeRobotDataset
 
 from libra_ray.data.checks import DatasetError
 from libra_ray.data.dataset import open_dataset
+from libra_ray.data.frames import frame_cache
 from libra_ray.data.transforms import compute_stats
-from libra_ray.types import ACTION_KEY, STATE_KEY
-from tests.data.builders import edit_info
+from libra_ray.types import ACTION_KEY, IMAGE_KEY, STATE_KEY
+from tests.data.builders import edit_info, make_images
 
 
 @pytest.fixture
@@ -56,6 +57,47 @@ def test_lerobot_recording_without_finalize(tmp_path):
         open_dataset(tmp_path / "raw")
     made.finalize()
     assert len(open_dataset(tmp_path / "raw")) == 6
+
+
+def test_info_in_another_encoding(copy):
+    """A byte order mark does no harm; what is not UTF-8 is said to be that."""
+    path = copy / "meta" / "info.json"
+    text = path.read_text(encoding="utf-8")
+    path.write_bytes(text.encode("utf-8-sig"))
+    assert len(open_dataset(copy)) == 69
+    path.write_bytes(text.replace('"codebase_version"', '"robot": "Müller", "codebase_version"', 1).encode("latin-1"))
+    with pytest.raises(DatasetError, match=r"info\.json is not text in UTF-8 .*save it as UTF-8") as refused:
+        open_dataset(copy)
+    assert "finalize" not in str(refused.value)
+
+
+def test_info_that_is_cut_off(copy):
+    path = copy / "meta" / "info.json"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DatasetError, match=r"info\.json is no JSON object .*copy or write the dataset again"):
+        open_dataset(copy)
+
+
+def test_damaged_tasks(copy):
+    path = copy / "meta" / "tasks.parquet"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DatasetError, match=r"tasks\.parquet: damaged parquet file"):
+        open_dataset(copy)
+
+
+@pytest.mark.parametrize("damaged", [0, 1], ids=["the first", "later ones"])
+def test_damaged_pages_of_pictures(tmp_path, damaged):
+    """The footer is whole, and so are the numbers: only who reads the pictures can notice."""
+    root = make_images(tmp_path / "pictures", {IMAGE_KEY: np.full((16, 16, 3), 7, np.uint8)})
+    (path,) = (root / "data").rglob("*.parquet")
+    pq.write_table(pq.read_table(path), path, row_group_size=8, use_dictionary=False)
+    group = pq.ParquetFile(path).metadata.row_group(damaged)
+    chunk = next(c for c in map(group.column, range(group.num_columns)) if c.path_in_schema == f"{IMAGE_KEY}.bytes")
+    content = bytearray(path.read_bytes())
+    content[chunk.data_page_offset : chunk.data_page_offset + 60] = bytes(60)
+    path.write_bytes(content)
+    with pytest.raises(DatasetError, match=rf"{path}: {IMAGE_KEY} cannot be read from row \d+ on .*copy or write"):
+        frame_cache(open_dataset(root), tmp_path / "cache", 16)
 
 
 def test_truncated_parquet(copy):

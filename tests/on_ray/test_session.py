@@ -141,8 +141,11 @@ def test_serve_run_joins_no_cluster_that_merely_was_started_last(monkeypatch, tm
     monkeypatch.setattr(machine, "_choose_token", lambda *, shared: None)
     monkeypatch.setattr(machine, "_fault", lambda folder: "")
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    asked = []
+    monkeypatch.setattr(ray, "init", lambda **options: asked.append(options["address"]))
     session.prepare_serve_run(None)
-    assert ray._private.services.canonicalize_bootstrap_address(None) is None, "Ray starts its own"
+    session.connect_serve_run()
+    assert asked == ["local"], "Ray starts its own"
 
 
 def test_a_long_tmpdir_gives_way_to_tmp_aloud(monkeypatch, tmp_path, capsys):
@@ -153,6 +156,17 @@ def test_a_long_tmpdir_gives_way_to_tmp_aloud(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("x" * 90)))
     with pytest.raises(ValueError, match=r"RAY_TMPDIR=.* is too long .*at most \d+ bytes"):
         machine._choose_folder()
+
+
+def test_a_folder_that_ray_cannot_use_is_refused_by_the_first_look(monkeypatch, tmp_path):
+    """`--fresh` puts an earlier run aside after that look, not before."""
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(machine, "_LONGEST_SOCKET", 10_000)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    session.check()
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
+    with pytest.raises(ValueError, match=r"RAY_TMPDIR=.* has 1 MiB free"):
+        session.check()
 
 
 def test_the_longest_folder_that_passes_is_one_that_ray_takes():

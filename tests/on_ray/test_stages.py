@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from libra_ray import checkpoint
 from libra_ray.data.dataset import write_dataset
@@ -28,6 +29,24 @@ def demonstrate(root: Path, episodes: int = 3, *, fps: int = METAWORLD_HZ, **rob
     """A data set of Meta-World's robot, or of one that differs as the keywords say; it replaces what is there."""
     shutil.rmtree(root, ignore_errors=True)
     return write_dataset([make_episode(seed=n, length=8 + n, **robot) for n in range(episodes)], root, fps=fps)
+
+
+@pytest.mark.parametrize("stage", ["train", "evaluate"])
+def test_a_gpu_that_is_not_there_is_refused_before_anything_is_done(make_run, monkeypatch, stage):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"ray.use_gpu=true, but this machine has no GPU .*--ray.use_gpu false"):
+        stages.check(make_run(ray__use_gpu=True), "record", stage)
+
+
+def test_on_a_cluster_without_a_gpu_here_it_is_said(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    config = debug_config(ray__use_gpu=True)
+    evaluation.check_gpu(config)
+    assert evaluation.device_of(config) == "cpu"
+    assert "no GPU that torch can use" in capsys.readouterr().err
+    assert evaluation.device_of(debug_config()) == "cpu"
+    assert capsys.readouterr().err == ""
 
 
 def written(root: Path) -> set[Path]:

@@ -1,5 +1,6 @@
 """Which trial comes next, without a cluster: seeds, replay after a crash, the budget in hours, what Optuna learns."""
 
+import errno
 import json
 import shutil
 import time
@@ -10,7 +11,7 @@ from arguments import parse
 
 from libra_ray.config import override
 from libra_ray.data.dataset import write_dataset
-from libra_ray.on_ray.sweep import engine
+from libra_ray.on_ray.sweep import engine, trial
 from libra_ray.on_ray.sweep.importance import parameter_importance
 from libra_ray.on_ray.sweep.plan import Order, SweepFolder
 from libra_ray.on_ray.sweep.searcher import Orders, make_source
@@ -54,15 +55,15 @@ def test_all_trials_have_the_data_that_the_first_one_had(open_sweep, tmp_path):
     root = write_dataset([make_episode(seed=n) for n in range(2)], tmp_path / "d", fps=80)
     sweep = open_sweep(data=root)
     engine._record(sweep)
-    trial = sweep.write(Order(number=0, seed=0, values={"action.bins": 6}))
-    config = trial.order().config_with()
+    begun = sweep.write(Order(number=0, seed=0, values={"action.bins": 6}))
+    config = begun.order().config_with()
     open_sweep(data=root)
     shutil.rmtree(root)
     write_dataset([make_episode(seed=n) for n in range(3)], root, fps=80)
     with pytest.raises(ValueError, match=r"it has 3 episodes \(then 2\)"):
         open_sweep(data=root)
-    folder = RunFolder.open(trial.root, config)
-    bind(folder, trial.order())
+    folder = RunFolder.open(begun.root, config)
+    bind(folder, begun.order())
     with pytest.raises(ValueError, match=r"it has 3 episodes \(then 2\)"):
         train_until(folder, 2, Clock(folder, "train", 0, 0))
 
@@ -168,6 +169,51 @@ def test_optuna_takes_two_objectives_and_failures(open_sweep):
     shares = parameter_importance(sweep.space, configurations(results))
     assert shares["latency_ms"]["action.horizon"] == max(shares["latency_ms"].values()), "which alone decides it"
     assert sum(shares["success"].values()) == pytest.approx(1)
+
+
+def raise_full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.fixture
+def run_trial(monkeypatch):
+    """Runs the trial in a folder, its work being what is given; returns the last report."""
+
+    def run(folder, work):
+        reports = []
+        monkeypatch.setattr(trial, "_work", work)
+        monkeypatch.setattr(trial.tune, "report", reports.append)
+        trial.run_trial({"trial": str(folder.root), "threads": 1, "simulator_actors": 1})
+        return reports[-1]
+
+    return run
+
+
+def test_a_full_disk_ends_the_sweep_and_is_no_trials_failure(open_sweep, run_trial):
+    """It would come again with every trial; none is written off, and all of them are there to be continued."""
+    tune = Tune(sweep := open_sweep())
+    first, other = tune.ask(), tune.ask()
+    folder = tune.orders._live[first][1]
+    report = run_trial(folder, raise_full)
+    assert folder.result() is None
+    tune.orders.on_trial_complete(first, report)
+    assert tune.orders.no_room.startswith(f"no space left on the disk of {folder.root}")
+    assert engine.OutOfRoom(tune.orders).stop_all()
+    assert tune.ask() is None
+    tune.orders.on_trial_complete(other)
+    assert (tune.ended, sweep.results()) == ([], [])
+    again = Tune(open_sweep())
+    again.play()
+    assert len(again.ended) == 6
+
+
+def test_other_failures_of_a_trial_are_its_own(open_sweep, run_trial):
+    tune = Tune(open_sweep())
+    folder = tune.orders._live[number := tune.ask()][1]
+    tune.orders.on_trial_complete(number, run_trial(folder, lambda *_: 1 / 0))
+    assert folder.result().status == "failed"
+    assert not engine.OutOfRoom(tune.orders).stop_all()
+    assert tune.ask()
 
 
 def test_one_that_the_scheduler_stopped_is_that(open_sweep):

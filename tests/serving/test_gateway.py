@@ -293,6 +293,26 @@ def test_plans_of_the_weights_before_are_refined_with_words_that_those_take():
     run(work())
 
 
+def test_a_robot_that_leaves_does_not_take_the_instruction_from_others():
+    async def work():
+        asked, answered = asyncio.Event(), asyncio.Event()
+
+        async def ask(weights, instruction):
+            asked.set()
+            await answered.wait()
+            return ""
+
+        known = instructions.Instructions(ask)
+        leaving, staying = (asyncio.ensure_future(known.check("weights", "go")) for _ in range(2))
+        await asked.wait()
+        leaving.cancel()
+        assert isinstance((await asyncio.gather(leaving, return_exceptions=True))[0], asyncio.CancelledError)
+        answered.set()
+        await staying
+
+    run(work())
+
+
 def test_nobody_is_refused_because_nobody_could_say():
     class Flaky(StubLevel):
         failures = 3

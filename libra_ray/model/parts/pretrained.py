@@ -21,13 +21,31 @@ def cannot_load(key: str, source: str, kind: str, builtin: str) -> Iterator[None
     installed, more than the memory takes. Each comes as another exception of another library.
     """
     try:
-        yield
+        with _quiet():
+            yield
     except Exception as error:
         reason = " ".join(str(error).split())[:LONGEST_REASON].rstrip(". ") or type(error).__name__
         raise ValueError(
             f"{key}={source!r} cannot be loaded as a Hugging Face {kind} model ({reason}); "
             f"give `{builtin}`, the name of a model that this machine has or can download, or a local model folder"
         ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the libraries' own lines, on every retry of a hub that is away and all that did not fit: ours is one."""
+    import huggingface_hub
+    import transformers
+
+    loggers = (huggingface_hub.utils.logging, transformers.logging)
+    before = [logger.get_verbosity() for logger in loggers]
+    for logger in loggers:
+        logger.set_verbosity_error()
+    try:
+        yield
+    finally:
+        for logger, verbosity in zip(loggers, before, strict=True):
+            logger.set_verbosity(verbosity)
 
 
 def load_checked(auto_class: Any, source: str, *, forward: Callable[[Any], Tensor] | None = None, **options: Any) -> Any:
@@ -43,16 +61,8 @@ def load_checked(auto_class: Any, source: str, *, forward: Callable[[Any], Tenso
     Raises:
         ValueError: weights are missing, or have another shape than the configuration says; names them.
     """
-    from transformers import logging
-
-    verbosity = logging.get_verbosity()
-    # Its report of what did not fit has many lines; ours has one.
-    logging.set_verbosity_error()
-    try:
-        options = {"dtype": torch.float32, "trust_remote_code": False, **options}
-        model, told = auto_class.from_pretrained(source, output_loading_info=True, ignore_mismatched_sizes=True, **options)
-    finally:
-        logging.set_verbosity(verbosity)
+    options = {"dtype": torch.float32, "trust_remote_code": False, **options}
+    model, told = auto_class.from_pretrained(source, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     model.eval()
     wrong = {name: f"{name} is missing" for name in told["missing_keys"]}
     wrong |= {name: f"{name} is {_shape(found)}, not {_shape(wanted)}" for name, found, wanted in told["mismatched_keys"]}

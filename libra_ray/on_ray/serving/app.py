@@ -20,7 +20,6 @@ from libra_ray.on_ray.serving.scaling import LOOK_BACK_S, METRICS_S
 from libra_ray.serving.engine import Engine
 from libra_ray.serving.gateway import GatewayCore
 from libra_ray.serving.listener import OwnPort
-from libra_ray.serving.replica import LevelReplica
 from libra_ray.serving.settings import Replicas, Settings
 from libra_ray.serving.web import Web
 from libra_ray.serving.weights import pinned
@@ -30,6 +29,8 @@ APP_NAME = "default"
 """What `serve run` calls an application that was given no name."""
 GATEWAY = "Gateway"
 """The gateways' deployment; the others are named after their levels."""
+REPLICA = "libra_ray.serving.replica.LevelReplica"
+"""What serves a level; named, and imported by the replicas alone: whoever builds the application needs no torch."""
 LEAVE_S = 3.0
 CALLS_AT_ONCE = 4
 """Batches that a replica takes in: one computes, the others wait or answer `describe`."""
@@ -118,7 +119,7 @@ Gateway = serve.ingress()(GatewayBase)
 """Serve's ingress."""
 
 
-def build(settings: Settings, replica: type = LevelReplica) -> Application:
+def build(settings: Settings, replica: type | str = REPLICA) -> Application:
     """The application of these settings.
 
     Args:
@@ -149,7 +150,7 @@ def deployment_of(level: str) -> str:
     return level[:1].upper() + level[1:]
 
 
-def _deployment(settings: Settings, cls: Any, name: str, of: Replicas, policy: str, *, slots: int) -> Deployment:
+def _deployment(settings: Settings, cls: type | str, name: str, of: Replicas, policy: str, *, slots: int) -> Deployment:
     numbers: dict[str, Any] = {"num_replicas": of.replicas}
     if of.max_replicas > of.replicas:
         numbers = {
@@ -164,7 +165,6 @@ def _deployment(settings: Settings, cls: Any, name: str, of: Replicas, policy: s
             )
         }
     made: Deployment = serve.deployment(
-        cls,
         name=name,
         ray_actor_options=_actor_options(of),
         user_config=settings.user_config(),
@@ -176,7 +176,7 @@ def _deployment(settings: Settings, cls: Any, name: str, of: Replicas, policy: s
         logging_config={"enable_access_log": False, "log_level": "WARNING"},
         max_ongoing_requests=slots,
         **numbers,
-    )
+    )(cls)
     # Serve restarts replicas of another version, and by default every deployment is one. Only the weights may change in place.
     made._version = _version(settings)  # noqa: SLF001
     return made

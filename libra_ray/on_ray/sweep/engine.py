@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 # Read by Ray Tune when a run begins: no files and no words beside ours, no change of folder, and Ctrl-C stays the job's.
 os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
@@ -18,6 +19,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 from ray.util import placement_group_table, remove_placement_group
 from ray.util.placement_group import PlacementGroup, PlacementGroupID
 
+from libra_ray.common.disk import NoRoomError
 from libra_ray.common.progress import Progress
 from libra_ray.config import Config, override
 from libra_ray.on_ray import stages
@@ -110,6 +112,7 @@ def run(sweep: SweepFolder, ended: Ended = lambda *_: None) -> None:
 
     Raises:
         ValueError: the cluster is too small.
+        NoRoomError: a trial met a full disk.
     """
     config, settings = sweep.run.config, sweep.settings
     share = share_of(config, settings.concurrent)
@@ -132,6 +135,23 @@ def run(sweep: SweepFolder, ended: Ended = lambda *_: None) -> None:
             ended=told,
         )
         _tuner(sweep, orders, share).fit()
+        if orders.no_room:
+            raise NoRoomError(f"{orders.no_room}; with --resume the sweep goes on")
+
+
+class OutOfRoom(tune.Stopper):
+    """Stops the other trials, which have the same disk, as soon as one has met its end."""
+
+    def __init__(self, orders: Orders) -> None:
+        self._orders = orders
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """No trial is stopped alone."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether the disk is full."""
+        return bool(self._orders.no_room)
 
 
 def _bar(sweep: SweepFolder) -> Progress:
@@ -165,6 +185,7 @@ def _tuner(sweep: SweepFolder, orders: Orders, share: Share) -> tune.Tuner:
         run_config=tune.RunConfig(
             name=folder.name,
             storage_path=str(folder.parent),
+            stop=OutOfRoom(orders),
             # An exception is the trial's result; what is tried again is a process that died, from its last checkpoint.
             failure_config=tune.FailureConfig(max_failures=sweep.run.config.ray.max_failures),
             verbose=0,

@@ -12,6 +12,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from libra_ray.on_ray.sweep.plan import Order, SweepFolder, TrialFolder, TrialProcess
 from libra_ray.on_ray.sweep.space import MODES, Values
+from libra_ray.on_ray.sweep.trial import NO_ROOM
 from libra_ray.runs.trials import Objective, TrialResult, mean
 
 
@@ -110,6 +111,7 @@ class Orders(Searcher):
     Args:
         threads: of every trial's process; `simulator_actors` likewise.
 
+    A full disk ends the sweep: `no_room` is then the line that says so, and trials without a result go on when it is resumed.
     After `deadline` (in `time.monotonic()` seconds) only trials that have ended before are handed out again, for the scheduler
     to hear of them: they replay what they reported and do no work.
     """
@@ -129,10 +131,11 @@ class Orders(Searcher):
         self._threads, self._simulator_actors = threads, simulator_actors
         self._deadline, self._ended = deadline, ended
         self._live: dict[str, tuple[Order, TrialFolder]] = {}
+        self.no_room = ""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """The next trial's folder."""
-        while (order := self._source.next()) is not None:
+        while not self.no_room and (order := self._source.next()) is not None:
             over = self._deadline is not None and time.monotonic() >= self._deadline
             known = TrialFolder(root=self._sweep.run.path("trials") / order.name)
             if over and known.result() is None:
@@ -143,9 +146,12 @@ class Orders(Searcher):
         return Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """A trial ended by itself, was stopped by the scheduler, or its process died too often."""
+        """A trial ended by itself, was stopped by the scheduler, or its process died too often; or the disk is full."""
         order, trial = self._live.pop(trial_id)
+        self.no_room = self.no_room or (result or {}).get(NO_ROOM, "")
         ended = trial.result()
+        if ended is None and self.no_room:
+            return
         if ended is None:
             ended = interrupted(order, trial, error=error)
             trial.end(ended)

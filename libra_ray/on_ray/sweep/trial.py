@@ -10,6 +10,7 @@ import torch
 from ray import tune
 
 from libra_ray import checkpoint
+from libra_ray.common.disk import NoRoomError, explained, lacks_room
 from libra_ray.common.files import append_jsonl, repair_jsonl
 from libra_ray.common.json_text import plain
 from libra_ray.config import Config, ControlConfig, SimConfig, override
@@ -34,6 +35,8 @@ LEFT_OUT = ("lr", "weight_", "samples_per_s", "data_wait_share")
 GRADIENTS = "grad_"
 LATENCY_CALLS = 15
 LONGEST_ERROR = 4000
+NO_ROOM = "no_room"
+"""In the last report of a trial that met a full disk: the line that says so."""
 
 _FLEETS: dict[tuple[SimConfig, int], Fleet] = {}
 """The simulators of this process: its trials follow one another and share them. They end with the process that started them."""
@@ -43,6 +46,7 @@ def run_trial(given: dict[str, Any]) -> None:
     """The function that Ray Tune runs: reports `success` and the offline measures at every `budget` (ninths of the steps).
 
     An exception becomes the trial's result and disturbs no other trial; Tune hears of it as a success that is not a number.
+    A full disk is no fault of the trial's: it stays unfinished, and the sweep is told in `NO_ROOM`.
 
     Args:
         given: a `TrialProcess`, by field.
@@ -50,13 +54,25 @@ def run_trial(given: dict[str, Any]) -> None:
     process = TrialProcess(**given)
     trial = TrialFolder(root=Path(process.trial))
     torch.set_num_threads(process.threads)
+    try:
+        with explained(trial.root):
+            _to_its_end(trial, process)
+    except NoRoomError as full:
+        close_fleets()
+        tune.report({"success": float("nan"), "budget": FULL, NO_ROOM: str(full)})
+
+
+def _to_its_end(trial: TrialFolder, process: TrialProcess) -> None:
+    """Work on a trial until it has a result, and report what was not reported."""
     result = trial.result()
     # One that has ended before replays what it said, for a scheduler that has not heard it.
     said = 0
     if result is None:
         try:
             result = _work(trial, process.simulator_actors)
-        except Exception as error:  # noqa: BLE001  (the border of one trial)
+        except Exception as error:
+            if lacks_room(error):
+                raise
             close_fleets()
             result = _failed(trial, error)
         trial.end(result)

@@ -101,6 +101,19 @@ def policy(deployed):
     return load_policy(deployed[2][0])
 
 
+def test_what_cannot_start_says_why_in_one_line_and_leaves_nothing(proxy_port):
+    from ray import serve
+
+    from libra_ray.on_ray.serving.app import build
+    from libra_ray.on_ray.serving.start import run
+    from libra_ray.serving.settings import Settings
+
+    broken = build(Settings.model_validate({"checkpoint": "broken", "port": 0, **LIGHT}), stubs.StubPlanner, stubs.StubRefiner)
+    with pytest.raises(RuntimeError, match=r"^there is no such checkpoint$"):
+        run(broken, name="broken", route_prefix="/broken")
+    assert "broken" not in serve.status().applications
+
+
 def seen(robot, step=0) -> Observation:
     from dataclasses import replace
 

@@ -1,0 +1,72 @@
+"""`serve run` on this machine or on a cluster: as quick as Ray allows, and with one line where it fails."""
+
+import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+from ray.serve.scripts import parse_runtime_env_args
+
+from libra_ray.on_ray import session
+from libra_ray.on_ray.serving.app import build
+from libra_ray.serving.settings import Settings
+from libra_ray.serving.weights import pinned
+
+AT_ONCE_S = 0.5
+_ERROR = re.compile(r"^(?:\w+\.)*\w+(?:Error|Exception): (.+)$", re.MULTILINE)
+"""The last line of a traceback."""
+_RUNTIME_ENV = ("runtime_env", "runtime_env_json", "working_dir")
+
+
+def started(settings: Settings, options: Mapping[str, Any]) -> Application:
+    """Connect to Ray, as the jobs do, and start the application; returns when all of its replicas are ready.
+
+    `serve run` does both by itself, after it has built the application. But it joins whatever cluster was last started on this
+    machine, and waits without end where that is dead; and it answers a replica that cannot start with a traceback.
+
+    Args:
+        options: of `serve run`, as its command line gave them.
+
+    Raises:
+        ValueError: there is no such checkpoint, or RAY_ADDRESS, or a folder that Ray needs, cannot be used.
+        RuntimeError: no cluster that can be used answers at RAY_ADDRESS, or the application's replicas cannot start.
+    """
+    session.prepare_serve_run(options["address"])
+    environment = parse_runtime_env_args(**{name: options[name] for name in _RUNTIME_ENV})
+    with ThreadPoolExecutor(1) as aside:
+        # A folder is looked at in no time. The registry is asked by MLflow, whose import takes as long as the start of Ray.
+        asked = aside.submit(pinned, settings)
+        with suppress(TimeoutError):
+            asked.result(timeout=AT_ONCE_S)
+        session.connect_serve_run(runtime_env=environment)
+        application = build(asked.result())
+    run(application, name=options["name"], route_prefix=options["route_prefix"])
+    return application
+
+
+def run(application: Application, name: str, route_prefix: str) -> None:
+    """Start an application on the connected cluster; returns when all of its replicas are ready, or leaves nothing of it.
+
+    Raises:
+        RuntimeError: its replicas cannot start; the text is the error of one of them.
+    """
+    try:
+        serve.run(application, name=name, route_prefix=route_prefix)
+    except BaseException as error:
+        cause = _cause(name) if isinstance(error, RuntimeError) else ""
+        serve.delete(name)
+        if cause:
+            raise RuntimeError(cause) from error
+        raise
+
+
+def _cause(name: str) -> str:
+    """What a replica that could not start says, out of the traceback that Serve keeps of it; empty where it keeps none."""
+    known = serve.status().applications.get(name)
+    for deployment in known.deployments.values() if known else ():
+        if said := _ERROR.findall(deployment.message):
+            return str(said[-1])
+    return ""
