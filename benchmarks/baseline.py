@@ -4,8 +4,6 @@ The network gets what the run had: data set, held-out split, statistics, batch s
 and rhythm. It is a plain regression: picture, state and an embedding per instruction in, the next H actions out.
 """
 
-import argparse
-import json
 import math
 import os
 import time
@@ -19,17 +17,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from benchmarks.files import RESULTS, command_line, read_result, write_result
 from libra_ray import config as configuration
 from libra_ray.batch import Batch
 from libra_ray.checkpoint import Facts
-from libra_ray.common.files import write_text
-from libra_ray.common.json_text import dump
 from libra_ray.common.progress import Progress
 from libra_ray.common.provenance import describe_hardware
 from libra_ray.config import Config, override
 from libra_ray.data.stream import BatchStream
 from libra_ray.data.transforms import NormStats, Pipeline
 from libra_ray.data.windows import Windows
+from libra_ray.evaluation.log import read_evaluation
 from libra_ray.model.parts.planner import masked_mean
 from libra_ray.model.parts.vision import shift_pictures
 from libra_ray.on_ray import evaluate as evaluation
@@ -214,7 +212,7 @@ def evaluate(folder: RunFolder, policy: Policy) -> Json:
             evaluation.evaluate(folder, clock, lambda *_: (policy, folder.config))
     return build_report(
         config=folder.config,
-        evaluation=evaluation.read_evaluation(folder),
+        evaluation=read_evaluation(folder),
         training_log=TrainingLog(),
         wall_s={"record": 0, "total": 0, "train": folder.wall_s("train"), "evaluate": folder.wall_s("evaluate")},
         dataset={},
@@ -259,7 +257,7 @@ def finished_run(root: Path) -> tuple[RunFolder, Json]:
         ValueError: the folder holds no report on a policy.
     """
     path = root / "report.json"
-    report: Json = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"success_mean": {}}
+    report: Json = read_result(path) if path.exists() else {"success_mean": {}}
     if "policy" not in report["success_mean"]:
         raise ValueError(f"{root} has no report on a policy; finish the run first, e.g. `uv run jobs/pipeline.py quickstart`")
     return RunFolder(root.resolve(), configuration.from_json((root / "config.json").read_text(encoding="utf-8"))), report
@@ -267,7 +265,7 @@ def finished_run(root: Path) -> tuple[RunFolder, Json]:
 
 def main() -> None:
     """Train and evaluate the baseline of one run, write the JSON and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], epilog="Run again, the same command continues.")
+    parser = command_line("baseline", __doc__, epilog="Run again, the same command continues.")
     parser.add_argument("run", type=Path, help="folder of a finished run, e.g. runs/quickstart")
     parser.add_argument("--seconds", type=float, help="training time (default: the wall time of the run's training stage)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of training (default: one per CPU)")
@@ -290,9 +288,7 @@ def main() -> None:
     training |= {"seconds": fit.elapsed_s, "loss": given.loss, "threads": given.threads}
     ours_trained = {"seconds": run.wall_s("train"), "steps": ours["training"]["steps"]}
     result["training"] = {"policy": ours_trained, "baseline": training}
-    out = given.out or Path(__file__).parent / "results" / f"baseline_{run.root.name}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(out, dump(result))
+    write_result(given.out or RESULTS / f"baseline_{run.root.name}.json", result)
     print(markdown(result))
 
 

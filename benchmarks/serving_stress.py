@@ -209,10 +209,13 @@ def _panels(timeline: list[Json]) -> dict[str, Lines]:
     def line(value: Callable[[Json], float | None]) -> list[list[float]]:
         return [[row["at_s"], v] for row in timeline if (v := value(row)) is not None]
 
+    def percentile(measure: str, which: str) -> list[list[float]]:
+        return line(lambda row: row[measure][which])
+
     return {
         "chunk requests/s": {"answered": line(lambda r: r["chunk_requests_per_s"]), "missed": line(lambda r: r["missed"])},
-        "latency, ms": {p: line(lambda r, p=p: r["latency_ms"][p]) for p in ("p50", "p99")},
-        "intent age, steps": {p: line(lambda r, p=p: r["intent_age_steps"][p]) for p in ("p50", "max")},
+        "latency, ms": {p: percentile("latency_ms", p) for p in ("p50", "p99")},
+        "intent age, steps": {p: percentile("intent_age_steps", p) for p in ("p50", "max")},
     }
 
 
