@@ -101,9 +101,15 @@ def outside(modules: Iterable[str], *, also_later: bool) -> set[str]:
     return found
 
 
+@cache
+def installed() -> dict[str, list[str]]:
+    """Package -> the libraries that install it."""
+    return dict(packages_distributions())
+
+
 def undeclared(packages: Iterable[str], declared: set[str]) -> set[str]:
     """Packages that no declared library installs."""
-    origin = packages_distributions()
+    origin = installed()
     return {p for p in packages if not declared & {canonicalize_name(name) for name in origin.get(p, [p.replace("_", "-")])}}
 
 
@@ -131,7 +137,7 @@ def test_what_is_not_declared_is_seen():
 
 
 def test_what_is_declared_is_used():
-    origin = packages_distributions()
+    origin = installed()
     used = {canonicalize_name(n) for p in outside(modules_below(*SHIPPED), also_later=True) for n in origin.get(p, [])}
     assert names([*LIGHT, *EXTRAS["all"]]) - used == NOT_IMPORTED
 
@@ -223,8 +229,8 @@ def test_the_wheel_holds_what_is_no_python_and_nothing_else(wheel):
 
 
 def test_the_light_client_asks_a_real_server(light):
-    installed = json.loads(ran(UV, "pip", "list", "--python", light, "--format", "json"))
-    assert {package["name"] for package in installed} == names(LIGHT) | {NAME}
+    held = json.loads(ran(UV, "pip", "list", "--python", light, "--format", "json"))
+    assert {package["name"] for package in held} == names(LIGHT) | {NAME}
     server = Server()
     try:
         answer = json.loads(ran(light, "-c", ASK, server.address))

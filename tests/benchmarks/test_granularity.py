@@ -97,7 +97,7 @@ def test_another_machine_goes_on_with_the_finished_cells(tmp_path):
     settings = study.study(space, quick=False, seeds=3, hours=0, concurrent=0)
     here = study.SweepFolder.open(tmp_path / "here", config, space, settings, resume=False)
     finished, failed = [
-        TrialResult(number=0, seed=seed, values=space.grid()[0], status=s) for seed, s in enumerate(("finished", "failed"))
+        replace(_trials()[0], seed=seed, values=space.grid()[0], status=s) for seed, s in enumerate(("finished", "failed"))
     ]
     for result in (finished, failed):
         here.write(study.Order(number=result.number, seed=result.seed, values=result.values)).end(result)
