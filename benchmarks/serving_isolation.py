@@ -38,7 +38,7 @@ def isolation(given: argparse.Namespace, bench: Any) -> Json:
             if not slow:
                 blocks = _blocks(probe, seen, plans, given)
             load = Load(
-                client=lambda robot, port=port: AsyncRobotClient(f"ws://127.0.0.1:{port}", robot=robot),
+                client=_clients(port),
                 shown=bench.judge.shown, execute_steps=bench.execute_steps, hz=given.hz,
             )  # fmt: skip
             asyncio.run(drive(load.fleet(robots), given.warmup + given.seconds))
@@ -55,6 +55,10 @@ def isolation(given: argparse.Namespace, bench: Any) -> Json:
     usual, slower = fresh.values()
     facts["refiner's rate lost to the slow planner, %"] = 100 * (1 - slower / usual)
     return {"facts": facts}
+
+
+def _clients(port: int) -> Callable[[str], AsyncRobotClient]:
+    return lambda robot: AsyncRobotClient(f"ws://127.0.0.1:{port}", robot=robot)
 
 
 def _blocks(probe: Any, seen: Any, plans: Any, given: argparse.Namespace) -> dict[str, Json]:
@@ -83,7 +87,8 @@ def _stranger() -> Iterator[None]:
 
 
 def _paced(call: Callable[[], Any], given: argparse.Namespace) -> list[float]:
-    times, began = [], time.perf_counter()
+    times: list[float] = []
+    began = time.perf_counter()
     for i in count():
         at_s = began + i / given.hz
         if at_s - began > min(BLOCK_S, given.seconds):

@@ -1,8 +1,7 @@
 """The work that every server does per chunk request, so that they differ in how they serve and in nothing else.
 
-A robot's first request of an episode and every M-th after it is planned (Semantic Planner); every request is refined (Action
-Refiner) from its own fresh picture. That is the published FIFO rule, by the code that evaluation runs
-(`libra_ray.control.robot`).
+Levels above the last are asked where their intents are used up; the last one answers every request from its own fresh picture.
+That is the published FIFO rule, by the code that evaluation runs (`libra_ray.control`).
 """
 
 from collections.abc import Mapping
@@ -14,8 +13,9 @@ import numpy as np
 import torch
 
 from libra_ray.config import Config, ControlConfig
-from libra_ray.control.robot import Latencies, RobotControl, drive
-from libra_ray.policy import LibraPolicy, load_policy
+from libra_ray.control.lockstep import drive
+from libra_ray.control.robot import RobotControl
+from libra_ray.policy import SystemPolicy, load_policy
 from libra_ray.types import STATE_KEY, ActionChunk, Observation
 
 TIMEOUT_S = 10.0
@@ -24,9 +24,9 @@ TIMEOUT_S = 10.0
 
 @dataclass
 class Work:
-    """A checkpoint's policy with the plans of the robots that it serves."""
+    """A checkpoint's policy with the intents of the robots that it serves."""
 
-    policy: LibraPolicy
+    policy: SystemPolicy
     robots: dict[str, RobotControl] = field(default_factory=dict)
 
     @classmethod
@@ -37,6 +37,11 @@ class Work:
         work.answer({"warm up": work.blank()})
         work.robots.clear()
         return work
+
+    @property
+    def horizon(self) -> int:
+        """Control steps of one chunk."""
+        return self.policy.levels[-1].covers
 
     @property
     def config(self) -> Config:
@@ -62,12 +67,12 @@ class Work:
         )
 
     def answer(self, observations: Mapping[str, Observation]) -> dict[str, ActionChunk]:
-        """One chunk per robot: plans where they are used up, then one batched refinement. Step 0 begins an episode."""
+        """One chunk per robot: every level that is due, as one batch. Step 0 begins an episode."""
         names = list(observations)
         for name in names:
             if name not in self.robots or observations[name].step == 0:
-                self.robots[name] = RobotControl(ControlConfig(rule="fifo"), self.config.action)
+                self.robots[name] = RobotControl(ControlConfig(rule="fifo"), self.policy.levels)
         controls = {i: self.robots[name] for i, name in enumerate(names)}
-        drive(controls, {i: observations[name] for i, name in enumerate(names)}, self.policy, Latencies())
+        drive(controls, {i: observations[name] for i, name in enumerate(names)}, self.policy, {})
         chunks = {name: controls[i].chunk for i, name in enumerate(names)}
         return {name: chunk for name, chunk in chunks.items() if chunk is not None}
