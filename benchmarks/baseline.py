@@ -4,7 +4,6 @@ The network gets what the run had: data set, held-out split, statistics, batch s
 and rhythm. It is a plain regression: picture, state and an embedding per instruction in, the next H actions out.
 """
 
-import argparse
 import math
 import os
 import time
@@ -15,34 +14,34 @@ from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import torch
-from baseline_table import beside, markdown
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from benchmarks.baseline_table import beside, markdown
+from benchmarks.files import RESULTS, command_line, write_result
 from libra_ray import config as configuration
 from libra_ray.batch import Batch
 from libra_ray.checkpoint import Facts
-from libra_ray.common.files import write_text
-from libra_ray.common.json_text import dump, read
+from libra_ray.common.json_text import read
 from libra_ray.common.progress import Progress
 from libra_ray.common.provenance import describe_hardware
 from libra_ray.config import Config, override
 from libra_ray.data.stream import BatchStream
 from libra_ray.data.transforms import NormStats, Pipeline
 from libra_ray.data.windows import Windows
-from libra_ray.model.parts.planner import masked_mean
+from libra_ray.evaluation.log import read_evaluation
+from libra_ray.model.parts.chunks import masked_mean
 from libra_ray.model.parts.vision import shift_pictures
 from libra_ray.on_ray import evaluate as evaluation
 from libra_ray.on_ray.run_data import began_with
 from libra_ray.on_ray.session import connected
-from libra_ray.report.publish import LEVELS
 from libra_ray.report.records import CheckpointFacts, DatasetFacts, Report, WallTime
 from libra_ray.report.run_report import build_report
 from libra_ray.runs.folder import RunFolder
 from libra_ray.runs.results import TrainingLog
 from libra_ray.training.data import TrainingData
 from libra_ray.training.fit import uses_bf16
-from libra_ray.types import ActionChunk, Observation, Plan, Policy
+from libra_ray.types import ActionChunk, Intent, Level, Observation, Policy
 
 LR, LR_FINAL_SHARE, LOG_EVERY_S = 1e-3, 0.01, 5.0
 Loss = Literal["l1", "mse"]
@@ -139,10 +138,10 @@ class TimedFit:
 
 @dataclass(frozen=True, kw_only=True)
 class BaselinePolicy:
-    """The network as a `Policy` without a planner: its plans are empty words, its chunks are the network's answer.
+    """The network as a `Policy` of one level, `policy`.
 
     Raises:
-        ValueError: (from `refine`) an instruction that was not trained.
+        ValueError: (from `infer`) an instruction that was not trained.
     """
 
     config: Config
@@ -158,13 +157,13 @@ class BaselinePolicy:
         network = ConvPolicy(config, facts).to(device)
         return cls(network=network, pipeline=Pipeline(stats, config.data.normalisation), facts=facts, config=config)
 
-    def plan(self, observations: Sequence[Observation]) -> list[Plan]:
-        """Plans that say nothing; they only keep the controller's rhythm."""
-        tokens = np.zeros((self.config.action.plan_steps, self.network.action_dim), np.int64)
-        return [Plan(tokens=tokens, first_step=o.step) for o in observations]
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The network, which reads no intent."""
+        return (Level(name="policy", covers=self.network.horizon),)
 
     @torch.no_grad()
-    def refine(self, observations: Sequence[Observation], plans: Sequence[Plan]) -> list[ActionChunk]:
+    def infer(self, level: str, observations: Sequence[Observation], above: Sequence[Intent | None]) -> list[ActionChunk]:
         """The next H actions of every robot, from its fresh picture."""
         if unknown := {o.instruction for o in observations} - set(self.facts.instructions):
             raise ValueError(f"not trained on {unknown}; trained on {', '.join(self.facts.instructions)}")
@@ -176,8 +175,8 @@ class BaselinePolicy:
             torch.tensor([self.facts.instructions.index(o.instruction) for o in observations], device=device),
         )
         actions = self.pipeline.outputs_action(normalised.cpu().numpy())
-        rows = zip(actions, observations, plans, strict=True)
-        return [ActionChunk(actions=a, first_step=o.step, plan_first_step=p.first_step) for a, o, p in rows]
+        rows = zip(actions, observations, strict=True)
+        return [ActionChunk(actions=a, first_step=o.step, intent_first_step=o.step) for a, o in rows]
 
 
 def train(folder: RunFolder, data: TrainingData, loss: Loss, seconds: float) -> tuple[BaselinePolicy, TimedFit]:
@@ -216,10 +215,10 @@ def evaluate(folder: RunFolder, policy: Policy) -> Report:
             evaluation.evaluate(folder, clock, lambda *_: (policy, folder.config))
     return build_report(
         config=folder.config,
-        evaluation=evaluation.read_evaluation(folder),
+        evaluation=read_evaluation(folder),
         training_log=TrainingLog(),
         wall_s=WallTime(record=0, total=0, train=folder.wall_s("train"), evaluate=folder.wall_s("evaluate")),
-        levels=LEVELS,
+        levels=[level.name for level in policy.levels],
         dataset=DatasetFacts(),
         checkpoint=CheckpointFacts(),
         mlflow_run_id=None,
@@ -242,7 +241,7 @@ def finished_run(root: Path) -> tuple[RunFolder, Report]:
 
 def main() -> None:
     """Train and evaluate the baseline of one run, write the JSON and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], epilog="Run again, the same command continues.")
+    parser = command_line("baseline", __doc__, epilog="Run again, the same command continues.")
     parser.add_argument("run", type=Path, help="folder of a finished run, e.g. runs/quickstart")
     parser.add_argument("--seconds", type=float, help="training time (default: the wall time of the run's training stage)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of training (default: one per CPU)")
@@ -271,9 +270,7 @@ def main() -> None:
         },
     }
     result = beside(ours, evaluate(folder, policy), training)
-    out = given.out or Path(__file__).parent / "results" / f"baseline_{run.root.name}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(out, dump(result))
+    write_result(given.out or RESULTS / f"baseline_{run.root.name}.json", result)
     print(markdown(result))
 
 

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pretraining import PART, WORDED_TASKS
-
+from benchmarks.pretraining import PART, WORDED_TASKS
 from libra_ray.config import Config, override, preset
 
 COARSE_ONLY = "coarse_only"
@@ -13,7 +12,7 @@ WORDS = {"refiner.see_language": True}
 BOTH = {"evaluate.controllers": f"policy,{COARSE_ONLY}"}
 FEATURES, SHARED = {"model.system": "monolithic"}, {"refiner.vision": "shared"}
 TRUTH = {"train.curriculum": "teacher"}
-PRECISION: Mapping[str, Any] = {
+PRECISION: dict[str, Any] = {
     "sim.wrist_camera": True,
     # A plan that began ten steps ago is centimetres old: the planner runs freely. And the last millimetres want to be seen.
     "control.rule": "overlap",
@@ -25,8 +24,8 @@ PRECISION: Mapping[str, Any] = {
     # How many steps are executed, and what the refiner reads in training, was chosen on the seeds from 100,000 on.
     "evaluate.seed": 200_000,
 }
-PUT_DOWN: Mapping[str, Any] = {"sim.tasks": "putdown-1mm", "sim.max_steps": 60, "train.steps": 1500}
-GRASP: Mapping[str, Any] = {
+PUT_DOWN: dict[str, Any] = {"sim.tasks": "putdown-1mm", "sim.max_steps": 60, "train.steps": 1500}
+GRASP: dict[str, Any] = {
     "sim.tasks": "place-1mm",
     "sim.max_steps": 100,
     # Of 4,000 it learns the episodes by heart and grasps the wrong block.
@@ -44,7 +43,7 @@ EYES: Mapping[str, Any] = {
     "refiner.depth": 2,
 }
 """A longer training of both systems' eyes, as both begin pretrained in the paper."""
-PLACED: Mapping[str, Mapping[str, Any]] = {"full": BOTH | TRUTH, "monolithic": FEATURES}
+PLACED: dict[str, dict[str, Any]] = {"full": BOTH | TRUTH, "monolithic": FEATURES}
 
 
 @dataclass(frozen=True, kw_only=True)

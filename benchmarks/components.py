@@ -11,7 +11,6 @@ evaluated in closed loop on seeds that no demonstration has. A stopped study goe
 the JSON. Intervals: 95 %, bootstrap over training seeds, then over episodes.
 """
 
-import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -19,16 +18,17 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from component_tables import BENCHES, PLACED, QUICK, TABLES, config_of
 from numpy.typing import NDArray
-from pretraining import PLACE, checkpoint_of, pretrain
-from results_table import RESULTS, write_between
 
+from benchmarks.component_tables import BENCHES, PLACED, QUICK, TABLES, config_of
+from benchmarks.files import RESULTS, ROOT, RUNS, command_line, origin, write_result
+from benchmarks.pretraining import PLACE, checkpoint_of, pretrain
+from benchmarks.results_table import write_between
 from libra_ray import checkpoint
 from libra_ray.common.files import write_text
-from libra_ray.common.json_text import dump, plain, read
+from libra_ray.common.json_text import plain, read
 from libra_ray.common.progress import Progress
-from libra_ray.common.provenance import describe_hardware, git_revision, public_config
+from libra_ray.common.provenance import describe_hardware, public_config
 from libra_ray.config import Config
 from libra_ray.evaluation.log import read_evaluation
 from libra_ray.on_ray import evaluate as evaluation
@@ -42,7 +42,6 @@ from libra_ray.report.interval_plot import Panel, interval_plot
 from libra_ray.runs.folder import RunFolder, locked
 from libra_ray.types import EpisodeResult, Json
 
-ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "components.md"
 README = ROOT / "README.md"
 MEASURED = {"precision", "precision with the grasp"}
@@ -59,7 +58,7 @@ class Cell:
         cpu: that it was run on.
         settings: what its result depends on, by dotted name.
         episodes: controller -> its episodes, in the order of tasks and seeds.
-        difficulty: the last held-out measures (`libra_ray.training.difficulty`), with their log's prefix.
+        difficulty: the last held-out measures (`libra_ray.model.parts.token_measures`), with their log's prefix.
     """
 
     bench: str
@@ -203,7 +202,16 @@ def table(name: str, cells: Sequence[Cell]) -> list[Line]:
 
 
 def publish(out: Path, cells: Sequence[Cell]) -> str:
-    """Write JSON, tables and plot beside one another; returns the tables."""
+    """Write JSON, tables and plot of what was measured; returns the tables."""
+    if cells:
+        found = origin()
+        found["hardware"]["cpu"] = sorted({cell.cpu for cell in cells})
+        write_result(out, {**found, "cells": [cell.to_json() for cell in cells]})
+    return show(out, cells)
+
+
+def show(out: Path, cells: Sequence[Cell]) -> str:
+    """Write tables and plot beside the JSON at `out`; returns the tables."""
     if not cells:
         return "no cell is measured yet"
     tables = {name: lines for name in TABLES if (lines := table(name, cells))}
@@ -212,10 +220,6 @@ def publish(out: Path, cells: Sequence[Cell]) -> str:
     for name in (name for name in tables if name in MEASURED):
         errors = [line.error_mm for line in tables[name] if line.error_mm]
         panels.append(Panel(title=f"{name}: error", unit="median final error, mm", marks=errors, share=False))
-    hardware = plain(describe_hardware()) | {"cpu": sorted({cell.cpu for cell in cells})}
-    tree = {"hardware": hardware, "git_revision": git_revision(), "cells": [cell.to_json() for cell in cells]}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(out, dump(tree))
     write_text(out.with_suffix(".md"), text + "\n")
     write_text(out.with_suffix(".svg"), interval_plot(panels))
     if out.parent.resolve() == RESULTS:
@@ -233,17 +237,17 @@ def for_readme(lines: Sequence[Line]) -> str:
 
 def main() -> None:
     """Run the study, or go on with it, and print its tables after every cell."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line("components", __doc__)
     parser.add_argument("--benches", nargs="+", choices=BENCHES, default=list(BENCHES), help="place, grasp: precision")
     parser.add_argument("--seeds", type=int, default=3, help="training seeds of every variant (default: %(default)s)")
     parser.add_argument("--steps", type=int, help="optimiser steps of every policy (default: each bench has its own)")
     parser.add_argument("--quick", action="store_true", help="tiny policies that learn nothing: does it all run?")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder for the work (default: runs)")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="folder for the work (default: runs)")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="further settings of every policy")
     parser.add_argument("--show", type=Path, metavar="JSON", help="print the tables of a finished study and write them anew")
     given = parser.parse_args()
     if given.show:
-        print(publish(given.show, read(Study, given.show).cells))
+        print(show(given.show, read(Study, given.show).cells))
         return
     if given.seeds < 1 or (given.steps is not None and given.steps < 1):
         parser.error(f"--seeds {given.seeds} and --steps {given.steps} must be at least 1")

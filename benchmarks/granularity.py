@@ -4,28 +4,27 @@ N in {2, 4, 6, 10, 16, 32, 64, 100} x {own encoder, shared features} x seeds, on
 what to do and where precision matters. Every cell is a trial of the sweep engine: trained on one shared recording, evaluated in
 closed loop on unseen seeds, with and without its refiner. All begin with one backbone, trained on the same demonstrations in a
 planner of the finest N. Seed by seed, N interleaved: a part of the study is a whole one with
-fewer seeds. Run again, the same command continues, on another machine too: every finished cell is kept in
-`benchmarks/results/granularity/`.
+fewer seeds. Run again, the same command continues: here with what lies in `runs/`, elsewhere with the cells of the JSON.
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from granularity_pages import Side, curve_table, difficulty_table, reading
-from pretraining import PLACE, PRETRAINING, WORDED_TASKS, checkpoint_of, pretrain
-from results_table import write_between
 
+from benchmarks.files import RESULTS, ROOT, RUNS, command_line, write_result
+from benchmarks.granularity_pages import Side, curve_table, difficulty_table, reading
+from benchmarks.pretraining import PLACE, PRETRAINING, WORDED_TASKS, checkpoint_of, pretrain
+from benchmarks.results_table import write_between
 from libra_ray.common.files import write_text
-from libra_ray.common.json_text import dump, read
+from libra_ray.common.json_text import plain, read
 from libra_ray.common.provenance import Hardware, describe_hardware, git_revision, public_config
 from libra_ray.config import Config, override, preset
 from libra_ray.on_ray.session import connected
 from libra_ray.on_ray.sweep import engine, outcome
-from libra_ray.on_ray.sweep.plan import Identity, Order, SweepFolder, TrialFolder, differences
+from libra_ray.on_ray.sweep.plan import MAY_CHANGE, Identity, Order, SweepFolder, TrialFolder, differences
 from libra_ray.on_ray.sweep.space import Space, load_space
 from libra_ray.report.publish import tracked
 from libra_ray.report.sweep_plots import BINS, Curve, granularity_plot, standalone
@@ -34,7 +33,6 @@ from libra_ray.runs.folder import locked
 from libra_ray.runs.trials import Settings, TrialResult, configurations
 from libra_ray.stats.granularity_peak import Estimate, Outcomes, paired_difference
 
-ROOT = Path(__file__).parent.parent
 STUDY_NAME = "granularity"
 SPACE = "encoder"
 PRETRAINED = "pretrained"
@@ -76,6 +74,8 @@ class Study:
         cells: how many finished and failed; `cell_s`: the mean seconds of one.
         sides: `<encoder>/<controller>` -> the curve over N with its peak, and every configuration's measures;
             `<encoder>/gain` -> what `gains` says.
+        space: what the cells' values are drawn from, in words.
+        trials: the cells that finished.
     """
 
     git_revision: str | None
@@ -86,6 +86,8 @@ class Study:
     cells: Mapping[str, int]
     cell_s: Mapping[str, float | None]
     sides: Mapping[str, Side | Mapping[int, Estimate]]
+    space: Mapping[str, str]
+    trials: Sequence[TrialResult]
 
 
 def study(space: Space, *, quick: bool, seeds: int, hours: float, concurrent: int) -> Settings:
@@ -101,7 +103,7 @@ def study(space: Space, *, quick: bool, seeds: int, hours: float, concurrent: in
     )
 
 
-def result(config: Config, settings: Settings, trials: Sequence[TrialResult]) -> Study:
+def result(config: Config, settings: Settings, space: Space, trials: Sequence[TrialResult]) -> Study:
     """What the trials come to."""
     sides: dict[str, Side | Mapping[int, Estimate]] = {}
     for encoder in ENCODERS:
@@ -122,6 +124,8 @@ def result(config: Config, settings: Settings, trials: Sequence[TrialResult]) ->
         cells={word: sum(t.status == word for t in trials) for word in ("finished", "failed")},
         cell_s={"mean": float(np.mean([t.wall_s for t in trials])) if trials else None},
         sides=sides,
+        space=space.text,
+        trials=[t for t in trials if t.status == "finished"],
     )
 
 
@@ -160,48 +164,37 @@ def markdown(found: Study) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-class Cells:
-    """Finished cells beside the other results, committed with them, so that another machine goes on where this one stopped."""
+def restore(path: Path, sweep: SweepFolder) -> None:
+    """Take the cells of a result into the sweep's folder, so that another machine goes on where one stopped.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Raises:
+        ValueError: they were measured under other settings.
+    """
+    if not path.exists():
+        return
+    found = read(Study, path)
+    mine = _comparable(sweep.identity())
+    known = _comparable({**found.config, **found.settings.identity, "space": found.space})
+    if changed := differences(known, mine):
+        raise ValueError(
+            f"{path} holds cells of a study with another {', '.join(changed)}; give the same settings, or another --results"
+        )
+    for ended in found.trials:
+        trial = sweep.write(Order(number=ended.number, seed=ended.seed, values=dict(ended.values)))
+        if trial.result() is None:
+            trial.end(ended)
 
-    def restore(self, sweep: SweepFolder) -> None:
-        """Take the cells that another machine has finished into the sweep's folder.
 
-        Raises:
-            ValueError: they were measured under other settings.
-        """
-        identity = self.identity(sweep)
-        known = self.folder / "plan.json"
-        if known.exists() and (changed := differences(read(dict[str, Any], known), identity)):
-            raise ValueError(
-                f"{self.folder} holds cells of a study with another {', '.join(changed)}; "
-                "give the same settings, or another --results"
-            )
-        for path in sorted(self.folder.glob("*-seed*.json")):
-            ended = read(TrialResult, path)
-            trial = sweep.write(Order(number=ended.number, seed=ended.seed, values=ended.values))
-            if trial.result() is None:
-                trial.end(ended)
-
-    def identity(self, sweep: SweepFolder) -> Identity:
-        """What cells of one study agree on, wherever they were run."""
-        return {name: value for name, value in sweep.identity().items() if name != PLACE}
-
-    def keep(self, sweep: SweepFolder, trial: TrialFolder, ended: TrialResult) -> None:
-        """Write a cell that has finished; one that failed is to be run again elsewhere."""
-        if ended.status == "finished":
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_text(self.folder / "plan.json", dump(self.identity(sweep)))
-            write_text(self.folder / f"{trial.root.name}.json", dump(ended))
+def _comparable(identity: Identity) -> Identity:
+    """What cells of one study agree on, wherever they were run."""
+    return {name: value for name, value in plain(identity).items() if name != PLACE and not name.startswith(MAY_CHANGE)}
 
 
 def publish(sweep: SweepFolder, results: Path, pages: Path, name: str) -> None:
     """Write JSON, plot and fragments of what is finished."""
     trials = sweep.results()
-    found = result(sweep.run.config, sweep.settings, trials)
-    write_text(results / f"{name}.json", dump(found))
+    found = result(sweep.run.config, sweep.settings, sweep.space, trials)
+    write_result(results / f"{name}.json", found)
     write_text(results / f"{name}.md", markdown(found))
     if svg := plot(trials):
         write_text(pages / "images" / f"{name}.svg", standalone(svg))
@@ -213,15 +206,15 @@ def publish(sweep: SweepFolder, results: Path, pages: Path, name: str) -> None:
 
 def main() -> None:
     """Run the study, or the rest of it, and write what it found."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], epilog="Run again, the same command continues.")
+    parser = command_line("granularity", __doc__)
     parser.add_argument("--quick", action="store_true", help="three N, a minute of work: does everything run?")
     parser.add_argument("--seeds", type=int, default=3, help="training seeds of every cell (default: %(default)s)")
     parser.add_argument("--hours", type=float, default=0.0, help="begin no cell after this time (default: no limit)")
     parser.add_argument("--concurrent", type=int, default=0, help="cells at a time (default: one per CPU, or per GPU)")
     parser.add_argument("--gpu", action="store_true", help="train and evaluate on GPUs")
     parser.add_argument("--steps", type=int, help=f"optimiser steps of every cell (default: {STUDY['train.steps']})")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder that holds the runs (default: runs)")
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="for the JSON and the tables")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="folder that holds the runs (default: runs)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="for the JSON and the tables")
     parser.add_argument("--pages", type=Path, default=ROOT / "docs", help="for the page and its plot")
     parser.add_argument("--only-publish", action="store_true", help="write what is finished, run nothing")
     given = parser.parse_args()
@@ -235,18 +228,15 @@ def main() -> None:
     with locked(root):
         resume = (root / "plan.json").exists()
         sweep = SweepFolder.open(root, config, space, settings, resume=resume)
-        cells = Cells(given.results / name)
-        cells.restore(sweep)
+        restore(given.results / f"{name}.json", sweep)
         if not given.only_publish:
             with tracked(sweep.run) as tracker, connected():
 
                 def ended(trial: TrialFolder, result: TrialResult) -> None:
-                    cells.keep(sweep, trial, result)
                     outcome.publish_trial(sweep, tracker, trial, result)
 
                 pretrain(root / PRETRAINED, sweep.data(config), {}, quick=given.quick)
                 engine.run(sweep, ended)
-        given.results.mkdir(parents=True, exist_ok=True)
         (given.pages / "images").mkdir(parents=True, exist_ok=True)
         publish(sweep, given.results, given.pages, name)
 

@@ -1,6 +1,6 @@
 """The main job, measured from outside: wall time and peak memory of everything it starts.
 
-`uv run benchmarks/main_job.py quickstart [options of jobs/pipeline.py]` runs the pipeline, samples the proportional memory
+`uv run -m benchmarks.main_job quickstart [options of jobs/pipeline.py]` runs the pipeline, samples the proportional memory
 (PSS: pages that several processes share count once) of its whole process tree, and takes the report into `benchmarks/results/`.
 """
 
@@ -8,14 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 
 import psutil
-from results_table import ROOT, take, write_pages
 
-from libra_ray.common.files import write_text
-from libra_ray.common.json_text import dump, read
-from libra_ray.report.records import Measured, Report
+from benchmarks.files import ROOT, RUNS, command_line
+from benchmarks.results_table import take, write_pages
+from libra_ray.report.records import Measured
 
 SECONDS_BETWEEN_SAMPLES = 2.0
 
@@ -51,15 +49,18 @@ def measured(job: Sequence[str]) -> Measured:
     return Measured(wall_s=round(wall_s, 1), peak_memory_gb=round(peak, 2))
 
 
-def main(preset: str, options: list[str]) -> None:
+def main() -> None:
     """Run, measure, keep."""
-    took = measured(["jobs/pipeline.py", preset, *options])
-    name = options[options.index("--name") + 1] if "--name" in options else preset
-    path = take(ROOT / "runs" / name)
-    write_text(path, dump(replace(read(Report, path), measured=took)))
+    parser = command_line("main_job", __doc__)
+    parser.add_argument("preset", nargs="?", default="quickstart", help="(default: %(default)s)")
+    parser.add_argument("--name", help="of the run (default: the preset)")
+    given, options = parser.parse_known_args()
+    name = given.name or given.preset
+    took = measured(["jobs/pipeline.py", given.preset, "--name", name, *options])
+    take(RUNS / name, took)
     write_pages()
-    print(f"{preset}: {took.wall_s:.0f} s, {took.peak_memory_gb:.1f} GiB at most")
+    print(f"{given.preset}: {took.wall_s:.0f} s, {took.peak_memory_gb:.1f} GiB at most")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "quickstart", sys.argv[2:])
+    main()

@@ -3,23 +3,19 @@
 On the tasks where the run is weakest, and on seeds of neither its training nor its evaluation: what is chosen here must be
 judged elsewhere. Run again, the same command continues.
 
-    uv run benchmarks/noise.py runs/mt10
+    uv run -m benchmarks.noise runs/mt10
 """
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from baseline import evaluate
-from results_table import RESULTS
-
-from libra_ray import checkpoint
+from benchmarks.baseline import evaluate
+from benchmarks.files import RESULTS, command_line, origin, write_result
 from libra_ray import config as configuration
-from libra_ray.common.files import write_text
-from libra_ray.common.json_text import dump, plain
-from libra_ray.common.provenance import describe_hardware, git_revision
+from libra_ray.common.json_text import plain
 from libra_ray.config import Config, override
-from libra_ray.policy import LibraPolicy
+from libra_ray.model.parts.refiner import Refiner
+from libra_ray.policy import SystemPolicy, load_policy
 from libra_ray.report.records import Report
 from libra_ray.runs.folder import RunFolder
 from libra_ray.types import Json
@@ -40,8 +36,16 @@ def measure(run: Path, trained: Config, scale: float, episodes: int) -> Report:
         "refiner.sample_noise": scale,
     }
     folder = RunFolder.open(run / "noise" / f"{scale:g}", override(trained, wanted))
-    source = checkpoint.load(run / "checkpoint")
-    return evaluate(folder, LibraPolicy(replace(source, config=override(source.config, {"refiner.sample_noise": scale}))))
+    return evaluate(folder, with_noise(run / "checkpoint", scale))
+
+
+def with_noise(checkpoint: Path, scale: float) -> SystemPolicy:
+    """The policy of a checkpoint with its starting noise scaled."""
+    policy = load_policy(checkpoint)
+    refiner = policy.model.parts()["refiner"]
+    assert isinstance(refiner, Refiner), "other systems have no noise to scale"
+    refiner.config = replace(refiner.config, sample_noise=scale)
+    return policy
 
 
 def rows(scale: float, report: Report) -> list[Json]:
@@ -52,15 +56,14 @@ def rows(scale: float, report: Report) -> list[Json]:
 
 def main() -> None:
     """Evaluate, write the JSON, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = command_line("noise", __doc__)
     parser.add_argument("run", type=Path, help="folder of a finished run, e.g. runs/mt10")
     parser.add_argument("--episodes", type=int, default=EPISODES, help="per task and scale (default: %(default)s)")
     given = parser.parse_args()
     run = given.run.resolve()
     trained = configuration.from_json((run / "config.json").read_text(encoding="utf-8"))
     found = [row for scale in SCALES for row in rows(scale, measure(run, trained, scale, given.episodes))]
-    kept = {"hardware": describe_hardware(), "git_revision": git_revision(), "seed": SEED, "rows": found}
-    write_text(RESULTS / f"noise_{run.name}.json", dump(kept))
+    write_result(RESULTS / f"noise_{run.name}.json", {**origin(), "seed": SEED, "rows": found})
     print("| starting noise | task | success |\n|---|---|---|")
     for row in found:
         low, high = row["interval"]

@@ -4,23 +4,19 @@ The first picture of many episodes, and in it the place of the goal: a network w
 the pictures of some seeds, and is measured on others. No policy, no control: an upper limit of what demonstrations in so many
 places can teach, in two minutes a task.
 
-    uv run benchmarks/places.py
+    uv run -m benchmarks.places
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from results_table import RESULTS
 from torch import Tensor, nn
 
-from libra_ray.common.files import write_text
-from libra_ray.common.json_text import dump
+from benchmarks.files import RESULTS, command_line, origin, write_result
 from libra_ray.common.progress import Progress
-from libra_ray.common.provenance import describe_hardware, git_revision
 from libra_ray.config import override, preset
 from libra_ray.model.parts.vision import VISION_TOKENS, ConvEncoder
 from libra_ray.sim import choose_backend
@@ -120,16 +116,10 @@ def measure(task: str) -> list[Found]:
 
 def main() -> None:
     """Measure, keep, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line("places", __doc__)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), help="Meta-World tasks with a goal (default: %(default)s)")
     rows = [row for task in parser.parse_args().tasks for row in measure(task)]
-    tree = {
-        "hardware": describe_hardware(),
-        "git_revision": git_revision(),
-        "unseen": UNSEEN,
-        "rows": rows,
-    }
-    write_text(RESULTS / "places.json", dump(tree) + "\n")
+    write_result(RESULTS / "places.json", {**origin(), "unseen": UNSEEN, "rows": rows})
     print("| task | places | median error, cm | within 5 cm | on its training places, cm |\n|---|---|---|---|---|")
     for row in rows:
         print(f"| {row.task} | {row.places} | {row.median_cm} | {row.within_5_cm} | {row.training_median_cm} |")

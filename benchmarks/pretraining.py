@@ -38,7 +38,7 @@ PRETRAINING: Mapping[str, Any] = {
     "train.validate_every": 400,
     "train.lambda_diff": 0.1,
     "action.bins": 100,
-    "refiner.condition": "tokens",
+    "model.system": "libra",
     "refiner.vision": "shared",
     "refiner.depth": 1,
     "refiner.noise_draws": 1,

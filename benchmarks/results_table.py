@@ -1,39 +1,35 @@
 """The main job's results as tables, made from the committed JSON: in short for the README, whole for docs/results.md.
 
-`uv run benchmarks/results_table.py` writes both between their markers; with runs, as in
-`uv run benchmarks/results_table.py runs/quickstart`, it first takes their `report.json` into `benchmarks/results/`.
+`uv run -m benchmarks.results_table` writes both between their markers; with runs, as in
+`uv run -m benchmarks.results_table runs/quickstart`, it first takes their `report.json` into `benchmarks/results/`.
 A baseline's row comes from `benchmarks/baseline.py` (`benchmarks/results/baseline_<preset>.json`).
 """
 
-import shutil
-import sys
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from baseline_table import Comparison
-
+from benchmarks.baseline_table import Comparison
+from benchmarks.files import RESULTS, ROOT, command_line, write_result
 from libra_ray.common.files import write_text
 from libra_ray.common.json_text import read
-from libra_ray.report.records import Report, TaskRow
+from libra_ray.report.records import Measured, Report, TaskRow
 from libra_ray.stats.intervals import Percentiles
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- results: written by benchmarks/{} -->", "<!-- /results -->"
 """Between these lines a page shows what a script has written."""
 MEASURED = ("quickstart", "mt10")
 COLUMNS = {"expert": "expert", "policy": "**dual system**", "coarse_only": "coarse only", "zero_action": "zero action"}
 
 
-def take(run: Path) -> Path:
-    """Copy a finished run's report into the results.
+def take(run: Path, measured: Measured | None = None) -> Path:
+    """Copy a finished run's report into the results, with what was measured of it from outside.
 
     Raises:
         ValueError: it is none; names the file and the field.
     """
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    target = RESULTS / f"{read(Report, run / 'report.json').preset}.json"
-    shutil.copyfile(run / "report.json", target)
+    report = read(Report, run / "report.json")
+    target = RESULTS / f"{report.preset}.json"
+    write_result(target, replace(report, measured=measured or report.measured))
     return target
 
 
@@ -157,13 +153,15 @@ def _minutes(seconds: float) -> str:
     return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
 
 
-def main(runs: Sequence[str]) -> None:
+def main() -> None:
     """Take the given runs and write the pages."""
-    for run in runs:
-        print(f"took {take(Path(run)).name}")
+    parser = command_line("results_table", __doc__)
+    parser.add_argument("runs", type=Path, nargs="*", help="folders of finished runs, e.g. runs/quickstart")
+    for run in parser.parse_args().runs:
+        print(f"took {take(run).name}")
     write_pages()
     print(document())
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

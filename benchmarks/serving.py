@@ -1,10 +1,10 @@
 """Serving a fleet of robots: libra_ray beside other policy servers, and what it does under stress.
 
-`uv run benchmarks/serving.py compare` runs us and the peers on the same checkpoint and observations: a plain blocking
+`uv run -m benchmarks.serving compare` runs us and the peers on the same checkpoint and observations: a plain blocking
 openpi-style loop (a restatement), `vla-eval`, LeRobot's `PolicyServer`, and the bare batched forward pass as the limit.
 The other sections (`isolation`, `faults`, `soak`, `autoscaling`) are of libra_ray alone. Each writes a JSON, a table and a
-plot, `benchmarks/results/serving*`. Run again, `compare` goes on with the cells that are missing, and measures those again
-during which others took more of the machine than `benchmarks/stolen.py` allows.
+plot, `benchmarks/results/serving*`. Run again, `compare` goes on with the cells in `runs/benchmarks/` that are missing, and
+measures those again during which others took more of the machine than `benchmarks/stolen.py` allows.
 """
 
 import argparse
@@ -21,19 +21,16 @@ from typing import Any
 
 from benchmarks import serving_pages as pages
 from benchmarks import serving_stress as stress
+from benchmarks.files import RESULTS, ROOT, RUNS, command_line, origin, read_result, write_result
 from benchmarks.peers.work import Work
 from benchmarks.results_table import write_between
 from benchmarks.serving_load import Judge, Load, measure, observations
-from benchmarks.serving_servers import ROOT, Server, ours, peer
+from benchmarks.serving_servers import Server, ours, peer
 from benchmarks.stolen import MOST_STOLEN, StolenCpu
-from libra_ray.common.files import write_text
 from libra_ray.common.gc_freeze import settle
-from libra_ray.common.json_text import dump, plain
 from libra_ray.common.progress import Progress
-from libra_ray.common.provenance import describe_hardware, git_revision
 from libra_ray.types import Json
 
-RESULTS = ROOT / "benchmarks" / "results"
 ROBOTS = (1, 4, 16, 64, 96, 112, 128, 144)
 COMPARISON = "serving.json"
 """What the README shows of."""
@@ -101,11 +98,12 @@ class Bench:
     """One section's JSON, and the policy and observations that all of it uses.
 
     Raises:
-        ValueError: the JSON was measured under other settings.
+        ValueError: what a stopped comparison has left was measured under other settings.
     """
 
     def __init__(self, given: argparse.Namespace) -> None:
         self.path: Path = given.out
+        self.kept: Path = given.runs / "benchmarks" / given.out.name
         self.work = Work.open(given.checkpoint, given.threads)
         dataset = given.dataset or given.checkpoint.parent / "dataset"
         self.judge = Judge(self.work, observations(self.work, 64, dataset if dataset.is_dir() else None))
@@ -114,11 +112,11 @@ class Bench:
         known |= {name: getattr(given, name) for name in ("hz", "seconds", "warmup", "threads", "set")}
         settings = json.loads(json.dumps(known | {"recorded_observations": dataset.is_dir()}))
         self.result: Json = {"section": given.section, "settings": settings, "cells": {}}
-        if given.section == "compare" and self.path.exists() and not given.fresh:
-            self.result = json.loads(self.path.read_text(encoding="utf-8"))
+        if given.section == "compare" and self.kept.exists() and not given.fresh:
+            self.result = read_result(self.kept)
             if self.result["settings"] != settings:
-                raise ValueError(f"{self.path} was measured under other settings; give --fresh to begin anew, or another --out")
-        self.result |= {"hardware": plain(describe_hardware()), "git_revision": git_revision()}
+                raise ValueError(f"{self.kept} was measured under other settings; give --fresh to begin anew, or another --out")
+        self.result |= origin()
         self.result["confusable_pairs"] = self.judge.confusable()
 
     def load(self, running: Server, hz: float) -> Load:
@@ -131,23 +129,22 @@ class Bench:
         return cell is not None and cell.get("stolen", 0.0) <= MOST_STOLEN
 
     def keep(self, name: str, cell: Json, stolen: float) -> None:
-        """Put a measured cell into the JSON at once, unless the one that is there was disturbed less."""
+        """Keep a measured cell at once, for whoever goes on, unless the one that is there was disturbed less."""
         before = self.result["cells"].get(name)
         if before is None or stolen <= before["stolen"]:
             self.result["cells"][name] = cell | {"stolen": stolen}
-        self.write()
+        write_result(self.kept, self.result)
 
     def write(self) -> None:
         """JSON, table and plot."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(self.path, dump(self.result))
+        write_result(self.path, self.result)
         pages.write(self.path, self.result)
         if self.path == RESULTS / COMPARISON:
             write_between(ROOT / "README.md", Path(__file__).name, pages.for_readme(self.result))
 
 
 def _parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="serving.py", description=__doc__.split("\n")[0], epilog="Run again, compare continues.")
+    p = command_line("serving", __doc__)
     p.add_argument("section", choices=("compare", *stress.SECTIONS), help="what to measure")
     p.add_argument("--checkpoint", type=Path, default=ROOT / "runs/quickstart/checkpoint", help="served by everybody")
     p.add_argument("--dataset", type=Path, help="data set to show (default: the run's, random pictures where there is none)")
@@ -158,8 +155,9 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--warmup", type=float, default=3, help="seconds before, not counted (default: %(default)s)")
     p.add_argument("--threads", type=int, default=1, help="torch threads of every server (default: %(default)s)")
     p.add_argument("--set", type=_setting, nargs="*", default=[], metavar="NAME=VALUE", help="further settings of ours")
-    p.add_argument("--quick", action="store_true", help="a few robots for a few seconds, into runs/")
-    p.add_argument("--fresh", action="store_true", help="measure everything again; the earlier file is kept as .old")
+    p.add_argument("--quick", action="store_true", help="a few robots for a few seconds, its JSON below --runs")
+    p.add_argument("--fresh", action="store_true", help="compare: measure everything again")
+    p.add_argument("--runs", type=Path, default=RUNS, help="folder for what a stopped comparison goes on with (default: runs)")
     p.add_argument("--out", type=Path, help="JSON to write (default: benchmarks/results/serving[_SECTION].json)")
     return p
 
@@ -182,7 +180,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     given.seconds = given.seconds or (3.0 if given.quick else stress.SECTIONS.get(given.section, (None, 15.0))[1])
     given.warmup = min(given.warmup, 1.0) if given.quick else given.warmup
     name = COMPARISON if given.section == "compare" else f"serving_{given.section}.json"
-    given.out = given.out or (ROOT / "runs" / f"quick_{name}" if given.quick else RESULTS / name)
+    given.out = given.out or (given.runs / f"quick_{name}" if given.quick else RESULTS / name)
     if min(given.robots) < 1 or given.hz <= 0 or given.seconds <= 0 or given.threads < 1:
         parser.error("--robots, --threads, --hz and --seconds must be above 0")
     if not (given.checkpoint / "manifest.json").is_file():
@@ -197,8 +195,6 @@ def main() -> None:
     given = arguments()
     # Servers have process groups of their own: they are ended here, whatever ends this.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    if given.fresh and given.out.exists():
-        given.out.replace(given.out.with_suffix(".json.old"))
     try:
         bench = Bench(given)
         if given.section == "compare":

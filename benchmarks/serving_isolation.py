@@ -39,7 +39,7 @@ def isolation(given: argparse.Namespace, bench: Any) -> Json:
             if not slow:
                 blocks = _blocks(direct, seen, above, given)
             load = Load(
-                client=lambda robot, port=port: AsyncRobotClient(f"ws://127.0.0.1:{port}", robot=robot),
+                client=_clients(port),
                 shown=bench.judge.shown, execute_steps=bench.execute_steps, hz=given.hz,
             )  # fmt: skip
             asyncio.run(drive(load.fleet(robots), given.warmup + given.seconds))
@@ -49,13 +49,17 @@ def isolation(given: argparse.Namespace, bench: Any) -> Json:
         facts |= {f"refiner call {p}, {name}, ms": calls[p] for p in ("p50", "p95", "p99")}
     for name in (BUSY, BESIDE_STRANGER):
         facts |= {f"refiner {p}: {name} / {OFF}": blocks[name][p] / blocks[OFF][p] for p in ("p50", "p99")}
-    fresh = {name: s["chunk_requests_per_s"] - s["held_replies"] / s["seconds"] for name, s in rates.items()}
+    fresh = {name: s.chunk_requests_per_s - s.held_replies / s.seconds for name, s in rates.items()}
     for name, summary in rates.items():
         facts[f"fresh chunks/s, {name}"] = fresh[name]
-        facts[f"intent age p50, {name}, steps"] = summary["intent_age_steps"]["p50"]
+        facts[f"intent age p50, {name}, steps"] = summary.intent_age_steps.p50
     usual, slower = fresh.values()
     facts["refiner's rate lost to the slow planner, %"] = 100 * (1 - slower / usual)
     return {"facts": facts}
+
+
+def _clients(port: int) -> Callable[[str], AsyncRobotClient]:
+    return lambda robot: AsyncRobotClient(f"ws://127.0.0.1:{port}", robot=robot)
 
 
 def _blocks(direct: Any, seen: Any, above: Any, given: argparse.Namespace) -> dict[str, Json]:
@@ -74,7 +78,7 @@ def _blocks(direct: Any, seen: Any, above: Any, given: argparse.Namespace) -> di
             waited[BUSY] += _paced(act, given)
         with _stranger():
             waited[BESIDE_STRANGER] += _paced(act, given)
-    return {name: percentiles([1e3 * s for s in times]) for name, times in waited.items()}
+    return {name: vars(percentiles([1e3 * s for s in times])) for name, times in waited.items()}
 
 
 @contextmanager
@@ -89,7 +93,8 @@ def _stranger() -> Iterator[None]:
 
 
 def _paced(call: Callable[[], Any], given: argparse.Namespace) -> list[float]:
-    times, began = [], time.perf_counter()
+    times: list[float] = []
+    began = time.perf_counter()
     for i in count():
         at_s = began + i / given.hz
         if at_s - began > min(BLOCK_S, given.seconds):

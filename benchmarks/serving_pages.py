@@ -28,7 +28,7 @@ COLOURS = {
 }
 MOST_MISSES = 0.01
 """Share of missed deadlines up to which robots are held."""
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -194,8 +194,8 @@ def _comparison_plot(cells: Mapping[str, Json]) -> Figure:
     figure.axes[1].set(yscale="log")
     # Whoever misses more does not hold its robots, however much more it is.
     figure.axes[2].set(ylim=(-0.2, 12))
-    drawn = {line.get_label(): line for axes in figure.axes for line in axes.lines}
-    figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    drawn = {str(line.get_label()): line for axes in figure.axes for line in axes.lines}
+    figure.legend(list(drawn.values()), list(drawn), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return figure
 
 

@@ -18,12 +18,12 @@ from typing import Any, Self
 
 import psutil
 
+from benchmarks.files import ROOT
 from libra_ray.client.client import AsyncRobotClient
 from libra_ray.fleet.robot import Endpoint
 from libra_ray.manifest import read_levels
 from libra_ray.types import Json
 
-ROOT = Path(__file__).parent.parent
 START_S = 300.0
 """LeRobot's imports alone can take a minute on a slow machine."""
 END_S = 20.0

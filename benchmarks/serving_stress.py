@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -213,8 +214,8 @@ def _panels(timeline: list[Moment]) -> dict[str, Lines]:
 
     return {
         "chunk requests/s": {"answered": line(lambda r: r.chunk_requests_per_s), "missed": line(lambda r: r.missed)},
-        "latency, ms": {p: line(lambda r, p=p: getattr(r.latency_ms, p)) for p in ("p50", "p99")},
-        "intent age, steps": {p: line(lambda r, p=p: getattr(r.intent_age_steps, p)) for p in ("p50", "max")},
+        "latency, ms": {p: line(attrgetter(f"latency_ms.{p}")) for p in ("p50", "p99")},
+        "intent age, steps": {p: line(attrgetter(f"intent_age_steps.{p}")) for p in ("p50", "max")},
     }
 
 

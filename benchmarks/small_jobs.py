@@ -1,18 +1,15 @@
 """The jobs that people try first, measured from outside: the main job at its smallest, and a small sweep.
 
-`uv run benchmarks/small_jobs.py` runs both from nothing, each beside its limit, and counts what is left of them afterwards.
+`uv run -m benchmarks.small_jobs` runs both from nothing, each beside its limit, and counts what is left of them afterwards.
 """
 
 import tempfile
 from dataclasses import asdict
 
 import psutil
-from main_job import measured
-from results_table import RESULTS
 
-from libra_ray.common.files import write_text
-from libra_ray.common.json_text import dump
-from libra_ray.common.provenance import describe_hardware, git_revision
+from benchmarks.files import RESULTS, command_line, origin, write_result
+from benchmarks.main_job import measured
 
 JOBS = {
     "jobs/pipeline.py debug": 90.0,
@@ -29,6 +26,7 @@ def ray_processes() -> set[int]:
 
 def main() -> None:
     """Run, measure, keep, print."""
+    command_line("small_jobs", __doc__).parse_args()
     rows = []
     for job, limit_s in JOBS.items():
         before = ray_processes()
@@ -36,8 +34,7 @@ def main() -> None:
             took = measured([*job.split(), "--runs", runs])
         left = len(ray_processes() - before)
         rows.append({"job": job, "limit_s": limit_s, **asdict(took), "processes_left": left})
-    tree = {"hardware": describe_hardware(), "git_revision": git_revision(), "jobs": rows}
-    write_text(RESULTS / "small_jobs.json", dump(tree) + "\n")
+    write_result(RESULTS / "small_jobs.json", {**origin(), "jobs": rows})
     print("| job | s | at most, s | GiB at most | processes left |\n|---|---|---|---|---|")
     for row in rows:
         print("| {job} | {wall_s} | {limit_s:g} | {peak_memory_gb} | {processes_left} |".format(**row))

@@ -1,9 +1,8 @@
 """What makes a training step fast on a CPU? Samples per second of the real training loop, one thing changed at a time.
 
-uv run benchmarks/train_speed.py runs/mt10
+uv run -m benchmarks.train_speed runs/mt10
 """
 
-import argparse
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -12,15 +11,13 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from results_table import RESULTS
 
+from benchmarks.files import RESULTS, command_line, origin, write_result
 from libra_ray import config as configuration
-from libra_ray.common.files import write_text
-from libra_ray.common.json_text import dump
 from libra_ray.common.progress import Progress
-from libra_ray.common.provenance import describe_hardware, git_revision
 from libra_ray.config import Config, override
 from libra_ray.data.windows import Windows
 from libra_ray.model.parts import attention as layers
@@ -64,20 +61,20 @@ def ways(cpus: int) -> Sequence[Way]:
 @contextmanager
 def as_told(way: Way) -> Iterator[None]:
     """Torch's threads, attention's kernel and the gathering thread, for a while."""
-    few, gather, threads = layers.FEW, Windows.batch, torch.get_num_threads()
+    gather, threads = Windows.batch, torch.get_num_threads()
 
     def computing(self: Windows, *given: Any) -> Any:
         torch.zeros(1 << 16).add_(1)
         return gather(self, *given)
 
+    few = patch.object(layers, "FEW", 0 if way.fused else layers.FEW)
+    gathering = patch.object(Windows, "batch", computing if way.second_pool else gather)
+    torch.set_num_threads(way.threads)
     try:
-        torch.set_num_threads(way.threads)
-        layers.FEW = 0 if way.fused else few
-        Windows.batch = computing if way.second_pool else gather
-        yield
+        with few, gathering:
+            yield
     finally:
         torch.set_num_threads(threads)
-        layers.FEW, Windows.batch = few, gather
 
 
 def measure(way: Way, base: Config, run: Path, steps: int) -> Json:
@@ -100,7 +97,7 @@ def measure(way: Way, base: Config, run: Path, steps: int) -> Json:
 
 def main() -> None:
     """Measure every way in turns, write the JSON, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = command_line("train_speed", __doc__)
     parser.add_argument("run", type=Path, help="folder of a run that has recorded, e.g. runs/mt10")
     parser.add_argument("--steps", type=int, default=60, help="steps measured of each way and turn (default: %(default)s)")
     parser.add_argument("--turns", type=int, default=3, help="the fastest turn of each counts (default: %(default)s)")
@@ -115,8 +112,7 @@ def main() -> None:
                 best[way.name] = max(best.get(way.name, found), found, key=lambda row: row["samples_per_s"])
                 bar.to(bar.count + 1)
     rows = list(best.values())
-    found = {"preset": config.preset, "hardware": describe_hardware(), "git_revision": git_revision(), "rows": rows}
-    write_text(RESULTS / "train_speed.json", dump(found))
+    write_result(RESULTS / "train_speed.json", {"preset": config.preset, **origin(), "rows": rows})
     print("| way | threads | ms a step | samples/s |\n|---|---|---|---|")
     for row in rows:
         print(f"| {row['way']} | {row['threads']} | {row['step_ms']:.0f} | {row['samples_per_s']:.0f} |")

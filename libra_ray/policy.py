@@ -9,8 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+try:
+    import torch
+except ModuleNotFoundError as missing:
+    raise ModuleNotFoundError("torch is not installed; pip install 'libra-ray[policy]'", name="torch") from missing
+
 import numpy as np
-import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-RECORDS = {"config", "types"}
+RECORDS = {"config", "types", "extras"}
 TENSORS = RECORDS | {"batch"}
 HELPERS = {"common", "stats"}
 COMPONENTS = {"data", "model", "sim", "control"}
@@ -20,6 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # records
     "": set(),
     "types": set(),
+    "extras": set(),
     "config": set(),
     "batch": set(),
     "stats": set(),

@@ -218,6 +218,7 @@ def test_the_page_shows_every_cell():
 
 def arguments(checkpoint: Path, out: Path, *more: str) -> Namespace:
     options = ["--seconds", "0.2", "--warmup", "0.1", "--robots", "2", "--systems", "bare", "--out", str(out)]
+    options += ["--runs", str(out.parent / "runs")]
     return serving.arguments(["compare", "--checkpoint", str(checkpoint), *options, *more])
 
 
@@ -226,12 +227,14 @@ def test_a_measured_cell_is_kept_and_other_settings_are_refused(checkpoint, tmp_
     monkeypatch.setattr(serving, "_bare", lambda given, robots: cell(100.0 + robots))
     given = arguments(checkpoint, out)
     serving.compare(given, serving.Bench(given))
+    assert not out.exists(), "a result is whole"
+    monkeypatch.setattr(serving, "_bare", lambda given, robots: pytest.fail("measured again"))
+    bench = serving.Bench(given)
+    serving.compare(given, bench)
+    bench.write()
     assert json.loads(out.read_text())["cells"]["bare|closed|2"]["chunk_requests_per_s"] == 102
     assert out.with_suffix(".md").exists()
     assert out.with_suffix(".svg").exists()
-
-    monkeypatch.setattr(serving, "_bare", lambda given, robots: pytest.fail("measured again"))
-    serving.compare(given, serving.Bench(given))
     with pytest.raises(ValueError, match="other settings"):
         serving.Bench(arguments(checkpoint, out, "--hz", "3"))
 
@@ -243,7 +246,9 @@ def test_a_cell_that_others_disturbed_is_measured_again_until_it_is_not(checkpoi
     found = []
     for _ in range(4):
         given = arguments(checkpoint, out)
-        serving.compare(given, serving.Bench(given))
+        bench = serving.Bench(given)
+        serving.compare(given, bench)
+        bench.write()
         kept = json.loads(out.read_text())["cells"]["bare|closed|2"]
         found.append((kept["chunk_requests_per_s"], kept["stolen"]))
     assert found == [(1.0, 0.2), (1.0, 0.2), (3.0, 0.01), (3.0, 0.01)]

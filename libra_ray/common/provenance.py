@@ -15,6 +15,8 @@ from libra_ray.config import Config
 from libra_ray.config.overrides import flatten
 
 LIBRARIES = ("ray", "torch", "transformers", "lerobot", "metaworld", "mujoco", "mlflow", "numpy")
+CODE = ("libra_ray", "jobs", "serve_apps", "tune_spaces", "benchmarks", ":!benchmarks/results", "pyproject.toml", "uv.lock")
+"""What results come from, as git's path specifications; pages, tests and earlier results are not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,7 @@ class Hardware:
 
 
 def git_revision(folder: Path | None = None) -> str | None:
-    """The commit that `folder` (by default this package's checkout) is at, with `-dirty` where files differ from it.
+    """The commit that `folder` (by default this package's checkout) is at, with `-dirty` where code differs from it.
 
     None where the folder is not the root of a git checkout, e.g. in an installed package or a submitted job.
     """
@@ -47,7 +49,8 @@ def git_revision(folder: Path | None = None) -> str | None:
     commit = _output("git", "-C", str(root), "rev-parse", "HEAD")
     if commit is None:
         return None
-    changed = _output("git", "-C", str(root), "--no-optional-locks", "status", "--porcelain", "--untracked-files=no")
+    status = ("--no-optional-locks", "status", "--porcelain", "--untracked-files=no")
+    changed = _output("git", "-C", str(root), *status, "--", *CODE)
     return f"{commit}-dirty" if changed else commit
 
 

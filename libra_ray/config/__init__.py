@@ -1,6 +1,7 @@
 """The configuration: one frozen tree, named presets, and `override`, the only way to change a value. Standard library only."""
 
 from libra_ray.config.presets import PRESETS, QUICKSTART_TASKS, TABLETOP_TASKS
+from libra_ray.config.saved import from_json, from_tree, to_json
 from libra_ray.config.tree import (
     ActionConfig,
     Config,
@@ -15,10 +16,8 @@ from libra_ray.config.tree import (
     SimConfig,
     TrackingConfig,
     TrainConfig,
-    from_json,
     override,
     preset,
-    to_json,
 )
 
 __all__ = [
@@ -39,6 +38,7 @@ __all__ = [
     "TrackingConfig",
     "TrainConfig",
     "from_json",
+    "from_tree",
     "override",
     "preset",
     "to_json",

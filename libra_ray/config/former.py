@@ -8,13 +8,19 @@ RENAMED = {"control.planner_delay_steps": "control.intent_delay_steps"}
 CONDITION = "refiner.condition"
 SYSTEM_OF = {"tokens": "libra", "features": "monolithic"}
 """What `refiner.condition` chose -> `model.system`."""
+ALL = {
+    "train.start_parts": ("planner", "refiner"),
+    "evaluate.controllers": ("expert", "policy", "coarse_only", "zero_action"),
+}
+"""Setting -> how its default named all there was in the days of `refiner.condition`; now its default is empty and means all."""
 
 
 def upgraded(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Saved settings by their dotted names, in the words of this version."""
+    """Saved settings by their dotted names, in the words of this version; other names stay as they are."""
     found = {RENAMED.get(name, name): value for name, value in settings.items()}
     if CONDITION in found:
         found["model.system"] = SYSTEM_OF.get(found.pop(CONDITION), "libra")
+        found |= {name: () for name, everything in ALL.items() if tuple(found.get(name, ())) == everything}
     return found
 
 

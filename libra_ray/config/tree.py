@@ -1,14 +1,12 @@
 """The configuration: one frozen tree, named presets, and `override`, the only way to change a value. Standard library only."""
 
-import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from libra_ray.config.checks import check, counts_of
-from libra_ray.config.former import refuse_former, upgraded
-from libra_ray.config.overrides import flatten, flatten_mapping, with_changes
+from libra_ray.config.former import refuse_former
+from libra_ray.config.overrides import flatten, with_changes
 from libra_ray.config.paths import in_full
 from libra_ray.config.presets import PRESETS as NAMED
 from libra_ray.config.presets import QUICKSTART_TASKS
@@ -327,13 +325,3 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
     changed = with_changes(config, in_full(changes))
     check(flatten(changed))
     return changed
-
-
-def to_json(config: Config) -> str:
-    """The configuration as indented JSON."""
-    return json.dumps(dataclasses.asdict(config), indent=2)
-
-
-def from_json(text: str) -> Config:
-    """The configuration that `to_json` wrote, also one of an earlier version; other unknown keys are refused by `override`."""
-    return override(Config(), upgraded(flatten_mapping(json.loads(text))))

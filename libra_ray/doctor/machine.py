@@ -7,6 +7,7 @@ import sys
 import tempfile
 import tomllib
 import urllib.request
+from itertools import chain
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -45,11 +46,9 @@ def libraries(installed: dict[str, str] | None = None) -> str | Finding:
         ValueError: one is missing, or of a version that is not to be.
     """
     found = _installed() if installed is None else installed
-    wanted = [Requirement(text) for text in _project()["dependencies"]]
-    names = [canonicalize_name(requirement.name) for requirement in wanted]
     wrong = [
         f"{name} {found.get(name, 'missing')} ({requirement.specifier} needed)"
-        for name, requirement in zip(names, wanted, strict=True)
+        for name, requirement in _wanted().items()
         if name not in found or not requirement.specifier.contains(found[name], prereleases=True)
     ]
     if wrong:
@@ -142,6 +141,14 @@ def obstacle(folder: Path) -> str:
 
 def _project() -> dict:
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def _wanted() -> dict[str, Requirement]:
+    """All that the project and its extras need, by name."""
+    project = _project()
+    texts = chain(project["dependencies"], *project["optional-dependencies"].values())
+    found = {canonicalize_name(requirement.name): requirement for requirement in map(Requirement, texts)}
+    return {name: requirement for name, requirement in found.items() if name != project["name"]}
 
 
 def _locked() -> dict[str, set[str]]:

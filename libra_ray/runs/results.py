@@ -78,7 +78,7 @@ class TrainingLog:
     Known names: `loss` and each of its terms, `loss_<term>`; `grad_norm_<part>` of each part's parameters under the weighted
     loss; `weight_<term>`, `grad_norm_loss_<term>` of each loss alone, and `grad_cosine_shared` between both where parts share
     parameters; `plan_accuracy`; `teacher_forcing` (1 while ground-truth tokens are read), `samples_per_s`, `data_wait_share`,
-    and `val_*` on held-out episodes (`libra_ray.training.difficulty`).
+    and `val_*` on held-out episodes (`System.measure`).
     """
 
     rows: Sequence[LoggedStep] = ()

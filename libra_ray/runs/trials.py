@@ -75,7 +75,7 @@ class TrialResult:
         values: what the space changed, by dotted name.
         status: `stopped` by the scheduler before its last rung, `failed` with `error`.
         episodes: controller -> task -> whether each evaluated episode succeeded, of the last rung that was reached.
-        measures: the training log's last, `val_` on held-out episodes (see `libra_ray.training.difficulty`); gradient norms are
+        measures: the training log's last, `val_` on held-out episodes (see `System.measure`); gradient norms are
             medians.
         latency_ms: inference time per executed control step of one robot, milliseconds.
         position_error_mm: controller -> mean final distance from the goal, where the task has one.

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from libra_ray.config import SimConfig
+from libra_ray.extras import needs
 from libra_ray.sim.render.gl_backend import choose_backend
 from libra_ray.types import Environment, RobotSpec
 
@@ -29,6 +30,7 @@ class _Family:
     check: str
 
     def load(self, name: str) -> Any:
+        needs("mujoco", extra="sim")
         # MuJoCo reads the backend when it is imported.
         choose_backend()
         return getattr(importlib.import_module(self.module), name)

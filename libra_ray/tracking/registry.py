@@ -27,6 +27,8 @@ from libra_ray.types import ACTION_KEY, STATE_KEY
 REGISTRY = "models:/"
 LOADER_MODULE = "libra_ray.runs.mlflow_model"
 """Opens a registered model; named, not imported, because it needs torch."""
+NEEDED = {"libra-ray": "libra-ray[policy]", "torch": "torch"}
+"""Installed library -> what a registered model asks for, with that version."""
 UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
@@ -118,7 +120,7 @@ def _log(
             loader_module=LOADER_MODULE,
             data_path=str(checkpoint_dir),
             signature=_model_signature(signature),
-            pip_requirements=[f"{library}=={version}" for library, version in library_versions("libra-ray", "torch").items()],
+            pip_requirements=[f"{NEEDED[name]}=={version}" for name, version in library_versions(*NEEDED).items()],
             metadata={"checkpoint_digest": digest},
         )
 

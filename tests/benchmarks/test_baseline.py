@@ -13,10 +13,12 @@ from benchmarks.baseline_table import Comparison, beside, markdown
 from libra_ray.checkpoint import Facts
 from libra_ray.common.json_text import dump, parse
 from libra_ray.config import Config, override, preset
-from libra_ray.control.robot import Latencies, RobotControl, drive
+from libra_ray.control.lockstep import Latencies, drive
+from libra_ray.control.robot import RobotControl
 from libra_ray.data.splits import Split
 from libra_ray.data.stream import BatchStream
 from libra_ray.data.transforms import compute_stats
+from libra_ray.policy import act
 from libra_ray.runs.folder import RunFolder
 from libra_ray.runs.results import Evaluation
 from libra_ray.training.data import TrainingData
@@ -151,8 +153,9 @@ def test_an_unknown_instruction_is_refused_with_the_known_ones(data, policy):
 
 
 def test_a_controller_gets_a_fresh_chunk_every_h_steps_and_never_holds(config, data, policy):
-    robots, latencies, step = {0: RobotControl(config.control, config.action)}, Latencies(), 0
-    while step < 3 * config.action.plan_steps:
+    robots, step = {0: RobotControl(config.control, policy.levels)}, 0
+    latencies: Latencies = {}
+    while step < 6 * config.action.horizon:
         ahead = drive(robots, {0: observe(data, step, step)}, policy, latencies)[0]
         assert len(ahead) == config.action.horizon
         assert not any(action.held for action in ahead)
@@ -160,7 +163,7 @@ def test_a_controller_gets_a_fresh_chunk_every_h_steps_and_never_holds(config, d
             [action.value for action in ahead], actions(policy, [observe(data, step, step)])[0], atol=1e-5
         )
         step += len(ahead)
-    assert len(latencies["refiner"].ms) == 3 * config.action.chunks
+    assert {level: len(calls.ms) for level, calls in latencies.items()} == {"policy": 6}
 
 
 def test_two_reports_stand_beside_each_other():

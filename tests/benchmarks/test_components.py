@@ -12,10 +12,10 @@ from libra_ray.config.overrides import flatten
 from libra_ray.types import EpisodeResult
 
 PAPER = {
-    "monolithic diffusion": ("features", "shared"),
-    "+ own encoder (no tokens)": ("features", "own"),
-    "+ refinement (tokens, shared features)": ("tokens", "shared"),
-    "full": ("tokens", "own"),
+    "monolithic diffusion": ("monolithic", "shared"),
+    "+ own encoder (no tokens)": ("monolithic", "own"),
+    "+ refinement (tokens, shared features)": ("libra", "shared"),
+    "full": ("libra", "own"),
 }
 
 
@@ -24,8 +24,8 @@ def config(row, seed=0):
 
 
 def test_the_component_table_is_the_papers():
-    found = {row.label: config(row).refiner for row in TABLES["components"]}
-    assert {label: (refiner.condition, refiner.vision) for label, refiner in found.items()} == PAPER
+    found = {row.label: config(row) for row in TABLES["components"]}
+    assert {label: (cell.model.system, cell.refiner.vision) for label, cell in found.items()} == PAPER
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -34,9 +34,9 @@ def test_the_lines_of_a_table_differ_in_what_they_are_named_after_alone(name):
     changed = {key for key in flat[0] if len({str(settings[key]) for settings in flat}) > 1}
     named = {
         # What a refiner without tokens is told of the curriculum means nothing.
-        "precision": {"action.bins", "refiner.condition", "evaluate.controllers", "train.curriculum"},
-        "precision with the grasp": {"refiner.condition", "evaluate.controllers", "train.curriculum"},
-        "components": {"refiner.condition", "refiner.vision"},
+        "precision": {"action.bins", "model.system", "evaluate.controllers", "train.curriculum"},
+        "precision with the grasp": {"model.system", "evaluate.controllers", "train.curriculum"},
+        "components": {"model.system", "refiner.vision"},
         "curriculum": {"train.curriculum"},
         "information": {"action.bins", "refiner.see_language"},
     }
@@ -89,6 +89,14 @@ def test_another_machine_keeps_the_cells_of_the_same_settings(tmp_path):
     assert [plain(cell) for cell in kept] == [plain(cell) for cell in cells]
     assert kept_cells(tmp_path / "found.json", {**QUICK, "train.lr": 0.5}) == []
     assert kept_cells(tmp_path / "none.json", QUICK) == []
+
+
+def test_the_committed_cells_still_count():
+    """They were measured when the system and the delay of intents were set under other names."""
+    cells = read(Study, RESULTS / "components.json").cells
+    assert all({"refiner.condition", "control.planner_delay_steps"} <= cell.settings.keys() for cell in cells)
+    kept = kept_cells(RESULTS / "components.json", {})
+    assert [(cell.bench, cell.variant, cell.seed) for cell in kept] == [(cell.bench, cell.variant, cell.seed) for cell in cells]
 
 
 def test_a_cell_from_before_a_setting_existed_had_its_default(tmp_path):

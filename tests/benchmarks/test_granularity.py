@@ -1,28 +1,23 @@
 """The study's tables and sentences say what its trials say, and its curves cross where they cross."""
 
-import sys
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from libra_ray.common.json_text import dump, parse, read
+from benchmarks import granularity as study
+from benchmarks.files import RESULTS, write_result
+from benchmarks.granularity_pages import crossings
+from benchmarks.results_table import read_between
+from libra_ray.common.json_text import dump, parse, plain, read
 from libra_ray.config import override, preset
 from libra_ray.runs.trials import TrialResult
 from tests.spaces import load_space
 
 ROOT = Path(__file__).parents[2]
 RATES = {2: 0.3, 4: 0.5, 10: 0.8, 32: 0.6, 100: 0.35}
-
-
-@pytest.fixture(scope="module")
-def study():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "benchmarks"))
-        import granularity
-
-        yield granularity
-        sys.modules.pop("granularity", None)
 
 
 def _trials(rates=RATES):
@@ -46,24 +41,25 @@ def _trials(rates=RATES):
     return trials
 
 
-def _result(study, trials):
+def _result(trials):
     config = override(preset("tabletop"), study.STUDY)
-    settings = study.study(load_space(study.SPACE, config), quick=False, seeds=3, hours=0, concurrent=0)
-    return study.result(config, settings, trials)
+    space = load_space(study.SPACE, config)
+    settings = study.study(space, quick=False, seeds=3, hours=0, concurrent=0)
+    return study.result(config, settings, space, trials)
 
 
-def test_the_study_is_what_was_asked_for(study):
+def test_the_study_is_what_was_asked_for():
     config = override(preset("tabletop"), study.STUDY)
     points = load_space(study.SPACE, config).grid()
     assert {(p["action.bins"], p["refiner.vision"]) for p in points} == {
         (n, vision) for n in (2, 4, 6, 10, 16, 32, 64, 100) for vision in ("own", "shared")
     }
     assert config.evaluate.episodes_per_task * len(config.sim.tasks) >= 100
-    assert _result(study, []).settings.trials * 3 == 48
+    assert _result([]).settings.trials * 3 == 48
 
 
-def test_the_tables_hold_what_was_measured(study):
-    found = _result(study, _trials())
+def test_the_tables_hold_what_was_measured():
+    found = _result(_trials())
     text = study.markdown(found)
     assert study.markdown(parse(study.Study, dump(found), "granularity.json")) == text
     own = text.split("### Shared features")[0]
@@ -76,15 +72,13 @@ def test_the_tables_hold_what_was_measured(study):
     assert study.plot(_trials()).startswith("<svg")
 
 
-def test_half_a_study_has_half_a_text(study):
+def test_half_a_study_has_half_a_text():
     few = [trial for trial in _trials() if trial.values["action.bins"] < 10]
-    assert "there is no curve yet" in study.markdown(_result(study, few))
-    assert "there is no curve yet" in study.markdown(_result(study, []))
+    assert "there is no curve yet" in study.markdown(_result(few))
+    assert "there is no curve yet" in study.markdown(_result([]))
 
 
-def test_curves_cross_where_they_are_equal(study):
-    from granularity_pages import crossings
-
+def test_curves_cross_where_they_are_equal():
     bins = [2, 4, 6, 10, 16, 32, 64, 100]
     planner, refiner = [0.9 - 0.15 * np.log(n) for n in bins], [0.1 * np.log(n) for n in bins]
     assert crossings(bins, planner, refiner) == pytest.approx([np.exp(0.9 / 0.25)])
@@ -93,42 +87,63 @@ def test_curves_cross_where_they_are_equal(study):
     assert crossings([2, 8], [1, 0], [0, 1]) == pytest.approx([4])
 
 
-def test_the_plot_for_a_file_has_no_variables_left(study):
+def test_the_plot_for_a_file_has_no_variables_left():
     svg = study.standalone(study.plot(_trials()))
     assert "var(--" not in svg
     assert 'fill="white"' in svg
 
 
-def test_another_machine_goes_on_with_the_finished_cells(study, tmp_path):
+def test_another_machine_goes_on_with_the_finished_cells(tmp_path):
     config = override(preset("tabletop"), study.STUDY)
     space = load_space(study.SPACE, config)
     settings = study.study(space, quick=False, seeds=3, hours=0, concurrent=0)
-    kept = study.Cells(tmp_path / "results")
     here = study.SweepFolder.open(tmp_path / "here", config, space, settings, resume=False)
     finished, failed = [
-        TrialResult(number=0, seed=seed, values=space.grid()[0], status=s) for seed, s in enumerate(("finished", "failed"))
+        replace(_trials()[0], seed=seed, values=space.grid()[0], status=s) for seed, s in enumerate(("finished", "failed"))
     ]
     for result in (finished, failed):
-        trial = here.write(study.Order(number=result.number, seed=result.seed, values=result.values))
-        trial.end(result)
-        kept.keep(here, trial, result)
+        here.write(study.Order(number=result.number, seed=result.seed, values=result.values)).end(result)
+    path = tmp_path / "results.json"
+    write_result(path, study.result(config, settings, space, here.results()))
 
     there = study.SweepFolder.open(tmp_path / "there", config, space, settings, resume=False)
-    kept.restore(there)
+    study.restore(tmp_path / "none.json", there)
+    assert there.results() == []
+    study.restore(path, there)
     assert there.results() == [finished], "a failed cell is tried again"
 
+    elsewhere = override(config, {"ray.simulator_actors": 7, study.PLACE: "/here/it/lies"})
+    more = replace(settings, hours=3.0, concurrent=2)
+    study.restore(path, study.SweepFolder.open(tmp_path / "elsewhere", elsewhere, space, more, resume=False))
     other = study.SweepFolder.open(tmp_path / "other", override(config, {"train.steps": 7}), space, settings, resume=False)
     with pytest.raises(ValueError, match=r"another train\.steps"):
-        kept.restore(other)
+        study.restore(path, other)
 
 
-def test_the_page_shows_the_committed_cells(study):
-    from results_table import read_between
-
-    results = ROOT / "benchmarks" / "results"
+def test_the_page_shows_the_committed_cells():
     shown = read_between(ROOT / "docs" / "granularity.md", "granularity.py")
-    assert shown == (results / "granularity.md").read_text().strip()
+    assert shown == (RESULTS / "granularity.md").read_text().strip()
+    found = read(study.Study, RESULTS / "granularity.json")
+    assert study.markdown(found).strip() == shown
+    assert study.markdown(_result(found.trials)).strip() == shown
+
+
+def test_the_committed_study_is_read_and_written_as_it_was():
+    path = RESULTS / "granularity.json"
+    assert plain(read(study.Study, path)) == json.loads(path.read_text())
+
+
+def test_the_committed_cells_still_count(tmp_path):
+    """They were measured when some settings had other names."""
+    path = RESULTS / "granularity.json"
+    committed = read(study.Study, path)
+    assert {"refiner.condition", "control.planner_delay_steps"} <= committed.config.keys()
     config = override(preset("tabletop"), study.STUDY)
-    settings = study.study(load_space(study.SPACE, config), quick=False, seeds=3, hours=0, concurrent=0)
-    cells = [read(TrialResult, path) for path in sorted((results / "granularity").glob("0*.json"))]
-    assert study.markdown(study.result(config, settings, cells)).strip() == shown
+    space = load_space(study.SPACE, config)
+    sweep = study.SweepFolder.open(tmp_path / "sweep", config, space, committed.settings, resume=False)
+    study.restore(path, sweep)
+    assert sweep.results() == list(committed.trials)
+    other = override(config, {"model.system": "monolithic"})
+    sweep = study.SweepFolder.open(tmp_path / "other", other, space, committed.settings, resume=False)
+    with pytest.raises(ValueError, match=r"another model\.system"):
+        study.restore(path, sweep)

@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from libra_ray.config import PRESETS, Config, from_json, override, preset, to_json
+from libra_ray.config import PRESETS, Config, from_json, from_tree, override, preset, to_json
 from libra_ray.config.overrides import flatten, flatten_mapping, leaf_types
 from libra_ray.config.paths import FOLDERS, NAMES_OR_FOLDERS
 
@@ -131,6 +132,24 @@ def test_what_earlier_versions_saved_is_read_in_todays_words():
     assert from_json(json.dumps(tree)) == override(Config(), {"model.system": "monolithic", "control.intent_delay_steps": 2})
     tree["refiner"]["condition"] = "tokens"
     assert from_json(json.dumps(tree)).model.system == "libra"
+
+
+def test_the_defaults_of_earlier_versions_are_todays():
+    """They named all there was; today naming none means all."""
+    saved = Path(__file__).parents[1] / "fixtures" / "first_edition" / "run" / "config.json"
+    tree = json.loads(saved.read_text())
+    assert (tree["evaluate"]["controllers"], tree["train"]["start_parts"]) != ([], [])
+    assert from_tree(tree) == preset("debug")
+    tree["evaluate"]["controllers"].remove("expert")
+    assert from_tree(tree).evaluate.controllers == ("policy", "coarse_only", "zero_action")
+
+
+def test_a_list_that_names_all_there_is_stays_what_it_is():
+    """Or the run that was begun with it would not be continued by the same command."""
+    named = {"evaluate.controllers": "expert,policy,coarse_only,zero_action", "train.start_parts": "planner,refiner"}
+    config = override(preset("debug"), named)
+    assert config.evaluate.controllers
+    assert from_json(to_json(config)) == config
 
 
 def test_a_key_of_another_version_is_refused():

@@ -124,7 +124,7 @@ STEPS = [
         forgets=("runs/mine",),
         says="report:",
     ),
-    Step(line="uv run benchmarks/results_table.py", says="quickstart"),
+    Step(line="uv run -m benchmarks.results_table", says="quickstart"),
     Step(
         line="uv run serve run serve_apps.libra:app checkpoint=runs/quickstart/checkpoint",
         serves="http://127.0.0.1:8765/readyz",
@@ -166,9 +166,9 @@ STEPS = [
 ELSEWHERE = {
     "make test": "it is what runs the other tests",
     "uv run --with boto3 ray up cluster.yaml": "needs an AWS account; tests/test_cluster.py holds it against Ray's schema",
-    "uv run benchmarks/components.py": "hours; tests/benchmarks/test_components.py",
-    "uv run benchmarks/granularity.py": "hours; tests/benchmarks/test_granularity.py",
-    "uv run benchmarks/main_job.py quickstart": "it is `make quickstart`, timed, on a machine of its own",
+    "uv run -m benchmarks.components": "hours; tests/benchmarks/test_components.py",
+    "uv run -m benchmarks.granularity": "hours; tests/benchmarks/test_granularity.py",
+    "uv run -m benchmarks.main_job quickstart": "it is `make quickstart`, timed, on a machine of its own",
     "uv run python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=local/demos --root='/data/my demos' --push-to-hub=false": (
         "tests/data/test_converter.py"
     ),

@@ -3,10 +3,9 @@
 import shutil
 from dataclasses import asdict, replace
 
-from component_tables import BENCHES, Bench
-from pretraining import checkpoint_of
-
+from benchmarks.component_tables import BENCHES, Bench
 from benchmarks.components import run_cell
+from benchmarks.pretraining import checkpoint_of
 from libra_ray.config.overrides import flatten
 from libra_ray.runs.folder import RunFolder
 from tests.on_ray.doubles import debug_config

@@ -4,16 +4,17 @@ import errno
 import json
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 import sweep as job
 from arguments import parse
 
-from libra_ray.config import override
+from libra_ray.config import override, preset
 from libra_ray.data.dataset import write_dataset
 from libra_ray.on_ray.sweep import engine, trial
 from libra_ray.on_ray.sweep.importance import parameter_importance
-from libra_ray.on_ray.sweep.plan import Order, SweepFolder
+from libra_ray.on_ray.sweep.plan import Order, SweepFolder, TrialFolder
 from libra_ray.on_ray.sweep.searcher import Orders, make_source
 from libra_ray.on_ray.sweep.trial import bind, rung_step, train_until
 from libra_ray.runs.folder import Clock, RunFolder
@@ -23,6 +24,8 @@ from tests.on_ray.doubles import debug_config
 from tests.spaces import load_space
 
 TASK = "reach-v3"
+FIRST_EDITION = Path(__file__).parents[1] / "fixtures" / "first_edition" / "sweep"
+DATA_OF_FIRST_EDITION = "/runs/debug-joint/data/22adc311b5ec/dataset"
 
 
 @pytest.fixture
@@ -48,6 +51,25 @@ def test_a_sweep_from_before_a_setting_existed_goes_on(open_sweep):
     path.write_text(json.dumps({**plan, "record.episodes_of": ["reach-v3=9"]}))
     with pytest.raises(ValueError, match=r"another record\.episodes_of"):
         open_sweep()
+
+
+def test_a_sweep_of_the_first_edition_goes_on(tmp_path):
+    """Its plan and its orders are in that edition's words and defaults."""
+    shutil.copytree(FIRST_EDITION, root := tmp_path / "debug-joint")
+    config = override(preset("debug"), {"train.steps": 18, "train.validate_every": 4})
+    settings = Settings(search="optuna", scheduler="asha", trials=3, seeds=1)
+    space = load_space("joint", config)
+    sweep = SweepFolder.open(root, config, space, settings, resume=True)
+    assert [result.status for result in sweep.results()] == ["finished"] * 3
+    for order in sweep.orders():
+        own = {"data.root": DATA_OF_FIRST_EDITION, "evaluate.controllers": "policy", "evaluate.videos_per_task": 0}
+        asked = TrialFolder(root=root / "trials" / order.name).order().config_with(simulator_actors=2)
+        assert asked == override(config, {**order.values, **own, "ray.simulator_actors": 2})
+    Tune(sweep).play()
+    assert len(sweep.orders()) == 3, "all were finished"
+    for name, value in {"model.system": "monolithic", "control.intent_delay_steps": 2, "train.start_parts": "planner"}.items():
+        with pytest.raises(ValueError, match=rf"another {name} \("):
+            SweepFolder.open(root, override(config, {name: value}), space, settings, resume=True)
 
 
 def test_all_trials_have_the_data_that_the_first_one_had(open_sweep, tmp_path):

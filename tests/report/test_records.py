@@ -43,7 +43,6 @@ def shared(report: dict) -> dict:
         (RESULTS / "quickstart.json", Report),
         (RESULTS / "mt10.json", Report),
         (SWEEP / "sweep.json", SweepReport),
-        (RESULTS / "granularity" / "0000-seed0.json", TrialResult),
         *((trial / "result.json", TrialResult) for trial in TRIALS),
         *((trial / "trial.json", WrittenOrder) for trial in TRIALS),
     ],

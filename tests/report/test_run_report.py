@@ -1,5 +1,6 @@
 import json
 import math
+import subprocess
 
 import numpy as np
 import pytest
@@ -210,6 +211,30 @@ def test_hardware_of_this_machine():
 
 def test_git_revision_of_something_else_is_unknown(tmp_path):
     assert git_revision(tmp_path) is None
+
+
+def test_a_tree_is_dirty_where_its_code_differs_and_nowhere_else(tmp_path):
+    def git(*arguments: str) -> str:
+        who = ("-c", "user.name=me", "-c", "user.email=me@localhost")
+        return subprocess.run(["git", "-C", tmp_path, *who, *arguments], check=True, capture_output=True, text=True).stdout
+
+    code = ["libra_ray/deep/part.py", "jobs/train.py", "benchmarks/noise.py", "benchmarks/peers/bare.py", "uv.lock"]
+    others = ["README.md", "docs/results.md", "benchmarks/results/noise.json", "tests/test_noise.py", ".ci/run"]
+    for name in code + others:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("before")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    commit = git("rev-parse", "HEAD").strip()
+    for name in others:
+        (tmp_path / name).write_text("after")
+    (tmp_path / "libra_ray" / "new.py").touch()
+    assert git_revision(tmp_path) == commit
+    for name in code:
+        (tmp_path / name).write_text("after")
+        assert git_revision(tmp_path) == f"{commit}-dirty"
+        (tmp_path / name).write_text("before")
 
 
 def test_credentials_never_reach_a_report():

@@ -80,6 +80,8 @@ def test_a_registered_model_predicts_under_its_schema(tracking, runs, checkpoint
     action = model.predict(robots)["action"]
     assert action.shape == (2, 5, 4)
     assert np.array_equal(action[:, 0], state)
+    asked = Path(mlflow.artifacts.download_artifacts(f"{uri}/requirements.txt")).read_text().splitlines()
+    assert any(line.startswith("libra-ray[policy]==") for line in asked), "the client alone could not load it"
     with pytest.raises(mlflow.MlflowException):
         model.predict(robots | {"observation.image": np.zeros((2, 32, 32, 3), np.uint8)})
 

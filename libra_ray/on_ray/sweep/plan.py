@@ -21,8 +21,9 @@ from typing import Any, Self
 
 from libra_ray.common.files import read_jsonl, write_text
 from libra_ray.common.json_text import dump, plain, read
-from libra_ray.config import Config, override
-from libra_ray.config.overrides import flatten, flatten_mapping
+from libra_ray.config import Config, from_tree, override
+from libra_ray.config.former import upgraded
+from libra_ray.config.overrides import flatten
 from libra_ray.data.fingerprint import Fingerprint
 from libra_ray.on_ray.run_data import began_with, open_unchanged
 from libra_ray.on_ray.sweep.space import Space, Values
@@ -43,9 +44,13 @@ Identity = Mapping[str, Any]
 
 
 def differences(before: Identity, now: Identity) -> dict[str, Any]:
-    """What of `before` is another now: name -> as it was. A setting unknown to whoever wrote `before` had its default."""
-    was = {**plain(flatten(Config())), **before}
-    return {name: was.get(name) for name in sorted({*before, *now}) if was.get(name) != now.get(name)}
+    """What of `before` is another now: name -> as it was.
+
+    Settings of earlier versions count by what they meant; one unknown to whoever wrote `before` had its default.
+    """
+    known: Identity = plain(upgraded(before))
+    was = {**plain(flatten(Config())), **known}
+    return {name: was.get(name) for name in sorted({*known, *now}) if was.get(name) != now.get(name)}
 
 
 def settings_of(space: Space, config: Config, given: Mapping[str, Any]) -> Settings:
@@ -105,7 +110,7 @@ class WrittenOrder(Order):
 
     def config_with(self, **changes: object) -> Config:
         """The trial's configuration, with `ray` settings as the machine has them."""
-        return override(Config(), flatten_mapping(self.config) | {f"ray.{name}": value for name, value in changes.items()})
+        return override(from_tree(self.config), {f"ray.{name}": value for name, value in changes.items()})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,1 @@
+"""Other servers around the same policy, and the policy without a server, each a process of its own."""
