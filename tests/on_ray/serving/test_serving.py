@@ -108,7 +108,8 @@ def test_what_cannot_start_says_why_in_one_line_and_leaves_nothing(proxy_port):
     from libra_ray.on_ray.serving.start import run
     from libra_ray.serving.settings import Settings
 
-    broken = build(Settings.model_validate({"checkpoint": "broken", "port": 0, **LIGHT}), stubs.StubPlanner, stubs.StubRefiner)
+    settings = Settings.model_validate({"checkpoint": "broken", "port": 0, **LIGHT}).with_levels(["planner", "refiner"])
+    broken = build(settings, stubs.StubLevel)
     with pytest.raises(RuntimeError, match=r"^there is no such checkpoint$"):
         run(broken, name="broken", route_prefix="/broken")
     assert "broken" not in serve.status().applications
