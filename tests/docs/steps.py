@@ -113,7 +113,11 @@ STEPS = [
         leaves=("runs/quickstart/report.html",),
         smaller={"--sim.family": "--name blocks --sim.family"},
     ),
-    Step(line=JOB + "pipeline.py quickstart --name one --model.system monolithic", leaves=("runs/one/report.html",), says="report:"),
+    Step(
+        line=JOB + "pipeline.py quickstart --name one --model.system monolithic",
+        leaves=("runs/one/report.html",),
+        says="report:",
+    ),
     Step(
         line=JOB + "pipeline.py quickstart --name mine --model.system my_systems:Mine",
         leaves=("runs/mine/report.html",),
