@@ -235,7 +235,7 @@ class ControlConfig:
     execute_steps: int = 0
     """Control steps executed of each chunk before the next one is refined; 0 means all H."""
     max_intent_age_steps: int = 0
-    """The oldest intent, in control steps, that the last level acts under, also one used up; 0: twice what it covers."""
+    """The oldest intent, in control steps, that the last level acts under, also one used up; 0: three times what it covers."""
     hold: Literal["still", "repeat"] = "still"
     """Where no intent is young enough: `still` is right where actions are position changes (zeros, the last one kept: the
     gripper), `repeat` where they are positions."""

@@ -13,7 +13,7 @@ from libra_ray.config import ControlConfig
 from libra_ray.control.surprise import Drift
 from libra_ray.types import Action, ActionChunk, Intent, Level, Observation
 
-OLDEST = 2
+OLDEST = 3
 """By default the last level acts under an intent that is at most so many times as old as what it covers."""
 
 
