@@ -13,7 +13,7 @@ class Batch:
 
     Letters: `B` windows, `T` images per system (cameras x history), `C` = 3, `L = M * H` steps in a plan, `D` action and
     `S` state dimensions, `W` instruction tokens. The planner's window starts at `plan`, the refiner's at `now`, which lies
-    `offset` control steps later (0 <= offset <= L - H): a chunk is refined from a *fresh* picture and an older intent.
+    `offset` control steps later (0 <= offset <= L): a chunk is refined from a *fresh* picture and an older intent.
 
     Attributes:
         plan_images: `(B, T, 3, height, width)` uint8, what the planner saw.
@@ -21,8 +21,8 @@ class Batch:
         images: `(B, T, 3, height, width)` uint8, what the refiner sees `offset` steps later.
         state: `(B, S)` normalised proprioception at the refiner's step.
         text: `(B, W)` instruction token ids, as the planner tokenises them; `text_mask` is False on padding.
-        actions: `(B, L, D)` normalised actions from the planner's step on, in [-1, 1].
-        action_mask: `(B, L)` False on steps past the episode's end; these never influence a loss.
+        actions: `(B, L + H, D)` normalised actions from the planner's step on, in [-1, 1].
+        action_mask: `(B, L + H)` False on steps past the episode's end; these never influence a loss.
         offset: `(B,)` control steps between the planner's and the refiner's picture.
     """
 
@@ -32,8 +32,8 @@ class Batch:
     state: Float[Tensor, "B S"]
     text: Int[Tensor, "B W"]
     text_mask: Bool[Tensor, "B W"]
-    actions: Float[Tensor, "B L D"]
-    action_mask: Bool[Tensor, "B L"]
+    actions: Float[Tensor, "B steps D"]
+    action_mask: Bool[Tensor, "B steps"]
     offset: Int[Tensor, " B"]
 
     def __len__(self) -> int:

@@ -162,10 +162,8 @@ class SystemPolicy:
 def _check_intent(intent: Intent, reads: str, spec: Mapping[str, IntentValue], step: int) -> None:
     if intent.level != reads:
         raise ValueError(f"an intent of level {intent.level} was given where one of level {reads} is read")
-    if not intent.first_step <= step < intent.end_step:
-        raise ValueError(
-            f"the intent covers steps {intent.first_step} to {intent.end_step - 1}, the observation is of step {step}"
-        )
+    if step < intent.first_step:
+        raise ValueError(f"the intent holds from step {intent.first_step} on, the observation is of step {step}")
     for name, valid in spec.items():
         value = np.asarray(intent.values.get(name, ()))
         if value.shape != valid.shape or not (valid.low <= value.min() and value.max() <= valid.high):

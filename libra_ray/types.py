@@ -258,7 +258,8 @@ class Policy(Protocol):
         Args:
             level: its name.
             observations: of every robot.
-            above: per robot the intent to read, which covers the observation's step; None where there is none to read.
+            above: per robot the intent to read, no younger than the observation; where it is used up, or None, nothing of it is
+                known any more.
         """
 
 

@@ -169,7 +169,6 @@ def holding(intent, change):
 
 
 WRONG_PLANS = {
-    "past": (lambda p: replace(p, first_step=-10), "covers steps -10 to -1"),
     "future": (lambda p: replace(p, first_step=1), "the observation is of step 0"),
     "dimensions": (lambda p: holding(p, lambda tokens: tokens[:, :1]), r"tokens of shape \(10, 4\)"),
     "no dimensions": (lambda p: holding(p, lambda tokens: tokens[:, 0]), r"tokens of shape \(10, 4\)"),

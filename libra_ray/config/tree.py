@@ -161,7 +161,8 @@ class RefinerConfig:
     condition_dropout: float = 0.0
     """Share of windows whose coarse tokens are hidden in training (RoboDual drops them at random)."""
     max_staleness: int = 0
-    """Extra control steps, up to which the refiner's picture may lag off the chunk grid in training (0: chunk starts only)."""
+    """How far the refiner's picture may lag behind the planner's in training: control steps beyond the chunk starts (0: those
+    only, as published); -1: anywhere up to the plan's end, so that it knows intents of every age."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,6 +232,11 @@ class ControlConfig:
     """Control steps between the picture of a level above the last and the moment its intent may be used (lockstep time)."""
     execute_steps: int = 0
     """Control steps executed of each chunk before the next one is refined; 0 means all H."""
+    max_intent_age_steps: int = 0
+    """The oldest intent, in control steps, that the last level acts under, also one used up; 0: three times what it covers."""
+    hold: Literal["still", "repeat"] = "still"
+    """Where no intent is young enough: `still` is right where actions are position changes (zeros, the last one kept: the
+    gripper), `repeat` where they are positions."""
 
 
 @dataclass(frozen=True, kw_only=True)

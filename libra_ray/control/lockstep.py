@@ -51,10 +51,7 @@ def _ask(
     latencies: Latencies,
 ) -> None:
     seen = [observations[i] for i in robots]
-    above = [
-        None if level.reads is None else robot.intent_at(level.reads, o.step)
-        for robot, o in zip(robots.values(), seen, strict=True)
-    ]
+    above = [robot.read_by(level.name, o.step) for robot, o in zip(robots.values(), seen, strict=True)]
     start = perf_counter()
     answers = policy.infer(level.name, seen, above)
     calls = latencies.setdefault(level.name, LevelLatencies())

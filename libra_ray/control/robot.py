@@ -5,7 +5,6 @@ runs it in simulated time, the serving gateway in real time.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,19 +13,8 @@ from libra_ray.config import ControlConfig
 from libra_ray.control.surprise import Drift
 from libra_ray.types import Action, ActionChunk, Intent, Level, Observation
 
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What a robot does where its intent is late or too old.
-
-    Attributes:
-        hold: the safe action. `repeat` the last one, right where an action is a position; `still`: zeros, with the last
-            dimension (the gripper) repeated, right where an action is a position *change*, which repeated would run on.
-        max_age_steps: the level that acts reads no intent older than this many control steps; None sets no limit but its end.
-    """
-
-    hold: Literal["repeat", "still"] = "repeat"
-    max_age_steps: int | None = None
+OLDEST = 3
+"""By default the last level acts under an intent that is at most so many times as old as what it covers."""
 
 
 @dataclass
@@ -57,7 +45,8 @@ class RobotControl:
             surprise (`libra_ray.control.surprise`): the world has drifted from what the intent assumed.
 
     An intent asked for at step s may be used from step s + `intent_delay_steps` on; only the first of an episode is waited for.
-    Where neither intent nor chunk covers a step, the last action is held, marked and counted.
+    Past an intent's end the last level goes on by what it sees, with nothing known of the intent, until that is older than
+    `max_intent_age_steps`. Only then the last action is held, marked and counted.
 
     Args:
         levels: of the policy, slow to fast.
@@ -65,7 +54,6 @@ class RobotControl:
 
     control: ControlConfig
     levels: tuple[Level, ...]
-    limits: Limits = field(default_factory=Limits)
     chunk: ActionChunk | None = None
     _states: dict[str, IntentState] = field(default_factory=dict)
     _drift: Drift = field(default_factory=Drift, compare=False)
@@ -104,17 +92,28 @@ class RobotControl:
     def wants(self, level: str, step: int) -> bool:
         """Whether a level should be asked with this step's observation: never before it has an intent to read."""
         asked = self._level[level]
-        if asked.reads is not None and self.intent_at(asked.reads, step) is None:
+        if asked.reads is not None and self.read_by(level, step) is None:
             return False
         return self._wants_chunk(step) if asked is self.acting else self._wants_intent(asked, step)
 
-    def intent_at(self, level: str, step: int) -> Intent | None:
-        """The intent of a level to read from this step on; None where there is none, it is used up or too old."""
-        intent, limit = self.current(level, step), self.limits.max_age_steps
-        if intent is None or not intent.first_step <= step < intent.end_step:
+    def read_by(self, level: str, step: int) -> Intent | None:
+        """The intent that a level reads at this step; None where it reads none or there is none that it may act under.
+
+        Levels above the last read what covers the step; the last one also an intent that is used up, until it is too old.
+        """
+        reads = self._level[level].reads
+        if reads is None:
             return None
-        too_old = limit is not None and level == self.acting.reads and step - intent.first_step > limit
-        return None if too_old else intent
+        if level != self.acting.name:
+            return self.intent_at(reads, step)
+        intent = self.current(reads, step)
+        oldest = self.control.max_intent_age_steps or OLDEST * self._level[reads].covers
+        return intent if intent is not None and 0 <= step - intent.first_step <= oldest else None
+
+    def intent_at(self, level: str, step: int) -> Intent | None:
+        """The intent of a level that covers this step; None where there is none, or it is used up."""
+        intent = self.current(level, step)
+        return intent if intent is not None and intent.first_step <= step < intent.end_step else None
 
     def current(self, level: str, step: int) -> Intent | None:
         """The newest intent of a level that has arrived by this step, used up or not."""
@@ -198,14 +197,14 @@ class RobotControl:
         return self.wants(self._reader[level.name], step) and (self.control.rule == "overlap" or ends_soon or self._surprised)
 
     def _wants_chunk(self, step: int) -> bool:
-        """Where the chunk, or the intent that it was refined from, is used up."""
-        if self.chunk is None:
+        """Where the chunk is used up, or the intent that it was made from is, and a newer one is there."""
+        if self.chunk is None or step >= self.chunk.first_step + self.execute_steps:
             return True
-        end, reads = self.chunk.first_step + self.execute_steps, self.acting.reads
-        return step >= (end if reads is None else min(end, self.chunk.intent_first_step + self._level[reads].covers))
+        intent, since = self.read_by(self.acting.name, step), self.chunk.intent_first_step
+        return intent is not None and intent.first_step > since and step >= since + intent.covers
 
     def _safe(self, last: NDArray[np.float32]) -> NDArray[np.float32]:
-        if self.limits.hold == "repeat":
+        if self.control.hold == "repeat":
             return last
         still = np.zeros_like(last)
         still[-1] = last[-1]

@@ -19,12 +19,13 @@ Tokens = Callable[[Sequence[str]], tuple[NDArray[np.int64], NDArray[np.bool_]]]
 class Windows:
     """Every frame of the chosen episodes begins one window; windows are numbered from 0 in the dataset's order.
 
-    A window is the planner's picture at frame `t`, the actions of the `L = M * H` steps from `t` on, and the refiner's
-    picture at `t + offset`. Nothing crosses an episode's border: histories repeat the episode's first frame, actions past
-    its end repeat the last one and are masked, and the offset is drawn only among the steps that the episode still has.
+    A window is the planner's picture at frame `t`, the actions of the `L + H` steps from `t` on, with `L = M * H`, and the
+    refiner's picture at `t + offset`, whose chunk may end past the plan. Nothing crosses an episode's border: histories repeat
+    the episode's first frame, actions past its end repeat the last one and are masked, and the offset is drawn only among the
+    steps that the episode still has.
 
     A window's instruction is that of frame `t`, the planner's picture: what a robot would be told at that moment. Where the
-    instruction changes within the next `L` steps, the plan shows how the demonstrator went on to the next one.
+    instruction changes within the next steps, the plan shows how the demonstrator went on to the next one.
 
     Args:
         recorded: the dataset.
@@ -34,7 +35,8 @@ class Windows:
         data: the history.
         episodes: ids of the episodes to use.
         tokens: the planner's tokeniser; called once.
-        max_staleness: control steps by which the refiner's picture may lag off the chunk grid (RoboDual's random staleness).
+        max_staleness: control steps by which the later picture may lag off the chunk grid (RoboDual's random staleness); below
+            0 it lies anywhere from the first picture to the end of its plan.
 
     Raises:
         ValueError: no episodes, or statistics of other dimensions than the dataset's.
@@ -64,8 +66,9 @@ class Windows:
         ids, mask = tokens(recorded.instructions)
         self._text, self._text_mask = np.asarray(ids, np.int64), np.asarray(mask, np.bool_)
         self._text_of = recorded.task_index
-        self._horizon = action.horizon
-        self._steps = np.arange(action.plan_steps)
+        self._horizon, self._plan_steps = action.horizon, action.plan_steps
+        # A chunk that begins where the plan ends is whole.
+        self._steps = np.arange(action.plan_steps + action.horizon)
         self._ages = np.arange(data.history - 1, -1, -1)
         self._max_staleness = max_staleness
 
@@ -105,11 +108,13 @@ class Windows:
         )
 
     def _draw_offsets(self, remaining: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-        """Steps to the refiner's picture: a chunk start that the episode still reaches, and up to `max_staleness` more.
+        """Steps to the later picture: any that the plan can be behind; or a chunk start, and up to `max_staleness` more.
 
-        `remaining` `(B,)` counts the episode's frames after the planner's.
+        `remaining` `(B,)` counts the episode's frames after the first picture's.
         """
-        most = np.minimum(remaining, len(self._steps) - self._horizon)
+        if self._max_staleness < 0:
+            return rng.integers(0, np.minimum(remaining, self._plan_steps), endpoint=True)
+        most = np.minimum(remaining, self._plan_steps - self._horizon)
         chunk = rng.integers(0, most // self._horizon, endpoint=True)
         late = rng.integers(0, self._max_staleness, size=len(most), endpoint=True)
         return np.minimum(chunk * self._horizon + late, most)

@@ -1,6 +1,7 @@
 """Libra: a Semantic Planner and an Action Refiner, trained together and run apart (method.md, Libra-VLA)."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +71,13 @@ class Libra(System):
             batch = augmented(batch, self.config.train, generator)
         seen = seen_first(batch)
         logits = self.planner(seen.images, seen.state, seen.text)
-        truth = self.bins.encode(batch.actions)
+        steps = self.config.action.plan_steps
+        truth, mask = self.bins.encode(batch.actions[:, :steps]), batch.action_mask[:, :steps]
         tokens = truth if phase == GROUND_TRUTH else sample_tokens(logits.detach(), generator)
-        plan = plan_loss(logits, truth, batch.action_mask)
+        plan = plan_loss(logits, truth, mask)
         return Losses(
             terms={"plan": plan, "diff": self._refiner_loss(batch, tokens, generator)},
-            metrics={"plan_accuracy": plan_accuracy(logits, truth, batch.action_mask).detach()},
+            metrics={"plan_accuracy": plan_accuracy(logits, truth, mask).detach()},
         )
 
     @torch.no_grad()
@@ -124,7 +126,9 @@ class Libra(System):
             "loss_diff": float(losses.terms["diff"]),
             "loss_plan": float(losses.terms["plan"]),
             "plan_accuracy": float(losses.metrics["plan_accuracy"]),
-        } | measure_tokens(self.bins, chunk, chunk.pick(planned), refine, everything, float(losses.terms["plan"]))
+        } | measure_tokens(
+            self.bins, chunk, self._at(batch, planned), refine, self._planned_part(everything), float(losses.terms["plan"])
+        )
 
     def tokenise(self, instructions: list[str]) -> Text:
         """By the planner's backbone; the refiner reads no words."""
@@ -134,6 +138,15 @@ class Libra(System):
         """Of both networks."""
         self.planner.save_processor(folder)
         self.refiner.save_processor(folder)
+
+    def _planned_part(self, batch: Batch) -> Batch:
+        """The windows without the steps past the plan's end."""
+        steps = self.config.action.plan_steps
+        return replace(batch, actions=batch.actions[:, :steps], action_mask=batch.action_mask[:, :steps])
+
+    def _at(self, batch: Batch, tokens: Int[Tensor, "B L D"]) -> Int[Tensor, "B H D"]:
+        """The tokens of each window's chunk; hidden past the plan's end."""
+        return self.aligned(self.levels[1], {"tokens": tokens}, batch.offset)["tokens"]
 
     @property
     def _sees_through_planner(self) -> bool:
@@ -152,7 +165,7 @@ class Libra(System):
         chunk, hidden = chunk_of(batch, self.config.action.horizon), self.bins.hidden
         context = self._context(seen_now(batch))
         # A step past the episode's end would reach the others through attention, as a token too.
-        intent = chunk.pick(tokens).masked_fill(~chunk.mask[..., None], hidden)
+        intent = self._at(batch, tokens).masked_fill(~chunk.mask[..., None], hidden)
         share = self.config.refiner.condition_dropout if self.training else 0.0
         intent = dropped(intent, share, hidden, generator)
         return self.refiner.loss(chunk, intent, context, self.bins.decode, generator)

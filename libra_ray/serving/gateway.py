@@ -11,7 +11,7 @@ from typing import Any
 
 from libra_ray.client.protocol import Handshake
 from libra_ray.config import ControlConfig
-from libra_ray.control.robot import Limits, RobotControl
+from libra_ray.control.robot import RobotControl
 from libra_ray.serving import retry
 from libra_ray.serving.batches import InferenceBatch, InferenceRequest, InferenceResult
 from libra_ray.serving.batching import Batcher, RobotResult
@@ -151,11 +151,11 @@ class GatewayCore:
         return answer | self._reply(robot, observation.step, arrived, intents, result)
 
     async def _act(self, robot: RobotSession, observation: Observation) -> RobotResult | None:
-        """A chunk for this observation, by the current intent; None where none covers it, or the last level failed."""
+        """A chunk for this observation; None where there is no intent to act under, or the last level failed."""
         control, step = robot.control, observation.step
         reads, weights, above = control.acting.reads, self.weight_switch.weights, None
         if reads is not None:
-            above = control.intent_at(reads, step)
+            above = control.read_by(control.acting.name, step)
             if above is None:
                 # Robots that hold and ask again at once must not keep the answers of other levels from coming in.
                 await asyncio.sleep(0)
@@ -232,12 +232,8 @@ class GatewayCore:
         return refusal
 
     def _control(self) -> RobotControl:
-        settings = self.settings
-        return RobotControl(
-            ControlConfig(rule=settings.rule, execute_steps=settings.execute_steps),
-            self.handshake.levels,
-            Limits(hold=settings.hold, max_age_steps=settings.max_intent_age_steps or None),
-        )
+        chosen = {name: getattr(self.settings, name) for name in ("rule", "execute_steps", "hold", "max_intent_age_steps")}
+        return RobotControl(ControlConfig(**chosen), self.handshake.levels)
 
     def space_changed(self) -> None:
         """Other observations, actions or levels than before: robots begin anew, and must shake hands again."""

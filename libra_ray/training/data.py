@@ -160,7 +160,7 @@ class TrainingData:
         if train.batch_size % world:
             raise ValueError(f"train.batch_size={train.batch_size} is not a multiple of ray.train_workers={world}")
         return BatchStream(
-            self.windows(model, self.split.train),
+            self.windows(model, self.split.train, max_staleness=self.config.refiner.max_staleness),
             batch_size=train.batch_size // world,
             seed=train.seed,
             rank=rank,
@@ -168,7 +168,7 @@ class TrainingData:
             start_step=start_step,
         )
 
-    def windows(self, model: System, episodes: NDArray[np.int64], *, pictures: bool = True) -> Windows:
+    def windows(self, model: System, episodes: NDArray[np.int64], *, pictures: bool = True, max_staleness: int = 0) -> Windows:
         """All windows of the given episodes, tokenised for `model`; without `pictures` they have none and cost little."""
         return Windows(
             self.recorded,
@@ -178,7 +178,7 @@ class TrainingData:
             data=self.config.data,
             episodes=episodes,
             tokens=partial(distinct_tokens, model.tokenise),
-            max_staleness=self.config.refiner.max_staleness,
+            max_staleness=max_staleness,
         )
 
     def validator(self, device: torch.device) -> Validate | None:

@@ -37,9 +37,9 @@ class StubPolicy(DualStub):
         chunks = []
         for o, plan in zip(observations, plans, strict=True):
             start = o.step - plan.first_step
-            assert 0 <= start < L, "the refiner was handed a plan that does not cover its step"
+            assert start >= 0, "the refiner was handed a plan of a later step"
             tail = np.full((H, 3), -1)
-            tail[: L - start] = plan.values["tokens"][start : start + H]
+            tail[: max(0, L - start)] = plan.values["tokens"][start : start + H]
             actions = np.concatenate([tail, np.full((H, 1), o.step)], axis=1).astype(np.float32)
             chunks.append(ActionChunk(actions=actions, first_step=o.step, intent_first_step=plan.first_step))
         return chunks
@@ -159,10 +159,26 @@ def test_the_planner_is_never_asked_twice_at_a_time(rule, delay):
     assert (np.diff(asked(policy.planned))[1:] >= delay).all()
 
 
+PUBLISHED = {"max_intent_age_steps": L - 1, "hold": "repeat"}
+"""Nothing is acted under a plan that is used up."""
+
+
 @DELAYS
-def test_fifo_holds_while_the_planner_thinks_and_counts_it(delay):
+def test_fifo_goes_on_by_what_it_sees_while_the_planner_thinks(delay):
+    """The plan runs out, and for `delay` steps nothing is known of a plan; nothing is held."""
+    policy = StubPolicy()
+    actions = run(policy, 10 * L, rule="fifo", intent_delay_steps=delay)[0]
+    assert not any(action.held for action in actions)
+    unplanned = [step for step, action in enumerate(actions) if action.value[1] == -1]
+    assert unplanned[:delay] == list(range(L, L + delay))
+    assert bool(unplanned) == (delay > 0)
+    assert all(actions[step].intent_age_steps >= L for step in unplanned)
+
+
+@DELAYS
+def test_where_no_used_up_plan_is_acted_under_fifo_holds_and_counts_it(delay):
     """The plan runs out, `delay` steps are held, and the rest of the new plan is executed."""
-    actions = run(StubPolicy(), 10 * L, intent_delay_steps=delay)[0]
+    actions = run(StubPolicy(), 10 * L, rule="fifo", intent_delay_steps=delay, **PUBLISHED)[0]
     assert not any(action.held for action in actions[:L])
     held = [step for step, action in enumerate(actions) if action.held]
     assert held[:delay] == list(range(L, L + delay))
@@ -174,9 +190,9 @@ def test_fifo_holds_while_the_planner_thinks_and_counts_it(delay):
 @RULES
 @DELAYS
 def test_the_refiner_never_waits_for_the_planner(rule, delay):
-    """Wherever a plan covers a step at which the chunk is used up, there is a new chunk, from that very step's picture."""
+    """Wherever a plan is young enough and the chunk is used up, there is a new chunk, from that very step's picture."""
     policy = StubPolicy()
-    actions = run(policy, 100, rule=rule, intent_delay_steps=delay)[0]
+    actions = run(policy, 100, rule=rule, intent_delay_steps=delay, **PUBLISHED)[0]
     arrivals = [(first, first if first == 0 else first + delay) for first in asked(policy.planned)]
     chunks = set(asked(policy.refined))
     for step, action in enumerate(actions):
@@ -194,12 +210,21 @@ def test_the_first_plan_is_waited_for():
 
 
 @RULES
-def test_a_planner_slower_than_its_plans_is_asked_again(rule):
-    """Its plans are over when they arrive: everything is held, but nobody stops asking."""
+@pytest.mark.parametrize(("oldest", "held"), [(0, False), (L - 1, True)])
+def test_a_planner_slower_than_its_plans_is_asked_again(rule, oldest, held):
+    """Its plans are over when they arrive: nobody stops asking, and what is seen is acted on as long as that is allowed."""
     policy = StubPolicy()
-    actions = run(policy, 100, rule=rule, intent_delay_steps=12)[0]
+    actions = run(policy, 100, rule=rule, intent_delay_steps=12, max_intent_age_steps=oldest)[0]
     assert len(asked(policy.planned)) > 4
-    assert all(action.held for action in actions[20:])
+    assert {action.held for action in actions[20:]} == {held}
+    assert all(action.value[1] == -1 for action in actions[20:] if not held)
+
+
+@RULES
+def test_a_planner_that_never_answers_again_ends_in_holding(rule):
+    """The last plan is acted under until it is three times as old as what it covered."""
+    actions = run(StubPolicy(), 50, rule=rule, intent_delay_steps=1000)[0]
+    assert [action.held for action in actions] == [step > 3 * L + (H - 1) for step in range(50)]
 
 
 def test_nothing_to_hold_is_an_error():

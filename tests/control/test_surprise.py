@@ -6,7 +6,7 @@ from hypothesis import given, strategies
 
 from libra_ray.config import ActionConfig, ControlConfig
 from libra_ray.control.lockstep import drive
-from libra_ray.control.robot import Limits, RobotControl
+from libra_ray.control.robot import RobotControl
 from libra_ray.control.surprise import Drift, Usual
 from libra_ray.types import IMAGE_KEY, ActionChunk, Observation
 from tests.policies import DualStub, dual_levels, plan_of
@@ -113,8 +113,8 @@ def test_nothing_is_unusual_during_warm_up_or_below_the_usual(values):
     assert not usual.exceeded(0.0, 3)
 
 
-def loaded(limits, rule="overlap"):
-    control = RobotControl(ControlConfig(rule=rule), LEVELS, limits)
+def loaded(**control):
+    control = RobotControl(ControlConfig(**({"rule": "overlap"} | control)), LEVELS)
     control.accept_intent(plan_of(np.zeros((L, 4), np.int64), 0), 0)
     actions = np.arange(1, 4 * H + 1, dtype=np.float32).reshape(H, 4)
     control.wants("refiner", 0)
@@ -123,7 +123,7 @@ def loaded(limits, rule="overlap"):
 
 
 def test_holding_still_moves_nothing_and_keeps_the_gripper():
-    control, actions = loaded(Limits(hold="still"))
+    control, actions = loaded(hold="still")
     for step in range(H):
         control.next_action(step)
     held = control.next_action(H)
@@ -134,23 +134,30 @@ def test_holding_still_moves_nothing_and_keeps_the_gripper():
 
 @pytest.mark.parametrize(("step", "row"), [(1, 0), (3, 2), (5, 4), (50, 4)])
 def test_held_chunks_follow_the_last_action_that_was_executed(step, row):
-    control, actions = loaded(Limits(hold="repeat"))
+    control, actions = loaded(hold="repeat")
     np.testing.assert_array_equal(control.held_actions(step), np.tile(actions[row], (H, 1)))
 
 
-def test_an_intent_past_its_limit_is_not_used_and_asked_for_anew():
-    control, _ = loaded(Limits(max_age_steps=7))
-    assert control.intent_at("planner", 7) is not None
-    assert control.intent_at("planner", 8) is None
+def test_an_intent_past_its_limit_is_not_acted_under():
+    control, _ = loaded(max_intent_age_steps=7)
+    assert control.read_by("refiner", 7) is not None
+    assert control.read_by("refiner", 8) is None
+    assert control.wants("refiner", 7)
     assert not control.wants("refiner", 8)
-    assert control.wants("planner", 8)
-    free, _ = loaded(Limits())
-    assert free.intent_at("planner", L - 1) is not None
-    assert free.intent_at("planner", L) is None
+
+
+def test_an_intent_that_is_used_up_is_acted_under_and_asked_for_anew():
+    """Until it is three times as old as what it covers: its level sees for itself, and knows nothing of it any more."""
+    control, _ = loaded(rule="fifo")
+    assert (control.intent_at("planner", L - 1), control.intent_at("planner", L)) == (control.current("planner", L), None)
+    assert control.read_by("refiner", 3 * L) is control.current("planner", L)
+    assert control.read_by("refiner", 3 * L + 1) is None
+    assert control.wants("planner", L)
+    assert control.wants("refiner", L)
 
 
 def test_a_planner_that_fails_may_be_asked_again():
-    control, _ = loaded(Limits())
+    control, _ = loaded()
     control.mark_requested("planner")
     assert not control.wants("planner", L)
     control.mark_failed("planner")

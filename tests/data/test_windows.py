@@ -33,7 +33,7 @@ layouts = st.fixed_dictionaries(
         "horizon": st.integers(1, 4),
         "chunks": st.integers(1, 4),
         "history": st.integers(1, 3),
-        "staleness": st.integers(0, 9),
+        "staleness": st.integers(-1, 9),
         "cameras": st.integers(1, 2),
     }
 )
@@ -52,7 +52,7 @@ def test_no_window_crosses_an_episode(lengths, layout, seed):
     offset = batch.offset.numpy()
 
     assert (offset >= 0).all()
-    assert (offset <= plan_steps - layout["horizon"]).all()
+    assert (offset <= plan_steps - (layout["horizon"] if layout["staleness"] >= 0 else 0)).all()
     assert (now + offset <= last).all()
     if layout["staleness"] == 0:
         assert (offset % layout["horizon"] == 0).all()
@@ -63,7 +63,7 @@ def test_no_window_crosses_an_episode(lengths, layout, seed):
         np.testing.assert_array_equal(rows, np.maximum(present[:, None] - ages, first[:, None]))
         np.testing.assert_array_equal(cameras, np.tile(np.repeat(np.arange(layout["cameras"]), history), (len(now), 1)))
 
-    future = now[:, None] + np.arange(plan_steps)
+    future = now[:, None] + np.arange(plan_steps + layout["horizon"])
     np.testing.assert_array_equal(batch.action_mask.numpy(), future <= last[:, None])
     raw = np.minimum(future, last[:, None])
     pipeline = Pipeline(compute_stats(recorded, now), "min_max")
@@ -79,6 +79,9 @@ def test_every_offset_occurs():
     late = make_windows(make_recorded([40]), horizon=3, chunks=3, staleness=2)
     drawn = late.batch(np.zeros(500, np.int64), np.random.default_rng(0)).offset
     assert sorted(set(drawn.tolist())) == [0, 1, 2, 3, 4, 5, 6]
+    any_age = make_windows(make_recorded([40]), horizon=3, chunks=3, staleness=-1)
+    drawn = any_age.batch(np.zeros(500, np.int64), np.random.default_rng(0)).offset
+    assert sorted(set(drawn.tolist())) == list(range(10)), "from the first picture to the plan's end"
 
 
 def test_only_the_chosen_episodes_and_their_instruction():
@@ -99,7 +102,7 @@ def test_every_window_has_its_own_frames_instruction():
     batch = windows.batch(np.arange(7), np.random.default_rng(0))
     texts = [bytes(ids[mask].tolist()).decode() for ids, mask in zip(batch.text, batch.text_mask, strict=True)]
     assert texts == ["close", "wait", "open", "open", "open", "close", "close"]
-    assert batch.action_mask[3].tolist() == [True] * 4 + [False] * 2, "the plan of the first frame covers both instructions"
+    assert batch.action_mask[3].tolist() == [True] * 4 + [False] * 5, "the plan of the first frame covers both instructions"
 
 
 def test_pictures_lie_as_convolutions_want_them():

@@ -54,7 +54,7 @@ def make_batch(model: System, size: int = 6, seed: int = 0, *, masked: int = 0) 
     generator = torch.Generator().manual_seed(seed)
     config, shape = model.config, model.shape
     pictures = (size, shape.cameras * config.data.history, 3, config.sim.image_size, config.sim.image_size)
-    steps = config.action.plan_steps
+    steps = config.action.plan_steps + config.action.horizon
     text = model.tokenise([INSTRUCTIONS[b % 2] for b in range(size)])
     return Batch(
         plan_images=torch.randint(0, 256, pictures, generator=generator, dtype=torch.uint8),

@@ -115,10 +115,10 @@ class StubLevel:
         """Its age, and the token of step `i` from now on of the intent that is read, or what it sees itself."""
         above = next((level for level in self.levels if level.name == self.level.reads), None)
         intent = batch.intents(above)[row]
-        if intent is None:
-            return 0, int(batch.state[row, 0]), int(batch.steps[row]) + i
-        age = int(batch.steps[row]) - intent.first_step
-        assert 0 <= age < intent.covers
+        age = 0 if intent is None else int(batch.steps[row]) - intent.first_step
+        assert age >= 0
+        if intent is None or age >= intent.covers:
+            return age, int(batch.state[row, 0]), int(batch.steps[row]) + i
         return age, *intent.values["tokens"][min(age + i, intent.covers - 1)]
 
     def check_health(self):

@@ -82,7 +82,7 @@ def test_chunks_never_wait_for_plans_after_the_first():
         delay_s = 0.15
 
     async def work():
-        bench = await Bench(kinds={"planner": Slow}).start()
+        bench = await Bench(kinds={"planner": Slow}, max_intent_age_steps=9).start()
         clock = asyncio.get_running_loop().time
         check(await bench.ask(1), 1, 0)
         began = clock()
@@ -99,6 +99,19 @@ def test_chunks_never_wait_for_plans_after_the_first():
         check(fresh, 1, 10)
         assert not fresh.held
         assert fresh.intent_first_step == 5
+
+    run(work())
+
+
+def test_past_its_intents_end_a_robot_goes_on_by_what_it_sees():
+    """Held only once the intent is three times as old as what it covers."""
+
+    async def work():
+        bench = await Bench(**{"levels.planner.timeout_s": 500}).start()
+        await bench.ask(1)
+        replies = [await bench.ask(1, step, HANG) for step in range(5, 50, 5)]
+        assert [reply.held for reply in replies] == [step > 30 for step in range(5, 50, 5)]
+        assert [reply.intent_age_steps for reply in replies] == list(range(5, 50, 5))
 
     run(work())
 
@@ -128,7 +141,7 @@ def test_an_intent_that_came_in_time_is_not_late():
 
 def test_held_actions_repeat_where_that_is_asked_for():
     async def work():
-        bench = await Bench(hold="repeat", **{"levels.planner.timeout_s": 5}).start()
+        bench = await Bench(hold="repeat", max_intent_age_steps=9, **{"levels.planner.timeout_s": 5}).start()
         last = (await bench.ask(1)).actions[-1]
         await bench.ask(1, 5, HANG)
         held = await bench.ask(1, 10, HANG)

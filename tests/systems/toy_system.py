@@ -31,11 +31,11 @@ class Toy(System):
 
     def losses(self, batch, phase, generator=None):
         goal = batch.actions.mean(dim=1)
-        path = self.infer("path", seen_first(batch), {"mean": goal})["pace"][:, : batch.actions.shape[1]]
+        path, steps = self.infer("path", seen_first(batch), {"mean": goal})["pace"], 2 * self.horizon
         chunk = chunk_of(batch, self.horizon)
         motor = self.infer("motor", seen_now(batch), {"pace": chunk.actions})["actions"]
         said = {"goal": self.goal(batch.plan_state) - goal, "motor": masked_mean((motor - chunk.actions).mean(-1), chunk.mask)}
-        said["path"] = masked_mean((path - batch.actions[:, : path.shape[1]]).mean(-1), batch.action_mask)
+        said["path"] = masked_mean((path - batch.actions[:, :steps]).mean(-1), batch.action_mask[:, :steps])
         return Losses(terms={name: error.square().mean() for name, error in said.items()})
 
     def infer(self, level, seen, above, noise=None, variant=""):

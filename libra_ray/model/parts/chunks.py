@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from libra_ray.batch import Batch
@@ -14,17 +14,11 @@ class Chunk:
     """The last level's part of a batch: the H steps from its picture on.
 
     Attributes:
-        steps: `(B, H)` their places in the window.
         actions: `(B, H, D)` normalised; `mask` `(B, H)` is False past the episode's end.
     """
 
-    steps: Int[Tensor, "B H"]
     actions: Float[Tensor, "B H D"]
     mask: Bool[Tensor, "B H"]
-
-    def pick(self, tokens: Int[Tensor, "B L D"]) -> Int[Tensor, "B H D"]:
-        """The chunk's slice of values that the whole window has."""
-        return tokens.gather(1, self.steps[..., None].expand(-1, -1, tokens.shape[-1]))
 
     @property
     def data(self) -> Float[Tensor, "B H D"]:
@@ -36,7 +30,7 @@ def chunk_of(batch: Batch, horizon: int) -> Chunk:
     """The chunk of every window."""
     steps = batch.offset[:, None] + torch.arange(horizon, device=batch.offset.device)
     actions = batch.actions.gather(1, steps[..., None].expand(-1, -1, batch.actions.shape[-1]))
-    return Chunk(steps=steps, actions=actions, mask=batch.action_mask.gather(1, steps))
+    return Chunk(actions=actions, mask=batch.action_mask.gather(1, steps))
 
 
 def masked_mean(values: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> Float[Tensor, ""]:
