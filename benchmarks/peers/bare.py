@@ -30,7 +30,7 @@ def measure(work: Work, shown: Sequence[Observation], seconds: float) -> Json:
     return {
         "seconds": sum(times),
         "chunk_requests_per_s": requests / sum(times),
-        "latency_ms": percentiles([1e3 * t for t in times]),
+        "latency_ms": vars(percentiles([1e3 * t for t in times])),
         "cpu_s_per_request": (time.process_time() - cpu_s) / requests,
         "wrong_robot": 0,
         "errors": {},

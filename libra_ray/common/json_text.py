@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import GetCoreSchemaHandler, TypeAdapter, ValidationError
-from pydantic_core import CoreSchema, core_schema
+from pydantic import BeforeValidator, GetCoreSchemaHandler, TypeAdapter, ValidationError
 
 ABSENT: Mapping[str, bool] = {"absent": True}
 """Metadata of a field that JSON leaves out where it is None: `field(default=None, metadata=ABSENT)`."""
@@ -26,7 +25,7 @@ class Flat:
     """
 
     @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> Any:
         """How pydantic reads the record: gathers the last field first."""
         *own, last = [f.name for f in fields(cls)]  # type: ignore[arg-type]  # every subclass is a dataclass
 
@@ -35,7 +34,7 @@ class Flat:
                 return tree
             return {k: v for k, v in tree.items() if k in own} | {last: {k: v for k, v in tree.items() if k not in own}}
 
-        return core_schema.no_info_before_validator_function(gather, handler(source))
+        return BeforeValidator(gather).__get_pydantic_core_schema__(source, handler)
 
 
 def plain(value: Any) -> Any:
