@@ -104,9 +104,7 @@ class Settings(_Frozen):
     control_hz: float = Field(default=0.0, ge=0, le=10_000, description="Control rate; 0 takes that of the demonstrations.")
     execute_steps: int = Field(default=0, ge=0, description="Control steps executed of each chunk; 0 means all H.")
     hold: Literal["still", "repeat"] = Field(default="still", description="The safe action: no motion, or the last one.")
-    max_intent_age_steps: int = Field(
-        default=0, ge=0, description="Oldest intent to act under; 0: 3 times what it covers."
-    )
+    max_intent_age_steps: int = Field(default=0, ge=0, description="Oldest intent to act under; 0: 3 times what it covers.")
     first_intent_timeout_s: float = Field(default=10.0, gt=0, description="Longest wait for an episode's first intent.")
     window_ms: float = Field(default=-1.0, ge=-1, le=1000, description="Longest wait for others in a batch; -1 derives it.")
     host: str = Field(default="127.0.0.1", description="Interface of the gateways' own port; 0.0.0.0 lets other machines in.")
