@@ -43,6 +43,12 @@ STEPS = [
         leaves=("runs/late/report.json",),
     ),
     Step(
+        line=JOB
+        + "evaluate.py quickstart --name late --evaluate.checkpoint runs/quickstart/checkpoint --control.intent_delay_steps 10",
+        leaves=("runs/late/report.json",),
+        forgets=("runs/late",),
+    ),
+    Step(
         line=JOB + "sweep.py debug granularity",
         leaves=("runs/debug-granularity/best.yaml", "runs/debug-granularity/report.html"),
     ),
