@@ -54,5 +54,3 @@ EVENTS = {
 """Counted events."""
 
 ROBOTS_CONNECTED = Metric(name="libra_robots_connected", kind="gauge", description="Robots with an open connection.")
-
-ALL_METRICS = (*MEASURES.values(), *LEVEL_MEASURES.values(), *EVENTS.values(), ROBOTS_CONNECTED)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from libra_ray.on_ray.serving.board import BOARD_NAME, BoardClient
-from libra_ray.on_ray.serving.prometheus import exported, register
+from libra_ray.on_ray.serving.prometheus import register
 from libra_ray.serving import telemetry as telemetry_module
 from libra_ray.serving.board import HISTORY_S, SILENT_S, FleetBoard
 from libra_ray.serving.fleet_snapshot import (
@@ -27,17 +27,24 @@ from libra_ray.serving.fleet_snapshot import (
     SlidingCounts,
     rounded,
 )
-from libra_ray.serving.metrics import ALL_METRICS
+from libra_ray.serving.metrics import EVENTS, LEVEL_MEASURES, MEASURES, ROBOTS_CONNECTED
 from libra_ray.serving.telemetry import MAX_NAME, MAX_REASONS, MAX_ROBOTS, Telemetry
 from tests.serving.fleet_builders import LEVELS, Clock, busy_fleet, one_request
 
 DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana" / "libra_ray.json"
 DEPLOYMENT = "MeasuredGateway"
+ALL_METRICS = (*MEASURES.values(), *LEVEL_MEASURES.values(), *EVENTS.values(), ROBOTS_CONNECTED)
 
 
 def tick(gateway, robot="a", latency_s=0.02, *, age=3, held=False, missed=False):
     ages = {} if age is None else {"planner": (age, 0.05 * age)}
     gateway.tick(robot, latency_s=latency_s, batch_size=4, ages=ages, intent_age_steps=age, held=held, missed=missed)
+
+
+def exported(metric):
+    """The names of a metric's time series as Prometheus sees them: Ray puts its prefix before."""
+    suffixes = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("_total",), "gauge": ("",)}[metric.kind]
+    return {f"ray_{metric.name}{suffix}" for suffix in suffixes}
 
 
 def settled(value):
