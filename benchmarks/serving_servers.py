@@ -36,17 +36,17 @@ Entry = Literal["own port", "proxy", "replica"]
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """How robots reach a gateway, and a gateway its systems.
+    """How robots reach a gateway, and a gateway its levels.
 
     Attributes:
         entry: the gateways' own port, that of Serve's proxy (or HAProxy), or the one that Serve gives a gateway's replica.
         serve: Serve's environment, its controller and proxies included.
-        replicas: the replicas' own environment; None leaves what libra_ray gives them.
+        replicas: added to the environment of the replicas.
     """
 
     entry: Entry = "own port"
     serve: Mapping[str, str] = field(default_factory=dict)
-    replicas: Mapping[str, str] | None = None
+    replicas: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -190,7 +190,7 @@ def ours(
         **(settings or {}),
     }
     application: Json = {"name": "libra", "import_path": import_path, "route_prefix": "/", "args": arguments}
-    if way.replicas is not None:
+    if way.replicas:
         needs = {"num_cpus": 0.1, "runtime_env": {"env_vars": dict(way.replicas)}}
         application["deployments"] = [{"name": name, "ray_actor_options": needs} for name in DEPLOYMENTS]
     config: Json = {"http_options": {"host": "127.0.0.1", "port": proxy}, "applications": [application]}
