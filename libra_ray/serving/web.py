@@ -209,7 +209,7 @@ class _Connection:
             await (self._socket.send_bytes(data) if isinstance(data, bytes) else self._socket.send_text(data))
 
 
-async def _refused(connection: HTTPConnection, error: Exception) -> Response | None:
+async def _refused(connection: HTTPConnection, error: Exception) -> Any:
     """A refusal as JSON; for a connection that is none yet as an HTTP status, where the server can send one."""
     assert isinstance(error, HTTPException)
     if not isinstance(connection, WebSocket):
