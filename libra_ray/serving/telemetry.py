@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from libra_ray.serving.engine import Register
 from libra_ray.serving.fleet_snapshot import WINDOW_S, FleetSnapshot, Measures, RobotRow, SlidingCounts, rounded
 from libra_ray.serving.metrics import EVENTS, LEVEL_MEASURES, MEASURES, ROBOTS_CONNECTED
+from libra_ray.serving.robot_sessions import forget_a_quarter
 
 MAX_ROBOTS = 4096
 """Robots remembered; beyond, those silent for longest are forgotten: names come from outside and may be made up."""
@@ -174,16 +175,10 @@ class Telemetry:
         known = self._robots.get(name)
         if known is None:
             if len(self._robots) >= MAX_ROBOTS:
-                self._forget_a_quarter()
+                forget_a_quarter(self._robots, lambda robot: (robot.connections > 0, robot.seen))
             known = self._robots[name] = _Robot(row=RobotRow(name=name), since=now, seen=now)
         known.seen = now
         return known
-
-    def _forget_a_quarter(self) -> None:
-        """Many at once, so that a flood of made-up names costs little each."""
-        by_age = sorted(self._robots, key=lambda name: (self._robots[name].connections > 0, self._robots[name].seen))
-        for name in by_age[: MAX_ROBOTS // 4]:
-            del self._robots[name]
 
     def _advance(self, now: float) -> None:
         if now >= self._next_slice:
@@ -191,8 +186,10 @@ class Telemetry:
             self._next_slice += seconds
             self._observed_share = min(1.0, TICKS_OBSERVED_PER_S * seconds / max(1, self._ticks))
             self._ticks = 0
-            for window in (self._events, *(window for of in self._windows.values() for window in of.values())):
-                window.advance(seconds)
+            self._events.advance(seconds)
+            for windows in self._windows.values():
+                for window in windows.values():
+                    window.advance(seconds)
 
     def _measured(self, level: str, observed: bool, **values: float) -> None:
         """Values of a level, or of requests; for the live page, and where `observed` for Prometheus too."""

@@ -146,7 +146,9 @@ def deployment_of(level: str) -> str:
 
 def _deployment(settings: Settings, cls: Any, name: str, of: Replicas, policy: str, *, slots: int) -> Deployment:
     numbers: dict[str, Any] = {"num_replicas": of.replicas}
+    actor: dict[str, Any] = {"num_cpus": of.num_cpus, "num_gpus": of.num_gpus}
     if of.max_replicas > of.replicas:
+        actor["runtime_env"] = {"env_vars": ENVIRONMENT}
         numbers = {
             "autoscaling_config": AutoscalingConfig(
                 min_replicas=of.replicas,
@@ -161,7 +163,7 @@ def _deployment(settings: Settings, cls: Any, name: str, of: Replicas, policy: s
     made: Deployment = serve.deployment(
         cls,
         name=name,
-        ray_actor_options=_actor_options(of),
+        ray_actor_options=actor,
         user_config=settings.user_config(),
         health_check_period_s=2,
         health_check_timeout_s=10,
@@ -175,11 +177,6 @@ def _deployment(settings: Settings, cls: Any, name: str, of: Replicas, policy: s
     # Only the weights may change in place.
     ray_private.set_version(made, _version(settings))
     return made
-
-
-def _actor_options(of: Replicas) -> dict[str, Any]:
-    options: dict[str, Any] = {"num_cpus": of.num_cpus, "num_gpus": of.num_gpus}
-    return options | ({"runtime_env": {"env_vars": ENVIRONMENT}} if of.max_replicas > of.replicas else {})
 
 
 def _version(settings: Settings) -> str:
