@@ -44,7 +44,7 @@ class _Robot:
 class Telemetry:
     """The measurements of one gateway replica. Its methods are called from one thread, the replica's event loop.
 
-    Memory is bounded whatever robots call themselves and however many come. `tick` costs about 17 µs where Ray's four
+    Memory is bounded whatever robots call themselves and however many come. `tick` costs about 18 µs where Ray's four
     histograms are told, 12 of them theirs; they are not saved up for the snapshot, which would then keep the robots waiting.
 
     Args:
@@ -118,9 +118,10 @@ class Telemetry:
         self._measured(REQUESTS, observed, latency_s=latency_s, batch_size=batch_size)
         for level, (steps, seconds) in ages.items():
             self._measured(level, observed, intent_age_steps=steps, intent_age_s=seconds)
-        for name in [name for name, happened in (("held", held), ("missed", missed)) if happened]:
-            self._events.add(name)
-            self._count[name]()
+        if held:
+            self._happened("held")
+        if missed:
+            self._happened("missed")
 
     def call(self, level: str, *, seconds: float, batch_size: int, queued: int) -> None:
         """A batched call of a level was answered; `queued` requests waited for another when it was sent."""
@@ -193,7 +194,12 @@ class Telemetry:
 
     def _measured(self, level: str, observed: bool, **values: float) -> None:
         """Values of a level, or of requests; for the live page, and where `observed` for Prometheus too."""
+        windows, tags = self._windows[level], self._tags[level]
         for name, value in values.items():
-            self._windows[level][name].add(rounded(value))
+            windows[name].add(rounded(value))
             if observed:
-                self._observe[name](value, tags=self._tags[level])
+                self._observe[name](value, tags=tags)
+
+    def _happened(self, name: str) -> None:
+        self._events.add(name)
+        self._count[name]()
