@@ -107,7 +107,7 @@ def _paced(call: Callable[[], Any], given: argparse.Namespace) -> list[float]:
 @contextmanager
 def _in_process(given: argparse.Namespace, bench: Any, *, slow: bool) -> Iterator[tuple[Any, int]]:
     # Starting Ray takes seconds that the other sections need not spend here.
-    from libra_ray.on_ray.serving.direct_calls import served
+    from benchmarks.direct_calls import served
     from libra_ray.serving.settings import Settings
     from libra_ray.serving.weights import pinned
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import psutil
 
@@ -28,6 +28,25 @@ START_S = 300.0
 """LeRobot's imports alone can take a minute on a slow machine."""
 END_S = 20.0
 DEPLOYMENTS = ("Planner", "Refiner", "Gateway")
+
+
+APP = "serve_apps.libra:app"
+Entry = Literal["own port", "proxy", "replica"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """How robots reach a gateway, and a gateway its levels.
+
+    Attributes:
+        entry: the gateways' own port, that of Serve's proxy (or HAProxy), or the one that Serve gives a gateway's replica.
+        serve: Serve's environment, its controller and proxies included.
+        replicas: added to the environment of the replicas.
+    """
+
+    entry: Entry = "own port"
+    serve: Mapping[str, str] = field(default_factory=dict)
+    replicas: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -151,16 +170,29 @@ def peer(module: str, checkpoint: Path, threads: int, client: Callable[[int, str
     )
 
 
-def ours(checkpoint: Path, threads: int, settings: Mapping[str, Any] | None = None) -> Server:
-    """libra_ray as `serve run` starts it, with its own Ray, on free ports."""
-    port, proxy = free_port(), free_port()
+def ours(
+    checkpoint: Path, threads: int, settings: Mapping[str, Any] | None = None, way: Way | None = None, import_path: str = APP
+) -> Server:
+    """libra_ray as `serve run` starts it, with its own Ray, on free ports.
+
+    Args:
+        way: by which robots and calls reach the replicas; as libra_ray does by default.
+        import_path: of the application, e.g. one whose gateway calls in another way.
+    """
+    way = way or Way()
+    proxy, direct = free_port(), free_port()
+    own = free_port() if way.entry == "own port" else 0
+    port = {"own port": own, "proxy": proxy, "replica": direct}[way.entry]
     arguments = {
         "checkpoint": str(checkpoint.resolve()),
-        "port": port,
+        "port": own,
         **{f"levels.{level.name}.threads": threads for level in read_levels(checkpoint)},
         **(settings or {}),
     }
-    application = {"name": "libra", "import_path": "serve_apps.libra:app", "route_prefix": "/", "args": arguments}
+    application: Json = {"name": "libra", "import_path": import_path, "route_prefix": "/", "args": arguments}
+    if way.replicas:
+        needs = {"num_cpus": 0.1, "runtime_env": {"env_vars": dict(way.replicas)}}
+        application["deployments"] = [{"name": name, "ray_actor_options": needs} for name in DEPLOYMENTS]
     config: Json = {"http_options": {"host": "127.0.0.1", "port": proxy}, "applications": [application]}
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", prefix="serving-", suffix=".yaml", delete=False) as file:
         json.dump(config, file)  # JSON is YAML
@@ -176,6 +208,10 @@ def ours(checkpoint: Path, threads: int, settings: Mapping[str, Any] | None = No
             "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
             "RAY_worker_niceness": "0",
             "RAY_USAGE_STATS_ENABLED": "0",
+            # The one port that a gateway's replica may listen on where Serve has it listen itself.
+            "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(direct),
+            "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(direct + 1),
+            **way.serve,
         },
         ready_url=f"http://127.0.0.1:{port}/readyz",
         scratch=(Path(file.name),),

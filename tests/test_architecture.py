@@ -55,7 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 """Part -> the parts of `libra_ray` it may import, beside itself. A part is a folder or a file directly below `libra_ray`."""
 
 OWNERS: dict[str, set[str]] = {
-    "ray": {"on_ray", "serve_apps", "tune_spaces"},
+    "ray": {"on_ray", "serve_apps", "tune_spaces", "benchmarks"},
     "mlflow": {"tracking"},
     "torch": {"batch", "data", "model", "checkpoint", "policy", "training", "doctor", "serving", "on_ray", "benchmarks"},
     "jaxtyping": {"batch", "model", "policy", "training"},

@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
-from benchmarks import serving
+from benchmarks import serve_means, serving
 from benchmarks.peers import bare, plain
 from benchmarks.peers.work import Work
 from benchmarks.serving_load import Judge, Load, Told, observations
@@ -253,6 +253,24 @@ def test_a_cell_that_others_disturbed_is_measured_again_until_it_is_not(checkpoi
         found.append((kept["chunk_requests_per_s"], kept["stolen"]))
     assert found == [(1.0, 0.2), (1.0, 0.2), (3.0, 0.01), (3.0, 0.01)]
     assert "others took at most 1% of the machine" in out.with_suffix(".md").read_text()
+
+
+def test_ratios_are_made_within_a_turn_and_nothing_answered_is_none():
+    """On a machine that slows down tenfold between two turns, twice as fast is twice as fast."""
+
+    def turn(speed, **rates):
+        def figures(rate):
+            cpu = 1 / speed if rate else None
+            return dict(zip(serve_means.MEASURES, (rate * speed, cpu, cpu, cpu), strict=True)) | {"wrong_robot": 0, "errors": 1}
+
+        return {name: {"16": figures(rate)} for name, rate in rates.items()}
+
+    found = serve_means.medians([turn(s, ours=10, other=20, dead=0) for s in (1.0, 0.1, 0.1)], [16])
+    assert found["other|16"]["to_ours"]["requests/s"] == pytest.approx(2)
+    assert found["other|16"]["errors"] == 3
+    assert found["dead|16"]["p50 ms"] is None
+    table = serve_means.markdown({"cells": found, "settings": {"rounds": 3}})
+    assert "| other | 16 | 2 (2.00) | 10 (1.00) |" in table
 
 
 def test_stolen_time_is_a_share():

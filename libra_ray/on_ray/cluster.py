@@ -3,6 +3,8 @@
 import os
 import re
 
+from libra_ray.on_ray.ray_private import local_cluster, read_settings_again, user_token, version_of_cluster
+
 A_CLUSTER = "give auto (on a machine of the cluster) or HOST:PORT such as 10.0.0.1:6379"
 VALID = f"{A_CLUSTER}, or unset RAY_ADDRESS for a Ray of this program's own"
 ANSWER_S = 15.0
@@ -31,10 +33,11 @@ def reachable(address: str) -> str:
     asks = asks_for_token(where, place, "")
     mode = os.environ.get("RAY_AUTH_MODE", "").lower()
     if not mode:
-        _set_auth_mode("token" if asks and address == "auto" and _token() else "disabled")
+        _set_auth_mode("token" if asks and address == "auto" and user_token() else "disabled")
     elif mode == "token" and not asks:
         raise RuntimeError(f"{where} asks for no token, but RAY_AUTH_MODE=token; unset RAY_AUTH_MODE")
-    if asks and (os.environ["RAY_AUTH_MODE"].lower() != "token" or not _token() or asks_for_token(where, place, _token())):
+    token = user_token() if asks else ""
+    if asks and (os.environ["RAY_AUTH_MODE"].lower() != "token" or not token or asks_for_token(where, place, token)):
         raise RuntimeError(
             f"{where} asks for the token of its head; export RAY_AUTH_MODE=token, with that token in RAY_AUTH_TOKEN or "
             "~/.ray/auth_token"
@@ -43,15 +46,13 @@ def reachable(address: str) -> str:
 
 
 def _found(address: str) -> str:
-    from ray._private.services import canonicalize_bootstrap_address
-
     if address != "auto":
         if not _HOST_AND_PORT.fullmatch(address):
             hint = " (a job server's belongs into RAY_API_SERVER_ADDRESS)" if address.startswith("http") else ""
             raise ValueError(f"RAY_ADDRESS={address!r} is not the address of a cluster{hint}; {VALID}")
         return address
     try:
-        return str(canonicalize_bootstrap_address(address))
+        return local_cluster()
     except ConnectionError:
         raise RuntimeError(f"RAY_ADDRESS='auto', but no Ray runs on this machine; {VALID}") from None
 
@@ -69,40 +70,18 @@ def asks_for_token(where: str, place: str, token: str) -> bool:
     """
     import grpc
     import ray
-    from ray._common.tls_utils import load_certs_from_env
-    from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
-    from ray.core.generated.gcs_service_pb2 import CheckAliveRequest
-    from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 
-    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
-        chain, key, authority = load_certs_from_env()
-        channel = grpc.secure_channel(place, grpc.ssl_channel_credentials(authority, key, chain), GLOBAL_GRPC_OPTIONS)
-    else:
-        channel = grpc.insecure_channel(place, GLOBAL_GRPC_OPTIONS)
-    metadata = [("authorization", f"Bearer {token}")] if token else []
     try:
-        with channel:
-            answer = NodeInfoGcsServiceStub(channel).CheckAlive(CheckAliveRequest(), timeout=ANSWER_S, metadata=metadata)
+        version = version_of_cluster(place, token, ANSWER_S)
     except grpc.RpcError as error:
         if error.code() == grpc.StatusCode.UNAUTHENTICATED:
             return True
         raise RuntimeError(f"no Ray cluster answers at {where}: {error.details()}; {VALID}") from None
-    if answer.ray_version != ray.__version__:
-        raise RuntimeError(f"{where} runs Ray {answer.ray_version}, this environment has {ray.__version__}; install the same")
+    if version != ray.__version__:
+        raise RuntimeError(f"{where} runs Ray {version}, this environment has {ray.__version__}; install the same")
     return False
 
 
-def _token() -> str:
-    """The user's token, from RAY_AUTH_TOKEN or a file; empty where there is none."""
-    from ray._private.authentication.authentication_token_setup import AuthenticationTokenLoader
-
-    loader = AuthenticationTokenLoader.instance()
-    return str(loader.get_raw_token(ignore_auth_mode=True)) if loader.has_token(ignore_auth_mode=True) else ""
-
-
 def _set_auth_mode(mode: str) -> None:
-    from ray._private.authentication.authentication_token_setup import Config
-
     os.environ["RAY_AUTH_MODE"] = mode
-    # Ray has read its settings when it was imported.
-    Config.initialize("")
+    read_settings_again()

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from libra_ray.on_ray.cluster import wanted
+from libra_ray.on_ray.ray_private import bring_nothing, forget_user_token, user_token
 
 _SETTINGS = {
     # On one machine every worker is a child of this very environment; starting each through `uv run` again costs seconds
@@ -42,13 +43,6 @@ def prepare() -> None:
     if "ray" in sys.modules and os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] == "0":
         # The command `serve run` has imported Ray before any module of ours.
         bring_nothing()
-
-
-def bring_nothing() -> None:
-    """Under `uv run`, keep Ray from uploading the checkout and installing its environment anew; Ray may be imported already."""
-    from ray._private import ray_constants
-
-    ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
 
 
 def _name_the_user() -> None:
@@ -126,14 +120,11 @@ def _choose_token(*, shared: bool) -> None:
     Ray would write one into the home folder: every later head asks for that, while `ray job submit` sends it only if told to.
     And there is not always a home folder to write into.
     """
-    from ray._private.authentication.authentication_token_setup import AuthenticationTokenLoader
-
-    loader = AuthenticationTokenLoader.instance()
-    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token" or loader.has_token(ignore_auth_mode=True):
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token" or user_token():
         return
     if not (shared and _home_is_writable()):
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-        loader.reset_cache()
+        forget_user_token()
 
 
 def _home_is_writable() -> bool:

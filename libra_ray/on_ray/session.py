@@ -7,7 +7,7 @@ from typing import Any
 
 import ray
 
-from libra_ray.on_ray import cluster, machine
+from libra_ray.on_ray import cluster, machine, ray_private
 
 _QUIET = {"log_to_driver": False, "logging_level": "error"}
 """The user sees this program's lines; Ray's own are in its log folder."""
@@ -50,7 +50,7 @@ def joined() -> Iterator[None]:
         return
     if not (address := cluster.wanted()):
         raise ValueError(f"RAY_ADDRESS is unset, so nothing says which cluster is meant; {cluster.A_CLUSTER}")
-    machine.bring_nothing()
+    ray_private.bring_nothing()
     _join(address)
     try:
         yield

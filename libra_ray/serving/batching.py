@@ -5,6 +5,7 @@ import itertools
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,8 +72,7 @@ class Batcher:
         self._window_s, self._deadline_s, self._clock = window_s, deadline_s, clock
         self._numbers = itertools.count()
         self._waiting: list[_Waiting] = []
-        self._running: set[asyncio.Task[None]] = set()
-        self._in_calls = 0
+        self._running: dict[asyncio.Task[None], int] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._call_s = 0.0
 
@@ -89,47 +89,37 @@ class Batcher:
         self._consider()
         return future
 
-    def _consider(self) -> None:
+    def _consider(self, *, window_over: bool = False) -> None:
         """Send what waits, now or when its window ends, where a call may be made at all."""
-        if not self._waiting or len(self._running) >= self._in_flight():
-            return
-        full = len(self._waiting) >= self._max_batch or len(self._waiting) + self._in_calls >= self._expected_peers()
-        left = 0.0 if full else self._waiting[0].since + self._window() - self._clock()
-        if left <= 0:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while self._waiting and len(self._running) < self._in_flight():
+            all_ask = len(self._waiting) + sum(self._running.values()) >= self._expected_peers()
+            left = self._waiting[0].since + self._window() - self._clock()
+            if left > 0 and not (window_over or all_ask or len(self._waiting) >= self._max_batch):
+                self._timer = asyncio.get_running_loop().call_later(left, partial(self._consider, window_over=True))
+                return
+            window_over = False
             self._send()
-        elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(left, self._window_ended)
 
     def _window(self) -> float:
         if self._window_s is not None:
             return self._window_s
         return WINDOW_SHARE * min(self._call_s, self._deadline_s())
 
-    def _window_ended(self) -> None:
-        self._timer = None
-        if self._waiting and len(self._running) < self._in_flight():
-            self._send()
-
     def _send(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         weights = self._waiting[0].weights
         batch = [w for w in self._waiting if w.weights == weights and not w.future.done()][: self._max_batch]
         chosen = {w.request.number for w in batch}
         self._waiting = [w for w in self._waiting if w.request.number not in chosen and not w.future.done()]
-        if not batch:
-            self._consider()
-            return
-        self._in_calls += len(batch)
-        task = asyncio.get_running_loop().create_task(self._run(batch, weights))
-        self._running.add(task)
-        task.add_done_callback(lambda done: self._call_ended(done, len(batch)))
-        self._consider()
+        if batch:
+            task = asyncio.get_running_loop().create_task(self._run(batch, weights))
+            self._running[task] = len(batch)
+            task.add_done_callback(self._call_ended)
 
-    def _call_ended(self, task: asyncio.Task[None], size: int) -> None:
-        self._running.discard(task)
-        self._in_calls -= size
+    def _call_ended(self, task: asyncio.Task[None]) -> None:
+        del self._running[task]
         self._consider()
 
     async def _run(self, batch: list[_Waiting], weights: str) -> None:

@@ -52,46 +52,40 @@ class SlidingCounts[K: Hashable]:
         return sum(list(self._slices)[-1 - seconds : -1], Counter())
 
 
-@dataclass(frozen=True, kw_only=True)
-class Distribution:
-    """How often each (rounded) value was seen."""
+def summary(counts: Mapping[float, int], scale: float = 1.0) -> Json:
+    """`count`, and `p50`, `p95`, `p99` (nearest rank), `mean` and `max` times `scale`; None where nothing was seen.
 
-    counts: Mapping[float, int] = field(default_factory=dict)
-
-    def __add__(self, other: "Distribution") -> "Distribution":
-        """Both together."""
-        return Distribution(counts=Counter(self.counts) + Counter(other.counts))
-
-    def summary(self, scale: float = 1.0) -> Json:
-        """`count`, and `p50`, `p95`, `p99` (nearest rank), `mean` and `max` times `scale`; None where nothing was seen."""
-        count = sum(self.counts.values())
-        if not count:
-            return {"count": 0} | dict.fromkeys([*(f"p{p}" for p in PERCENTILES), "mean", "max"])
-        ordered = sorted(self.counts)
-        marks: Json = {}
-        below = 0
-        for value in ordered:
-            below += self.counts[value]
-            for p in PERCENTILES:
-                if f"p{p}" not in marks and 100 * below >= p * count:
-                    marks[f"p{p}"] = scale * value
-        mean = scale * sum(value * times for value, times in self.counts.items()) / count
-        return {"count": count, **marks, "mean": mean, "max": scale * ordered[-1]}
+    Args:
+        counts: how often each (rounded) value was seen.
+        scale: of the values.
+    """
+    count = sum(counts.values())
+    if not count:
+        return {"count": 0} | dict.fromkeys([*(f"p{p}" for p in PERCENTILES), "mean", "max"])
+    marks: Json = {}
+    below = 0
+    for value in sorted(counts):
+        below += counts[value]
+        for p in PERCENTILES:
+            if f"p{p}" not in marks and 100 * below >= p * count:
+                marks[f"p{p}"] = scale * value
+    mean = scale * sum(value * times for value, times in counts.items()) / count
+    return {"count": count, **marks, "mean": mean, "max": scale * max(counts)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measures:
-    """Distributions by their names in `metrics`: over the last `WINDOW_S` seconds, and over the last `RECENT_S`."""
+    """Counted values by their names in `metrics`: over the last `WINDOW_S` seconds, and over the last `RECENT_S`."""
 
-    window: Mapping[str, Distribution] = field(default_factory=dict)
-    recent: Mapping[str, Distribution] = field(default_factory=dict)
+    window: Mapping[str, Counter[float]] = field(default_factory=dict)
+    recent: Mapping[str, Counter[float]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, counts: Mapping[str, SlidingCounts[float]]) -> "Measures":
         """What was counted so far."""
         return cls(
-            window={name: Distribution(counts=dict(counted.total)) for name, counted in counts.items()},
-            recent={name: Distribution(counts=dict(counted.recent())) for name, counted in counts.items()},
+            window={name: Counter(counted.total) for name, counted in counts.items()},
+            recent={name: counted.recent() for name, counted in counts.items()},
         )
 
     def __add__(self, other: "Measures") -> "Measures":
@@ -99,15 +93,15 @@ class Measures:
         return Measures(window=_added([self.window, other.window]), recent=_added([self.recent, other.recent]))
 
     def summary(self, name: str, scale: float = 1.0) -> Json:
-        """`Distribution.summary` of the window."""
-        return self.window.get(name, Distribution()).summary(scale)
+        """Of the window."""
+        return summary(self.window.get(name, {}), scale)
 
     def now(self, name: str, scale: float = 1.0) -> Json:
-        """`Distribution.summary` of the last seconds."""
-        return self.recent.get(name, Distribution()).summary(scale)
+        """The summary of the last seconds."""
+        return summary(self.recent.get(name, {}), scale)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class RobotRow:
     """One robot of the fleet.
 
@@ -125,9 +119,9 @@ class RobotRow:
     """
 
     name: str
-    connected: bool
-    connected_s: float
-    silent_s: float
+    connected: bool = False
+    connected_s: float = 0.0
+    silent_s: float = 0.0
     latency_ms: float | None = None
     intent_age_steps: int | None = None
     holding: bool = False
@@ -146,8 +140,17 @@ class RobotRow:
 
     def to_json(self) -> Json:
         """The row as the page reads it; `success_rate` is None as long as no success was reported."""
-        rate = self.successes / self.judged if self.judged else None
-        return {**vars(self), "success_rate": rate}
+        return {**vars(self), "success_rate": self.successes / self.judged if self.judged else None}
+
+
+LEVEL_FIGURES = {
+    "call_ms": ("call_s", 1000),
+    "batch_size": ("call_batch", 1),
+    "queue": ("queue", 1),
+    "intent_age_steps": ("intent_age_steps", 1),
+    "intent_age_s": ("intent_age_s", 1),
+}
+"""What the page shows of a level: the measure and its scale."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,14 +224,7 @@ class FleetSnapshot:
             "latency_ms": latency,
             "batch_size": self.measures.summary("batch_size"),
             "levels": [
-                {
-                    "name": name,
-                    "call_ms": level.summary("call_s", 1000),
-                    "batch_size": level.summary("call_batch"),
-                    "queue": level.summary("queue"),
-                    "intent_age_steps": level.summary("intent_age_steps"),
-                    "intent_age_s": level.summary("intent_age_s"),
-                }
+                {"name": name} | {figure: level.summary(*of) for figure, of in LEVEL_FIGURES.items()}
                 for name, level in self.levels.items()
             ],
             "held": _share(self.events.get("held", 0), latency["count"]),
@@ -243,7 +239,7 @@ class FleetSnapshot:
         }
 
 
-def _added[T: (Distribution, Measures)](parts: Iterable[Mapping[str, T]]) -> dict[str, T]:
+def _added[T: (Counter[float], Measures)](parts: Iterable[Mapping[str, T]]) -> dict[str, T]:
     added: dict[str, T] = {}
     for part in parts:
         for name, found in part.items():

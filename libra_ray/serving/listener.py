@@ -1,4 +1,10 @@
-"""A gateway's own port: robots come to it without a proxy between, and several gateways of one machine share it."""
+"""A gateway's own port: robots come to it without a proxy between, and several gateways of one machine share it.
+
+Ray Serve can listen in the replica too (direct ingress), with or without HAProxy before it. What that would lose: every replica
+has another port, which the controller picks; a replica that ends keeps its robots for half a minute and then cuts them off,
+without telling them to come back; and a message's size is bounded by what uvicorn has as default.
+`benchmarks/serve_means.py` measures each way.
+"""
 
 import asyncio
 import contextlib

@@ -14,45 +14,39 @@ _WAITING = (0.5, *_ROBOTS)
 """A bucket of its own for an empty queue."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Metric:
     """One metric; `label` is a label beside `deployment`, `boundaries` are a histogram's upper bucket bounds."""
 
     name: str
-    kind: Literal["histogram", "counter", "gauge"]
     description: str
     boundaries: tuple[float, ...] = ()
     label: str | None = None
-
-
-def _histogram(name: str, description: str, boundaries: tuple[float, ...], label: str | None = None) -> Metric:
-    return Metric(name=name, kind="histogram", description=description, boundaries=boundaries, label=label)
+    kind: Literal["histogram", "counter", "gauge"] = "histogram"
 
 
 MEASURES = {
-    "latency_s": _histogram("libra_tick_latency_seconds", "From a request's arrival to its reply.", _SECONDS),
-    "batch_size": _histogram("libra_tick_batch_size", "Robots answered in the same call as the one that asked.", _ROBOTS),
+    "latency_s": Metric("libra_tick_latency_seconds", "From a request's arrival to its reply.", _SECONDS),
+    "batch_size": Metric("libra_tick_batch_size", "Robots answered in the same call as the one that asked.", _ROBOTS),
 }
 """Measured values of requests, by the name that telemetry uses for them."""
 
 LEVEL_MEASURES = {
-    "intent_age_steps": _histogram("libra_intent_age_steps", "Control steps since an intent's picture.", _AGES_STEPS, "level"),
-    "intent_age_s": _histogram("libra_intent_age_seconds", "Time since an intent's picture.", _AGES_S, "level"),
-    "call_s": _histogram("libra_call_seconds", "One batched call of a level, as the gateway sees it.", _SECONDS, "level"),
-    "call_batch": _histogram("libra_call_batch_size", "Robots per call of a level.", _ROBOTS, "level"),
-    "queue": _histogram("libra_call_queue", "Requests that wait while a call of a level is sent.", _WAITING, "level"),
+    "intent_age_steps": Metric("libra_intent_age_steps", "Control steps since an intent's picture.", _AGES_STEPS, "level"),
+    "intent_age_s": Metric("libra_intent_age_seconds", "Time since an intent's picture.", _AGES_S, "level"),
+    "call_s": Metric("libra_call_seconds", "One batched call of a level, as the gateway sees it.", _SECONDS, "level"),
+    "call_batch": Metric("libra_call_batch_size", "Robots per call of a level.", _ROBOTS, "level"),
+    "queue": Metric("libra_call_queue", "Requests that wait while a call of a level is sent.", _WAITING, "level"),
 }
 """Measured values of each level."""
 
 EVENTS = {
-    "answered": Metric(name="libra_answered_requests", kind="counter", description="Replies, fresh and held."),
-    "missed": Metric(name="libra_deadline_misses", kind="counter", description="Replies later than their control deadline."),
-    "held": Metric(name="libra_held_actions", kind="counter", description="Replies that hold the last safe action."),
-    "refused": Metric(name="libra_refused_requests", kind="counter", description="Refused requests.", label="reason"),
-    "episodes": Metric(name="libra_episodes", kind="counter", description="Ended episodes by outcome.", label="outcome"),
+    "answered": Metric("libra_answered_requests", "Replies, fresh and held.", kind="counter"),
+    "missed": Metric("libra_deadline_misses", "Replies later than their control deadline.", kind="counter"),
+    "held": Metric("libra_held_actions", "Replies that hold the last safe action.", kind="counter"),
+    "refused": Metric("libra_refused_requests", "Refused requests.", label="reason", kind="counter"),
+    "episodes": Metric("libra_episodes", "Ended episodes by outcome.", label="outcome", kind="counter"),
 }
 """Counted events."""
 
-ROBOTS_CONNECTED = Metric(name="libra_robots_connected", kind="gauge", description="Robots with an open connection.")
-
-ALL_METRICS = (*MEASURES.values(), *LEVEL_MEASURES.values(), *EVENTS.values(), ROBOTS_CONNECTED)
+ROBOTS_CONNECTED = Metric("libra_robots_connected", "Robots with an open connection.", kind="gauge")

@@ -204,23 +204,17 @@ def _plain(value: Any) -> Any:
 
 def _described(value: Any) -> str:
     """What was sent, in a few words."""
-    match value:
-        case np.ndarray():
-            return f"an array of {value.dtype} {value.shape}"
-        case None:
-            return "null"
-        case bool() | int() | float():
-            return f"{type(value).__name__} {value}"[:40]
-        case str():
-            return f"the text {value[:40]!r}"
-        case bytes():
-            return f"{len(value)} bytes (text is sent as a string: value.decode())"
-        case list() | tuple():
-            return f"a list of {len(value)}"
-        case dict():
-            return "a map"
-        case _:
-            return f"a {type(value).__name__}"
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.dtype} {value.shape}"
+    if isinstance(value, bool | int | float):
+        return f"{type(value).__name__} {value}"[:40]
+    if isinstance(value, bytes):
+        return f"{len(value)} bytes (text is sent as a string: value.decode())"
+    if isinstance(value, list | tuple):
+        return f"a list of {len(value)}"
+    if isinstance(value, str):
+        return f"the text {value[:40]!r}"
+    return "null" if value is None else "a map" if isinstance(value, dict) else f"a {type(value).__name__}"
 
 
 def _listed(handshake: Handshake) -> str:

@@ -60,6 +60,12 @@ class RobotSession:
         self.seen, self.seen_at = observation, at_s
 
 
+def forget_a_quarter[T](robots: dict[str, T], age: Callable[[T], tuple[bool, float]]) -> None:
+    """Make room: forget those of least `age`. Many at once, so that a flood of made-up names costs little each."""
+    for name in sorted(robots, key=lambda name: age(robots[name]))[: max(1, len(robots) // 4)]:
+        del robots[name]
+
+
 class RobotSessions:
     """All robots of a gateway, by name.
 
@@ -72,16 +78,12 @@ class RobotSessions:
         self._make_control, self._limit = make_control, limit
         self._robots: dict[str, RobotSession] = {}
 
-    def __len__(self) -> int:
-        """Robots remembered."""
-        return len(self._robots)
-
     def named(self, name: str) -> RobotSession:
         """The robot of that name, new where there was none."""
         robot = self._robots.get(name)
         if robot is None:
             if len(self._robots) >= self._limit:
-                self._forget(len(self._robots) // 4)
+                forget_a_quarter(self._robots, lambda robot: (robot.owner is not None, robot.used_at))
             robot = self._robots[name] = RobotSession(name=name, control=self._make_control())
         robot.used_at = time.monotonic()
         return robot
@@ -107,8 +109,3 @@ class RobotSessions:
             robot.begin()
             robot.answered.set()
         self._robots.clear()
-
-    def _forget(self, count: int) -> None:
-        by_age = sorted(self._robots, key=lambda name: (self._robots[name].owner is not None, self._robots[name].used_at))
-        for name in by_age[: max(1, count)]:
-            del self._robots[name]

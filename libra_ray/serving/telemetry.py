@@ -4,17 +4,20 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from libra_ray.serving.engine import Register
 from libra_ray.serving.fleet_snapshot import WINDOW_S, FleetSnapshot, Measures, RobotRow, SlidingCounts, rounded
 from libra_ray.serving.metrics import EVENTS, LEVEL_MEASURES, MEASURES, ROBOTS_CONNECTED
+from libra_ray.serving.robot_sessions import forget_a_quarter
 
 MAX_ROBOTS = 4096
 """Robots remembered; beyond, those silent for longest are forgotten: names come from outside and may be made up."""
 MAX_NAME = 80
 MAX_REASONS = 30
 OTHER_REASONS = "other"
+REQUESTS = ""
+"""Among the levels: what is measured of requests themselves."""
 CONNECTIONLESS_S = 10.0
 """A robot that asks by plain HTTP counts as connected for so long after each request."""
 TICKS_OBSERVED_PER_S = 100.0
@@ -25,49 +28,23 @@ _SMOOTHING = 0.1
 
 @dataclass(slots=True)
 class _Robot:
-    """A robot as this gateway remembers it; times are the clock's."""
+    """A robot as this gateway remembers it; times are the clock's. The snapshot fills in what its row says of them."""
 
+    row: RobotRow
     since: float
     seen: float
     connections: int = 0
     connectionless: bool = True
-    holding: bool = False
-    latency_s: float | None = None
-    intent_age_steps: int | None = None
-    requests: int = 0
-    held: int = 0
-    missed: int = 0
-    episodes: int = 0
-    judged: int = 0
-    successes: int = 0
 
     def connected(self, now: float) -> bool:
         """Whether it is there."""
         return now - self.seen < CONNECTIONLESS_S if self.connectionless else self.connections > 0
 
-    def row(self, name: str, now: float) -> RobotRow:
-        """The robot for the snapshot."""
-        return RobotRow(
-            name=name,
-            connected=self.connected(now),
-            connected_s=now - self.since,
-            silent_s=now - self.seen,
-            latency_ms=None if self.latency_s is None else 1000 * self.latency_s,
-            intent_age_steps=self.intent_age_steps,
-            holding=self.holding,
-            requests=self.requests,
-            held=self.held,
-            missed=self.missed,
-            episodes=self.episodes,
-            judged=self.judged,
-            successes=self.successes,
-        )
-
 
 class Telemetry:
     """The measurements of one gateway replica. Its methods are called from one thread, the replica's event loop.
 
-    Memory is bounded whatever robots call themselves and however many come. `tick` costs about 17 µs where Ray's four
+    Memory is bounded whatever robots call themselves and however many come. `tick` costs about 18 µs where Ray's four
     histograms are told, 12 of them theirs; they are not saved up for the snapshot, which would then keep the robots waiting.
 
     Args:
@@ -80,9 +57,10 @@ class Telemetry:
     def __init__(
         self, deployment: str, register: Register, levels: Sequence[str], *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._clock, self._tags = clock, {level: {"level": level} for level in levels}
-        self._windows: dict[str, SlidingCounts[float]] = {name: SlidingCounts() for name in MEASURES}
-        self._level_windows = {level: {name: SlidingCounts[float]() for name in LEVEL_MEASURES} for level in levels}
+        self._clock = clock
+        measured = {REQUESTS: MEASURES} | dict.fromkeys(levels, LEVEL_MEASURES)
+        self._tags = {level: {"level": level} if level else None for level in measured}
+        self._windows = {level: {name: SlidingCounts[float]() for name in names} for level, names in measured.items()}
         self._events: SlidingCounts[str] = SlidingCounts()
         self._observe = {name: register(metric, deployment).observe for name, metric in (MEASURES | LEVEL_MEASURES).items()}
         self._count = {name: register(metric, deployment).inc for name, metric in EVENTS.items()}
@@ -128,31 +106,27 @@ class Telemetry:
             held: the reply holds the last safe action.
             missed: the reply is later than its control deadline.
         """
-        known = self._robot(robot)
-        known.requests += 1
-        known.latency_s = latency_s + (1 - _SMOOTHING) * ((known.latency_s or latency_s) - latency_s)
-        known.intent_age_steps, known.holding = intent_age_steps, held
+        row, latency_ms = self._robot(robot).row, 1000 * latency_s
+        row.requests += 1
+        row.latency_ms = latency_ms + (1 - _SMOOTHING) * ((row.latency_ms or latency_ms) - latency_ms)
+        row.intent_age_steps, row.holding = intent_age_steps, held
+        row.held += held
+        row.missed += missed
         self._ticks += 1
         self._count["answered"]()
         observed = random.random() < self._observed_share
-        self._measured("latency_s", latency_s, observed=observed)
-        self._measured("batch_size", batch_size, observed=observed)
+        self._measured(REQUESTS, observed, latency_s=latency_s, batch_size=batch_size)
         for level, (steps, seconds) in ages.items():
-            self._measured_of(level, "intent_age_steps", steps, observed=observed)
-            self._measured_of(level, "intent_age_s", seconds, observed=observed)
+            self._measured(level, observed, intent_age_steps=steps, intent_age_s=seconds)
         if held:
-            known.held += 1
             self._happened("held")
         if missed:
-            known.missed += 1
             self._happened("missed")
 
     def call(self, level: str, *, seconds: float, batch_size: int, queued: int) -> None:
         """A batched call of a level was answered; `queued` requests waited for another when it was sent."""
         self._advance(self._clock())
-        self._measured_of(level, "call_s", seconds)
-        self._measured_of(level, "call_batch", batch_size)
-        self._measured_of(level, "queue", queued)
+        self._measured(level, True, call_s=seconds, call_batch=batch_size, queue=queued)
 
     def refused(self, reason: str) -> None:
         """A request was refused; `reason` is one of a few words of ours, such as `wrong shape`, never the request's."""
@@ -163,11 +137,11 @@ class Telemetry:
 
     def episode_ended(self, robot: str, success: bool | None) -> None:
         """A robot reported the end of an episode; None where it did not say how."""
-        known = self._robot(robot)
+        row = self._robot(robot).row
         outcome = "unknown" if success is None else "success" if success else "failure"
-        known.episodes += 1
-        known.judged += success is not None
-        known.successes += success is True
+        row.episodes += 1
+        row.judged += success is not None
+        row.successes += success is True
         self._episodes[outcome] += 1
         self._count["episodes"](tags={"outcome": outcome})
 
@@ -178,12 +152,17 @@ class Telemetry:
         gone = [name for name, robot in self._robots.items() if not robot.connections and now - robot.seen > WINDOW_S]
         for name in gone:
             del self._robots[name]
-        self._robots_connected.set(sum(robot.connected(now) for robot in self._robots.values()))
+        rows = tuple(
+            replace(known.row, connected=known.connected(now), connected_s=now - known.since, silent_s=now - known.seen)
+            for known in self._robots.values()
+        )
+        self._robots_connected.set(sum(row.connected for row in rows))
+        measures = {level: Measures.of(windows) for level, windows in self._windows.items()}
         return FleetSnapshot(
             time=time.time(),
-            robots=tuple(robot.row(name, now) for name, robot in self._robots.items()),
-            measures=Measures.of(self._windows),
-            levels={level: Measures.of(windows) for level, windows in self._level_windows.items()},
+            robots=rows,
+            measures=measures.pop(REQUESTS),
+            levels=measures,
             events=dict(self._events.total),
             refused=dict(self._refused),
             episodes=dict(self._episodes),
@@ -197,16 +176,10 @@ class Telemetry:
         known = self._robots.get(name)
         if known is None:
             if len(self._robots) >= MAX_ROBOTS:
-                self._forget_a_quarter()
-            known = self._robots[name] = _Robot(since=now, seen=now)
+                forget_a_quarter(self._robots, lambda robot: (robot.connections > 0, robot.seen))
+            known = self._robots[name] = _Robot(row=RobotRow(name=name), since=now, seen=now)
         known.seen = now
         return known
-
-    def _forget_a_quarter(self) -> None:
-        """Many at once, so that a flood of made-up names costs little each."""
-        by_age = sorted(self._robots, key=lambda name: (self._robots[name].connections > 0, self._robots[name].seen))
-        for name in by_age[: MAX_ROBOTS // 4]:
-            del self._robots[name]
 
     def _advance(self, now: float) -> None:
         if now >= self._next_slice:
@@ -215,19 +188,17 @@ class Telemetry:
             self._observed_share = min(1.0, TICKS_OBSERVED_PER_S * seconds / max(1, self._ticks))
             self._ticks = 0
             self._events.advance(seconds)
-            for windows in (self._windows, *self._level_windows.values()):
+            for windows in self._windows.values():
                 for window in windows.values():
                     window.advance(seconds)
 
-    def _measured(self, name: str, value: float, *, observed: bool = True) -> None:
-        self._windows[name].add(rounded(value))
-        if observed:
-            self._observe[name](value)
-
-    def _measured_of(self, level: str, name: str, value: float, *, observed: bool = True) -> None:
-        self._level_windows[level][name].add(rounded(value))
-        if observed:
-            self._observe[name](value, tags=self._tags[level])
+    def _measured(self, level: str, observed: bool, **values: float) -> None:
+        """Values of a level, or of requests; for the live page, and where `observed` for Prometheus too."""
+        windows, tags = self._windows[level], self._tags[level]
+        for name, value in values.items():
+            windows[name].add(rounded(value))
+            if observed:
+                self._observe[name](value, tags=tags)
 
     def _happened(self, name: str) -> None:
         self._events.add(name)

@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 from libra_ray.client.protocol import Handshake
-from libra_ray.common.gc_freeze import settle
 from libra_ray.serving.retry import NoAnswerError, call
 from libra_ray.serving.settings import Settings
 from libra_ray.serving.weights import weights_key
@@ -118,8 +117,6 @@ class WeightSwitch:
         }
         handshake = Handshake(**described | told)
         before, self.handshake, self.weights = self.handshake, handshake, weights
-        if before is None:
-            settle()
         if before is None or _space(before) != _space(handshake):
             self._space_changed()
         self.loaded.set()

@@ -112,13 +112,13 @@ def test_a_cluster_that_asks_for_no_token_is_sent_none(serve):
 
 def test_a_token_is_sent_where_the_user_says_so(serve, monkeypatch):
     address = serve(token=TOKEN)
-    monkeypatch.setattr(cluster, "_token", lambda: TOKEN)
+    monkeypatch.setattr(cluster, "user_token", lambda: TOKEN)
     with pytest.raises(RuntimeError, match=r"asks for the token .*RAY_AUTH_MODE=token.*RAY_AUTH_TOKEN"):
         cluster.reachable(address)
     os.environ["RAY_AUTH_MODE"] = "token"
     assert cluster.reachable(address) == address
     for other in ("", "f" * 64):
-        monkeypatch.setattr(cluster, "_token", lambda other=other: other)
+        monkeypatch.setattr(cluster, "user_token", lambda other=other: other)
         with pytest.raises(RuntimeError, match="asks for the token"):
             cluster.reachable(address)
 

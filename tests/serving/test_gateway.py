@@ -420,7 +420,7 @@ def test_weights_of_another_action_space_make_robots_shake_hands_again():
         await bench.drive(1, 3)
         await bench.use({"checkpoint": "short", "revision": ""})
         assert told == [1]
-        assert len(bench.core.robots) == 0
+        assert not bench.core.robots._robots
         assert bench.core.handshake.horizon == 3
         assert (await bench.ask(1)).actions.shape == (3, DIMS)
 
@@ -432,12 +432,12 @@ def test_robots_are_forgotten_and_their_number_is_bounded(monkeypatch):
         bench = await Bench(max_connections=8).start()
         for number in range(100):
             bench.core.robots.named(f"made up {number}")
-        assert len(bench.core.robots) <= 16
+        assert len(bench.core.robots._robots) <= 16
         kept = bench.core.robots.named("connected")
         kept.owner = "a connection"
         monkeypatch.setattr(robots, "FORGET_S", -1.0)
         bench.core.robots.tidy()
-        assert len(bench.core.robots) == 1
+        assert len(bench.core.robots._robots) == 1
         assert bench.core.robots.left("a connection") == ["connected"]
 
     run(work())

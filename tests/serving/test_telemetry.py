@@ -15,29 +15,36 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from libra_ray.on_ray.serving.board import BOARD_NAME, BoardClient
-from libra_ray.on_ray.serving.prometheus import exported, register
+from libra_ray.on_ray.serving.prometheus import register
 from libra_ray.serving import telemetry as telemetry_module
 from libra_ray.serving.board import HISTORY_S, SILENT_S, FleetBoard
 from libra_ray.serving.fleet_snapshot import (
     LISTED_ROBOTS,
     RECENT_S,
     WINDOW_S,
-    Distribution,
     FleetSnapshot,
     SlidingCounts,
     rounded,
+    summary,
 )
-from libra_ray.serving.metrics import ALL_METRICS
+from libra_ray.serving.metrics import EVENTS, LEVEL_MEASURES, MEASURES, ROBOTS_CONNECTED
 from libra_ray.serving.telemetry import MAX_NAME, MAX_REASONS, MAX_ROBOTS, Telemetry
 from tests.serving.fleet_builders import LEVELS, Clock, busy_fleet, one_request
 
 DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana" / "libra_ray.json"
 DEPLOYMENT = "MeasuredGateway"
+ALL_METRICS = (*MEASURES.values(), *LEVEL_MEASURES.values(), *EVENTS.values(), ROBOTS_CONNECTED)
 
 
 def tick(gateway, robot="a", latency_s=0.02, *, age=3, held=False, missed=False):
     ages = {} if age is None else {"planner": (age, 0.05 * age)}
     gateway.tick(robot, latency_s=latency_s, batch_size=4, ages=ages, intent_age_steps=age, held=held, missed=missed)
+
+
+def exported(metric):
+    """The names of a metric's time series as Prometheus sees them: Ray puts its prefix before."""
+    suffixes = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("_total",), "gauge": ("",)}[metric.kind]
+    return {f"ray_{metric.name}{suffix}" for suffix in suffixes}
 
 
 def settled(value):
@@ -63,19 +70,19 @@ def test_percentiles_are_those_of_the_values(values):
     counts = SlidingCounts()
     for value in values:
         counts.add(rounded(value))
-    summary = Distribution(counts=counts.total).summary(1000)
+    found = summary(counts.total, 1000)
     for p in (50, 95, 99):
         expected = 1000 * np.percentile(values, p, method="inverted_cdf")
-        assert summary[f"p{p}"] == pytest.approx(expected, rel=0.008)
-    assert summary["mean"] == pytest.approx(1000 * np.mean(values), rel=0.008)
-    assert summary["count"] == len(values)
+        assert found[f"p{p}"] == pytest.approx(expected, rel=0.008)
+    assert found["mean"] == pytest.approx(1000 * np.mean(values), rel=0.008)
+    assert found["count"] == len(values)
 
 
 @pytest.mark.parametrize(("per_s", "observed_per_s"), [(50, 50), (2000, 100)])
 def test_histograms_get_a_share_of_many_ticks_and_the_page_all(monkeypatch, per_s, observed_per_s):
     clock, seconds, observed = Clock(), 5, []
     gateway = Telemetry("g", register, LEVELS, clock=clock)
-    monkeypatch.setitem(gateway._observe, "latency_s", observed.append)
+    monkeypatch.setitem(gateway._observe, "latency_s", lambda value, tags: observed.append(value))
     for second in range(seconds + 1):
         if second == 1:  # of the first nobody knows how many will come
             observed.clear()
@@ -83,7 +90,7 @@ def test_histograms_get_a_share_of_many_ticks_and_the_page_all(monkeypatch, per_
             tick(gateway)
             clock.now += 1 / per_s
     assert len(observed) == pytest.approx(observed_per_s * seconds, rel=0 if per_s == observed_per_s else 0.25)
-    assert gateway.snapshot().measures.window["latency_s"].summary()["count"] == per_s * (seconds + 1)
+    assert gateway.snapshot().measures.summary("latency_s")["count"] == per_s * (seconds + 1)
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 100)), max_size=60), st.integers(1, 12))
@@ -215,7 +222,7 @@ def test_any_latency_needs_few_counters():
     gateway, noise = Telemetry("g", register, LEVELS, clock=Clock()), random.Random(0)
     for _ in range(20_000):
         tick(gateway, latency_s=noise.lognormvariate(-4, 1))
-    assert len(gateway.snapshot().measures.window["latency_s"].counts) < 1000
+    assert len(gateway.snapshot().measures.window["latency_s"]) < 1000
 
 
 def test_a_reply_without_a_plan_has_no_age():

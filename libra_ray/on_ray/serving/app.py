@@ -8,14 +8,12 @@ from typing import Any
 from ray import serve
 from ray.serve import Application, Deployment
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
-from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema, ServeInstanceDetails
 
-from libra_ray.on_ray import session
+from libra_ray.on_ray import ray_private, session
 from libra_ray.on_ray.serving.board import BoardClient
 from libra_ray.on_ray.serving.prometheus import register
-from libra_ray.on_ray.serving.replica_counts import applications
 from libra_ray.on_ray.serving.scaling import LOOK_BACK_S, METRICS_S
 from libra_ray.serving.engine import Engine
 from libra_ray.serving.gateway import GatewayCore
@@ -32,13 +30,17 @@ GATEWAY = "Gateway"
 REPLICA = "libra_ray.serving.replica.LevelReplica"
 """What serves a level; named, and imported by the replicas alone: whoever builds the application needs no torch."""
 LEAVE_S = 3.0
+ENVIRONMENT = {"RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": str(METRICS_S)}
+"""Of replicas that scale by themselves: Serve's own interval is ten seconds, in which a fleet can grow from nothing."""
 CALLS_AT_ONCE = 4
 """Batches that a replica takes in: one computes, the others wait or answer `describe`."""
 
 
 def engine(gateway: str) -> Engine:
     """Ray, as the gateway of that name sees it."""
-    return Engine(board=BoardClient(gateway), register=register, applications=applications)
+    return Engine(
+        board=BoardClient(gateway), register=register, applications=lambda: ray_private.serve_details()["applications"]
+    )
 
 
 class GatewayBase:
@@ -49,8 +51,11 @@ class GatewayBase:
         handles: of the levels' deployments, slow to fast.
     """
 
+    _way = staticmethod(ray_private.direct)
+    """Of calls to the levels."""
+
     async def __init__(self, settings: Settings, *handles: DeploymentHandle[Any]) -> None:  # type: ignore[misc]  # Serve awaits it
-        self._core = GatewayCore(settings, dict(zip(settings.levels, map(_direct, handles), strict=True)), engine)
+        self._core = GatewayCore(settings, dict(zip(settings.levels, map(self._way, handles), strict=True)), engine)
         self._web = Web(self._core)
         self._core.space_changed_hooks.append(self._web.send_away)
         self._port: OwnPort | None = None
@@ -105,16 +110,6 @@ class GatewayBase:
             await self._port.close()
 
 
-def _direct(handle: DeploymentHandle[Any]) -> DeploymentHandle[Any]:
-    """Calls over gRPC from process to process, instead of actor calls that stream their answers.
-
-    A replica reports those in one thread, where the answer to a caller that was killed holds up everybody else's for two
-    seconds (Ray 2.60). The router works in the gateway's own event loop: every hop between threads waits for the others.
-    """
-    handle._init(_run_router_in_separate_loop=False)  # noqa: SLF001
-    return handle.options(_by_reference=False, request_serialization="pickle", response_serialization="pickle")
-
-
 Gateway = serve.ingress()(GatewayBase)
 """Serve's ingress."""
 
@@ -152,7 +147,9 @@ def deployment_of(level: str) -> str:
 
 def _deployment(settings: Settings, cls: type | str, name: str, of: Replicas, policy: str, *, slots: int) -> Deployment:
     numbers: dict[str, Any] = {"num_replicas": of.replicas}
+    actor: dict[str, Any] = {"num_cpus": of.num_cpus, "num_gpus": of.num_gpus}
     if of.max_replicas > of.replicas:
+        actor["runtime_env"] = {"env_vars": ENVIRONMENT}
         numbers = {
             "autoscaling_config": AutoscalingConfig(
                 min_replicas=of.replicas,
@@ -166,7 +163,7 @@ def _deployment(settings: Settings, cls: type | str, name: str, of: Replicas, po
         }
     made: Deployment = serve.deployment(
         name=name,
-        ray_actor_options=_actor_options(of),
+        ray_actor_options=actor,
         user_config=settings.user_config(),
         health_check_period_s=2,
         health_check_timeout_s=10,
@@ -177,17 +174,9 @@ def _deployment(settings: Settings, cls: type | str, name: str, of: Replicas, po
         max_ongoing_requests=slots,
         **numbers,
     )(cls)
-    # Serve restarts replicas of another version, and by default every deployment is one. Only the weights may change in place.
-    made._version = _version(settings)  # noqa: SLF001
+    # Only the weights may change in place.
+    ray_private.set_version(made, _version(settings))
     return made
-
-
-def _actor_options(of: Replicas) -> dict[str, Any]:
-    options: dict[str, Any] = {"num_cpus": of.num_cpus, "num_gpus": of.num_gpus}
-    if of.max_replicas > of.replicas:
-        # Serve's own interval is ten seconds, in which a fleet can grow from nothing.
-        options["runtime_env"] = {"env_vars": {"RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": str(METRICS_S)}}
-    return options
 
 
 def _version(settings: Settings) -> str:
@@ -227,8 +216,7 @@ def _declared_anew(app_name: str, settings: Settings) -> bool:
 
     To `serve.run` it would be another application of that name, with all of its processes started anew.
     """
-    client = _get_global_client()
-    details = ServeInstanceDetails(**client.get_serve_details())
+    details = ServeInstanceDetails(**ray_private.serve_details())
     declared = {name: app.deployed_app_config for name, app in details.applications.items() if app.deployed_app_config}
     if app_name not in declared:
         return False
@@ -239,6 +227,5 @@ def _declared_anew(app_name: str, settings: Settings) -> bool:
     tree["deployments"] = [*named, *deployments.values()]
     declared[app_name] = ServeApplicationSchema.model_validate(tree)
     # All of them: Serve ends those that a file no longer names.
-    client.deploy_apps(ServeDeploySchema(applications=list(declared.values())))
-    client._wait_for_application_running(app_name)  # noqa: SLF001
+    ray_private.deploy(ServeDeploySchema(applications=list(declared.values())), app_name)
     return True

@@ -9,8 +9,6 @@ from ray.util.metrics import Counter, Gauge, Histogram
 
 from libra_ray.serving.metrics import Metric
 
-PREFIX = "ray_"
-
 
 def register(metric: Metric, deployment: str) -> Counter | Gauge | Histogram:
     """Announce the metric in this process; what is recorded carries the deployment's name."""
@@ -21,9 +19,3 @@ def register(metric: Metric, deployment: str) -> Counter | Gauge | Histogram:
         made = (Counter if metric.kind == "counter" else Gauge)(metric.name, metric.description, labels)
     made.set_default_tags({"deployment": deployment})
     return made
-
-
-def exported(metric: Metric) -> frozenset[str]:
-    """The names of a metric's time series as Prometheus sees them."""
-    suffixes = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("_total",), "gauge": ("",)}[metric.kind]
-    return frozenset(f"{PREFIX}{metric.name}{suffix}" for suffix in suffixes)

@@ -7,8 +7,9 @@ the measures of that time are over.
 
 import math
 import time
-from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
+
+from ray.serve.config import AutoscalingContext
 
 LATE_INTENTS = 0.2
 """Share of requests that found a level's intent not renewed in time, above which one more replica of it is started."""
@@ -25,32 +26,22 @@ LOOK_BACK_S = 3 * METRICS_S
 _SETTLED_AT = "settled_at"
 
 
-class Context(Protocol):
-    """What Serve tells a policy, as far as it is used here."""
-
-    current_num_replicas: int
-    target_num_replicas: int
-    aggregated_metrics: Mapping[str, Mapping[Any, float]] | None
-    policy_state: Mapping[str, Any]
-    current_time: float | None
-
-
-def by_late_intents(context: Context) -> tuple[int, dict[str, Any]]:
+def by_late_intents(context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
     """Replicas wanted of a level above the last: one more where its intents are not renewed in time."""
     return _by_late_share(context, LATE_INTENTS)
 
 
-def by_missed_deadlines(context: Context) -> tuple[int, dict[str, Any]]:
+def by_missed_deadlines(context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
     """Replicas wanted of the last level: one more where answers miss their deadline, because they compute too long or queue."""
     return _by_late_share(context, MISSED_DEADLINES)
 
 
-def by_connections(context: Context) -> tuple[int, dict[str, Any]]:
+def by_connections(context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
     """Gateways wanted: one per `CONNECTIONS` robots."""
     return max(1, math.ceil(sum(_metric(context, "connections")) / CONNECTIONS)), {}
 
 
-def _by_late_share(context: Context, limit: float) -> tuple[int, dict[str, Any]]:
+def _by_late_share(context: AutoscalingContext, limit: float) -> tuple[int, dict[str, Any]]:
     wanted = max(1, context.target_num_replicas)
     if context.current_num_replicas != wanted:
         return wanted, {}
@@ -66,5 +57,5 @@ def _by_late_share(context: Context, limit: float) -> tuple[int, dict[str, Any]]
     return wanted, state
 
 
-def _metric(context: Context, name: str) -> list[float]:
+def _metric(context: AutoscalingContext, name: str) -> list[float]:
     return list((context.aggregated_metrics or {}).get(name, {}).values())

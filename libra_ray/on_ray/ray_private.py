@@ -1,0 +1,122 @@
+"""What is used of Ray that it does not promise to keep: all in one place, and tested to be there in the pinned version.
+
+Imports stand inside the functions: Ray reads its settings from the environment when it is imported.
+"""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from libra_ray.types import Json
+
+if TYPE_CHECKING:
+    from ray.serve import Deployment
+    from ray.serve.handle import DeploymentHandle
+    from ray.serve.schema import ServeDeploySchema
+
+
+def local_cluster() -> str:
+    """HOST:PORT of the cluster that runs on this machine.
+
+    Raises:
+        ConnectionError: none does.
+    """
+    from ray._private.services import canonicalize_bootstrap_address
+
+    return str(canonicalize_bootstrap_address("auto"))
+
+
+def version_of_cluster(place: str, token: str, timeout_s: float) -> str:
+    """The version of Ray that answers at HOST:PORT; `ray.init` would wait for minutes, in silence.
+
+    Args:
+        place: HOST:PORT.
+        token: to show; empty to show none.
+        timeout_s: longest wait.
+
+    Raises:
+        grpc.RpcError: none answers, or, with code UNAUTHENTICATED, it asks for another token.
+    """
+    import grpc
+    from ray._common.tls_utils import load_certs_from_env
+    from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
+    from ray.core.generated.gcs_service_pb2 import CheckAliveRequest
+    from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
+
+    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+        chain, key, authority = load_certs_from_env()
+        channel = grpc.secure_channel(place, grpc.ssl_channel_credentials(authority, key, chain), GLOBAL_GRPC_OPTIONS)
+    else:
+        channel = grpc.insecure_channel(place, GLOBAL_GRPC_OPTIONS)
+    metadata = [("authorization", f"Bearer {token}")] if token else []
+    with channel:
+        answer = NodeInfoGcsServiceStub(channel).CheckAlive(CheckAliveRequest(), timeout=timeout_s, metadata=metadata)
+    return str(answer.ray_version)
+
+
+def user_token() -> str:
+    """The user's token, from RAY_AUTH_TOKEN or a file, whatever RAY_AUTH_MODE says; empty where there is none."""
+    from ray._private.authentication.authentication_token_setup import AuthenticationTokenLoader
+
+    loader = AuthenticationTokenLoader.instance()
+    return str(loader.get_raw_token(ignore_auth_mode=True)) if loader.has_token(ignore_auth_mode=True) else ""
+
+
+def forget_user_token() -> None:
+    """Have Ray look for the user's token again."""
+    from ray._private.authentication.authentication_token_setup import AuthenticationTokenLoader
+
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def read_settings_again() -> None:
+    """Have Ray, imported already, take over what was written into the environment since."""
+    from ray._private.authentication.authentication_token_setup import Config
+
+    Config.initialize("")
+
+
+def bring_nothing() -> None:
+    """Under `uv run`, keep Ray from uploading the checkout and installing its environment anew; Ray may be imported already."""
+    from ray._private import ray_constants
+
+    ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
+
+
+def serve_details() -> Json:
+    """What `serve.status` is made of. Making it costs a gateway a tenth of its CPU, mostly for parts that nobody asks for."""
+    from ray.serve.context import _get_global_client
+
+    details: Json = _get_global_client().get_serve_details()
+    return details
+
+
+def deploy(declared: "ServeDeploySchema", app_name: str) -> None:
+    """What `serve deploy` does, from inside the cluster; returns when the application runs.
+
+    Raises:
+        RuntimeError: it cannot.
+    """
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client()
+    client.deploy_apps(declared)
+    client._wait_for_application_running(app_name)  # noqa: SLF001
+
+
+def set_version(deployment: "Deployment", version: str) -> None:
+    """Serve restarts replicas of another version, and by default every deployment is one: with this, only where it differs."""
+    deployment._version = version  # noqa: SLF001
+
+
+def direct(handle: "DeploymentHandle[Any]") -> "DeploymentHandle[Any]":
+    """The handle with calls over gRPC from process to process, by a router in the caller's own event loop.
+
+    Actor calls stream their answers, and a replica reports those in one thread, where the answer to a caller that was killed
+    holds up everybody else's for two seconds (Ray 2.60). Every hop between threads waits for the others.
+
+    Serve has environment variables for the same, RAY_SERVE_USE_GRPC_BY_DEFAULT and RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP. With
+    them a gateway answered 0.61 and 0.78 times as many requests per second, in two runs of `benchmarks/serve_means.py` on two
+    cores that other work was using too.
+    """
+    handle._init(_run_router_in_separate_loop=False)  # noqa: SLF001
+    return handle.options(_by_reference=False, request_serialization="pickle", response_serialization="pickle")

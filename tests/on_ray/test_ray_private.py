@@ -1,0 +1,99 @@
+"""What Ray does not promise to keep is used in one file, and is there in the Ray that is installed."""
+
+import ast
+import importlib
+import inspect
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from ray.serve._private import constants, handle_options
+from ray.serve._private.client import ServeControllerClient
+from ray.serve.deployment import Deployment
+from ray.serve.handle import DeploymentHandle
+
+import libra_ray
+from libra_ray.on_ray import ray_private
+from libra_ray.on_ray.serving.app import ENVIRONMENT
+
+ROOT = Path(libra_ray.__file__).parents[1]
+FILE = Path(ray_private.__file__)
+FOLDERS = ("libra_ray/on_ray", "serve_apps", "tune_spaces")
+INTERNAL = ("core", "_private", "_common", "_raylet")
+
+
+def imported(tree: ast.AST) -> Iterator[tuple[str, str]]:
+    """Module and name of every import of Ray's."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "ray":
+            yield from ((node.module or "", alias.name) for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names if alias.name.partition(".")[0] == "ray")
+
+
+def is_private(module: str, name: str) -> bool:
+    return any(part.startswith("_") or part in INTERNAL for part in [*module.split("."), name])
+
+
+def private(tree: ast.AST) -> list[str]:
+    """Imports of what is private to Ray, and attributes of others that are private to them."""
+    found = [f"{module}.{name}" for module, name in imported(tree) if is_private(module, name)]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            owner = node.value.id if isinstance(node.value, ast.Name) else ""
+            found += [] if owner in ("self", "cls") else [ast.unparse(node)]
+    return found
+
+
+def test_nothing_private_stands_elsewhere():
+    files = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py") if path != FILE]
+    found = {str(path.relative_to(ROOT)): private(ast.parse(path.read_text())) for path in files}
+    assert not {name: uses for name, uses in found.items() if uses}
+    assert private(ast.parse(FILE.read_text())), "this looks for the right things"
+
+
+HOOKS = sorted({hook for hook in imported(ast.parse(FILE.read_text())) if is_private(*hook)})
+
+
+@pytest.mark.parametrize(("module", "name"), HOOKS)
+def test_every_import_is_there(module, name):
+    found = importlib.import_module(module)
+    assert hasattr(found, name) or importlib.import_module(f"{module}.{name}")
+
+
+def test_what_is_called_and_set_is_there():
+    from ray._private import ray_constants
+    from ray._private.authentication.authentication_token_setup import AuthenticationTokenLoader, Config
+
+    for method in ("get_serve_details", "deploy_apps", "_wait_for_application_running"):
+        assert inspect.isfunction(getattr(ServeControllerClient, method))
+    assert {"has_token", "get_raw_token", "reset_cache", "instance"} <= set(dir(AuthenticationTokenLoader))
+    assert hasattr(Config, "initialize")
+    assert isinstance(ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV, bool)
+
+
+def test_a_deployments_version_is_the_one_that_was_set():
+    from ray import serve
+
+    @serve.deployment
+    class Empty:
+        pass
+
+    assert isinstance(Empty, Deployment)
+    ray_private.set_version(Empty, "one")
+    assert Empty.version == "one"
+    assert Empty.options(num_replicas=2).version == "one"
+
+
+def test_the_options_of_direct_calls_are_there():
+    init, call = handle_options.InitHandleOptions, handle_options.DynamicHandleOptions
+    assert {field.name for field in fields(init)} >= {"_run_router_in_separate_loop"}
+    assert {field.name for field in fields(call)} >= {"_by_reference", "request_serialization", "response_serialization"}
+    assert (init()._run_router_in_separate_loop, call()._by_reference) == (True, True), "without them it does otherwise"
+    assert inspect.isfunction(DeploymentHandle._init)
+
+
+def test_what_serve_is_told_by_the_environment_it_listens_to():
+    """A variable that it does not know would be passed over in silence."""
+    assert [name for name in ENVIRONMENT if not hasattr(constants, name)] == []
