@@ -21,9 +21,9 @@ from benchmarks.baseline_table import beside, markdown
 from benchmarks.files import RESULTS, command_line, write_result
 from libra_ray import config as configuration
 from libra_ray.batch import Batch
-from libra_ray.checkpoint import Facts
+from libra_ray.checkpoint import DatasetSpec
 from libra_ray.common.json_text import read
-from libra_ray.common.progress import Progress
+from libra_ray.common.progress import ProgressBar
 from libra_ray.common.provenance import describe_hardware
 from libra_ray.config import Config, override
 from libra_ray.data.stream import BatchStream
@@ -50,14 +50,14 @@ Loss = Literal["l1", "mse"]
 class ConvPolicy(nn.Module):
     """Three convolutions, flattened so that *where* things are is kept, and a small head; 1.8 M weights at 64²."""
 
-    def __init__(self, config: Config, facts: Facts, width: int = 256) -> None:
+    def __init__(self, config: Config, spec: DatasetSpec, width: int = 256) -> None:
         super().__init__()
-        self.horizon, self.action_dim = config.action.horizon, facts.shape.action_dim
-        colours, side = 3 * facts.shape.cameras * config.data.history, math.ceil(config.sim.image_size // 4 / 2)
+        self.horizon, self.action_dim = config.action.horizon, spec.shape.action_dim
+        colours, side = 3 * spec.shape.cameras * config.data.history, math.ceil(config.sim.image_size // 4 / 2)
         self.eyes = nn.Sequential(_conv(colours, 32, 6, 4), _conv(32, 64, 3, 2), _conv(64, 96, 3, 1), nn.Flatten())
         self.look = nn.Sequential(nn.Linear(96 * side * side, width), nn.ReLU())
-        self.instruction = nn.Embedding(len(facts.instructions), 64)
-        inputs, outputs = width + 64 + facts.shape.state_dim, self.horizon * self.action_dim
+        self.instruction = nn.Embedding(len(spec.instructions), 64)
+        inputs, outputs = width + 64 + spec.shape.state_dim, self.horizon * self.action_dim
         hidden = [nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()]
         self.head = nn.Sequential(*hidden, nn.Linear(width, outputs))
 
@@ -78,7 +78,7 @@ def _conv(before: int, after: int, kernel: int, stride: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(before, after, kernel, stride, padding=1), nn.ReLU())
 
 
-class TimedFit:
+class TimedTrainer:
     """Training for a given time: the cosine runs over the share of the seconds used, not over steps."""
 
     def __init__(
@@ -145,17 +145,17 @@ class BaselinePolicy:
     """
 
     config: Config
-    facts: Facts
+    spec: DatasetSpec
     pipeline: Pipeline
     network: ConvPolicy
 
     @classmethod
-    def untrained(cls, config: Config, facts: Facts, stats: NormStats) -> Self:
+    def untrained(cls, config: Config, spec: DatasetSpec, stats: NormStats) -> Self:
         """A random network, the same for the same seed, on the device that the run trains on."""
         torch.manual_seed(config.train.seed)
         device = "cuda" if config.ray.use_gpu and torch.cuda.is_available() else "cpu"
-        network = ConvPolicy(config, facts).to(device)
-        return cls(network=network, pipeline=Pipeline(stats, config.data.normalisation), facts=facts, config=config)
+        network = ConvPolicy(config, spec).to(device)
+        return cls(network=network, pipeline=Pipeline(stats, config.data.normalisation), spec=spec, config=config)
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -165,47 +165,47 @@ class BaselinePolicy:
     @torch.no_grad()
     def infer(self, level: str, observations: Sequence[Observation], above: Sequence[Intent | None]) -> list[ActionChunk]:
         """The next H actions of every robot, from its fresh picture."""
-        if unknown := {o.instruction for o in observations} - set(self.facts.instructions):
-            raise ValueError(f"not trained on {unknown}; trained on {', '.join(self.facts.instructions)}")
+        if unknown := {o.instruction for o in observations} - set(self.spec.instructions):
+            raise ValueError(f"not trained on {unknown}; trained on {', '.join(self.spec.instructions)}")
         history, device = self.config.data.history, next(self.network.parameters()).device
-        seen = np.stack([[p for key in self.facts.image_keys for p in o.pictures(key, history)] for o in observations])
+        seen = np.stack([[p for key in self.spec.image_keys for p in o.pictures(key, history)] for o in observations])
         normalised = self.network(
             torch.from_numpy(seen).permute(0, 1, 4, 2, 3).to(device),
             torch.from_numpy(self.pipeline.inputs_state(np.stack([o.state for o in observations]))).to(device),
-            torch.tensor([self.facts.instructions.index(o.instruction) for o in observations], device=device),
+            torch.tensor([self.spec.instructions.index(o.instruction) for o in observations], device=device),
         )
         actions = self.pipeline.outputs_action(normalised.cpu().numpy())
         rows = zip(actions, observations, strict=True)
         return [ActionChunk(actions=a, first_step=o.step, intent_first_step=o.step) for a, o in rows]
 
 
-def train(folder: RunFolder, data: TrainingData, loss: Loss, seconds: float) -> tuple[BaselinePolicy, TimedFit]:
+def train(folder: RunFolder, data: TrainingData, loss: Loss, seconds: float) -> tuple[BaselinePolicy, TimedTrainer]:
     """Train for `seconds`, or continue, or load what is finished."""
-    policy = BaselinePolicy.untrained(data.config, data.facts, data.stats)
-    fit = TimedFit(policy.network, data.config, loss=loss, seconds=seconds)
+    policy = BaselinePolicy.untrained(data.config, data.spec, data.stats)
+    trainer = TimedTrainer(policy.network, data.config, loss=loss, seconds=seconds)
     if (saved := folder.path("network.pt")).exists():
-        fit.restore(torch.load(saved, map_location=fit.device, weights_only=True))
-    if fit.elapsed_s < seconds:
-        stream = BatchStream(windows(data), data.config.train.batch_size, data.config.train.seed, start_step=fit.step)
-        with folder.stage("train"), stream as batches, Progress("train", math.ceil(seconds), "s") as bar:
-            for row in fit.run(batches):
-                torch.save(fit.state(), staging := saved.with_suffix(".partial"))
+        trainer.restore(torch.load(saved, map_location=trainer.device, weights_only=True))
+    if trainer.elapsed_s < seconds:
+        stream = BatchStream(windows(data), data.config.train.batch_size, data.config.train.seed, start_step=trainer.step)
+        with folder.stage("train"), stream as batches, ProgressBar("train", math.ceil(seconds), "s") as bar:
+            for row in trainer.run(batches):
+                torch.save(trainer.state(), staging := saved.with_suffix(".partial"))
                 staging.replace(saved)
                 bar.to(min(bar.total, math.ceil(row["elapsed_s"])), step=row["step"], loss=row["loss"])
     policy.network.eval()
-    return policy, fit
+    return policy, trainer
 
 
 def windows(data: TrainingData) -> Windows:
     """The run's training windows, one chunk long, with the instruction's number as their only token."""
 
     def numbers(texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        ids = np.array([[data.facts.instructions.index(text)] for text in texts])
+        ids = np.array([[data.spec.instructions.index(text)] for text in texts])
         return ids, np.ones_like(ids, np.bool_)
 
     config, pipeline = data.config, Pipeline(data.stats, data.config.data.normalisation)
     action = replace(config.action, chunks=1)
-    return Windows(data.recorded, data.frames, pipeline, action, config.data, data.split.train, numbers, max_staleness=0)
+    return Windows(data.demonstrations, data.frames, pipeline, action, config.data, data.split.train, numbers, max_staleness=0)
 
 
 def evaluate(folder: RunFolder, policy: Policy) -> Report:
@@ -258,13 +258,13 @@ def main() -> None:
     folder = RunFolder.open(root, override(run.config, alone))
     torch.set_num_threads(given.threads)
     data = TrainingData.open(run.config, run.dataset, run.path("frames"), before=began_with(run))
-    policy, fit = train(folder, data, given.loss, seconds)
+    policy, trainer = train(folder, data, given.loss, seconds)
     training: dict[str, dict[str, float | str]] = {
         "policy": {"seconds": run.wall_s("train"), "steps": ours.training.steps},
         "baseline": {
-            "seconds": fit.elapsed_s,
-            "steps": fit.step,
-            "samples_per_s": fit.step * data.config.train.batch_size / fit.elapsed_s,
+            "seconds": trainer.elapsed_s,
+            "steps": trainer.step,
+            "samples_per_s": trainer.step * data.config.train.batch_size / trainer.elapsed_s,
             "loss": given.loss,
             "threads": given.threads,
         },

@@ -42,7 +42,7 @@ EYES: Mapping[str, Any] = {
     "refiner.vision": "own",
     "refiner.depth": 2,
 }
-"""A longer training of both systems' eyes, as both begin pretrained in the paper."""
+"""A longer training of both systems' encoders, as both begin pretrained in the paper."""
 PLACED: dict[str, dict[str, Any]] = {"full": BOTH | TRUTH, "monolithic": FEATURES}
 
 

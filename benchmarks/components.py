@@ -27,15 +27,15 @@ from benchmarks.results_table import write_between
 from libra_ray import checkpoint
 from libra_ray.common.files import write_text
 from libra_ray.common.json_text import plain, read
-from libra_ray.common.progress import Progress
+from libra_ray.common.progress import ProgressBar
 from libra_ray.common.provenance import describe_hardware, public_config
 from libra_ray.config import Config
 from libra_ray.evaluation.log import read_evaluation
 from libra_ray.on_ray import evaluate as evaluation
 from libra_ray.on_ray import stages
 from libra_ray.on_ray.session import available_cpus, connected
-from libra_ray.on_ray.simulator_pool import Fleet
-from libra_ray.on_ray.sweep.plan import MAY_CHANGE, differences
+from libra_ray.on_ray.simulator_pool import SimulatorPool
+from libra_ray.on_ray.sweep.sweep_folder import MAY_CHANGE, differences
 from libra_ray.on_ray.sweep.trial import train_until
 from libra_ray.report.comparison import Line, Sample, markdown, short, summarise
 from libra_ray.report.interval_plot import Panel, interval_plot
@@ -134,7 +134,13 @@ def prepare(root: Path, name: str, changes: Mapping[str, Any], *, quick: bool) -
 
 
 def run_cell(
-    root: Path, name: str, variant: str, seed: int, data: RunFolder, changes: Mapping[str, Any], fleet: Fleet | None = None
+    root: Path,
+    name: str,
+    variant: str,
+    seed: int,
+    data: RunFolder,
+    changes: Mapping[str, Any],
+    pool: SimulatorPool | None = None,
 ) -> Cell:
     """Train and evaluate one policy, or go on with it, or read what is finished."""
     own = {"data.root": str(data.dataset), PLACE: str(checkpoint_of(root / f"{name}-pretrained"))}
@@ -146,7 +152,7 @@ def run_cell(
             train_until(folder, config.train.steps, clock)
     if not folder.done("evaluate"):
         with folder.stage("evaluate") as clock:
-            evaluation.evaluate(folder, clock, fleet=fleet)
+            evaluation.evaluate(folder, clock, pool=pool)
     return Cell.read(folder, name, variant)
 
 
@@ -159,14 +165,14 @@ def run(
         (seed, name): [variant for variant in BENCHES[name].variants if (name, variant, seed) not in kept]
         for seed, name in product(range(seeds), benches)
     }
-    with connected(), Progress("components", total=sum(map(len, wanted.values())), unit="cells") as bar:
+    with connected(), ProgressBar("components", total=sum(map(len, wanted.values())), unit="cells") as bar:
         for (seed, name), variants in wanted.items():
             if not variants:
                 continue
             data = prepare(root, name, changes, quick=quick)
-            with Fleet(data.config.sim, available_cpus()) as fleet:
+            with SimulatorPool(data.config.sim, available_cpus()) as pool:
                 for variant in variants:
-                    yield run_cell(root, name, variant, seed, data, changes, fleet)
+                    yield run_cell(root, name, variant, seed, data, changes, pool)
                     bar.to(bar.count + 1)
 
 

@@ -13,7 +13,7 @@ from libra_ray.on_ray.serving.app import APP_NAME, build, deployment_of
 from libra_ray.on_ray.session import connected
 from libra_ray.serving.batches import InferenceBatch, InferenceRequest, InferenceResult
 from libra_ray.serving.replica import LevelReplica
-from libra_ray.serving.settings import Settings
+from libra_ray.serving.settings import ServingSettings
 from libra_ray.serving.weights import weights_key
 from libra_ray.types import Intent, Observation
 
@@ -42,7 +42,7 @@ class Call:
 class DirectCalls:
     """Calls to the levels past the gateway."""
 
-    settings: Settings
+    settings: ServingSettings
     handles: Mapping[str, Any]
 
     def infer(self, level: str, seen: Sequence[Observation], above: Sequence[Intent | None]) -> Call:
@@ -62,7 +62,7 @@ class DirectCalls:
 
 
 @contextmanager
-def served(settings: Settings, *, proxy_port: int, slow: bool = False) -> Iterator[DirectCalls]:
+def served(settings: ServingSettings, *, proxy_port: int, slow: bool = False) -> Iterator[DirectCalls]:
     """Start the application, ready to be asked; it ends with the block.
 
     Args:

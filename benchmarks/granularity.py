@@ -23,9 +23,9 @@ from libra_ray.common.json_text import plain, read
 from libra_ray.common.provenance import Hardware, describe_hardware, git_revision, public_config
 from libra_ray.config import Config, override, preset
 from libra_ray.on_ray.session import connected
-from libra_ray.on_ray.sweep import engine, outcome
-from libra_ray.on_ray.sweep.plan import MAY_CHANGE, Identity, Order, SweepFolder, TrialFolder, differences
+from libra_ray.on_ray.sweep import publish, runner
 from libra_ray.on_ray.sweep.space import Space, load_space
+from libra_ray.on_ray.sweep.sweep_folder import MAY_CHANGE, Identity, SweepFolder, TrialFolder, TrialSpec, differences
 from libra_ray.report.publish import tracked
 from libra_ray.report.sweep_plots import BINS, Curve, granularity_plot, standalone
 from libra_ray.report.sweep_report import configuration_row, curve_row, curves
@@ -180,7 +180,7 @@ def restore(path: Path, sweep: SweepFolder) -> None:
             f"{path} holds cells of a study with another {', '.join(changed)}; give the same settings, or another --results"
         )
     for ended in found.trials:
-        trial = sweep.write(Order(number=ended.number, seed=ended.seed, values=dict(ended.values)))
+        trial = sweep.write(TrialSpec(number=ended.number, seed=ended.seed, values=dict(ended.values)))
         if trial.result() is None:
             trial.end(ended)
 
@@ -190,7 +190,7 @@ def _comparable(identity: Identity) -> Identity:
     return {name: value for name, value in plain(identity).items() if name != PLACE and not name.startswith(MAY_CHANGE)}
 
 
-def publish(sweep: SweepFolder, results: Path, pages: Path, name: str) -> None:
+def write_results(sweep: SweepFolder, results: Path, pages: Path, name: str) -> None:
     """Write JSON, plot and fragments of what is finished."""
     trials = sweep.results()
     found = result(sweep.run.config, sweep.settings, sweep.space, trials)
@@ -233,12 +233,12 @@ def main() -> None:
             with tracked(sweep.run) as tracker, connected():
 
                 def ended(trial: TrialFolder, result: TrialResult) -> None:
-                    outcome.publish_trial(sweep, tracker, trial, result)
+                    publish.publish_trial(sweep, tracker, trial, result)
 
                 pretrain(root / PRETRAINED, sweep.data(config), {}, quick=given.quick)
-                engine.run(sweep, ended)
+                runner.run(sweep, ended)
         (given.pages / "images").mkdir(parents=True, exist_ok=True)
-        publish(sweep, given.results, given.pages, name)
+        write_results(sweep, given.results, given.pages, name)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """How many places does it take to learn to find a goal? What `record.episodes_of` of the preset `mt10` rests on.
 
-The first picture of many episodes, and in it the place of the goal: a network with the eyes of our tiny model regresses it from
-the pictures of some seeds, and is measured on others. No policy, no control: an upper limit of what demonstrations in so many
-places can teach, in two minutes a task.
+The first picture of many episodes, and in it the place of the goal: a network with the encoder of our tiny model regresses it
+from the pictures of some seeds, and is measured on others. No policy, no control: an upper limit of what demonstrations in so
+many places can teach, in two minutes a task.
 
     uv run -m benchmarks.places
 """
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmarks.files import RESULTS, command_line, origin, write_result
-from libra_ray.common.progress import Progress
+from libra_ray.common.progress import ProgressBar
 from libra_ray.config import override, preset
 from libra_ray.model.parts.vision import VISION_TOKENS, ConvEncoder
 from libra_ray.sim import choose_backend
@@ -56,7 +56,7 @@ def scenes(task: str, seeds: Sequence[int]) -> Scenes:
 
     environment = Metaworld(override(preset("mt10"), {"sim.tasks": task}).sim, task)
     images, goals = [], []
-    with Progress(task, len(seeds), "scenes") as bar:
+    with ProgressBar(task, len(seeds), "scenes") as bar:
         for seed in seeds:
             (picture,) = environment.reset(seed).images.values()
             images.append(picture)

@@ -24,14 +24,15 @@ from itertools import batched
 from pathlib import Path
 from statistics import median
 
+from benchmarks.files import ROOT
 from benchmarks.peers.work import Work
 from benchmarks.serving_load import Judge, Load, measure, observations
-from benchmarks.serving_servers import APP, ROOT, Server, Way, free_port, ours
+from benchmarks.serving_servers import APP, Server, Way, free_port, ours
 from benchmarks.stolen import StolenCpu
 from libra_ray.common.files import write_text
-from libra_ray.common.gc_freeze import settle
+from libra_ray.common.gc_freeze import freeze_startup_objects
 from libra_ray.common.json_text import dump
-from libra_ray.common.progress import Progress
+from libra_ray.common.progress import ProgressBar
 from libra_ray.common.provenance import describe_hardware, git_revision
 from libra_ray.types import Json
 
@@ -96,7 +97,7 @@ def compared(names: Sequence[str], given: argparse.Namespace, judge: Judge) -> l
 def _loaded(server: Server, robots: int, hz: float, given: argparse.Namespace, judge: Judge) -> Json:
     """One load: closed loop (`hz` of 0) for the greatest rate, open loop for latencies at the fleet's own."""
     load = Load(client=server.client, shown=judge.shown, execute_steps=judge.work.horizon, hz=hz)
-    settle()
+    freeze_startup_objects()
     return asyncio.run(measure(server, load, robots, seconds=given.seconds, warmup_s=given.warmup, judge=judge))
 
 
@@ -176,7 +177,7 @@ def main() -> None:
     settings = {name: getattr(given, name) for name in ("hz", "seconds", "warmup", "robots", "rounds")}
     cells: Json = {}
     stolen = StolenCpu()
-    with Progress("serving", len(names), "ways") as bar:
+    with ProgressBar("serving", len(names), "ways") as bar:
         for group in batched(names, TOGETHER):
             found = medians(compared([OURS, *group], given, judge), given.robots)
             cells = found | cells

@@ -27,8 +27,8 @@ from benchmarks.results_table import write_between
 from benchmarks.serving_load import Judge, Load, measure, observations
 from benchmarks.serving_servers import Server, ours, peer
 from benchmarks.stolen import MOST_STOLEN, StolenCpu
-from libra_ray.common.gc_freeze import settle
-from libra_ray.common.progress import Progress
+from libra_ray.common.gc_freeze import freeze_startup_objects
+from libra_ray.common.progress import ProgressBar
 from libra_ray.types import Json
 
 ROBOTS = (1, 4, 16, 64, 96, 112, 128, 144)
@@ -58,7 +58,7 @@ def compare(given: argparse.Namespace, bench: "Bench") -> None:
     """Every system at every number of robots, open and closed loop; what the JSON has, undisturbed, is not measured again."""
     cells = [(s, m, n) for s in given.systems for m in ONLY_LOOP.get(s, LOOPS) for n in given.robots]
     missing = [cell for cell in cells if not bench.has("|".join(map(str, cell)))]
-    with Progress("serving", len(cells), "cells") as bar:
+    with ProgressBar("serving", len(cells), "cells") as bar:
         bar.to(len(cells) - len(missing))
         for system, mode in dict.fromkeys((s, m) for s, m, _ in missing):
             fleets = [n for s, m, n in missing if (s, m) == (system, mode)]
@@ -74,7 +74,7 @@ def compare(given: argparse.Namespace, bench: "Bench") -> None:
                     load = bench.load(running, given.hz if mode == "open" else 0.0)
                     timing = {"seconds": given.seconds, "warmup_s": given.warmup}
                     # The judge's and earlier cells' garbage is not the server's latency, nor is the search for it.
-                    settle()
+                    freeze_startup_objects()
                     stolen = StolenCpu()
                     try:
                         cell = asyncio.run(measure(running, load, robots, judge=bench.judge, **timing))

@@ -108,12 +108,12 @@ def _paced(call: Callable[[], Any], given: argparse.Namespace) -> list[float]:
 def _in_process(given: argparse.Namespace, bench: Any, *, slow: bool) -> Iterator[tuple[Any, int]]:
     # Starting Ray takes seconds that the other sections need not spend here.
     from benchmarks.direct_calls import served
-    from libra_ray.serving.settings import Settings
+    from libra_ray.serving.settings import ServingSettings
     from libra_ray.serving.weights import pinned
 
     port, proxy_port = free_port(), free_port()
     arguments = {**settings_of(given, bench), "checkpoint": str(given.checkpoint.resolve()), "port": port}
-    with served(pinned(Settings.read(arguments)), proxy_port=proxy_port, slow=slow) as direct:
+    with served(pinned(ServingSettings.read(arguments)), proxy_port=proxy_port, slow=slow) as direct:
         yield direct, port
 
 

@@ -18,7 +18,7 @@ from libra_ray.data.dataset import open_dataset
 from libra_ray.fleet.log import DriveLog
 from libra_ray.fleet.replay import Recording
 from libra_ray.fleet.robot import Endpoint, drive
-from libra_ray.fleet.robots import Seen, StubRobot
+from libra_ray.fleet.robots import StubObservation, StubRobot
 from libra_ray.types import STATE_KEY, ActionChunk, Intent, Json, Observation
 
 CHUNKS_PER_EPISODE = 100
@@ -123,11 +123,11 @@ def _handshake(work: Work) -> Handshake:
     )  # fmt: skip
 
 
-def shows(observation: Observation, execute_steps: int, chunks: int = CHUNKS_PER_EPISODE) -> Iterator[Seen]:
+def shows(observation: Observation, execute_steps: int, chunks: int = CHUNKS_PER_EPISODE) -> Iterator[StubObservation]:
     """Endless episodes of one picture, `chunks` long each."""
     for chunk in count():
         step = chunk % chunks * execute_steps
-        yield Seen(observation=replace(observation, step=step), begins=step == 0)
+        yield StubObservation(observation=replace(observation, step=step), begins=step == 0)
 
 
 @dataclass(kw_only=True)

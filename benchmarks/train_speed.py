@@ -17,12 +17,12 @@ import torch
 
 from benchmarks.files import RESULTS, command_line, origin, write_result
 from libra_ray import config as configuration
-from libra_ray.common.progress import Progress
+from libra_ray.common.progress import ProgressBar
 from libra_ray.config import Config, override
 from libra_ray.data.windows import Windows
 from libra_ray.model.parts import attention as layers
 from libra_ray.training.data import TrainingData
-from libra_ray.training.fit import Fit
+from libra_ray.training.fit import Trainer
 from libra_ray.types import Json
 
 WARM_UP = 20
@@ -83,13 +83,13 @@ def measure(way: Way, base: Config, run: Path, steps: int) -> Json:
     data = TrainingData.open(config, run / "dataset", run / "frames")
     torch.manual_seed(0)
     model = data.make_model()
-    fit = Fit(model, device=torch.device("cpu"))
+    trainer = Trainer(model, device=torch.device("cpu"))
     with as_told(way), data.stream(model, rank=0, world=1, start_step=0) as batches:
         for batch in islice(batches, WARM_UP):
-            fit._optimise(batch)  # noqa: SLF001  (a step without its log)
+            trainer._optimise(batch)  # noqa: SLF001  (a step without its log)
         began = time.perf_counter()
         for batch in islice(batches, steps):
-            fit._optimise(batch)  # noqa: SLF001
+            trainer._optimise(batch)  # noqa: SLF001
         seconds = time.perf_counter() - began
     samples = steps * config.train.batch_size / seconds
     return {"way": way.name, "threads": way.threads, "step_ms": 1000 * seconds / steps, "samples_per_s": samples}
@@ -105,7 +105,7 @@ def main() -> None:
     config = configuration.from_json((given.run / "config.json").read_text(encoding="utf-8"))
     every = ways(os.cpu_count() or 1)
     best: dict[str, Json] = {}
-    with Progress("train speed", given.turns * len(every), "measures") as bar:
+    with ProgressBar("train speed", given.turns * len(every), "measures") as bar:
         for _ in range(given.turns):
             for way in every:
                 found = measure(way, config, given.run.resolve(), given.steps)

@@ -11,7 +11,7 @@ from arguments import speak_utf8
 TOKEN = "LIBRA_TOKEN"  # noqa: S105  (the variable's name)
 
 
-class _Parser(argparse.ArgumentParser):
+class _DriveParser(argparse.ArgumentParser):
     """Whose errors are one line, as those of the other jobs."""
 
     def error(self, message: str) -> NoReturn:
@@ -20,7 +20,7 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = _Parser(prog="drive.py", description=__doc__, allow_abbrev=False)
+    p = _DriveParser(prog="drive.py", description=__doc__, allow_abbrev=False)
     p.add_argument("endpoint", metavar="ENDPOINT", help="the server, e.g. ws://127.0.0.1:8765")
     p.add_argument("--robots", type=int, default=16, help="robots (default: %(default)s)")
     p.add_argument(
@@ -54,16 +54,16 @@ def main() -> None:
     from libra_ray.client.client import RefusedError
     from libra_ray.common.files import write_text
     from libra_ray.common.json_text import dump
-    from libra_ray.common.progress import Progress
-    from libra_ray.fleet.run import Order, run, table
+    from libra_ray.common.progress import ProgressBar
+    from libra_ray.fleet.run import LoadSpec, run, table
 
     renamed = {"warmup_s": given.pop("warmup"), "patience_s": given.pop("patience"), "jpeg_quality": given.pop("jpeg")}
     try:
-        order = Order(**given, **renamed, tasks=tuple(name.strip() for name in tasks.split(",") if name.strip()))
+        load = LoadSpec(**given, **renamed, tasks=tuple(name.strip() for name in tasks.split(",") if name.strip()))
         if out is not None and not out.resolve().parent.is_dir():
             raise ValueError(f"--out {out}: its folder does not exist")
-        with Progress("drive", round(order.warmup_s + order.seconds), "s") as bar:
-            result = asyncio.run(run(order, os.environ.get(TOKEN), lambda seconds: bar.to(round(seconds))))
+        with ProgressBar("drive", round(load.warmup_s + load.seconds), "s") as bar:
+            result = asyncio.run(run(load, os.environ.get(TOKEN), lambda seconds: bar.to(round(seconds))))
             bar.to(bar.total)
     except (ValueError, ConnectionError, RefusedError) as mistake:
         arguments.error(str(mistake))

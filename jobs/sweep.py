@@ -49,16 +49,16 @@ def default_name(config: Config, more: Mapping[str, Any]) -> str:
 
 def _sweep(arguments: Arguments) -> None:
     from libra_ray.on_ray.session import connected
-    from libra_ray.on_ray.sweep import engine, outcome
-    from libra_ray.on_ray.sweep.plan import SweepFolder, settings_of
+    from libra_ray.on_ray.sweep import publish, runner
     from libra_ray.on_ray.sweep.space import load_space
+    from libra_ray.on_ray.sweep.sweep_folder import SweepFolder, settings_of
     from libra_ray.report.publish import tracked
     from libra_ray.report.sweep_report import sweep_table
     from libra_ray.runs.folder import locked
 
     given, config = arguments.more, arguments.config
     space = load_space(given["space"], config, SPACES)
-    engine.check(arguments.run_dir, config, given["scheduler"], space)
+    runner.check(arguments.run_dir, config, given["scheduler"], space)
     size = DEBUG_SIZE if config.preset == "debug" else SIZE
     settings = settings_of(space, config, {**given, "trials": given["trials"] or size[0], "seeds": given["seeds"] or size[1]})
     if not arguments.fresh:
@@ -67,8 +67,8 @@ def _sweep(arguments: Arguments) -> None:
         sweep = SweepFolder.open(arguments.prepare(), config, space, settings, resume=given["resume"])
         with tracked(sweep.run) as tracker:
             with connected():
-                engine.run(sweep, lambda trial, result: outcome.publish_trial(sweep, tracker, trial, result))
-            report = outcome.publish_sweep(sweep, tracker)
+                runner.run(sweep, lambda trial, result: publish.publish_trial(sweep, tracker, trial, result))
+            report = publish.publish_sweep(sweep, tracker)
             print(sweep_table(report))
             print(f"report: {sweep.run.path('report.html')}")
             print(f"best: {arguments.run_dir / 'best.yaml'}, for --config of any job")

@@ -48,7 +48,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class DatasetSpec:
     """What a data set tells a checkpoint: robot shape, camera names, control rate, instructions, and which data set it was."""
 
     shape: RobotShape
@@ -63,7 +63,7 @@ def save(
     model: System,
     weights: dict[str, torch.Tensor],
     stats: NormStats,
-    facts: Facts,
+    spec: DatasetSpec,
     step: int,
     trainer: dict[str, Any] | None = None,
 ) -> Manifest:
@@ -74,7 +74,7 @@ def save(
         model: gives configuration and processor.
         weights: the state dict the policy shall run with.
         stats: normalisation statistics.
-        facts: what the data set says.
+        spec: what the data set says.
         step: optimiser steps done.
         trainer: raw weights, optimiser and RNG state for resuming; None leaves the folder out.
 
@@ -85,7 +85,7 @@ def save(
     try:
         with room_for(folder, _bytes([weights, trainer]), "a checkpoint"):
             staging.mkdir(parents=True)
-            manifest = _write(staging, model, weights, stats, facts, step, trainer)
+            manifest = _write(staging, model, weights, stats, spec, step, trainer)
         replace_folder(staging, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -97,7 +97,7 @@ def _write(
     model: System,
     weights: dict[str, torch.Tensor],
     stats: NormStats,
-    facts: Facts,
+    spec: DatasetSpec,
     step: int,
     trainer: dict[str, Any] | None,
 ) -> Manifest:
@@ -110,7 +110,7 @@ def _write(
         total_steps=model.config.train.steps,
         digest=digest(staging),
         levels=model.levels,
-        **{k: getattr(facts, k) for k in asdict(facts)},
+        **{k: getattr(spec, k) for k in asdict(spec)},
     )
     (staging / "manifest.json").write_text(json.dumps(asdict(manifest), indent=2), encoding="utf-8")
     if trainer is not None:
@@ -209,7 +209,7 @@ def replace_folder(staging: Path, folder: Path) -> None:
 
 __all__ = [
     "Checkpoint",
-    "Facts",
+    "DatasetSpec",
     "Manifest",
     "digest",
     "export",

@@ -10,7 +10,7 @@ from ray.serve import Application
 
 from libra_ray.on_ray.serving.app import build
 from libra_ray.on_ray.serving.start import started
-from libra_ray.serving.settings import Settings
+from libra_ray.serving.settings import ServingSettings
 from libra_ray.serving.weights import pinned
 
 
@@ -21,15 +21,15 @@ def app(arguments: Mapping[str, Any]) -> Application:
     it cannot be served. After `serve deploy` it is called inside the cluster, and Serve shows the error.
 
     Args:
-        arguments: `checkpoint=...` and, with dots, whatever else `Settings` names, e.g. `levels.refiner.replicas=2`.
+        arguments: `checkpoint=...` and, with dots, whatever else `ServingSettings` names, e.g. `levels.refiner.replicas=2`.
 
     Raises:
         ValueError: there is no such checkpoint, level, variant or argument.
     """
     command = click.get_current_context(silent=True)
     if ray.is_initialized() or command is None or command.info_name != "run":
-        return build(pinned(Settings.read(arguments)))
+        return build(pinned(ServingSettings.read(arguments)))
     try:
-        return started(Settings.read(arguments), command.params)
+        return started(ServingSettings.read(arguments), command.params)
     except (ValueError, RuntimeError) as mistake:
         sys.exit(f"serve run: error: {' '.join(str(mistake).split())}")

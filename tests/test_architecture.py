@@ -229,3 +229,14 @@ def test_files_are_short(module):
     limit = LONGEST_JOB if module.startswith("jobs.") and module != "jobs.arguments" else LONGER_FILES.get(module, LONGEST_FILE)
     lines = FILES[module].read_text(encoding="utf-8").count("\n")
     assert lines <= limit, f"{module} has {lines} lines, more than {limit}; split it by what it speaks of"
+
+
+def test_no_two_classes_share_a_name():
+    """One name, one thing: a class's name alone says which one is meant."""
+    homes: dict[str, list[str]] = {}
+    for module, path in FILES.items():
+        if not module.startswith("benchmarks"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ClassDef):
+                    homes.setdefault(node.name, []).append(module)
+    assert {name: found for name, found in homes.items() if len(found) > 1} == {}

@@ -23,7 +23,7 @@ from benchmarks.serving_pages import markdown, plot, summary
 from benchmarks.serving_servers import Server, free_port
 from benchmarks.serving_stress import aftermath, growth
 from benchmarks.stolen import StolenCpu
-from libra_ray.fleet.log import Answer, DriveLog
+from libra_ray.fleet.log import DriveLog, RequestRecord
 from libra_ray.fleet.robot import drive
 from tests.model.builders import save_checkpoint, tiny_model
 from tests.processes import survivors
@@ -298,7 +298,7 @@ def test_the_aftermath_of_a_fault_is_what_the_log_holds():
             continue
         log.met.append(at_s)
         old = 12 <= at_s < 15
-        log.answers.append(Answer(robot="a", at_s=at_s, latency_s=0.01, intent_age_steps=40 if old else 5))
+        log.answers.append(RequestRecord(robot="a", at_s=at_s, latency_s=0.01, intent_age_steps=40 if old else 5))
     found = aftermath(log, 10.0, 20.0)
     assert found["requests/s before"] == pytest.approx(10, abs=0.3)
     assert found["lowest requests/s"] == 0

@@ -80,7 +80,7 @@ def test_the_weights_given_are_those_that_run(folder, tmp_path):
     model = tiny_model()
     average = {name: value + 1 for name, value in model.state_dict().items()}
     loaded = checkpoint.load(folder)
-    facts = checkpoint.Facts(shape=SHAPE, image_keys=loaded.manifest.image_keys, control_hz=10, instructions=INSTRUCTIONS)
+    facts = checkpoint.DatasetSpec(shape=SHAPE, image_keys=loaded.manifest.image_keys, control_hz=10, instructions=INSTRUCTIONS)
     checkpoint.save(tmp_path / "average", model, average, loaded.stats, facts, 1)
     found = checkpoint.load(tmp_path / "average").model.state_dict()
     assert all(torch.equal(found[name], value) for name, value in average.items())
@@ -184,7 +184,7 @@ def test_another_format_is_refused(folder):
 
 def test_a_checkpoint_says_which_data_it_was_trained_on(folder, tmp_path):
     model, data = tiny_model(), Fingerprint(episodes=3, frames=30, content="0123456789abcdef")
-    facts = checkpoint.Facts(shape=SHAPE, image_keys=KEYS[:1], control_hz=29.97, instructions=INSTRUCTIONS, data=data)
+    facts = checkpoint.DatasetSpec(shape=SHAPE, image_keys=KEYS[:1], control_hz=29.97, instructions=INSTRUCTIONS, data=data)
     checkpoint.save(tmp_path / "new", model, model.state_dict(), make_stats(), facts, 1)
     manifest = checkpoint.load(tmp_path / "new").manifest
     assert manifest.data == data

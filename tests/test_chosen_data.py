@@ -23,15 +23,15 @@ def test_a_policy_knows_the_cameras_by_their_new_names_and_in_the_chosen_order(t
     data = TrainingData.open(override(preset("debug"), changes), root, tmp_path / "frames")
     assert data.frames[:, 0, 0, 0, 0].tolist() == [20, 10]
     model = data.make_model()
-    checkpoint.save(tmp_path / "checkpoint", model, model.state_dict(), data.stats, data.facts, 1)
+    checkpoint.save(tmp_path / "checkpoint", model, model.state_dict(), data.stats, data.spec, 1)
     manifest = checkpoint.read_manifest(tmp_path / "checkpoint")
     assert manifest.image_keys == (SIDE, FRONT)
     assert manifest.control_hz == 29.97
-    assert data.recorded.features.keys() & {ACTION_KEY, "actions", "image"} == {ACTION_KEY}
+    assert data.demonstrations.features.keys() & {ACTION_KEY, "actions", "image"} == {ACTION_KEY}
 
     size = data.config.sim.image_size
     shown = {key: np.full((size, size, 3), 10, np.uint8) for key in (FRONT, SIDE, "observation.images.unknown")}
     policy = load_policy(tmp_path / "checkpoint")
     with torch.inference_mode():
-        (intent,) = plan(policy, [Observation(images=shown, state=data.recorded.state[0], instruction="wait", step=0)])
+        (intent,) = plan(policy, [Observation(images=shown, state=data.demonstrations.state[0], instruction="wait", step=0)])
     assert intent.values["tokens"].shape == (data.config.action.plan_steps, 4)

@@ -8,7 +8,7 @@ import torch
 
 from libra_ray import checkpoint
 from libra_ray.policy import act, load_policy
-from libra_ray.training.fit import Fit
+from libra_ray.training.fit import Trainer
 from tests.devices import EMULATED, Elsewhere, emulated_device
 from tests.model import families, hugging_face
 from tests.model.builders import make_observation, save_checkpoint, tiny_config, tiny_model
@@ -38,29 +38,29 @@ def pretrained(tmp_path_factory) -> dict[str, str]:
 
 
 def trained(config, block, folder):
-    """Two steps with a validation, saved; two more by another process's objects. Their `Fit` and all rows."""
+    """Two steps with a validation, saved; two more by another process's objects. Their `Trainer` and all rows."""
     data = training_data(config)
     torch.manual_seed(0)
     # Transformers has a use of its own for the emulated device's inner name.
     model, other = data.make_model(), data.make_model(begun=True)
     with block as device:
-        first = Fit(model.to(device), device=device)
+        first = Trainer(model.to(device), device=device)
         with data.stream(first.model, rank=0, world=1, start_step=0) as batches:
             rows = [p.metrics for p in first.run(batches, data.validator(device), until=2)]
-        checkpoint.save(folder, first.model, first.weights(), data.stats, data.facts, first.step, first.state())
-        fit = Fit(other.to(device), device=device, state=checkpoint.load_trainer_state(folder))
-        with data.stream(fit.model, rank=0, world=1, start_step=2) as batches:
-            rows += [p.metrics for p in fit.run(batches, data.validator(device))]
-    return fit, rows
+        checkpoint.save(folder, first.model, first.weights(), data.stats, data.spec, first.step, first.state())
+        trainer = Trainer(other.to(device), device=device, state=checkpoint.load_trainer_state(folder))
+        with data.stream(trainer.model, rank=0, world=1, start_step=2) as batches:
+            rows += [p.metrics for p in trainer.run(batches, data.validator(device))]
+    return trainer, rows
 
 
 @pytest.mark.parametrize("name", [*SETTINGS, "pretrained"])
 def test_training_stays_on_its_device_and_learns_what_it_learns_on_a_cpu(name, pretrained, tmp_path):
     changes = pretrained if name == "pretrained" else SETTINGS[name]
     config = tiny_config({"train.validate_every": 2, "train.precision": "fp32", "train.batch_size": 4, **changes})
-    fit, rows = trained(config, emulated_device(), tmp_path / "there")
-    states = [value for state in fit.optimiser.state.values() for value in state.values()]
-    for tensor in [*fit.model.state_dict().values(), *fit.weights().values(), *states]:
+    trainer, rows = trained(config, emulated_device(), tmp_path / "there")
+    states = [value for state in trainer.optimiser.state.values() for value in state.values()]
+    for tensor in [*trainer.model.state_dict().values(), *trainer.weights().values(), *states]:
         assert isinstance(tensor, Elsewhere)
     _, expected = trained(config, nullcontext(torch.device("cpu")), tmp_path / "here")
     assert len(rows) == len(expected) == 4

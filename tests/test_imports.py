@@ -32,7 +32,10 @@ LAWS = [
     ("import libra_ray.report.run_report", {"torch", "ray", "lerobot", "mlflow", "transformers", "matplotlib", "scipy", "av"}),
     ("import libra_ray.manifest, libra_ray.serving.gateway", {"torch", "ray", "lerobot", "transformers", "mlflow"}),
     ("import libra_ray.on_ray.serving.app, serve_apps.libra", {"torch", "lerobot", "transformers", "mlflow"}),
-    ("import libra_ray.on_ray.serving.board", {"torch", "lerobot", "transformers", "mlflow", "matplotlib", "scipy"}),
+    (
+        "import libra_ray.on_ray.serving.aggregator_client",
+        {"torch", "lerobot", "transformers", "mlflow", "matplotlib", "scipy"},
+    ),
     ("import libra_ray.checkpoint, libra_ray.policy, libra_ray.training.fit", {"ray", "mlflow", "mujoco", "metaworld"}),
     ("import libra_ray.fleet.run, libra_ray.fleet.simulated", {"torch", "ray", "lerobot", "transformers", "mlflow"}),
     (

@@ -1,4 +1,4 @@
-"""The workshop's doors: thin targets, and a setup that repairs a bare machine or says in one line what is missing."""
+"""The Makefile: thin targets, and a setup that repairs a bare machine or says in one line what is missing."""
 
 import os
 import re

@@ -35,7 +35,7 @@ NOT_IMPORTED = {"num2words", "timm", "scikit-learn"}
 WHO_NEEDS = {
     "": ["libra_ray.client.client", "libra_ray.client.protocol", "libra_ray.types", "libra_ray.config"],
     "policy": ["libra_ray.policy", "libra_ray.checkpoint", "libra_ray.evaluation.rollout", "libra_ray.control.robot"],
-    "train": ["libra_ray.on_ray.stages", "libra_ray.on_ray.sweep.engine", "libra_ray.report.publish", "libra_ray.doctor.job"],
+    "train": ["libra_ray.on_ray.stages", "libra_ray.on_ray.sweep.runner", "libra_ray.report.publish", "libra_ray.doctor.job"],
     "serve": ["serve_apps.libra"],
     "sim": [
         "libra_ray.sim.metaworld",

@@ -1,4 +1,4 @@
-"""Policies: raw observations in, chunks in the robot's own units out, and no answer depends on its company."""
+"""Policies: raw observations in, chunks in the robot's own units out, and no answer depends on the rest of the batch."""
 
 from dataclasses import replace
 
@@ -53,7 +53,7 @@ def test_permuting_the_robots_permutes_their_answers(either):
     assert len({chunk.actions.tobytes() for chunk in chunks}) > 1
 
 
-def test_a_robot_alone_gets_what_it_gets_in_company(either):
+def test_a_robot_alone_gets_what_it_gets_in_a_batch(either):
     seen = [at(make_observation(robot), robot) for robot in range(4)]
     plans = plan(either, seen)
     chunks = refine(either, [at(o, o.step + 5) for o in seen], plans)
@@ -121,7 +121,7 @@ def test_a_plans_tail_is_padded_with_the_hidden_token(policy, coarse, source):
     observation = make_observation()
     intent = plan(policy, [observation])[0]
     steps = source.config.action.plan_steps
-    hidden = source.model.bins.hidden
+    hidden = source.model.tokenizer.mask_token
     late = at(observation, steps - 2)
     tail = np.full((steps, SHAPE.action_dim), hidden)
     tail[:2] = intent.values["tokens"][-2:]
@@ -211,7 +211,7 @@ def test_without_an_intent_everything_is_hidden(policy, coarse, source):
     """As in training with dropped conditions; the chunk is as old as its own picture."""
     observation, steps = make_observation(step=3), source.config.action.plan_steps
     (chunk,) = refine(policy, [observation], [None])
-    hidden = replace(plan(policy, [observation])[0], values={"tokens": np.full((steps, 4), source.model.bins.hidden)})
+    hidden = replace(plan(policy, [observation])[0], values={"tokens": np.full((steps, 4), source.model.tokenizer.mask_token)})
     np.testing.assert_array_equal(chunk.actions, refine(policy, [observation], [hidden])[0].actions)
     assert (chunk.first_step, chunk.intent_first_step) == (3, 3)
     np.testing.assert_allclose(refine(coarse, [observation], [None])[0].actions, (LOW + HIGH) / 2, atol=1e-6)

@@ -3,7 +3,7 @@
 import gc
 
 
-def settle() -> None:
+def freeze_startup_objects() -> None:
     """Keep the garbage collector from walking again and again, for tens of ms, through all that has just been loaded.
 
     What an earlier call has set aside is looked through once more: of replaced weights nothing stays.

@@ -9,12 +9,12 @@ from tqdm import tqdm
 SECONDS_BETWEEN_LINES = 10
 
 
-def say(text: str) -> None:
+def print_status(text: str) -> None:
     """A plain line for whoever watches."""
     print(text, file=sys.stderr, flush=True)
 
 
-class Progress:
+class ProgressBar:
     """A counter towards `total` with a few values beside it."""
 
     def __init__(self, label: str, total: int, unit: str) -> None:
@@ -46,4 +46,4 @@ class Progress:
     def _line(self, values: dict[str, float]) -> None:
         self._line_at = time.monotonic()
         words = "".join(f"  {k} {v:.3g}" for k, v in values.items())
-        say(f"{self.label}: {self.count}/{self.total} {self.unit}{words}")
+        print_status(f"{self.label}: {self.count}/{self.total} {self.unit}{words}")

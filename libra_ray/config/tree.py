@@ -130,7 +130,7 @@ class PlannerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RefinerConfig:
-    """The Action Refiner: a diffusion transformer with its own eyes and without language."""
+    """The Action Refiner: a diffusion transformer with its own encoder and without language."""
 
     width: int = 96
     """Width of the transformer and of its vision tokens."""
@@ -143,12 +143,12 @@ class RefinerConfig:
     vision: Literal["own", "shared"] = "own"
     """`own`: its own encoder, as published; `shared`: the planner's picture features (ablation)."""
     see_language: bool = False
-    """Open the refiner's eyes to the instruction (ablation); published: no, the tokens are its only task channel."""
+    """Let the refiner read the instruction (ablation); published: no, the tokens are its only task channel."""
     objective: Literal["ddpm", "flow"] = "flow"
     """`ddpm`: epsilon prediction, as published; `flow`: velocity regression on the straight path."""
     predicts: Literal["target", "action"] = "action"
-    """What the network says. `target`: the objective's own target, as published. `action`: how far each action lies from its
-    coarse token's centre (of the monolithic baseline: from 0), from which the target follows; before any training the
+    """What the network predicts. `target`: the objective's own target, as published. `action`: how far each action lies from
+    its coarse token's centre (of the monolithic baseline: from 0), from which the target follows; before any training the
     refiner then answers with the coarse action."""
     train_timesteps: int = 100
     """Noise levels of the DDPM schedule. Open in the paper."""
@@ -202,7 +202,7 @@ class TrainConfig:
     """Decay per measure of the gradient norms that `gradient` goes by; 0 takes the last measure alone."""
     curriculum: Literal["threshold", "teacher", "planner"] = "threshold"
     """What the refiner reads: ground truth until accuracy `tau`, then sampled tokens, as published; ground truth always, by
-    which it obeys the planner better (docs/components.md); sampled always."""
+    which it follows the planner better (docs/components.md); sampled always."""
     tau: float = 0.6
     """Planner accuracy (moving average over steps) that ends teacher forcing. Open in the paper."""
     augment_pixels: int = 0

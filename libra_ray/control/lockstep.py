@@ -33,10 +33,10 @@ def drive(
         latencies: gets the wall time of every call.
 
     Returns:
-        Per robot the actions up to the next step at which it has to look again (at least one).
+        Per robot the actions up to the next step at which it needs an observation (at least one).
     """
     for i, o in observations.items():
-        robots[i].look(o)
+        robots[i].observe(o)
     for level in policy.levels:
         if wanting := [i for i, o in observations.items() if robots[i].wants(level.name, o.step)]:
             _ask(level, {i: robots[i] for i in wanting}, observations, policy, latencies)

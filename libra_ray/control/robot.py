@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from libra_ray.config import ControlConfig
-from libra_ray.control.surprise import Drift
+from libra_ray.control.surprise import SurpriseDetector
 from libra_ray.types import Action, ActionChunk, Intent, Level, Observation
 
 OLDEST = 3
@@ -56,9 +56,9 @@ class RobotControl:
     levels: tuple[Level, ...]
     chunk: ActionChunk | None = None
     _states: dict[str, IntentState] = field(default_factory=dict)
-    _drift: Drift = field(default_factory=Drift, compare=False)
+    _detector: SurpriseDetector = field(default_factory=SurpriseDetector, compare=False)
     _surprised: bool = False
-    _looked: int | None = None
+    _observed_step: int | None = None
     _last: Action | None = None
 
     def __post_init__(self) -> None:
@@ -70,8 +70,8 @@ class RobotControl:
     def reset(self) -> None:
         """A new episode: nothing known, nothing under way."""
         self._states = {name: IntentState() for name in self._states}
-        self.chunk, self._last, self._surprised, self._looked = None, None, False, None
-        self._drift.reset()
+        self.chunk, self._last, self._surprised, self._observed_step = None, None, False, None
+        self._detector.reset()
 
     @property
     def acting(self) -> Level:
@@ -83,11 +83,11 @@ class RobotControl:
         """Control steps executed of each chunk."""
         return self.control.execute_steps or self.acting.covers
 
-    def look(self, observation: Observation) -> None:
-        """What the robot sees at the step that is asked about next; the rule `event` needs it."""
+    def observe(self, observation: Observation) -> None:
+        """Take in the observation of the present step; the rule `event` needs it."""
         if self.control.rule == "event":
-            self._surprised |= self._drift.surprised(observation, self._executed(observation.step))
-            self._looked = observation.step
+            self._surprised |= self._detector.surprised(observation, self._executed(observation.step))
+            self._observed_step = observation.step
 
     def wants(self, level: str, step: int) -> bool:
         """Whether a level should be asked with this step's observation: never before it has an intent to read."""
@@ -211,8 +211,8 @@ class RobotControl:
         return still
 
     def _executed(self, step: int) -> NDArray[np.float32] | None:
-        """Sum `(D,)` of the actions from the last look to this step; None where the chunk in use does not tell."""
-        chunk, since = self.chunk, self._looked
+        """Sum `(D,)` of the actions from the last observation to this step; None where the chunk in use does not tell."""
+        chunk, since = self.chunk, self._observed_step
         if chunk is None or since is None or not chunk.first_step <= since < step <= chunk.first_step + len(chunk.actions):
             return None
         total: NDArray[np.float32] = chunk.actions[since - chunk.first_step : step - chunk.first_step].sum(axis=0)

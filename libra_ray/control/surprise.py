@@ -1,4 +1,4 @@
-"""Whether the world still is what a plan assumed: a surprise in the proprioception or in the picture."""
+"""Whether an observation is a surprise, in proprioception or in the picture: what a plan assumed may no longer hold."""
 
 import math
 from dataclasses import dataclass, field
@@ -13,8 +13,8 @@ PIXEL_STRIDE = 4
 
 
 @dataclass
-class Usual:
-    """What size a quantity usually has: a running mean square.
+class RunningScale:
+    """The usual size of a quantity: a running mean square.
 
     Args:
         warm_up: values before which nothing is unusual.
@@ -30,9 +30,9 @@ class Usual:
 
     def exceeded(self, value: float, times: float) -> bool:
         """Whether `value` is more than `times` as large as usual; what is unusual raises the measure, but slowly."""
-        usual = max(math.sqrt(self._square), self.floor)
-        unusual = self._count >= self.warm_up and value > times * usual
-        seen = min(value, times * usual) if unusual else value
+        scale = max(math.sqrt(self._square), self.floor)
+        unusual = self._count >= self.warm_up and value > times * scale
+        seen = min(value, times * scale) if unusual else value
         self._count += 1
         weight = max(1 - self.keep, 1 / self._count)
         self._square += weight * (seen**2 - self._square)
@@ -40,23 +40,23 @@ class Usual:
 
 
 @dataclass
-class Drift:
-    """One robot's expectation, learned while it moves and kept over its episodes.
+class SurpriseDetector:
+    """Detects surprises of one robot, by a prediction that is learned while it moves and kept over its episodes.
 
-    Between two looks the robot executes some actions. That their sum moves the proprioception linearly is learned by recursive
-    least squares with forgetting, so no controller has to be described: position deltas are such a case, and where nothing is
-    linear the usual error is large. A look is a surprise where the error of that prediction, or the mean change of the
-    picture, is more than `times` as large as it usually is.
+    Between two observations the robot executes some actions. That their sum moves the proprioception linearly is learned by
+    recursive least squares with forgetting, so no controller has to be described: position deltas are such a case, and where
+    nothing is linear the usual error is large. An observation is a surprise where the error of that prediction, or the mean
+    change of the picture, is more than `times` as large as it usually is.
 
     Args:
         times: how unusual a surprise is.
-        forget: weight of the past per look.
+        forget: weight of the past per observation.
     """
 
     times: float = 3.0
     forget: float = 0.99
-    _error: Usual = field(default_factory=lambda: Usual(floor=1e-6))
-    _change: Usual = field(default_factory=lambda: Usual(floor=2.0))
+    _error: RunningScale = field(default_factory=lambda: RunningScale(floor=1e-6))
+    _change: RunningScale = field(default_factory=lambda: RunningScale(floor=2.0))
     _gain: NDArray[np.float64] | None = None
     _covariance: NDArray[np.float64] | None = None
     _state: NDArray[np.float32] | None = None
@@ -67,10 +67,10 @@ class Drift:
         self._state = self._pixels = None
 
     def surprised(self, observation: Observation, executed: NDArray[np.float32] | None) -> bool:
-        """Whether this look is a surprise.
+        """Whether this observation is a surprise.
 
         Args:
-            executed: sum `(D,)` of the actions since the last look; None where it is not known, so that nothing is predicted.
+            executed: sum `(D,)` of the actions since the last observation; None where unknown: then nothing is predicted.
         """
         moved = self._moved(observation.state, executed)
         changed = self._changed(observation)

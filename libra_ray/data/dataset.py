@@ -18,15 +18,15 @@ from libra_ray.data.tasks import frame_instructions
 from libra_ray.data.writer import SEED_KEY, DatasetWriter, load_lerobot, write_dataset
 from libra_ray.types import ACTION_KEY, STATE_KEY, RobotSpec
 
-__all__ = ["UNKNOWN_SEED", "DatasetWriter", "Recorded", "load_lerobot", "open_dataset", "write_dataset"]
+__all__ = ["UNKNOWN_SEED", "DatasetWriter", "Demonstrations", "load_lerobot", "open_dataset", "write_dataset"]
 
 INDICES = ("index", "episode_index", "frame_index", "task_index")
 UNKNOWN_SEED = -1
-"""What `Recorded.seeds` says where the dataset keeps no seeds."""
+"""What `Demonstrations.seeds` says where the dataset keeps no seeds."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Recorded:
+class Demonstrations:
     """A dataset's numbers, in memory; its pictures stay on disk (`frames.frame_cache`).
 
     `F` frames in order, `E` episodes. The frames of episode `e` are rows `starts[e]` to `starts[e] + lengths[e]`.
@@ -99,7 +99,7 @@ class Recorded:
 
 def open_dataset(
     root: Path, data: DataConfig | None = None, *, state_dim: int | None = None, action_dim: int | None = None
-) -> Recorded:
+) -> Demonstrations:
     """Read and check the LeRobotDataset v3 at `root`; no video is decoded.
 
     Args:
@@ -137,7 +137,7 @@ def open_dataset(
         check_finite(key, values, episode_index, frame_index)
     cameras = choose_cameras(layout, features.table, features.stored, data.cameras, len(starts))
     instructions, task_index = frame_instructions(root, task_index, episode_index, frame_index)
-    return Recorded(
+    return Demonstrations(
         root=root,
         fps=float(info["fps"]),
         features=features.table,

@@ -11,7 +11,7 @@ from libra_ray.data.checks import DatasetError
 
 if TYPE_CHECKING:
     # A report holds fingerprints, and reads no videos.
-    from libra_ray.data.dataset import Recorded
+    from libra_ray.data.dataset import Demonstrations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Fingerprint:
     content: str
 
     @classmethod
-    def of(cls, recorded: "Recorded") -> Self:
+    def of(cls, recorded: "Demonstrations") -> Self:
         """The fingerprint of a data set as it is now."""
         digest = hashlib.sha256(repr((float(recorded.fps), recorded.image_keys, recorded.instructions)).encode())
         for array in (recorded.state, recorded.action, recorded.task_index, recorded.lengths):
@@ -60,6 +60,6 @@ class Fingerprint:
         )
 
 
-def _picture_files(recorded: "Recorded") -> list[Path]:
+def _picture_files(recorded: "Demonstrations") -> list[Path]:
     embedded = any(camera.videos is None for camera in recorded.cameras)
     return sorted((*recorded.layout.videos, *(recorded.layout.data if embedded else ())))

@@ -19,7 +19,7 @@ from libra_ray.common.disk import check_room, explained, reserve
 from libra_ray.data.cameras import Camera
 from libra_ray.data.checks import DatasetError
 from libra_ray.data.columns import read_batches
-from libra_ray.data.dataset import Recorded
+from libra_ray.data.dataset import Demonstrations
 from libra_ray.data.pictures import PictureFormat, open_image, rgb_of
 from libra_ray.data.video import decode
 
@@ -37,7 +37,7 @@ class _VideoFile:
     frame_s: float
 
 
-def frame_cache(recorded: Recorded, root: Path, image_size: int) -> NDArray[np.uint8]:
+def frame_cache(recorded: Demonstrations, root: Path, image_size: int) -> NDArray[np.uint8]:
     """All pictures of the dataset, `(cameras, F, image_size, image_size, 3)` uint8 RGB, as a read-only memory map.
 
     Cameras stand in the order of `recorded.image_keys`. The cache is named by a digest of the dataset's files: a changed
@@ -61,7 +61,7 @@ def frame_cache(recorded: Recorded, root: Path, image_size: int) -> NDArray[np.u
     return frames
 
 
-def cache_digest(recorded: Recorded) -> str:
+def cache_digest(recorded: Demonstrations) -> str:
     """16 hex digits over `info.json`, the names, sizes and modification times of the dataset's files, and the cameras used."""
     digest = hashlib.sha256((recorded.root / "meta" / "info.json").read_bytes())
     digest.update("".join(f"{camera.stored}\n" for camera in recorded.cameras).encode())
@@ -71,7 +71,7 @@ def cache_digest(recorded: Recorded) -> str:
     return digest.hexdigest()[:16]
 
 
-def _build(recorded: Recorded, path: Path, image_size: int) -> None:
+def _build(recorded: Demonstrations, path: Path, image_size: int) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.unlink(missing_ok=True)  # what an interrupted process left has no claim to the room
     shape = (len(recorded.cameras), len(recorded), image_size, image_size, 3)
@@ -90,7 +90,7 @@ def _build(recorded: Recorded, path: Path, image_size: int) -> None:
     partial.replace(path)
 
 
-def _decode(recorded: Recorded, frames: NDArray[np.uint8]) -> None:
+def _decode(recorded: Demonstrations, frames: NDArray[np.uint8]) -> None:
     """Fill `frames` with all pictures; the first one that cannot be had ends it."""
     with (
         tqdm(total=math.prod(frames.shape[:2]), desc="decoding", unit="frame", disable=not sys.stderr.isatty()) as bar,
@@ -109,7 +109,7 @@ def _decode(recorded: Recorded, frames: NDArray[np.uint8]) -> None:
             job.result()
 
 
-def _video_files(recorded: Recorded, camera: Camera) -> list[_VideoFile]:
+def _video_files(recorded: Demonstrations, camera: Camera) -> list[_VideoFile]:
     """Where the pictures of a camera with videos lie."""
     places = camera.videos
     assert places is not None
@@ -123,7 +123,7 @@ def _video_files(recorded: Recorded, camera: Camera) -> list[_VideoFile]:
     return files
 
 
-def _decode_video(recorded: Recorded, file: _VideoFile, out: NDArray[np.uint8], bar: tqdm) -> None:
+def _decode_video(recorded: Demonstrations, file: _VideoFile, out: NDArray[np.uint8], bar: tqdm) -> None:
     """Fill the rows of `out` that `file` holds; each gets the frame nearest in time, at most half a frame away."""
     if not file.path.is_file():
         raise DatasetError(f"video {file.path} is missing; copy the dataset again with its videos")
@@ -141,7 +141,7 @@ def _decode_video(recorded: Recorded, file: _VideoFile, out: NDArray[np.uint8], 
         raise _no_frame(recorded, file, done, "it ends before")
 
 
-def _no_frame(recorded: Recorded, file: _VideoFile, at: int, instead: str) -> DatasetError:
+def _no_frame(recorded: Demonstrations, file: _VideoFile, at: int, instead: str) -> DatasetError:
     place = _place(recorded, file.camera, int(file.rows[at]))
     return DatasetError(
         f"video {file.path} has no frame at {file.times[at]:.4f} s, {instead} ({place}); "
@@ -149,7 +149,7 @@ def _no_frame(recorded: Recorded, file: _VideoFile, at: int, instead: str) -> Da
     )
 
 
-def _decode_images(recorded: Recorded, camera: Camera, out: NDArray[np.uint8], bar: tqdm) -> None:
+def _decode_images(recorded: Demonstrations, camera: Camera, out: NDArray[np.uint8], bar: tqdm) -> None:
     """Fill `out` from an image feature: encoded pictures inside the parquet files."""
     column = recorded.index_column
     for path in recorded.layout.data:
@@ -162,7 +162,7 @@ def _decode_images(recorded: Recorded, camera: Camera, out: NDArray[np.uint8], b
                 bar.update()
 
 
-def _place(recorded: Recorded, camera: Camera, row: int) -> str:
+def _place(recorded: Demonstrations, camera: Camera, row: int) -> str:
     return f"camera {camera.key}, episode {recorded.episode_index[row]}, frame {recorded.frame_index[row]}"
 
 

@@ -17,7 +17,7 @@ _LIKENESS = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Features:
+class FeatureTable:
     """A dataset's feature table by the names used here.
 
     Attributes:
@@ -35,7 +35,7 @@ class Features:
         return self.stored.get(name, name)
 
 
-def renamed(root: Path, table: Mapping[str, Any], keys: Sequence[str]) -> Features:
+def renamed(root: Path, table: Mapping[str, Any], keys: Sequence[str]) -> FeatureTable:
     """The feature table after the renamings `NEW=OLD` of `data.keys`, with action and state in it.
 
     Raises:
@@ -55,7 +55,7 @@ def renamed(root: Path, table: Mapping[str, Any], keys: Sequence[str]) -> Featur
     if missing := [name for name in (ACTION_KEY, STATE_KEY) if name not in features]:
         raise _missing(root, features, missing, keys)
     notes = [f"the dataset's own feature {name} is left out: data.keys puts {old_names[name]} in its place" for name in hidden]
-    return Features(table=features, stored=old_names, notes=notes)
+    return FeatureTable(table=features, stored=old_names, notes=notes)
 
 
 def _missing(root: Path, features: Mapping[str, Any], missing: Sequence[str], keys: Sequence[str]) -> DatasetError:

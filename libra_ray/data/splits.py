@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from libra_ray.data.dataset import Recorded
+from libra_ray.data.dataset import Demonstrations
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -16,7 +16,7 @@ class Split:
     holdout: NDArray[np.int64]
 
 
-def split_episodes(recorded: Recorded, holdout_share: float, seed: int) -> Split:
+def split_episodes(recorded: Demonstrations, holdout_share: float, seed: int) -> Split:
     """Hold out whole episodes, at least the same share of every instruction's.
 
     An episode with several instructions counts for each of them, and rare instructions choose first. Every instruction keeps

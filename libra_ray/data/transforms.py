@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from libra_ray.data.dataset import Recorded
+    from libra_ray.data.dataset import Demonstrations
 
 Normalisation = Literal["min_max", "quantile"]
 STATE_LIMIT = 3.0
@@ -84,7 +84,7 @@ class NormStats:
                 )
 
 
-def compute_stats(recorded: "Recorded", rows: NDArray[np.int64]) -> NormStats:
+def compute_stats(recorded: "Demonstrations", rows: NDArray[np.int64]) -> NormStats:
     """Statistics over the given rows; give those of the *training* episodes only.
 
     Raises:
@@ -106,7 +106,7 @@ class Transform(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Limits:
+class ClipTransform:
     """Cuts values to `[low, high]`, the same in both directions."""
 
     low: NDArray[np.float32] | np.float32
@@ -122,7 +122,7 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Scale:
+class ScaleTransform:
     """Maps `centre ± half` to [-1, 1]; a constant dimension (half 0) goes to 0 and comes back as its constant."""
 
     centre: NDArray[np.float32]
@@ -152,11 +152,11 @@ class Pipeline:
         limit, one = np.float32(STATE_LIMIT), np.float32(1)
         state_low, state_high = _bounds(stats.state, normalisation)
         low, high = _bounds(stats.action, normalisation)
-        self._state: Sequence[Transform] = (_scale(state_low, state_high), Limits(low=-limit, high=limit))
+        self._state: Sequence[Transform] = (_scale(state_low, state_high), ClipTransform(low=-limit, high=limit))
         self._action: Sequence[Transform] = (
-            Limits(low=low, high=high),
+            ClipTransform(low=low, high=high),
             _scale(low, high),
-            Limits(low=-one, high=one),
+            ClipTransform(low=-one, high=one),
         )
 
     def inputs_state(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -191,10 +191,10 @@ def _bounds(stats: VectorStats, normalisation: Normalisation) -> tuple[NDArray[n
     raise ValueError(f"unknown normalisation {normalisation!r}; valid: min_max, quantile")
 
 
-def _scale(low: NDArray[np.float32], high: NDArray[np.float32]) -> Scale:
+def _scale(low: NDArray[np.float32], high: NDArray[np.float32]) -> ScaleTransform:
     half = np.where(is_constant(low, high), 0, (high.astype(np.float64) - low) / 2)
     centre = (high.astype(np.float64) + low) / 2
-    return Scale(centre=centre.astype(np.float32), half=half.astype(np.float32))
+    return ScaleTransform(centre=centre.astype(np.float32), half=half.astype(np.float32))
 
 
 def is_constant(low: NDArray[np.float32], high: NDArray[np.float32]) -> NDArray[np.bool_]:

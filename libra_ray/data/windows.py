@@ -9,7 +9,7 @@ from torch import Tensor
 
 from libra_ray.batch import Batch
 from libra_ray.config import ActionConfig, DataConfig
-from libra_ray.data.dataset import Recorded
+from libra_ray.data.dataset import Demonstrations
 from libra_ray.data.transforms import Pipeline
 
 Tokens = Callable[[Sequence[str]], tuple[NDArray[np.int64], NDArray[np.bool_]]]
@@ -44,7 +44,7 @@ class Windows:
 
     def __init__(
         self,
-        recorded: Recorded,
+        recorded: Demonstrations,
         frames: NDArray[np.uint8],
         pipeline: Pipeline,
         action: ActionConfig,

@@ -47,7 +47,7 @@ def try_dataset(config_json: str, root: str) -> list[str]:
     from libra_ray.training.data import TrainingData
 
     data = TrainingData.open(configuration.from_json(config_json), Path(root), None)
-    recorded = data.recorded
+    recorded = data.demonstrations
     for camera in recorded.cameras:
         if places := camera.videos:
             next(decode(recorded.layout.video(camera.stored, int(places.chunk[0]), int(places.file[0]))))

@@ -1,4 +1,4 @@
-"""A policy drives a fleet in lockstep time: all robots look, think as one batch, and act; then time advances."""
+"""A policy drives a fleet in lockstep time: all robots observe, one batch answers, all act; then time advances."""
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -11,18 +11,18 @@ from numpy.typing import NDArray
 from libra_ray.config import Config
 from libra_ray.control.lockstep import Latencies, drive
 from libra_ray.control.robot import RobotControl
-from libra_ray.evaluation.log import Job
-from libra_ray.evaluation.simulators import TRIES, Outcome, Start, died
+from libra_ray.evaluation.log import EpisodeJob
+from libra_ray.evaluation.simulators import TRIES, EpisodeRequest, StepResult, died
 from libra_ray.types import Action, Episode, Observation, Policy
 
 FLUSH_CALLS = 200
 """Calls whose latencies are noted at once."""
 
 
-class Noting(Protocol):
-    """Who is told of results."""
+class ResultSink(Protocol):
+    """Takes results as they come."""
 
-    def episode(self, job: Job, episode: Episode, frames: Sequence[NDArray[np.uint8]] = ()) -> None:
+    def episode(self, job: EpisodeJob, episode: Episode, frames: Sequence[NDArray[np.uint8]] = ()) -> None:
         """A finished episode, with the pictures that the policy saw."""
 
     def latencies(self, controller: str, latencies: Latencies) -> None:
@@ -32,11 +32,11 @@ class Noting(Protocol):
 class Pool(Protocol):
     """Simulated robots in slots, wherever their processes are."""
 
-    def ask(self, method: str, orders: Mapping[int, Any], alone: Collection[int] = ()) -> dict[int, Outcome]:
-        """Call `begin` or `advance` with every slot's order; slots in `alone` get a call of their own.
+    def ask(self, method: str, arguments: Mapping[int, Any], alone: Collection[int] = ()) -> dict[int, StepResult]:
+        """Call `begin` or `advance` with every slot's argument; slots in `alone` get a call of their own.
 
-        Where a process dies, the robots of the call it died in answer `Outcome(died=True)`; other robots of that process are
-        lost (`Outcome()`).
+        Where a process dies, the robots of the call it died in answer `StepResult(died=True)`; other robots of that process are
+        lost (`StepResult()`).
         """
 
 
@@ -47,23 +47,23 @@ class Lockstep:
     Args:
         config: the run's; how many robots, and by which rule levels are asked.
         trained: the checkpoint's; the pictures it reads.
-        fleet: the simulators; an episode whose process dies is begun again.
+        pool: the simulators; an episode whose process dies is begun again.
         policy: the checkpoint's.
-        notes: told of every finished episode, once.
+        sink: takes every finished episode, once.
     """
 
     config: Config
     trained: Config
-    fleet: Pool
+    pool: Pool
     policy: Policy
-    notes: Noting
+    sink: ResultSink
     robots: dict[int, RobotControl] = field(default_factory=dict)
-    running: dict[int, Job] = field(default_factory=dict)
+    running: dict[int, EpisodeJob] = field(default_factory=dict)
     frames: dict[int, list[NDArray[np.uint8]]] = field(default_factory=dict)
-    deaths: Counter[Job] = field(default_factory=Counter)
+    deaths: Counter[EpisodeJob] = field(default_factory=Counter)
     latencies: Latencies = field(default_factory=dict)
 
-    def play(self, jobs: list[Job]) -> None:
+    def play(self, jobs: list[EpisodeJob]) -> None:
         """Run all jobs, which are one controller's, to their end."""
         slots = min(self.config.evaluate.robots, len(jobs))
         self.robots = {slot: RobotControl(self.config.control, self.policy.levels) for slot in range(slots)}
@@ -77,42 +77,42 @@ class Lockstep:
         self._flush(jobs[0].controller)
 
     def _flush(self, controller: str) -> None:
-        self.notes.latencies(controller, self.latencies)
+        self.sink.latencies(controller, self.latencies)
         self.latencies = {}
 
-    def _begin(self, jobs: Mapping[int, Job], queue: Iterator[Job]) -> dict[int, Observation]:
+    def _begin(self, jobs: Mapping[int, EpisodeJob], queue: Iterator[EpisodeJob]) -> dict[int, Observation]:
         for slot, job in jobs.items():
             self.robots[slot].reset()
             self.running[slot], self.frames[slot] = job, []
         history = self.trained.data.history
-        orders = {slot: Start(task=job.task, seed=job.seed, history=history) for slot, job in jobs.items()}
-        return self._settle(self.fleet.ask("begin", orders, self._suspects()), queue)
+        arguments = {slot: EpisodeRequest(task=job.task, seed=job.seed, history=history) for slot, job in jobs.items()}
+        return self._take_results(self.pool.ask("begin", arguments, self._suspects()), queue)
 
-    def _advance(self, actions: Mapping[int, list[Action]], queue: Iterator[Job]) -> dict[int, Observation]:
-        return self._settle(self.fleet.ask("advance", actions, self._suspects()), queue)
+    def _advance(self, actions: Mapping[int, list[Action]], queue: Iterator[EpisodeJob]) -> dict[int, Observation]:
+        return self._take_results(self.pool.ask("advance", actions, self._suspects()), queue)
 
     def _suspects(self) -> set[int]:
         """Slots whose episode was under way when a process died: the next death shall be nobody else's."""
         return {slot for slot, job in self.running.items() if self.deaths[job]}
 
-    def _settle(self, outcomes: Mapping[int, Outcome], queue: Iterator[Job]) -> dict[int, Observation]:
+    def _take_results(self, results: Mapping[int, StepResult], queue: Iterator[EpisodeJob]) -> dict[int, Observation]:
         """Note finished episodes, and begin the next ones in their slots and the lost ones again."""
         observations: dict[int, Observation] = {}
-        fresh: dict[int, Job] = {}
-        for slot, outcome in outcomes.items():
-            job, episode = self.running[slot], outcome.episode
-            if outcome.observation is not None:
-                observations[slot] = outcome.observation
-                self.frames[slot].append(next(iter(outcome.observation.images.values())))
+        fresh: dict[int, EpisodeJob] = {}
+        for slot, result in results.items():
+            job, episode = self.running[slot], result.episode
+            if result.observation is not None:
+                observations[slot] = result.observation
+                self.frames[slot].append(next(iter(result.observation.images.values())))
                 continue
             if episode is None:
-                self.deaths[job] += outcome.died
+                self.deaths[job] += result.died
                 if self.deaths[job] < TRIES:
                     fresh[slot] = job
                     continue
                 episode = died(job.task, job.seed)
             del self.running[slot]
-            self.notes.episode(job, episode, self.frames[slot])
+            self.sink.episode(job, episode, self.frames[slot])
             if (following := next(queue, None)) is not None:
                 fresh[slot] = following
         return observations | (self._begin(fresh, queue) if fresh else {})

@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 from libra_ray.common.files import append_jsonl, read_jsonl
 from libra_ray.common.json_text import ABSENT, plain
-from libra_ray.common.progress import Progress
+from libra_ray.common.progress import ProgressBar
 from libra_ray.control.lockstep import Latencies
 from libra_ray.runs.folder import Clock, RunFolder
-from libra_ray.runs.results import Evaluation, LevelLatencies, Rollout
+from libra_ray.runs.results import Evaluation, LevelLatencies, RolloutVideo
 from libra_ray.types import Episode, EpisodeResult
 
 LOG_NAME = "evaluation.jsonl"
@@ -21,7 +21,7 @@ ROLLOUT_FPS = 8.0
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
-class Job:
+class EpisodeJob:
     """One episode to evaluate."""
 
     controller: str
@@ -43,14 +43,14 @@ class LogRow:
 
 
 @dataclass
-class Notes:
-    """Where results go: the log on disk, the progress bar, the clock."""
+class EvaluationLogWriter:
+    """Writes an evaluation's results: to the log on disk, the progress bar, the clock."""
 
     folder: RunFolder
     clock: Clock
-    bar: Progress
+    bar: ProgressBar
 
-    def episode(self, job: Job, episode: Episode, frames: Sequence[NDArray[np.uint8]] = ()) -> None:
+    def episode(self, job: EpisodeJob, episode: Episode, frames: Sequence[NDArray[np.uint8]] = ()) -> None:
         """Note a finished episode; only its row, written last and at once, makes it one that is not run again."""
         if job.controller == "policy" and frames:
             self._rollout(job, episode.success, frames)
@@ -77,7 +77,7 @@ class Notes:
             columns |= {f"{level}_ms": calls.ms, f"{level}_batch": calls.batch}
         append_jsonl(self.folder.path(LOG_NAME), [plain(LogRow(controller=controller, latencies=columns))])
 
-    def _rollout(self, job: Job, success: bool, frames: Sequence[NDArray[np.uint8]]) -> None:
+    def _rollout(self, job: EpisodeJob, success: bool, frames: Sequence[NDArray[np.uint8]]) -> None:
         """Keep what the policy saw, a few per task and outcome; the name sorts failures first."""
         folder = self.folder.path(ROLLOUTS_FOLDER) / job.task
         folder.mkdir(parents=True, exist_ok=True)
@@ -117,15 +117,15 @@ def read_evaluation(folder: RunFolder) -> Evaluation:
     )
 
 
-def read_rollouts(folder: RunFolder) -> list[Rollout]:
+def read_rollouts(folder: RunFolder) -> list[RolloutVideo]:
     """The kept rollouts of the policy: at most `evaluate.videos_per_task` per task, failures first."""
-    chosen: list[Rollout] = []
+    chosen: list[RolloutVideo] = []
     for task in folder.config.sim.tasks:
         paths = sorted((folder.path(ROLLOUTS_FOLDER) / task).glob("[ab]-*.npz"), key=lambda path: path.name)
         for path in paths[: folder.config.evaluate.videos_per_task]:
             with np.load(path, allow_pickle=False) as file:
                 chosen.append(
-                    Rollout(
+                    RolloutVideo(
                         task=task,
                         controller="policy",
                         seed=int(path.stem.split("-")[-1]),

@@ -58,7 +58,7 @@ class Rollout:
             self._frames.append(self.environment.render(*self._frame_size))
         after = self.environment.step(action.value, render=render)
         self._steps.append(Step(observation=self.observation, action=action, reward=after.reward, success=after.success))
-        self._look(after.observation)
+        self._observe(after.observation)
         if self._left is not None:
             self._left -= 1
         elif after.success:
@@ -78,7 +78,7 @@ class Rollout:
             position_error_mm=getattr(self.environment, "position_error_mm", None),
         )
 
-    def _look(self, observation: Observation) -> None:
+    def _observe(self, observation: Observation) -> None:
         if self._past.maxlen and self.observation.images:
             self._past.append(self.observation.images)
         if self._past and observation.images:

@@ -31,8 +31,8 @@ class Attempt:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """A robot's answer to its actions: the next observation, or the finished episode without its pictures.
+class StepResult:
+    """What a robot's actions led to: the next observation, or the finished episode without its pictures.
 
     Neither means that the episode is lost and has to begin again; `died` says that its process died while the robot moved.
     """
@@ -43,7 +43,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Start:
+class EpisodeRequest:
     """An episode to begin; its observations carry `history` pictures per camera, the present one included."""
 
     task: str
@@ -52,10 +52,10 @@ class Start:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Robot:
-    """A running episode and what was asked for; the environment's own name of the task may lack a prefix."""
+class RunningEpisode:
+    """A running episode and its request; the environment's own name of the task may lack a prefix."""
 
-    asked: Start
+    request: EpisodeRequest
     rollout: Rollout
 
 
@@ -66,7 +66,7 @@ class Simulators:
         """Nothing is built before the first episode."""
         self.sim = sim
         self.idle: dict[str, list[Environment]] = {}
-        self.running: dict[int, Robot] = {}
+        self.running: dict[int, RunningEpisode] = {}
 
     def demonstrate(self, task: str, seed: int, record: RecordConfig, path: Path) -> Attempt:
         """Record one episode by the expert; only a success is written to `path`."""
@@ -81,17 +81,17 @@ class Simulators:
         scripted = ExpertController(noise_std=0, noise_share=0) if controller == "expert" else ZeroController()
         return self._whole(task, seed, scripted, render=False)
 
-    def begin(self, episodes: Mapping[int, Start]) -> dict[int, Outcome]:
+    def begin(self, episodes: Mapping[int, EpisodeRequest]) -> dict[int, StepResult]:
         """Start episodes in slots."""
-        return {slot: self._start(slot, asked) for slot, asked in episodes.items()}
+        return {slot: self._start(slot, request) for slot, request in episodes.items()}
 
-    def advance(self, actions: Mapping[int, Sequence[Action]]) -> dict[int, Outcome]:
+    def advance(self, actions: Mapping[int, Sequence[Action]]) -> dict[int, StepResult]:
         """Execute each slot's actions; pictures are taken after the last of them (and earlier, for a policy with a history)."""
-        outcomes = {}
+        results = {}
         for slot, queue in actions.items():
             known = slot in self.running
-            outcomes[slot] = self._counted(slot, partial(self._execute, slot, queue)) if known else Outcome()
-        return outcomes
+            results[slot] = self._counted(slot, partial(self._execute, slot, queue)) if known else StepResult()
+        return results
 
     def _whole(self, task: str, seed: int, controller: Controller, **options: Any) -> Episode:
         try:
@@ -102,34 +102,34 @@ class Simulators:
         self._give(task, environment, episode)
         return episode
 
-    def _start(self, slot: int, asked: Start) -> Outcome:
+    def _start(self, slot: int, request: EpisodeRequest) -> StepResult:
         try:
-            environment = self._take(asked.task)
+            environment = self._take(request.task)
         except Exception as error:  # noqa: BLE001  (the border of one episode)
-            return Outcome(episode=not_begun(asked.task, asked.seed, error))
-        rollout = Rollout(environment, asked.seed, history=asked.history)
-        self.running[slot] = Robot(asked=asked, rollout=rollout)
+            return StepResult(episode=not_begun(request.task, request.seed, error))
+        rollout = Rollout(environment, request.seed, history=request.history)
+        self.running[slot] = RunningEpisode(request=request, rollout=rollout)
         return self._counted(slot, partial(rollout.start, render=True))
 
     def _execute(self, slot: int, queue: Sequence[Action]) -> None:
         robot = self.running[slot]
         for i, action in enumerate(queue):
             if not robot.rollout.done:
-                robot.rollout.step(action, render=len(queue) - i <= robot.asked.history)
+                robot.rollout.step(action, render=len(queue) - i <= robot.request.history)
 
-    def _counted(self, slot: int, act: Callable[[], None]) -> Outcome:
-        """What a robot's move came to; an exception ends its episode as one counted error and disturbs no other robot."""
+    def _counted(self, slot: int, act: Callable[[], None]) -> StepResult:
+        """The result of a robot's step; an exception ends its episode as one counted error and disturbs no other robot."""
         robot, rollout = self.running[slot], self.running[slot].rollout
         try:
             act()
             if not rollout.done:
-                return Outcome(observation=rollout.observation)
+                return StepResult(observation=rollout.observation)
             episode = without_pictures(rollout.episode())
         except Exception as error:  # noqa: BLE001  (the border of one episode)
             episode = failed(rollout.environment, rollout.seed, error)
         del self.running[slot]
-        self._give(robot.asked.task, rollout.environment, episode)
-        return Outcome(episode=episode)
+        self._give(robot.request.task, rollout.environment, episode)
+        return StepResult(episode=episode)
 
     def _take(self, task: str) -> Environment:
         pool = self.idle.setdefault(task, [])

@@ -13,7 +13,7 @@ from libra_ray.stats.intervals import percentiles, wilson
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class RequestRecord:
     """One answered request.
 
     Attributes:
@@ -33,7 +33,7 @@ class Answer:
     batch: float | None = None
 
     @classmethod
-    def of(cls, robot: str, at_s: float, latency_s: float, reply: Reply) -> "Answer":
+    def of(cls, robot: str, at_s: float, latency_s: float, reply: Reply) -> "RequestRecord":
         """The record of a reply."""
         return cls(
             robot=robot,
@@ -47,7 +47,7 @@ class Answer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
+class FinishedEpisode:
     """One finished episode of one robot."""
 
     task: str
@@ -66,7 +66,7 @@ class DriveLog:
         errors: (time, kind); `examples` keeps the first text of each kind.
     """
 
-    answers: list[Answer] = field(default_factory=list)
+    answers: list[RequestRecord] = field(default_factory=list)
     met: list[float] = field(default_factory=list)
     missed: list[float] = field(default_factory=list)
     wrong_robot: list[float] = field(default_factory=list)
@@ -75,7 +75,7 @@ class DriveLog:
     lateness: list[tuple[float, float]] = field(default_factory=list)
     fresh: list[tuple[float, int]] = field(default_factory=list)
     held: list[tuple[float, int]] = field(default_factory=list)
-    trials: list[Trial] = field(default_factory=list)
+    episodes: list[FinishedEpisode] = field(default_factory=list)
     reconnects: int = 0
 
     def __post_init__(self) -> None:
@@ -128,7 +128,7 @@ class DriveLog:
             errors=dict(Counter(kind for at, kind in self.errors if within(at))),
             error_examples=self.examples,
             reconnects=self.reconnects,
-            success=_success([t for t in self.trials if within(t.at_s)]),
+            success=_success([t for t in self.episodes if within(t.at_s)]),
             driver_lateness_ms=percentiles([1e3 * late for at, late in self.lateness if within(at)]),
         )
 
@@ -139,7 +139,7 @@ class DriveLog:
         def bins(times: Sequence[float]) -> list[int]:
             return np.histogram(times, count, (0, count * seconds))[0].tolist()
 
-        came: list[list[Answer]] = [[] for _ in range(count)]
+        came: list[list[RequestRecord]] = [[] for _ in range(count)]
         for answer in self.answers:
             came[min(int((answer.at_s + answer.latency_s) / seconds), count - 1)].append(answer)
         met, missed, errors = bins(self.met), bins(self.missed), bins([at for at, _ in self.errors])
@@ -158,13 +158,13 @@ class DriveLog:
         ]
 
 
-def _success(trials: Sequence[Trial]) -> Success:
-    tasks = dict.fromkeys(t.task for t in trials)
-    by_task = {task: _rate([t for t in trials if t.task == task]) for task in tasks}
-    return Success(**vars(_rate(trials)), tasks=by_task)
+def _success(episodes: Sequence[FinishedEpisode]) -> Success:
+    tasks = dict.fromkeys(t.task for t in episodes)
+    by_task = {task: _rate([t for t in episodes if t.task == task]) for task in tasks}
+    return Success(**vars(_rate(episodes)), tasks=by_task)
 
 
-def _rate(chosen: Sequence[Trial]) -> SuccessRate:
+def _rate(chosen: Sequence[FinishedEpisode]) -> SuccessRate:
     successes, episodes = sum(t.success for t in chosen), len(chosen)
     interval = wilson(successes, episodes)
     return SuccessRate(

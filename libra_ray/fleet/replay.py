@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from libra_ray.client.protocol import Handshake, Reply
 from libra_ray.config import DataConfig, from_json
-from libra_ray.data.dataset import Recorded, open_dataset
+from libra_ray.data.dataset import Demonstrations, open_dataset
 from libra_ray.data.frames import frame_cache
-from libra_ray.fleet.robots import Seen
+from libra_ray.fleet.robots import StubObservation
 from libra_ray.types import STATE_KEY, Observation
 
 PICTURES = 4
@@ -22,7 +22,7 @@ PICTURES = 4
 CHUNKS_PER_EPISODE = 100
 
 
-def synthetic(server: Handshake, robot: int) -> Iterator[Seen]:
+def synthetic(server: Handshake, robot: int) -> Iterator[StubObservation]:
     """Endless episodes of random pictures and states that fit the server, no two robots' alike.
 
     The first number of every state is `identity(robot)`, for servers that give it back (`reflects`).
@@ -35,7 +35,7 @@ def synthetic(server: Handshake, robot: int) -> Iterator[Seen]:
         words = server.instructions[robot % len(server.instructions)] if server.instructions else ""
         past = (images,) * (server.history - 1) if step else ()
         observation = Observation(images=images, state=state, instruction=words, step=step, past=past)
-        yield Seen(observation=observation, begins=step == 0)
+        yield StubObservation(observation=observation, begins=step == 0)
 
 
 def identity(robot: int) -> float:
@@ -48,7 +48,7 @@ def reflects(observation: Observation, reply: Reply) -> bool:
     return bool(reply.actions[0, 0] == observation.state[0])
 
 
-def recorded(server: Handshake, source: Path) -> "Recording":
+def open_recording(server: Handshake, source: Path) -> "Recording":
     """The recording of a run (its own, or the one it was trained on) or in a data set folder, checked against the server.
 
     Raises:
@@ -75,22 +75,22 @@ class Recording:
         server: which cameras, how long a history, and how many control steps between two requests.
     """
 
-    def __init__(self, data: Recorded, pictures: NDArray[np.uint8], server: Handshake) -> None:
+    def __init__(self, data: Demonstrations, pictures: NDArray[np.uint8], server: Handshake) -> None:
         self._data, self._pictures, self._server = data, pictures, server
         self._cameras = {name: data.image_keys.index(name) for name in server.cameras}
 
     @classmethod
-    def open(cls, data: Recorded, frames: Path, server: Handshake) -> Self:
+    def open(cls, data: Demonstrations, frames: Path, server: Handshake) -> Self:
         """With the pictures decoded in the cache folder `frames`, at the server's size."""
         size = int(server.observation[server.cameras[0]]["shape"][0]) if server.cameras else 16
         return cls(data, frame_cache(data, frames, size), server)
 
-    def robot(self, number: int, robots: int) -> Iterator[Seen]:
+    def robot(self, number: int, robots: int) -> Iterator[StubObservation]:
         """Endless episodes of one robot of a fleet; different robots begin with different ones."""
         for episode in count(number, robots):
             index = episode % len(self._data.lengths)
             for step in range(0, int(self._data.lengths[index]), self._server.execute_steps):
-                yield Seen(observation=self._observation(index, step), begins=step == 0)
+                yield StubObservation(observation=self._observation(index, step), begins=step == 0)
 
     def _observation(self, episode: int, step: int) -> Observation:
         row = int(self._data.starts[episode]) + step

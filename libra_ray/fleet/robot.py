@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from libra_ray.client.client import RefusedError, WrongRobotError
 from libra_ray.client.protocol import Reply
-from libra_ray.fleet.log import Answer, DriveLog
+from libra_ray.fleet.log import DriveLog, RequestRecord
 from libra_ray.types import Observation
 
 ERROR_PAUSE_S = 0.1
@@ -37,7 +37,7 @@ class Endpoint(Protocol):
 
 
 @dataclass(kw_only=True)
-class Robot(ABC):
+class DrivenRobot(ABC):
     """What stub and simulated robots share.
 
     Attributes:
@@ -92,7 +92,7 @@ class Robot(ABC):
         except Exception as error:  # noqa: BLE001  (the border of one request)
             self.log.failed(type(error).__name__, str(error))
         else:
-            self.log.answers.append(Answer.of(self.name, sent, self.log.now() - sent, reply))
+            self.log.answers.append(RequestRecord.of(self.name, sent, self.log.now() - sent, reply))
             if self.check is None or self.check(observation, reply):
                 return reply
             self.log.wrong_robot.append(self.log.now())
@@ -106,11 +106,11 @@ class Robot(ABC):
         self.log.lateness.append((at_s, max(0.0, self.log.now() - at_s)))
 
 
-async def drive(robots: Sequence[Robot], seconds: float, tell: Callable[[float], None] = lambda _: None) -> None:
+async def drive(robots: Sequence[DrivenRobot], seconds: float, on_progress: Callable[[float], None] = lambda _: None) -> None:
     """Run all robots for so long; ends early when every one of them has left.
 
     Args:
-        tell: told the seconds so far, now and then.
+        on_progress: called with the seconds so far, now and then.
 
     Raises:
         ConnectionError: every robot has lost the server for good, or never found it.
@@ -120,7 +120,7 @@ async def drive(robots: Sequence[Robot], seconds: float, tell: Callable[[float],
     tasks = [asyncio.ensure_future(robot.run()) for robot in robots]
     try:
         while (elapsed := asyncio.get_running_loop().time() - began) < seconds:
-            tell(elapsed)
+            on_progress(elapsed)
             _, living = await asyncio.wait(tasks, timeout=min(0.5, seconds - elapsed), return_when=asyncio.ALL_COMPLETED)
             if not living:
                 break

@@ -14,21 +14,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from libra_ray.client.protocol import Reply
-from libra_ray.fleet.log import Trial
-from libra_ray.fleet.robot import Robot
+from libra_ray.fleet.log import FinishedEpisode
+from libra_ray.fleet.robot import DrivenRobot
 from libra_ray.types import Observation
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
-    """What a stub robot shows: an observation, and whether it begins an episode."""
+class StubObservation:
+    """An observation of a stub robot, and whether it begins an episode."""
 
     observation: Observation
     begins: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Next:
+class NextRequest:
     """When a stub robot asks again: with its next observation, or with the same one, if it was told to hold.
 
     Attributes:
@@ -41,21 +41,21 @@ class Next:
 
 
 @dataclass(kw_only=True)
-class StubRobot(Robot):
+class StubRobot(DrivenRobot):
     """A robot that shows recorded observations, one per chunk: load without physics.
 
     Attributes:
-        seen: what it shows, in order; it leaves when there is no more.
+        seen: its observations, in order; it leaves when there is no more.
         period_s: time between two requests, in which a chunk must be there; None asks again as soon as the answer is there.
         execute_steps: actions that count as executed per chunk.
     """
 
-    seen: Iterable[Seen]
+    seen: Iterable[StubObservation]
     period_s: float | None
     execute_steps: int = 1
 
     async def _live(self) -> None:
-        coming, held_steps, holds = Next(at_s=self.log.now()), 0, 0
+        coming, held_steps, holds = NextRequest(at_s=self.log.now()), 0, 0
         for seen in self.seen:
             held_steps, begins = 0 if seen.begins else held_steps, seen.begins
             while True:
@@ -65,13 +65,15 @@ class StubRobot(Robot):
                     self._count(await self._ask(shown, **_beginning(begins=begins)))
                     break
                 await self._until(coming.at_s)
-                coming = await self._in_time(Seen(observation=shown, begins=begins), coming.at_s, self.period_s, holds)
+                coming = await self._in_time(
+                    StubObservation(observation=shown, begins=begins), coming.at_s, self.period_s, holds
+                )
                 if not coming.held_steps:
                     holds = 0
                     break
                 held_steps, holds, begins = held_steps + coming.held_steps, holds + 1, False
 
-    async def _in_time(self, seen: Seen, at_s: float, period_s: float, holds: int) -> Next:
+    async def _in_time(self, seen: StubObservation, at_s: float, period_s: float, holds: int) -> NextRequest:
         """Ask at `at_s`, after so many holds in a row, count what was met and missed, and return when to ask next."""
         due, reply, cancelled = at_s + period_s, None, True
         try:
@@ -85,12 +87,12 @@ class StubRobot(Robot):
             self.log.missed += [due + i * period_s for i in range(missed)]
         if not missed:
             self.log.met.append(due)
-        self._count(reply, held_steps=_patience(holds, self.execute_steps))
+        self._count(reply, held_steps=_hold_steps(holds, self.execute_steps))
         if reply is not None and reply.held:
             step_s = period_s / self.execute_steps
-            held_steps = max(_patience(holds, self.execute_steps), math.ceil((now - at_s) / step_s))
-            return Next(at_s=at_s + held_steps * step_s, held_steps=held_steps)
-        return Next(at_s=due + missed * period_s)
+            held_steps = max(_hold_steps(holds, self.execute_steps), math.ceil((now - at_s) / step_s))
+            return NextRequest(at_s=at_s + held_steps * step_s, held_steps=held_steps)
+        return NextRequest(at_s=due + missed * period_s)
 
     def _count(self, reply: Reply | None, held_steps: int = 1) -> None:
         if reply is not None:
@@ -99,35 +101,35 @@ class StubRobot(Robot):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moved:
-    """What became of a simulated robot: what it sees now, or, where the episode has ended, whether it succeeded."""
+class MotionResult:
+    """What a simulated robot's motion led to: its observation, and, where the episode has ended, whether it succeeded."""
 
     observation: Observation
     executed: int
     success: bool | None = None
 
 
-class Body(Protocol):
-    """A simulated robot, e.g. `libra_ray.fleet.simulated.Bodies.body`."""
+class SimulatedRobot(Protocol):
+    """A simulated robot, e.g. `libra_ray.fleet.simulated.SimulatedFleet.robots`."""
 
     task: str
 
-    async def begin(self) -> Moved:
+    async def begin(self) -> MotionResult:
         """The next episode."""
 
-    async def execute(self, actions: NDArray[np.float32]) -> Moved:
+    async def execute(self, actions: NDArray[np.float32]) -> MotionResult:
         """Execute `(n, D)` actions, fewer where the episode ends before."""
 
 
 @dataclass(kw_only=True)
-class BodyRobot(Robot):
+class PhysicsRobot(DrivenRobot):
     """A simulated robot in real time. Each control step takes `period_s`; `execute_steps` are executed of each fresh chunk.
 
     A chunk is due when the control step of its observation ends. While it is missing the robot holds still step by step
     (no motion, gripper as it was), and a late chunk goes on at the index that belongs to the present step.
     """
 
-    body: Body
+    simulated: SimulatedRobot
     period_s: float
     execute_steps: int
     action_dim: int
@@ -138,61 +140,61 @@ class BodyRobot(Robot):
         at_s = self.log.now()
         report: dict[str, Any] = {}
         while True:
-            moved, begins, self._gripper = await self.body.begin(), True, 0.0
+            motion, begins, self._gripper = await self.simulated.begin(), True, 0.0
             at_s = max(at_s, self.log.now())
-            while moved.success is None:
+            while motion.success is None:
                 await self._until(at_s)
                 # A driver that fell behind by whole steps begins anew instead of hurrying after its clock.
                 at_s = max(at_s, self.log.now() - self.period_s)
-                steps, moved = await self._chunk(moved, at_s, _beginning(begins=begins) | report)
+                steps, motion = await self._chunk(motion, at_s, _beginning(begins=begins) | report)
                 at_s, begins, report = at_s + steps * self.period_s, False, {}
-            self.log.trials.append(Trial(task=self.body.task, success=moved.success, at_s=self.log.now()))
-            report = {"success": moved.success}
+            self.log.episodes.append(FinishedEpisode(task=self.simulated.task, success=motion.success, at_s=self.log.now()))
+            report = {"success": motion.success}
 
-    async def _chunk(self, moved: Moved, at_s: float, extra: dict[str, Any]) -> tuple[int, Moved]:
+    async def _chunk(self, motion: MotionResult, at_s: float, extra: dict[str, Any]) -> tuple[int, MotionResult]:
         """One request, and the control steps until the next one is wanted: how many, and what became of the robot."""
-        asked = asyncio.ensure_future(self._ask(moved.observation, **extra))
+        asked = asyncio.ensure_future(self._ask(motion.observation, **extra))
         waited = 0
         try:
-            while not asked.done() and moved.success is None:
+            while not asked.done() and motion.success is None:
                 due = at_s + (waited + 1) * self.period_s
                 await asyncio.wait({asked}, timeout=max(0.0, due - self.log.now()))
                 if not asked.done():
                     self.log.missed.append(due)
-                    moved, waited = await self._hold(), waited + 1
+                    motion, waited = await self._hold(), waited + 1
         finally:
             asked.cancel()
-        reply = None if asked.cancelled() or moved.success is not None else await asked
+        reply = None if asked.cancelled() or motion.success is not None else await asked
         fresh = self.execute_steps - waited if reply is not None else 0
         if reply is None or fresh <= 0:
-            return (waited, moved) if waited else (1, await self._held_after_error(at_s))
+            return (waited, motion) if waited else (1, await self._held_after_error(at_s))
         if not waited:
             self.log.met.append(at_s + self.period_s)
         last = self.execute_steps
         if reply.held:
-            last = min(last, waited + _patience(self._holds, self.execute_steps))
+            last = min(last, waited + _hold_steps(self._holds, self.execute_steps))
         self._holds = self._holds + 1 if reply.held else 0
-        moved = await self.body.execute(reply.actions[waited:last])
+        motion = await self.simulated.execute(reply.actions[waited:last])
         self._gripper = float(reply.actions[min(self.execute_steps, len(reply.actions)) - 1, -1])
-        self.log.executed(moved.executed, fresh=not reply.held)
-        return waited + moved.executed, moved
+        self.log.executed(motion.executed, fresh=not reply.held)
+        return waited + motion.executed, motion
 
-    async def _held_after_error(self, at_s: float) -> Moved:
+    async def _held_after_error(self, at_s: float) -> MotionResult:
         self.log.missed.append(at_s + self.period_s)
         return await self._hold()
 
-    async def _hold(self) -> Moved:
+    async def _hold(self) -> MotionResult:
         still = np.zeros((1, self.action_dim), np.float32)
         still[0, -1] = self._gripper
-        moved = await self.body.execute(still)
+        motion = await self.simulated.execute(still)
         self.log.executed(1, fresh=False)
-        return moved
+        return motion
 
 
 def _beginning(*, begins: bool) -> dict[str, Any]:
     return {"reset": True} if begins else {}
 
 
-def _patience(holds: int, most: int) -> int:
+def _hold_steps(holds: int, most: int) -> int:
     """Control steps until a robot asks again that was told to hold, after so many holds in a row: 1, 2, 4, ..., a chunk."""
     return min(most, 2 ** min(holds, 16))

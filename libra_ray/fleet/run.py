@@ -1,4 +1,4 @@
-"""`jobs/drive.py` without its command line: an order, the fleet it asks for, and the table of what came of it."""
+"""`jobs/drive.py` without its command line: the load's specification, its fleet, and the table of what came of it."""
 
 import io
 import time
@@ -13,17 +13,17 @@ from rich.table import Table
 
 from libra_ray.client.client import AsyncRobotClient
 from libra_ray.client.protocol import Handshake
-from libra_ray.common.gc_freeze import settle
+from libra_ray.common.gc_freeze import freeze_startup_objects
 from libra_ray.common.json_text import ABSENT
 from libra_ray.common.provenance import Hardware, describe_hardware
 from libra_ray.config import SimConfig
 from libra_ray.config.presets import QUICKSTART_TASKS, TABLETOP_TASKS
 from libra_ray.fleet.log import DriveLog
 from libra_ray.fleet.records import Moment, Rates, SuccessRate, Summary
-from libra_ray.fleet.replay import Recording, recorded, reflects, synthetic
-from libra_ray.fleet.robot import Robot, drive
-from libra_ray.fleet.robots import BodyRobot, StubRobot
-from libra_ray.fleet.simulated import Bodies
+from libra_ray.fleet.replay import Recording, open_recording, reflects, synthetic
+from libra_ray.fleet.robot import DrivenRobot, drive
+from libra_ray.fleet.robots import PhysicsRobot, StubRobot
+from libra_ray.fleet.simulated import SimulatedFleet
 from libra_ray.sim import check_tasks
 from libra_ray.stats.intervals import Percentiles
 
@@ -35,8 +35,8 @@ WRIST = "observation.images.wrist"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
-    """What a fleet shall do.
+class LoadSpec:
+    """The specification of a fleet's load.
 
     Attributes:
         endpoint: the server's address, e.g. `ws://127.0.0.1:8765`.
@@ -113,7 +113,7 @@ class DriveResult(Summary):
         driver_cpu_share: of one core; `physics_cpu_share`: of the simulators, None of stub robots.
     """
 
-    order: Order
+    load: LoadSpec
     server: Mapping[str, Any]
     rates: Rates
     timeline: Sequence[Moment]
@@ -122,40 +122,40 @@ class DriveResult(Summary):
     physics_cpu_share: float | None = field(default=None, metadata=ABSENT)
 
 
-async def run(order: Order, token: str | None = None, tell: Callable[[float], None] = lambda _: None) -> DriveResult:
+async def run(load: LoadSpec, token: str | None = None, on_progress: Callable[[float], None] = lambda _: None) -> DriveResult:
     """Drive the fleet and return what came of it: the summary, the time line, the server's words of itself, the machine.
 
     Args:
-        tell: told the seconds so far, now and then.
+        on_progress: called with the seconds so far, now and then.
 
     Raises:
         ConnectionError: there is no server, or it vanished for good.
         RefusedError: it refuses these robots.
         ValueError: it speaks another version, or needs what the fleet does not have.
     """
-    async with order.client("drive", token) as probe:
+    async with load.client("drive", token) as probe:
         server = probe.handshake
     with ExitStack() as stack:
-        bodies = None if order.stub else stack.enter_context(_bodies(order, server))
-        if bodies is not None:
-            await bodies.ready()
-        recording = recorded(server, Path(order.stub)) if order.stub not in ("", SYNTHETIC) else None
-        settle()
+        fleet = None if load.stub else stack.enter_context(_simulated_fleet(load, server))
+        if fleet is not None:
+            await fleet.ready()
+        recording = open_recording(server, Path(load.stub)) if load.stub not in ("", SYNTHETIC) else None
+        freeze_startup_objects()
         # Its clock starts here: all that takes time before the robots move is done.
         log = DriveLog()
-        robots = _fleet(order, server, log, token, bodies, recording)
-        simulated = bodies.cpu_s if bodies is not None else 0.0
+        robots = _robots(load, server, log, token, fleet, recording)
+        simulated = fleet.cpu_s if fleet is not None else 0.0
         used, began = time.process_time(), time.perf_counter()
-        await drive(robots, order.warmup_s + order.seconds, tell)
+        await drive(robots, load.warmup_s + load.seconds, on_progress)
         seconds = time.perf_counter() - began
         driver_share = (time.process_time() - used) / seconds
-        physics_share = (bodies.cpu_s - simulated) / seconds if bodies is not None else None
-    asking_hz = order.hz if order.stub else order.hz / server.execute_steps
+        physics_share = (fleet.cpu_s - simulated) / seconds if fleet is not None else None
+    asking_hz = load.hz if load.stub else load.hz / server.execute_steps
     return DriveResult(
-        order=order,
+        load=load,
         server=server.message(),
-        rates=Rates(control_hz=None if order.stub else order.hz, chunk_requests_hz_per_robot=asking_hz),
-        **vars(log.summary(after_s=order.warmup_s, until_s=order.warmup_s + order.seconds)),
+        rates=Rates(control_hz=None if load.stub else load.hz, chunk_requests_hz_per_robot=asking_hz),
+        **vars(log.summary(after_s=load.warmup_s, until_s=load.warmup_s + load.seconds)),
         driver_cpu_share=driver_share,
         physics_cpu_share=physics_share,
         timeline=log.timeline(),
@@ -196,46 +196,51 @@ def table(result: DriveResult) -> str:
     return text.getvalue() + "".join(f"{line}\n" for line in examples)
 
 
-def simulation(order: Order, server: Handshake) -> SimConfig:
+def simulation(load: LoadSpec, server: Handshake) -> SimConfig:
     """Robots that see as the demonstrations' robots saw."""
     return SimConfig(
-        family=order.family,
-        tasks=order.task_names,
+        family=load.family,
+        tasks=load.task_names,
         image_size=int(server.observation[server.cameras[0]]["shape"][0]),
         supersample=server.supersample,
         wrist_camera=WRIST in server.cameras,
-        max_steps=order.max_steps,
+        max_steps=load.max_steps,
     )
 
 
-def _bodies(order: Order, server: Handshake) -> Bodies:
-    sim, tasks = simulation(order, server), order.task_names
-    return Bodies(sim, tasks, order.robots, history=server.history, seed=order.seed, processes=order.processes)
+def _simulated_fleet(load: LoadSpec, server: Handshake) -> SimulatedFleet:
+    sim, tasks = simulation(load, server), load.task_names
+    return SimulatedFleet(sim, tasks, load.robots, history=server.history, seed=load.seed, processes=load.processes)
 
 
-def _fleet(
-    order: Order, server: Handshake, log: DriveLog, token: str | None, bodies: Bodies | None, recording: Recording | None
-) -> Sequence[Robot]:
-    asking_s = (1 / order.hz if order.hz else 0.0) * (1 if order.stub else server.execute_steps)
-    robots: list[Robot] = []
-    for i in range(order.robots):
+def _robots(
+    load: LoadSpec,
+    server: Handshake,
+    log: DriveLog,
+    token: str | None,
+    fleet: SimulatedFleet | None,
+    recording: Recording | None,
+) -> Sequence[DrivenRobot]:
+    asking_s = (1 / load.hz if load.hz else 0.0) * (1 if load.stub else server.execute_steps)
+    robots: list[DrivenRobot] = []
+    for i in range(load.robots):
         name = f"robot-{i:04d}"
-        client, phase_s = order.client(name, token), asking_s * i / order.robots
-        if bodies is not None:
+        client, phase_s = load.client(name, token), asking_s * i / load.robots
+        if fleet is not None:
             robots.append(
-                BodyRobot(
+                PhysicsRobot(
                     name=name,
                     client=client,
                     log=log,
                     phase_s=phase_s,
-                    body=bodies.bodies[i],
-                    period_s=1 / order.hz,
+                    simulated=fleet.robots[i],
+                    period_s=1 / load.hz,
                     execute_steps=server.execute_steps,
                     action_dim=int(server.action["shape"][1]),
                 )
             )
             continue
-        seen = recording.robot(i, order.robots) if recording else synthetic(server, i)
+        seen = recording.robot(i, load.robots) if recording else synthetic(server, i)
         robots.append(
             StubRobot(
                 name=name,
@@ -245,18 +250,18 @@ def _fleet(
                 seen=seen,
                 period_s=asking_s or None,
                 execute_steps=server.execute_steps,
-                check=reflects if order.echo else None,
+                check=reflects if load.echo else None,
             )
         )
     return robots
 
 
 def _title(result: DriveResult) -> str:
-    order, rates = result.order, result.rates
+    load, rates = result.load, result.rates
     asking = rates.chunk_requests_hz_per_robot
     each = f"{asking:g} chunk requests/s each" if asking else "each asking as soon as it is answered"
     control = f", control at {rates.control_hz:g} Hz" if rates.control_hz else ""
-    return f"{order.robots} {'stub' if order.stub else 'simulated'} robots, {each}{control}, {result.seconds:.0f} s"
+    return f"{load.robots} {'stub' if load.stub else 'simulated'} robots, {each}{control}, {result.seconds:.0f} s"
 
 
 def _marks(marks: Percentiles) -> str:

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from libra_ray.config import SimConfig
 from libra_ray.evaluation.rollout import Rollout
-from libra_ray.fleet.robots import Moved
+from libra_ray.fleet.robots import MotionResult
 from libra_ray.sim import make_environment
 from libra_ray.types import Action, Environment
 
 
 @dataclass
-class _World:
+class _Worker:
     """What one process holds: every robot's environment, kept from episode to episode, and its present episode."""
 
     sim: SimConfig
@@ -32,23 +32,23 @@ class _World:
     rollouts: dict[int, Rollout] = field(default_factory=dict)
 
 
-_world: _World
+_worker: _Worker
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Answer:
-    """A robot's move, and the CPU seconds that its process has used so far."""
+class _WorkerResult:
+    """A robot's motion, and the CPU seconds that its process has used so far."""
 
-    moved: Moved
+    motion: MotionResult
     cpu_s: float
 
 
 def _open(sim: SimConfig, history: int) -> None:
-    global _world
+    global _worker
     # Ctrl-C is the driver's business; its end is ours.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_driver, daemon=True).start()
-    _world = _World(sim, history)
+    _worker = _Worker(sim, history)
 
 
 def _end_with_driver() -> None:
@@ -59,32 +59,32 @@ def _end_with_driver() -> None:
         os._exit(1)
 
 
-def _begin(robot: int, task: str, seed: int) -> _Answer:
-    if robot not in _world.environments:
-        _world.environments[robot] = make_environment(_world.sim, task)
-    rollout = Rollout(_world.environments[robot], seed, history=_world.history)
+def _begin(robot: int, task: str, seed: int) -> _WorkerResult:
+    if robot not in _worker.environments:
+        _worker.environments[robot] = make_environment(_worker.sim, task)
+    rollout = Rollout(_worker.environments[robot], seed, history=_worker.history)
     rollout.start(render=True)
-    _world.rollouts[robot] = rollout
-    return _answer(rollout, 0)
+    _worker.rollouts[robot] = rollout
+    return _result(rollout, 0)
 
 
-def _execute(robot: int, actions: NDArray[np.float32]) -> _Answer:
-    rollout, executed = _world.rollouts[robot], 0
+def _execute(robot: int, actions: NDArray[np.float32]) -> _WorkerResult:
+    rollout, executed = _worker.rollouts[robot], 0
     for i, value in enumerate(actions):
         if not rollout.done:
             # A policy with a history also reads the pictures of the steps just before.
-            rollout.step(Action(value=value, label=value), render=len(actions) - i <= _world.history)
+            rollout.step(Action(value=value, label=value), render=len(actions) - i <= _worker.history)
             executed += 1
-    return _answer(rollout, executed)
+    return _result(rollout, executed)
 
 
-def _answer(rollout: Rollout, executed: int) -> _Answer:
+def _result(rollout: Rollout, executed: int) -> _WorkerResult:
     success = rollout.episode().success if rollout.done else None
-    moved = Moved(observation=rollout.observation, executed=executed, success=success)
-    return _Answer(moved=moved, cpu_s=time.process_time())
+    motion = MotionResult(observation=rollout.observation, executed=executed, success=success)
+    return _WorkerResult(motion=motion, cpu_s=time.process_time())
 
 
-class Bodies:
+class SimulatedFleet:
     """A fleet's robots. Robot number i has task `tasks[i % len(tasks)]`; its episodes have seeds that no other robot has.
 
     Args:
@@ -105,8 +105,8 @@ class Bodies:
         pools = [ProcessPoolExecutor(1, mp_context=context, initializer=_open, initargs=(sim, history)) for _ in range(number)]
         self._pools = pools
         self._cpu_s = [0.0] * number
-        self.bodies = [
-            _Body(self, pool=i % number, robot=i, task=tasks[i % len(tasks)], seeds=count(seed + i, robots))
+        self.robots = [
+            _SimulatedRobot(self, pool=i % number, robot=i, task=tasks[i % len(tasks)], seeds=count(seed + i, robots))
             for i in range(robots)
         ]
 
@@ -121,32 +121,32 @@ class Bodies:
 
     async def ready(self) -> None:
         """Start the processes and build every robot, so that nobody has to when the clock runs."""
-        await asyncio.gather(*(body.build() for body in self.bodies))
+        await asyncio.gather(*(robot.build() for robot in self.robots))
 
     @property
     def cpu_s(self) -> float:
         """CPU seconds that the processes have used so far."""
         return sum(self._cpu_s)
 
-    async def ask(self, pool: int, function: Any, *arguments: Any) -> Moved:
+    async def ask(self, pool: int, function: Any, *arguments: Any) -> MotionResult:
         """Call a function of this module in one of the processes."""
-        answer: _Answer = await asyncio.get_running_loop().run_in_executor(self._pools[pool], function, *arguments)
+        answer: _WorkerResult = await asyncio.get_running_loop().run_in_executor(self._pools[pool], function, *arguments)
         self._cpu_s[pool] = answer.cpu_s
-        return answer.moved
+        return answer.motion
 
 
-class _Body:
-    """One robot of a fleet; see `libra_ray.fleet.robot.Body`."""
+class _SimulatedRobot:
+    """One robot of a fleet; see `libra_ray.fleet.robot.SimulatedRobot`."""
 
-    def __init__(self, bodies: Bodies, *, pool: int, robot: int, task: str, seeds: Any) -> None:
+    def __init__(self, fleet: SimulatedFleet, *, pool: int, robot: int, task: str, seeds: Any) -> None:
         self.task = task
-        self._bodies, self._pool, self._robot, self._seeds = bodies, pool, robot, seeds
+        self._fleet, self._pool, self._robot, self._seeds = fleet, pool, robot, seeds
 
     async def build(self) -> None:
-        await self._bodies.ask(self._pool, _begin, self._robot, self.task, 0)
+        await self._fleet.ask(self._pool, _begin, self._robot, self.task, 0)
 
-    async def begin(self) -> Moved:
-        return await self._bodies.ask(self._pool, _begin, self._robot, self.task, next(self._seeds))
+    async def begin(self) -> MotionResult:
+        return await self._fleet.ask(self._pool, _begin, self._robot, self.task, next(self._seeds))
 
-    async def execute(self, actions: NDArray[np.float32]) -> Moved:
-        return await self._bodies.ask(self._pool, _execute, self._robot, actions)
+    async def execute(self, actions: NDArray[np.float32]) -> MotionResult:
+        return await self._fleet.ask(self._pool, _execute, self._robot, actions)

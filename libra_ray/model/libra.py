@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from libra_ray.batch import Batch
 from libra_ray.config import Config, TrainConfig
-from libra_ray.model.parts.action_tokens import Bins
+from libra_ray.model.parts.action_tokens import ActionTokenizer
 from libra_ray.model.parts.augment import augmented
 from libra_ray.model.parts.backbone import Backbone, Text, make_backbone
 from libra_ray.model.parts.chunks import chunk_of
 from libra_ray.model.parts.planner import Planner, plan_accuracy, plan_loss
 from libra_ray.model.parts.refiner import Refiner
 from libra_ray.model.parts.token_measures import measure_tokens
-from libra_ray.model.system import IntentValue, Losses, Schedule, Seen, System, seen_first, seen_now
+from libra_ray.model.system import EncoderOutput, IntentValue, Losses, Schedule, System, seen_first, seen_now
 from libra_ray.types import Level, RobotShape
 
 PLANNER, REFINER = "planner", "refiner"
@@ -45,8 +45,8 @@ class Libra(System):
             Level(name=PLANNER, covers=action.plan_steps),
             Level(name=REFINER, covers=action.horizon, reads=PLANNER),
         )
-        self.bins = Bins(count=action.bins)
-        hidden = float(self.bins.hidden)
+        self.tokenizer = ActionTokenizer(count=action.bins)
+        hidden = float(self.tokenizer.mask_token)
         tokens = IntentValue(shape=(action.plan_steps, dims), low=0.0, high=hidden, unknown=hidden)
         self.intents = {PLANNER: {"tokens": tokens}}
         backbone: Backbone = make_backbone(config.planner, config.sim.image_size, pictures, folder)
@@ -61,7 +61,7 @@ class Libra(System):
             dims=dims,
             bins=action.bins,
             state=shape.state_dim,
-            seen=backbone.width,
+            feature_width=backbone.width,
             folder=folder,
         )
 
@@ -72,7 +72,7 @@ class Libra(System):
         seen = seen_first(batch)
         logits = self.planner(seen.images, seen.state, seen.text)
         steps = self.config.action.plan_steps
-        truth, mask = self.bins.encode(batch.actions[:, :steps]), batch.action_mask[:, :steps]
+        truth, mask = self.tokenizer.encode(batch.actions[:, :steps]), batch.action_mask[:, :steps]
         tokens = truth if phase == GROUND_TRUTH else sample_tokens(logits.detach(), generator)
         plan = plan_loss(logits, truth, mask)
         return Losses(
@@ -82,15 +82,15 @@ class Libra(System):
 
     @torch.no_grad()
     def infer(
-        self, level: str, seen: Seen, above: Mapping[str, Tensor], noise: Tensor | None = None, variant: str = ""
+        self, level: str, seen: EncoderOutput, above: Mapping[str, Tensor], noise: Tensor | None = None, variant: str = ""
     ) -> Mapping[str, Tensor]:
         """The planner's most likely `tokens` for the next L steps; the refiner's `actions` from what it sees and the tokens."""
         if level == PLANNER:
             return {"tokens": self.planner(seen.images, seen.state, seen.text).argmax(-1)}
         if variant == COARSE_ONLY:
-            return {"actions": self.bins.decode(above["tokens"])}
+            return {"actions": self.tokenizer.decode(above["tokens"])}
         assert noise is not None, "the refiner begins with noise"
-        return {"actions": self.refiner.sample(above["tokens"], self._context(seen), self.bins.decode, noise)}
+        return {"actions": self.refiner.sample(above["tokens"], self._context(seen), self.tokenizer.decode, noise)}
 
     def parts(self) -> Mapping[str, nn.Module]:
         """Planner and refiner."""
@@ -127,7 +127,7 @@ class Libra(System):
             "loss_plan": float(losses.terms["plan"]),
             "plan_accuracy": float(losses.metrics["plan_accuracy"]),
         } | measure_tokens(
-            self.bins, chunk, self._at(batch, planned), refine, self._planned_part(everything), float(losses.terms["plan"])
+            self.tokenizer, chunk, self._at(batch, planned), refine, self._planned_part(everything), float(losses.terms["plan"])
         )
 
     def tokenise(self, instructions: list[str]) -> Text:
@@ -152,23 +152,23 @@ class Libra(System):
     def _sees_through_planner(self) -> bool:
         return self.config.refiner.vision == "shared" or self.config.refiner.see_language
 
-    def _context(self, seen: Seen) -> Float[Tensor, "B d"]:
+    def _context(self, seen: EncoderOutput) -> Float[Tensor, "B d"]:
         """What the refiner sees; the planner's backbone is asked only by the ablations that share it."""
         if not self._sees_through_planner:
-            return self.refiner.look(seen.images, seen.state)
-        features = self.planner.look(seen.images, seen.text)
+            return self.refiner.encode_context(seen.images, seen.state)
+        features = self.planner.encode(seen.images, seen.text)
         shared = features.pictures if self.config.refiner.vision == "shared" else None
         language = features.sentence if self.config.refiner.see_language else None
-        return self.refiner.look(seen.images, seen.state, shared, language)
+        return self.refiner.encode_context(seen.images, seen.state, shared, language)
 
     def _refiner_loss(self, batch: Batch, tokens: Int[Tensor, "B L D"], generator: torch.Generator | None) -> Float[Tensor, ""]:
-        chunk, hidden = chunk_of(batch, self.config.action.horizon), self.bins.hidden
+        chunk, masked = chunk_of(batch, self.config.action.horizon), self.tokenizer.mask_token
         context = self._context(seen_now(batch))
         # A step past the episode's end would reach the others through attention, as a token too.
-        intent = self._at(batch, tokens).masked_fill(~chunk.mask[..., None], hidden)
+        intent = self._at(batch, tokens).masked_fill(~chunk.mask[..., None], masked)
         share = self.config.refiner.condition_dropout if self.training else 0.0
-        intent = dropped(intent, share, hidden, generator)
-        return self.refiner.loss(chunk, intent, context, self.bins.decode, generator)
+        intent = dropped(intent, share, masked, generator)
+        return self.refiner.loss(chunk, intent, context, self.tokenizer.decode, generator)
 
 
 class Curriculum:

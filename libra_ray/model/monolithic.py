@@ -15,7 +15,7 @@ from libra_ray.model.parts.backbone import Backbone, Text, make_backbone
 from libra_ray.model.parts.chunks import chunk_of
 from libra_ray.model.parts.planner import Planner
 from libra_ray.model.parts.refiner import Refiner
-from libra_ray.model.system import Losses, Seen, System, seen_now
+from libra_ray.model.system import EncoderOutput, Losses, System, seen_now
 from libra_ray.types import Level, RobotShape
 
 
@@ -38,8 +38,8 @@ class Monolithic(System):
             image_size=config.sim.image_size,
             pictures=pictures,
             horizon=horizon,
-            seen=backbone.width,
-            read=config.planner.width,
+            feature_width=backbone.width,
+            hidden_width=config.planner.width,
             folder=folder,
             **common,
         )
@@ -55,7 +55,7 @@ class Monolithic(System):
 
     @torch.no_grad()
     def infer(
-        self, level: str, seen: Seen, above: Mapping[str, Tensor], noise: Tensor | None = None, variant: str = ""
+        self, level: str, seen: EncoderOutput, above: Mapping[str, Tensor], noise: Tensor | None = None, variant: str = ""
     ) -> Mapping[str, Tensor]:
         """The next H `actions`."""
         assert noise is not None, "denoising begins with noise"
@@ -79,13 +79,13 @@ class Monolithic(System):
         self.planner.save_processor(folder)
         self.refiner.save_processor(folder)
 
-    def _read(self, seen: Seen) -> tuple[Float[Tensor, "B H read"], Float[Tensor, "B d"]]:
+    def _read(self, seen: EncoderOutput) -> tuple[Float[Tensor, "B H read"], Float[Tensor, "B d"]]:
         """The hidden states that stand for an intent, and what the refiner sees."""
-        reading = self.planner.read(seen.images, seen.state, seen.text)
+        reading = self.planner.hidden_states(seen.images, seen.state, seen.text)
         features = reading.features
         shared = features.pictures if self.config.refiner.vision == "shared" else None
         language = features.sentence if self.config.refiner.see_language else None
-        return reading.hidden, self.refiner.look(seen.images, seen.state, shared, language)
+        return reading.hidden, self.refiner.encode_context(seen.images, seen.state, shared, language)
 
     def _origin(self, intent: Float[Tensor, "B H read"]) -> Float[Tensor, "B H D"]:
         """Answers are counted from 0: there is no coarse action."""

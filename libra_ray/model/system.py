@@ -22,7 +22,7 @@ from libra_ray.types import Level, RobotShape, check_levels
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
+class EncoderOutput:
     """What a level is asked about, for `B` robots.
 
     Attributes:
@@ -40,14 +40,14 @@ class Seen:
         return len(self.images)
 
 
-def seen_first(batch: Batch) -> Seen:
+def seen_first(batch: Batch) -> EncoderOutput:
     """What the levels above the last one see in training: the pictures at the beginning of each window."""
-    return Seen(images=batch.plan_images, state=batch.plan_state, text=Text(ids=batch.text, mask=batch.text_mask))
+    return EncoderOutput(images=batch.plan_images, state=batch.plan_state, text=Text(ids=batch.text, mask=batch.text_mask))
 
 
-def seen_now(batch: Batch) -> Seen:
+def seen_now(batch: Batch) -> EncoderOutput:
     """What the last level sees in training, `offset` control steps later."""
-    return Seen(images=batch.images, state=batch.state, text=Text(ids=batch.text, mask=batch.text_mask))
+    return EncoderOutput(images=batch.images, state=batch.state, text=Text(ids=batch.text, mask=batch.text_mask))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +159,7 @@ class System(nn.Module, ABC):
 
     @abstractmethod
     def infer(
-        self, level: str, seen: Seen, above: Mapping[str, Tensor], noise: Tensor | None = None, variant: str = ""
+        self, level: str, seen: EncoderOutput, above: Mapping[str, Tensor], noise: Tensor | None = None, variant: str = ""
     ) -> Mapping[str, Tensor]:
         """The answers of one level.
 

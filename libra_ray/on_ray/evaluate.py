@@ -9,15 +9,15 @@ import torch
 
 from libra_ray import checkpoint
 from libra_ray.common.files import repair_jsonl
-from libra_ray.common.progress import Progress, say
+from libra_ray.common.progress import ProgressBar, print_status
 from libra_ray.config import Config
 from libra_ray.evaluation.lockstep import Lockstep
-from libra_ray.evaluation.log import LOG_NAME, Job, Notes, read_evaluation
+from libra_ray.evaluation.log import LOG_NAME, EpisodeJob, EvaluationLogWriter, read_evaluation
 from libra_ray.evaluation.simulators import died
 from libra_ray.model.parts.backbone import make_backbone
 from libra_ray.model.registry import system_class
 from libra_ray.on_ray.session import available_cpus, is_private
-from libra_ray.on_ray.simulator_pool import Fleet
+from libra_ray.on_ray.simulator_pool import SimulatorPool
 from libra_ray.policy import load_policy
 from libra_ray.runs.folder import Clock, RunFolder
 from libra_ray.sim import check_robot, instructions
@@ -39,41 +39,41 @@ def load_trained(folder: RunFolder, controller: str) -> tuple[Policy, Config]:
     """
     policy = load_policy(folder.checkpoint, device_of(folder.config), variant="" if controller == POLICY else controller)
     check_robot(folder.config.sim, policy.source.manifest.robot, f"checkpoint {folder.checkpoint}")
-    distinct_tokens(policy.source.model.tokenise, told(folder.config))
+    distinct_tokens(policy.source.model.tokenise, evaluated_instructions(folder.config))
     return policy, policy.source.config
 
 
-def evaluate(folder: RunFolder, clock: Clock, load: Load = load_trained, fleet: Fleet | None = None) -> None:
+def evaluate(folder: RunFolder, clock: Clock, load: Load = load_trained, pool: SimulatorPool | None = None) -> None:
     """Run every episode that has no row yet in the run's evaluation log.
 
     Args:
         load: where policies come from; a benchmark brings its own.
-        fleet: simulators that are there already, and stay; who brings them has also set the threads of inference.
+        pool: simulators that are there already, and stay; who brings them has also set the threads of inference.
 
     Raises:
         ValueError: the checkpoint cannot be read, or does not fit the run.
     """
     config = folder.config
     repair_jsonl(folder.path(LOG_NAME))
-    done = {Job(controller=r.controller, task=r.task, seed=r.seed) for r in read_evaluation(folder).results}
+    done = {EpisodeJob(controller=r.controller, task=r.task, seed=r.seed) for r in read_evaluation(folder).results}
     named = config.evaluate.controllers or controllers_of(config, checkpoint.read_config(folder.checkpoint))
     jobs = all_jobs(config, named)
     todo = [job for job in jobs if job not in done]
     if not todo:
         return
     with (
-        Progress("evaluate", total=len(jobs), unit="episodes") as bar,
-        nullcontext(fleet) if fleet else Fleet(config.sim, config.ray.simulator_actors) as robots,
+        ProgressBar("evaluate", total=len(jobs), unit="episodes") as bar,
+        nullcontext(pool) if pool else SimulatorPool(config.sim, config.ray.simulator_actors) as robots,
     ):
         bar.to(len(done))
-        notes = Notes(folder, clock, bar)
-        _play_scripted(robots, [job for job in todo if job.controller in SCRIPTED], notes)
+        writer = EvaluationLogWriter(folder, clock, bar)
+        _play_scripted(robots, [job for job in todo if job.controller in SCRIPTED], writer)
         for controller in dict.fromkeys(job.controller for job in todo if job.controller not in SCRIPTED):
             policy, trained = load(folder, controller)
             check_fits(config, trained)
-            if fleet is None:
+            if pool is None:
                 torch.set_num_threads(1 if config.ray.use_gpu else min(available_cpus(), os.cpu_count() or 1))
-            Lockstep(config, trained, robots, policy, notes).play([job for job in todo if job.controller == controller])
+            Lockstep(config, trained, robots, policy, writer).play([job for job in todo if job.controller == controller])
 
 
 def controllers_of(config: Config, trained: Config) -> tuple[str, ...]:
@@ -92,10 +92,12 @@ def controllers_of(config: Config, trained: Config) -> tuple[str, ...]:
     return named
 
 
-def all_jobs(config: Config, controllers: Sequence[str]) -> list[Job]:
+def all_jobs(config: Config, controllers: Sequence[str]) -> list[EpisodeJob]:
     """Every controller's episodes; all controllers meet the same seeds."""
     seeds = range(config.evaluate.seed, config.evaluate.seed + config.evaluate.episodes_per_task)
-    return [Job(controller=c, task=t, seed=s) for c in dict.fromkeys(controllers) for s in seeds for t in config.sim.tasks]
+    return [
+        EpisodeJob(controller=c, task=t, seed=s) for c in dict.fromkeys(controllers) for s in seeds for t in config.sim.tasks
+    ]
 
 
 def check_fits(config: Config, trained: Config) -> None:
@@ -130,11 +132,11 @@ def check_drives(config: Config, folder: Path) -> None:
     with torch.device("meta"):
         pictures = manifest.shape.cameras * trained.data.history
         backbone = make_backbone(trained.planner, trained.sim.image_size, pictures, folder)
-    distinct_tokens(backbone.tokenise, told(config))
+    distinct_tokens(backbone.tokenise, evaluated_instructions(config))
 
 
-def told(config: Config) -> tuple[str, ...]:
-    """What the evaluated robots will be told."""
+def evaluated_instructions(config: Config) -> tuple[str, ...]:
+    """The instructions that the evaluated robots will get."""
     return instructions(config.sim, range(config.evaluate.seed, config.evaluate.seed + config.evaluate.episodes_per_task))
 
 
@@ -143,7 +145,7 @@ def device_of(config: Config) -> str:
     if not config.ray.use_gpu:
         return "cpu"
     if not torch.cuda.is_available():
-        say("ray.use_gpu=true, but the machine of this process has no GPU that torch can use: it computes on the CPU")
+        print_status("ray.use_gpu=true, but the machine of this process has no GPU that torch can use: it computes on the CPU")
         return "cpu"
     return "cuda"
 
@@ -158,9 +160,9 @@ def check_gpu(config: Config) -> None:
         raise ValueError("ray.use_gpu=true, but this machine has no GPU that torch can use; give --ray.use_gpu false")
 
 
-def _play_scripted(fleet: Fleet, jobs: list[Job], notes: Notes) -> None:
+def _play_scripted(pool: SimulatorPool, jobs: list[EpisodeJob], writer: EvaluationLogWriter) -> None:
     """Expert and floor: whole episodes in the actors, without pictures."""
     queue = iter(jobs)
-    played = fleet.work(lambda: next(queue, None), lambda actor, job: actor.play.remote(job.task, job.seed, job.controller))
+    played = pool.work(lambda: next(queue, None), lambda actor, job: actor.play.remote(job.task, job.seed, job.controller))
     for job, episode in played:
-        notes.episode(job, episode or died(job.task, job.seed))
+        writer.episode(job, episode or died(job.task, job.seed))

@@ -36,7 +36,7 @@ class EndAtOnce(UserCallback):
 
 
 @contextmanager
-def told(log: Path, rank: int) -> Iterator[None]:
+def lasting_errors_logged(log: Path, rank: int) -> Iterator[None]:
     """The border of one worker: what another try cannot mend leaves as a `LastingError`, its traceback in `log`.
 
     Raises:

@@ -10,19 +10,19 @@ import ray
 from ray.actor import ActorProxy
 
 from libra_ray.common.files import write_text
-from libra_ray.common.progress import Progress
+from libra_ray.common.progress import ProgressBar
 from libra_ray.config import RecordConfig
 from libra_ray.data.dataset import load_lerobot, write_dataset
 from libra_ray.data.spool import load_episode
 from libra_ray.evaluation.simulators import DIED, Attempt, Simulators
-from libra_ray.on_ray.simulator_pool import Fleet
+from libra_ray.on_ray.simulator_pool import SimulatorPool
 from libra_ray.runs.folder import Clock, RunFolder
 from libra_ray.sim import control_hz
 from libra_ray.types import Episode
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class RecordingJob:
     """One attempt."""
 
     task: str
@@ -113,27 +113,27 @@ def record(folder: RunFolder, clock: Clock) -> None:
 def _fill_spool(folder: RunFolder, tallies: list[TaskTally], clock: Clock) -> None:
     config, by_task = folder.config, {tally.task: tally for tally in tallies}
 
-    def submit(actor: ActorProxy[Simulators], job: Job) -> ray.ObjectRef[Attempt]:
+    def submit(actor: ActorProxy[Simulators], job: RecordingJob) -> ray.ObjectRef[Attempt]:
         return actor.demonstrate.remote(job.task, job.seed, config.record, by_task[job.task].path(job.seed))
 
-    with Progress("record", total=sum(t.wanted for t in tallies), unit="episodes") as bar:
+    with ProgressBar("record", total=sum(t.wanted for t in tallies), unit="episodes") as bar:
         bar.to(sum(len(t.succeeded) for t in tallies))
         if all(t.complete for t in tallies):
             return
-        with Fleet(config.sim, config.ray.simulator_actors) as fleet:
-            for job, done in fleet.work(lambda: _next_job(tallies), submit):
+        with SimulatorPool(config.sim, config.ray.simulator_actors) as pool:
+            for job, done in pool.work(lambda: _next_job(tallies), submit):
                 lost = Attempt(task=job.task, seed=job.seed, success=False, steps=0, error=DIED)
                 by_task[job.task].note(done or lost)
                 bar.to(sum(len(t.succeeded) for t in tallies))
                 clock.tick()
 
 
-def _next_job(tallies: list[TaskTally]) -> Job | None:
+def _next_job(tallies: list[TaskTally]) -> RecordingJob | None:
     """The next seed to try, task by task; None while none is wanted (until an attempt comes back as a failure)."""
     for tally in tallies:
         if (seed := tally.next_seed()) is not None:
             tally.under_way.add(seed)
-            return Job(task=tally.task, seed=seed)
+            return RecordingJob(task=tally.task, seed=seed)
     return None
 
 
@@ -141,7 +141,7 @@ def _write(folder: RunFolder, tallies: list[TaskTally], clock: Clock) -> None:
     config = folder.config
 
     def episodes() -> Iterator[Episode]:
-        with Progress("write data set", total=sum(t.wanted for t in tallies), unit="episodes") as bar:
+        with ProgressBar("write data set", total=sum(t.wanted for t in tallies), unit="episodes") as bar:
             for tally in tallies:
                 for seed in sorted(tally.succeeded)[: tally.wanted]:
                     yield load_episode(tally.path(seed))

@@ -1,7 +1,7 @@
 """The data set of a run: the same one at every start, and what it is when it is not there yet."""
 
-from libra_ray.common.progress import say
-from libra_ray.data.dataset import Recorded, open_dataset
+from libra_ray.common.progress import print_status
+from libra_ray.data.dataset import Demonstrations, open_dataset
 from libra_ray.data.fingerprint import Fingerprint
 from libra_ray.runs.folder import RunFolder
 from libra_ray.training.data import TrainingData
@@ -15,7 +15,7 @@ def began_with(folder: RunFolder) -> Fingerprint | None:
     return folder.fact(FACT, Fingerprint)
 
 
-def open_unchanged(folder: RunFolder) -> Recorded:
+def open_unchanged(folder: RunFolder) -> Demonstrations:
     """The numbers of the run's data set.
 
     Raises:
@@ -35,7 +35,7 @@ def open_to_train(folder: RunFolder) -> TrainingData:
     """
     data = TrainingData.open(folder.config, folder.dataset, folder.path("frames"), before=began_with(folder))
     for remark in data.remarks():
-        say(f"data set: {remark}")
+        print_status(f"data set: {remark}")
     keep(folder, data.fingerprint)
     return data
 

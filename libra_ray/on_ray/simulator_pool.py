@@ -1,4 +1,4 @@
-"""Fleets of simulated robots: Ray actors, one CPU each, whose deaths cost time but no episode."""
+"""Simulated robots in Ray actors of one CPU each, whose deaths cost time but no episode."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -11,13 +11,13 @@ from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, Ray
 
 from libra_ray.common.disk import NoRoomError
 from libra_ray.config import SimConfig
-from libra_ray.evaluation.simulators import TRIES, Outcome, Simulators
+from libra_ray.evaluation.simulators import TRIES, Simulators, StepResult
 from libra_ray.on_ray.session import available_cpus, is_private
 
 _LOST = (RayActorError, ObjectLostError, OutOfMemoryError)
 
 
-class Fleet:
+class SimulatorPool:
     """The simulator actors of one stage; as a context manager it ends them with the block.
 
     Attributes:
@@ -38,7 +38,7 @@ class Fleet:
         self.actors = [self._start() for _ in range(actors or cpus)]
 
     def __enter__(self) -> Self:
-        """The fleet itself."""
+        """The pool itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -90,39 +90,39 @@ class Fleet:
                 answer = None
             yield job, answer
 
-    def ask(self, method: str, orders: Mapping[int, Any], alone: Collection[int] = ()) -> dict[int, Outcome]:
-        """Call `begin` or `advance` with every slot's order; slot s lives in actor s modulo their number.
+    def ask(self, method: str, arguments: Mapping[int, Any], alone: Collection[int] = ()) -> dict[int, StepResult]:
+        """Call `begin` or `advance` with every slot's argument; slot s lives in actor s modulo their number.
 
-        Where a process dies, the robots of the call it died in answer `Outcome(died=True)`, and a new process stands in its
-        place; to it, robots that lived in the old one are lost (`Outcome()`).
+        Where a process dies, the robots of the call it died in answer `StepResult(died=True)`, and a new process stands in its
+        place; to it, robots that lived in the old one are lost (`StepResult()`).
 
         Args:
             method: `begin` or `advance`.
-            orders: by slot.
+            arguments: by slot.
             alone: slots that get a call of their own, so that a death is nobody else's.
         """
         # One after the other: a death takes answers with it that were given but not yet delivered.
-        rounds = [{slot: order for slot, order in orders.items() if slot not in alone}]
-        rounds += [{slot: order} for slot, order in orders.items() if slot in alone]
-        outcomes: dict[int, Outcome] = {}
+        rounds = [{slot: argument for slot, argument in arguments.items() if slot not in alone}]
+        rounds += [{slot: argument} for slot, argument in arguments.items() if slot in alone]
+        results: dict[int, StepResult] = {}
         for part in rounds:
-            outcomes |= self._asked(method, part)
-        return outcomes
+            results |= self._call_actors(method, part)
+        return results
 
-    def _asked(self, method: str, orders: Mapping[int, Any]) -> dict[int, Outcome]:
+    def _call_actors(self, method: str, arguments: Mapping[int, Any]) -> dict[int, StepResult]:
         """One call per process with all its slots."""
-        calls: dict[int, tuple[ObjectRef[dict[int, Outcome]], list[int]]] = {}
+        calls: dict[int, tuple[ObjectRef[dict[int, StepResult]], list[int]]] = {}
         for index, actor in enumerate(self.actors):
-            if mine := [slot for slot in orders if slot % len(self.actors) == index]:
-                calls[index] = getattr(actor, method).remote({slot: orders[slot] for slot in mine}), mine
-        outcomes: dict[int, Outcome] = {}
+            if mine := [slot for slot in arguments if slot % len(self.actors) == index]:
+                calls[index] = getattr(actor, method).remote({slot: arguments[slot] for slot in mine}), mine
+        results: dict[int, StepResult] = {}
         for index, (ref, mine) in calls.items():
             try:
-                outcomes |= ray.get(ref)
+                results |= ray.get(ref)
             except _LOST:
-                outcomes |= dict.fromkeys(mine, Outcome(died=True))
+                results |= dict.fromkeys(mine, StepResult(died=True))
                 self._replace(index)
-        return outcomes
+        return results
 
     def _start(self) -> ActorProxy[Simulators]:
         return ray.remote(Simulators).options(num_cpus=self._cpus_each).remote(self._sim)

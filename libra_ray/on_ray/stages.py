@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from libra_ray import checkpoint
-from libra_ray.common.progress import say
+from libra_ray.common.progress import print_status
 from libra_ray.config import Config
-from libra_ray.data.dataset import Recorded, open_dataset
+from libra_ray.data.dataset import Demonstrations, open_dataset
 from libra_ray.evaluation import log as evaluation_log
 from libra_ray.model.dry_run import dry_run
 from libra_ray.on_ray import evaluate as evaluation
@@ -51,7 +51,7 @@ def check(folder: RunFolder, *stages: Stage, fresh: bool = False) -> None:
             )
         if fresh or not folder.done("train"):
             read = _to_record(config) if recorded is None else recorded.instructions
-            told = evaluation.told(config) if "evaluate" in stages else ()
+            told = evaluation.evaluated_instructions(config) if "evaluate" in stages else ()
             _check_model(folder, recorded, sorted({*read, *told}), begun=folder.begun("train") and not fresh)
     if "evaluate" in stages:
         if config.evaluate.checkpoint or "train" not in stages:
@@ -66,14 +66,14 @@ def check(folder: RunFolder, *stages: Stage, fresh: bool = False) -> None:
                 _check_drives(config, recorded)
 
 
-def _recorded(folder: RunFolder, stages: Sequence[Stage], *, fresh: bool) -> Recorded | None:
+def _recorded(folder: RunFolder, stages: Sequence[Stage], *, fresh: bool) -> Demonstrations | None:
     """The data set to train on; None where the run has yet to record it."""
     if "record" in stages and not folder.config.data.root and (fresh or not folder.done("record")):
         return None
     return open_dataset(folder.dataset, folder.config.data) if fresh else open_unchanged(folder)
 
 
-def _check_drives(config: Config, recorded: Recorded) -> None:
+def _check_drives(config: Config, recorded: Demonstrations) -> None:
     """Refuse data of another robot than the simulator's; say where its actions go further than the simulator lets them.
 
     Raises:
@@ -82,10 +82,12 @@ def _check_drives(config: Config, recorded: Recorded) -> None:
     check_robot(config.sim, recorded.robot, f"data set {recorded.root}")
     reach = np.abs(recorded.action).max(axis=0)
     if beyond := [f"action[{i}] up to {reach[i]:g}" for i in np.flatnonzero(reach > 1)]:
-        say(f"evaluate: the simulator takes actions in [-1, 1] and cuts others; the data set goes beyond: {', '.join(beyond)}")
+        print_status(
+            f"evaluate: the simulator takes actions in [-1, 1] and cuts others; the data set goes beyond: {', '.join(beyond)}"
+        )
 
 
-def _check_model(folder: RunFolder, recorded: Recorded | None, words: Sequence[str], *, begun: bool) -> None:
+def _check_model(folder: RunFolder, recorded: Demonstrations | None, words: Sequence[str], *, begun: bool) -> None:
     """Make the model as training will, ask it once, and let it read every instruction."""
     robot = robot_spec(folder.config.sim) if recorded is None else recorded.robot
     model = dry_run(lambda: make_model(folder.config, shape_of(robot), begun=begun))
@@ -101,9 +103,9 @@ def _to_record(config: Config) -> tuple[str, ...]:
 def record(folder: RunFolder) -> None:
     """Demonstrations into the run's data set, unless another one is configured."""
     if folder.config.data.root:
-        say(f"record: nothing to do, data.root is {folder.config.data.root}")
+        print_status(f"record: nothing to do, data.root is {folder.config.data.root}")
     elif folder.done("record"):
-        say(f"record: finished already, {folder.dataset.name} is complete")
+        print_status(f"record: finished already, {folder.dataset.name} is complete")
     else:
         with folder.stage("record") as clock:
             recording.record(folder, clock)
@@ -117,7 +119,7 @@ def train(folder: RunFolder, tracker: Tracker) -> None:
     """
     if folder.done("train"):
         step = checkpoint.read_manifest(folder.path("checkpoint")).step
-        say(f"train: finished already, the checkpoint is at its last step {step}")
+        print_status(f"train: finished already, the checkpoint is at its last step {step}")
     else:
         with folder.stage("train") as clock:
             training.train(folder, clock)
@@ -127,7 +129,7 @@ def train(folder: RunFolder, tracker: Tracker) -> None:
 def evaluate(folder: RunFolder) -> None:
     """Evaluate the run's checkpoint in closed loop."""
     if folder.done("evaluate"):
-        say("evaluate: finished already")
+        print_status("evaluate: finished already")
     else:
         with folder.stage("evaluate") as clock:
             evaluation.evaluate(folder, clock)

@@ -20,7 +20,7 @@ from libra_ray import checkpoint
 from libra_ray import config as configuration
 from libra_ray.common import disk
 from libra_ray.common.files import read_jsonl, repair_jsonl
-from libra_ray.common.progress import Progress
+from libra_ray.common.progress import ProgressBar
 from libra_ray.config import Config
 from libra_ray.data.fingerprint import Fingerprint
 from libra_ray.model.system import System
@@ -30,7 +30,7 @@ from libra_ray.on_ray.session import available_cpus, is_private
 from libra_ray.runs.folder import Clock, RunFolder
 from libra_ray.runs.results import LoggedStep, TrainingLog, log_step
 from libra_ray.training.data import TrainingData
-from libra_ray.training.fit import Fit, Save
+from libra_ray.training.fit import Save, Trainer
 
 TRAIN_NAME = "train"
 LOG_NAME = "train_log.jsonl"
@@ -113,12 +113,12 @@ def train_loop(settings: dict[str, Any]) -> None:
     """
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     rank = ray.train.get_context().get_world_rank()
-    with faults.told(Path(settings["folder"]) / ERRORS_NAME, rank):
+    with faults.lasting_errors_logged(Path(settings["folder"]) / ERRORS_NAME, rank):
         _train(settings, rank, ray.train.get_context().get_world_size())
 
 
 def _train(settings: dict[str, Any], rank: int, world: int) -> None:
-    """The data, the model, `Fit`, and a report to Ray at every checkpoint."""
+    """The data, the model, `Trainer`, and a report to Ray at every checkpoint."""
     config, root = configuration.from_json(settings["config"]), Path(settings["folder"])
     device = ray.train.torch.get_device()
     before = Fingerprint(**settings["data"])
@@ -127,15 +127,15 @@ def _train(settings: dict[str, Any], rank: int, world: int) -> None:
     state = _last_state()
     model = data.make_model(begun=state is not None)
     wrapped = _distributed(model) if world > 1 else model.to(device)
-    fit = Fit(model, device=device, wrapped=wrapped, state=state)
+    trainer = Trainer(model, device=device, wrapped=wrapped, state=state)
     if rank == 0:
-        check_room(root, fit.checkpoint_bytes())
+        check_room(root, trainer.checkpoint_bytes())
 
     def save(metrics: dict[str, float]) -> None:
-        _report(fit, data, root, metrics)
+        _report(trainer, data, root, metrics)
 
-    advance(fit, data, root, until=settings["until"], save=save)
-    if state is not None and fit.step >= settings["until"] and fit.step == state["step"]:
+    advance(trainer, data, root, until=settings["until"], save=save)
+    if state is not None and trainer.step >= settings["until"] and trainer.step == state["step"]:
         # Every rank reports equally often: a run that was already finished says so once, with the checkpoint it has.
         save({})
 
@@ -150,24 +150,24 @@ def check_room(root: Path, size: int) -> None:
     disk.check_room(Path(tempfile.gettempdir()), size, "a checkpoint, before it is copied to the run's folder")
 
 
-def advance(fit: Fit, data: TrainingData, root: Path, until: int, save: Save) -> None:
+def advance(trainer: Trainer, data: TrainingData, root: Path, until: int, save: Save) -> None:
     """Train up to step `until`, with one row of the run's log at every logging step.
 
     Args:
         save: called wherever a checkpoint is due, and at `until`.
     """
-    validate = data.validator(fit.device) if fit.rank == 0 else None
-    if fit.rank == 0:
+    validate = data.validator(trainer.device) if trainer.rank == 0 else None
+    if trainer.rank == 0:
         repair_jsonl(root / LOG_NAME)
         logged = TrainingLog.read(root / LOG_NAME).rows
-        if fit.row and (not logged or logged[-1].step < fit.step):
+        if trainer.row and (not logged or logged[-1].step < trainer.step):
             # It ended between the checkpoint and its row, perhaps by what the row was to measure.
-            log_step(root / LOG_NAME, fit.step, fit.last_row(validate))
-    if fit.step >= until:
+            log_step(root / LOG_NAME, trainer.step, trainer.last_row(validate))
+    if trainer.step >= until:
         return
-    with data.stream(fit.model, rank=fit.rank, world=fit.world, start_step=fit.step) as batches:
-        for progress in fit.run(batches, validate, save, until):
-            if fit.rank == 0:
+    with data.stream(trainer.model, rank=trainer.rank, world=trainer.world, start_step=trainer.step) as batches:
+        for progress in trainer.run(batches, validate, save, until):
+            if trainer.rank == 0:
                 log_step(root / LOG_NAME, progress.step, progress.metrics)
 
 
@@ -179,14 +179,14 @@ def _distributed(model: System) -> nn.Module:
     return wrapped
 
 
-def _report(fit: Fit, data: TrainingData, root: Path, metrics: dict[str, float]) -> None:
-    row = {"step": fit.step, **metrics}
-    if fit.rank != 0:
+def _report(trainer: Trainer, data: TrainingData, root: Path, metrics: dict[str, float]) -> None:
+    row = {"step": trainer.step, **metrics}
+    if trainer.rank != 0:
         ray.train.report(row)
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "checkpoint"
-        checkpoint.save(folder, fit.model, fit.weights(), data.stats, data.facts, fit.step, fit.state())
+        checkpoint.save(folder, trainer.model, trainer.weights(), data.stats, data.spec, trainer.step, trainer.state())
         with disk.room_for(root, disk.bytes_below(folder), "a checkpoint"):
             ray.train.report(row, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
@@ -200,21 +200,21 @@ def _last_state() -> dict[str, Any] | None:
 
 
 def _fitted(trainer: TorchTrainer, folder: RunFolder, clock: Clock) -> ray.train.Result:
-    """`fit`, with the workers' log rows shown as progress.
+    """`TorchTrainer.trainer`, with the workers' log rows shown as progress.
 
     Not in the main thread, where Ray Train would take Ctrl-C for itself and end the program as if it had succeeded.
     """
     outcome: Future[ray.train.Result] = Future()
 
-    def fit() -> None:
+    def run() -> None:
         try:
             outcome.set_result(trainer.fit())
         except BaseException as error:  # noqa: BLE001  (raised where the outcome is read)
             outcome.set_exception(error)
 
-    threading.Thread(target=fit, name="train-fit", daemon=True).start()
+    threading.Thread(target=run, name="train-fit", daemon=True).start()
     path, shown, ended = folder.path(LOG_NAME), 0, False
-    with Progress("train", total=folder.config.train.steps, unit="step") as bar:
+    with ProgressBar("train", total=folder.config.train.steps, unit="step") as bar:
         while not ended:
             ended = bool(wait([outcome], timeout=0.5).done)
             rows = read_jsonl(path, LoggedStep)

@@ -16,7 +16,7 @@ from libra_ray.common.json_text import plain
 from libra_ray.report.names import CONTROLLERS
 from libra_ray.report.plots import controller_name, intent_age_plot, latency_plot, success_plot, training_plots
 from libra_ray.report.records import Report, TaskRow
-from libra_ray.runs.results import Rollout, TrainingLog
+from libra_ray.runs.results import RolloutVideo, TrainingLog
 
 VIDEO_BUDGET_BYTES = 3_500_000
 """All videos of a page together, before base64 makes them a third larger: the page stays below 6 MB."""
@@ -35,7 +35,7 @@ class Headline:
 class Clip:
     """A rollout as the page shows it; `video` is a `data:` address."""
 
-    rollout: Rollout
+    rollout: RolloutVideo
     video: str
 
 
@@ -48,7 +48,7 @@ class TaskRows:
     rows: dict[str, TaskRow] = field(default_factory=dict)
 
 
-def render_page(report: Report, rollouts: Sequence[Rollout], training_log: TrainingLog) -> str:
+def render_page(report: Report, rollouts: Sequence[RolloutVideo], training_log: TrainingLog) -> str:
     """The page of a report.
 
     Args:
@@ -161,7 +161,7 @@ def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _clips(rollouts: Sequence[Rollout]) -> list[Clip]:
+def _clips(rollouts: Sequence[RolloutVideo]) -> list[Clip]:
     """The videos that fit the budget, failures first."""
     clips, spent = [], 0
     for rollout in sorted(rollouts, key=lambda rollout: (rollout.success, rollout.task, rollout.controller, rollout.seed)):
@@ -175,7 +175,7 @@ def _clips(rollouts: Sequence[Rollout]) -> list[Clip]:
     return clips
 
 
-def encode_mp4(rollout: Rollout) -> bytes:
+def encode_mp4(rollout: RolloutVideo) -> bytes:
     """The rollout's frames as H.264 in MP4, which every current browser plays; the last frame stays for a moment.
 
     An odd row or column at the border is left out: the format halves the colour planes.

@@ -12,7 +12,7 @@ from libra_ray.data.fingerprint import Fingerprint
 from libra_ray.report.records import CheckpointFacts, DatasetFacts, Report, WallTime
 from libra_ray.report.run_report import build_report, write_report
 from libra_ray.runs.folder import RunFolder
-from libra_ray.runs.results import Evaluation, Rollout, TrainingLog
+from libra_ray.runs.results import Evaluation, RolloutVideo, TrainingLog
 from libra_ray.tracking import Tracker, TrackingError, check, observation_action_schema, publishing
 
 RUN_ID = "mlflow_run_id"
@@ -80,7 +80,7 @@ def publish_training(folder: RunFolder, tracker: Tracker, log: TrainingLog) -> N
 
 
 def publish_evaluation(
-    folder: RunFolder, tracker: Tracker, log: TrainingLog, evaluation: Evaluation, rollouts: list[Rollout]
+    folder: RunFolder, tracker: Tracker, log: TrainingLog, evaluation: Evaluation, rollouts: list[RolloutVideo]
 ) -> Report:
     """Write `report.json` and `report.html`, and put both and their figures into MLflow; returns the report."""
     record, train, evaluate = folder.wall_s("record"), folder.wall_s("train"), folder.wall_s("evaluate")

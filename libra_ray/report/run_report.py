@@ -28,7 +28,7 @@ from libra_ray.report.records import (
     Training,
     WallTime,
 )
-from libra_ray.runs.results import Evaluation, LevelLatencies, Rollout, TrainingLog
+from libra_ray.runs.results import Evaluation, LevelLatencies, RolloutVideo, TrainingLog
 from libra_ray.stats.intervals import Interval, percentiles, wilson
 from libra_ray.types import EpisodeResult
 
@@ -81,7 +81,7 @@ def build_report(
     )
 
 
-def write_report(run_dir: Path, report: Report, rollouts: Sequence[Rollout], training_log: TrainingLog) -> Path:
+def write_report(run_dir: Path, report: Report, rollouts: Sequence[RolloutVideo], training_log: TrainingLog) -> Path:
     """Write `report.json` and the page `report.html` into `run_dir`, each whole or not at all; returns the page's path."""
     # Here, because it brings matplotlib, which costs every job seconds that draws nothing.
     from libra_ray.report.page import render_page

@@ -147,7 +147,7 @@ def log_step(path: Path, step: int, metrics: Mapping[str, float]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rollout:
+class RolloutVideo:
     """One evaluated episode to look at.
 
     Attributes:

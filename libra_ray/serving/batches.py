@@ -121,8 +121,8 @@ class InferenceResult:
     def stacked(cls, numbers: NDArray[np.int64], answers: Sequence[Intent | ActionChunk], seconds: float) -> "InferenceResult":
         """A policy's answers to the batch of those numbers."""
         assert len(answers) == len(numbers)
-        rows = [answer.values if isinstance(answer, Intent) else {ACTIONS: answer.actions} for answer in answers]
-        return cls(numbers=numbers, values={name: np.stack([row[name] for row in rows]) for name in rows[0]}, seconds=seconds)
+        batch = [answer.values if isinstance(answer, Intent) else {ACTIONS: answer.actions} for answer in answers]
+        return cls(numbers=numbers, values={name: np.stack([row[name] for row in batch]) for name in batch[0]}, seconds=seconds)
 
     def check(self, requests: Sequence[InferenceRequest]) -> None:
         """Refuse answers to other requests.

@@ -51,7 +51,7 @@ class Batcher:
         call: sends one batch, by those weights.
         max_batch: robots in one call.
         in_flight: calls that may be under way now.
-        expected_peers: robots that may ask: when all of them wait, nobody else is waited for.
+        expected_peers: robots that may ask: when all of them have asked, nobody else is waited for.
         window_s: longest wait for more requests; None derives it from the duration of calls.
         deadline_s: control deadline, which bounds the derived window.
         clock: seconds that never go back.

@@ -12,8 +12,8 @@ Register = Callable[[Metric, str], Any]
 """Announces a metric for a deployment; returns what records it: `observe`, `inc` or `set`, by its kind."""
 
 
-class Board(Protocol):
-    """Where all gateways meet: adds up their snapshots for the live page."""
+class Aggregator(Protocol):
+    """Adds up the snapshots of all gateways for the live page."""
 
     async def report(self, snapshot: FleetSnapshot) -> None:
         """Take this gateway's snapshot; called once a second."""
@@ -27,11 +27,11 @@ class Engine:
     """The engine as a gateway sees it.
 
     Attributes:
-        board: the fleet's.
+        aggregator: the fleet's.
         register: of metrics.
         applications: the present state of every application, by name, in the form of Serve's REST API; may block.
     """
 
-    board: Board
+    aggregator: Aggregator
     register: Register
     applications: Callable[[], Mapping[str, Any]]

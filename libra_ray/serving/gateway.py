@@ -20,14 +20,14 @@ from libra_ray.serving.instructions import Instructions
 from libra_ray.serving.intent_scheduler import IntentScheduler
 from libra_ray.serving.requests import BadRequestError, Request, read_request
 from libra_ray.serving.robot_sessions import RobotSession, RobotSessions, ServedIntent
-from libra_ray.serving.settings import Settings
+from libra_ray.serving.settings import ServingSettings
 from libra_ray.serving.telemetry import Telemetry
 from libra_ray.serving.upper_levels import UpperLevels
 from libra_ray.serving.weight_switch import WeightSwitch
 from libra_ray.types import ActionChunk, Intent, Json, Level, Observation
 
 HEARTBEAT_S = 1.0
-"""Between two snapshots for the board, and two looks at the levels' replicas."""
+"""Between two snapshots for the aggregator, and two looks at the levels' replicas."""
 
 
 class NotReadyError(RuntimeError):
@@ -46,7 +46,7 @@ class GatewayCore:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: ServingSettings,
         handles: Mapping[str, Any],
         engine: Callable[[str], Engine],
         clock: Callable[[], float] = time.perf_counter,
@@ -54,7 +54,7 @@ class GatewayCore:
         self.settings, self._handles, self._clock = settings, handles, clock
         self.name = f"{socket.gethostname()}-{os.getpid()}"
         made = engine(self.name)
-        self.telemetry, self.board = Telemetry("gateway", made.register, tuple(handles), clock=clock), made.board
+        self.telemetry, self.aggregator = Telemetry("gateway", made.register, tuple(handles), clock=clock), made.aggregator
         self.connections = 0
         self.draining = False
         self.space_changed_hooks: list[Callable[[], None]] = []
@@ -62,7 +62,7 @@ class GatewayCore:
             settings, handles, gateway=self.name, applications=made.applications, space_changed=self.space_changed
         )
         self._names = itertools.count(1)
-        self._late = {name: retry.Recent(clock=clock) for name in handles}
+        self._late = {name: retry.RecentMean(clock=clock) for name in handles}
         self._instructions = Instructions(self._refusal)
         self.robots = RobotSessions(self._control, 2 * settings.max_connections)
         *_, self._last = handles
@@ -144,7 +144,7 @@ class GatewayCore:
             return answer
         observation = request.observation if step >= 0 else replace(request.observation, step=robot.next_step)
         robot.show(observation, arrived)
-        robot.control.look(observation)
+        robot.control.observe(observation)
         intents = await self._upper.show(robot, observation.step, self.settings.first_intent_timeout_s)
         result = await self._act(robot, observation)
         robot.next_step = observation.step + self.handshake.execute_steps
@@ -258,5 +258,5 @@ class GatewayCore:
         while True:
             await asyncio.sleep(HEARTBEAT_S)
             self.robots.tidy()
-            await self.board.report(self.telemetry.snapshot())
+            await self.aggregator.report(self.telemetry.snapshot())
             await self.weight_switch.refresh()

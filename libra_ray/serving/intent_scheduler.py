@@ -126,7 +126,7 @@ class IntentScheduler:
         return min(since + self._window_s(robot) for robot, since in self._waiting.items()) - self._clock()
 
     def _pump_in(self, seconds: float) -> None:
-        """Look again then, or earlier where that was decided before."""
+        """Consider again then, or earlier where that was decided before."""
         loop = asyncio.get_running_loop()
         at = loop.time() + max(0.0, seconds)
         if self._timer is None or at < self._timer_at:

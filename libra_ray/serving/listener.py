@@ -27,7 +27,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-class OwnPort:
+class Listener:
     """Listens from `open` to `close`.
 
     Args:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from libra_ray.common.gc_freeze import settle
+from libra_ray.common.gc_freeze import freeze_startup_objects
 from libra_ray.serving.batches import InferenceBatch, InferenceResult
 from libra_ray.serving.low_priority import ComputeThreads
-from libra_ray.serving.settings import Settings
+from libra_ray.serving.settings import ServingSettings
 from libra_ray.serving.weights import UnknownWeightsError, folder_of, weights_key
 from libra_ray.types import STATE_KEY, Json, Observation
 
@@ -34,7 +34,7 @@ class LevelReplica:
         level: its name.
     """
 
-    def __init__(self, settings: Settings, level: str) -> None:
+    def __init__(self, settings: ServingSettings, level: str) -> None:
         self._settings, self._level, self._own = settings, level, settings.levels[level]
         self._compute = ComputeThreads(self._own.threads, self._own.nice)
         self._policies: dict[str, SystemPolicy] = {}
@@ -54,7 +54,7 @@ class LevelReplica:
         for low_priority in (True, False):
             await self._compute.run(lambda: self._warm_up(policy), low_priority=low_priority)
         self._policies = {**dict(list(self._policies.items())[1 - KEPT :]), key: policy}
-        settle()
+        freeze_startup_objects()
 
     async def describe(self, weights: str) -> Json:
         """What the gateway tells robots about a checkpoint.
@@ -85,7 +85,7 @@ class LevelReplica:
         Args:
             batch: of robots.
             late_share: of the gateway's recent requests, that came too late for want of this level's answers.
-            urgent: some of them have no time to spare: others on the same processors need not be let go first.
+            urgent: some of them have no time to spare: not computed at low priority.
 
         Raises:
             UnknownWeightsError: the batch's weights are not loaded here.

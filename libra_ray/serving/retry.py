@@ -41,7 +41,7 @@ async def call(remote: Callable[[], Any], *, timeout_s: float, tries: int = TRIE
     raise NoAnswerError(text.splitlines()[0]) from last
 
 
-class Recent:
+class RecentMean:
     """A share over the last seconds, by exponential forgetting.
 
     Args:

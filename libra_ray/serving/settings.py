@@ -87,7 +87,7 @@ class GatewayReplicas(Replicas):
     num_cpus: float = Field(default=0.25, ge=0, description="CPUs reserved per process.")
 
 
-class Settings(_Frozen):
+class ServingSettings(_Frozen):
     """Arguments of `serve_apps.libra:app`.
 
     Raises:

@@ -27,7 +27,7 @@ _SMOOTHING = 0.1
 
 
 @dataclass(slots=True)
-class _Robot:
+class _RobotStats:
     """A robot as this gateway remembers it; times are the clock's. The snapshot fills in what its row says of them."""
 
     row: RobotRow
@@ -65,7 +65,7 @@ class Telemetry:
         self._observe = {name: register(metric, deployment).observe for name, metric in (MEASURES | LEVEL_MEASURES).items()}
         self._count = {name: register(metric, deployment).inc for name, metric in EVENTS.items()}
         self._robots_connected = register(ROBOTS_CONNECTED, deployment)
-        self._robots: dict[str, _Robot] = {}
+        self._robots: dict[str, _RobotStats] = {}
         self._refused: Counter[str] = Counter()
         self._episodes: Counter[str] = Counter()
         self._next_slice = clock() + 1
@@ -168,7 +168,7 @@ class Telemetry:
             episodes=dict(self._episodes),
         )
 
-    def _robot(self, name: str) -> _Robot:
+    def _robot(self, name: str) -> _RobotStats:
         now = self._clock()
         self._advance(now)
         if len(name) > MAX_NAME:
@@ -177,7 +177,7 @@ class Telemetry:
         if known is None:
             if len(self._robots) >= MAX_ROBOTS:
                 forget_a_quarter(self._robots, lambda robot: (robot.connections > 0, robot.seen))
-            known = self._robots[name] = _Robot(row=RobotRow(name=name), since=now, seen=now)
+            known = self._robots[name] = _RobotStats(row=RobotRow(name=name), since=now, seen=now)
         known.seen = now
         return known
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from libra_ray.serving.intent_scheduler import IntentScheduler
-from libra_ray.serving.retry import Recent
+from libra_ray.serving.retry import RecentMean
 from libra_ray.serving.robot_sessions import RobotSession
 from libra_ray.types import Intent, Level
 
@@ -20,7 +20,7 @@ class UpperLevels:
     """
 
     make: Callable[[Level], IntentScheduler]
-    late: dict[str, Recent]
+    late: dict[str, RecentMean]
     schedulers: dict[str, IntentScheduler] = field(default_factory=dict)
 
     def become(self, levels: Iterable[Level]) -> None:

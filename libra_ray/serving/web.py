@@ -56,10 +56,10 @@ class Web:
         for connection in self._connections:
             connection.leave()
 
-    async def gone(self, patience_s: float) -> None:
+    async def gone(self, timeout_s: float) -> None:
         """Wait until all have left."""
         loop = asyncio.get_running_loop()
-        end = loop.time() + patience_s
+        end = loop.time() + timeout_s
         while self._connections and loop.time() < end:
             await asyncio.sleep(0.02)
 
@@ -137,7 +137,7 @@ class Web:
 
     async def _fleet(self, request: Request) -> Response:
         self._admit(request)
-        return JSONResponse(await self._core.board.fleet(), headers={"Cache-Control": "no-store"})
+        return JSONResponse(await self._core.aggregator.fleet(), headers={"Cache-Control": "no-store"})
 
     async def _page(self, request: Request) -> Response:
         self._admit(request)
@@ -167,11 +167,11 @@ class _Connection:
         """Until the robot, or this gateway, goes."""
         await self._socket.accept()
         try:
-            await self._give(pack(self._core.handshake.message()))
+            await self._send_data(pack(self._core.handshake.message()))
             while (message := await self._next()) is not None:
                 if message["type"] == "websocket.disconnect":
                     return
-                await self._give(await self._answered(message))
+                await self._send_data(await self._answered(message))
             await self._socket.close(GOING_AWAY, "connect again")
         except Exception as error:  # noqa: BLE001  # it vanished: what uvicorn or Serve's proxy raise then depends on the moment
             if isinstance(error, TimeoutError):
@@ -204,7 +204,7 @@ class _Connection:
             core.telemetry.refused("internal")
             return f"this request could not be answered ({type(error).__name__}: {error}); the connection goes on"
 
-    async def _give(self, data: bytes | str) -> None:
+    async def _send_data(self, data: bytes | str) -> None:
         async with asyncio.timeout(SLOW_READER_S):
             await (self._socket.send_bytes(data) if isinstance(data, bytes) else self._socket.send_text(data))
 

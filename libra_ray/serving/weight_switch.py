@@ -7,7 +7,7 @@ from typing import Any
 
 from libra_ray.client.protocol import Handshake
 from libra_ray.serving.retry import NoAnswerError, call
-from libra_ray.serving.settings import Settings
+from libra_ray.serving.settings import ServingSettings
 from libra_ray.serving.weights import weights_key
 from libra_ray.types import Json
 
@@ -36,7 +36,7 @@ class ReplicaCount:
 
 
 class WeightSwitch:
-    """The weights in use, and the way from one checkpoint to the next.
+    """The weights in use, and the switch from one checkpoint to the next.
 
     A new checkpoint is loaded by every replica beside the old one; only when Serve says that all are done, new intents are
     made by it. An intent is read by the weights that made it, to its end: no robot notices, and none is dropped.
@@ -57,7 +57,7 @@ class WeightSwitch:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: ServingSettings,
         handles: Mapping[str, Any],
         *,
         gateway: str,

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from libra_ray.config import TrackingConfig
-from libra_ray.serving.settings import Settings
+from libra_ray.serving.settings import ServingSettings
 
 REGISTRY = "models:/"
 _ONE_VERSION = re.compile(rf"{REGISTRY}([^/]+/[0-9]+|m-[0-9a-f]+)")
@@ -26,7 +26,7 @@ def weights_key(user_config: Mapping[str, str]) -> str:
     return f"{user_config['checkpoint']}#{user_config.get('revision', '')}"
 
 
-def pinned(settings: Settings) -> Settings:
+def pinned(settings: ServingSettings) -> ServingSettings:
     """The settings with the one checkpoint that is meant now, in full, and all of its levels, where the address was typed.
 
     Replicas are started in other folders and at other times: a relative folder, or an alias that has moved on, would be

@@ -21,7 +21,7 @@ from mlflow.utils.uri import is_local_uri
 from libra_ray.common.provenance import git_revision, library_versions, masked
 from libra_ray.config import TrackingConfig
 from libra_ray.tracking.sqlite import alone
-from libra_ray.tracking.store import opened, told, tracking_uri
+from libra_ray.tracking.store import answering_store, opened, tracking_uri
 from libra_ray.types import ACTION_KEY, STATE_KEY
 
 REGISTRY = "models:/"
@@ -164,7 +164,7 @@ def registered(address: str, tracking: TrackingConfig, runs_root: Path) -> Regis
     """
     uri = tracking_uri(tracking, runs_root)
     client = opened(uri, create=False)
-    with told(uri):
+    with answering_store(uri):
         fixed = _version(client, address, uri)
         files = ModelsArtifactRepository.get_underlying_uri(fixed)
         folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=files, tracking_uri=uri))

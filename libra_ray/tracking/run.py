@@ -12,12 +12,12 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from libra_ray.common.progress import say
+from libra_ray.common.progress import print_status
 from libra_ray.common.provenance import git_revision, public_config
 from libra_ray.config import Config, TrackingConfig
 from libra_ray.tracking.faults import TrackingError
 from libra_ray.tracking.registry import ModelShape, register
-from libra_ray.tracking.store import experiment_id, opened, told, tracking_uri
+from libra_ray.tracking.store import answering_store, experiment_id, opened, tracking_uri
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 METRICS_PER_CALL = 1000
@@ -77,7 +77,7 @@ class Tracker:
         if self._client is not None:
             return
         client = opened(self._uri)
-        with told(self._uri):
+        with answering_store(self._uri):
             group = experiment_id(client, self._uri, self._tracking.experiment, self._runs_root)
             if self.run_id and _is_active(client, self.run_id):
                 client.update_run(self.run_id, status="RUNNING")
@@ -95,7 +95,7 @@ class Tracker:
         """The client, for calls on the open run."""
         self.open()
         assert self._client is not None
-        with told(self._uri):
+        with answering_store(self._uri):
             yield self._client
 
     def __enter__(self) -> Self:
@@ -122,12 +122,12 @@ class Tracker:
     def missed(self, what: str, error: TrackingError) -> None:
         """Note and say that something could not be published."""
         self._missed[what] = error
-        say(f"tracking: {what} is not in MLflow yet: {error}")
+        print_status(f"tracking: {what} is not in MLflow yet: {error}")
 
     def finish(self, status: RunStatus = "FINISHED") -> None:
         """Close the run; one already closed by this tracker keeps its status, one that never opened has none."""
         if not self._closed and self._client is not None:
-            with told(self._uri):
+            with answering_store(self._uri):
                 self._client.set_terminated(self.run_id, status)
             self._closed = True
 

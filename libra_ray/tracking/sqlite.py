@@ -10,7 +10,7 @@ from pathlib import Path
 from mlflow.store.db.utils import _get_latest_schema_revision, _initialize_tables, create_sqlalchemy_engine
 from sqlalchemy import make_url
 
-from libra_ray.common.progress import say
+from libra_ray.common.progress import print_status
 from libra_ray.tracking.faults import TrackingError
 
 BUSY_S = 20
@@ -93,5 +93,5 @@ def make(file: Path) -> None:
         while (aside := file.with_name(f"{file.name}.old-{number}")).exists():
             number += 1
         file.rename(aside)
-        say(f"tracking: {file} was left half made and held nothing; it is kept as {aside.name}")
+        print_status(f"tracking: {file} was left half made and held nothing; it is kept as {aside.name}")
     staging.replace(file)

@@ -52,7 +52,7 @@ def tracking_uri(tracking: TrackingConfig, runs_root: Path) -> str:
 
 
 @contextmanager
-def told(uri: str) -> Iterator[None]:
+def answering_store(uri: str) -> Iterator[None]:
     """Work on a store that answers.
 
     Raises:
@@ -74,7 +74,7 @@ def opened(uri: str, *, create: bool = True) -> MlflowClient:
     Raises:
         TrackingError: there is none, or it cannot be used.
     """
-    with told(uri):
+    with answering_store(uri):
         file = sqlite_file(uri)
         if create:
             with alone(uri):
@@ -97,7 +97,7 @@ def check(tracking: TrackingConfig, runs_root: Path) -> None:
         TrackingError: it does not answer, or not as MLflow does, or it is a file that is no store of this MLflow.
     """
     uri = tracking_uri(tracking, runs_root)
-    with told(uri):
+    with answering_store(uri):
         if file := sqlite_file(uri):
             is_whole(file)
         elif uri.startswith(SERVERS):

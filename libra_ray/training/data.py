@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from libra_ray.checkpoint import Facts
+from libra_ray.checkpoint import DatasetSpec
 from libra_ray.config import Config
-from libra_ray.data.dataset import Recorded, open_dataset
+from libra_ray.data.dataset import Demonstrations, open_dataset
 from libra_ray.data.fingerprint import Fingerprint
 from libra_ray.data.frames import frame_cache
 from libra_ray.data.splits import Split, split_episodes
@@ -78,18 +78,18 @@ class TrainingData:
     """What `Fit` needs of a data set.
 
     Attributes:
-        recorded: the numbers; `frames`: the decoded pictures, memory-mapped.
+        demonstrations: the numbers; `frames`: the decoded pictures, memory-mapped.
         split: training and held-out episodes.
         stats: statistics of the training episodes alone; they travel in the checkpoint.
-        facts: what the checkpoint has to know of the robot.
+        spec: what the checkpoint has to know of the robot.
     """
 
     config: Config
-    recorded: Recorded
+    demonstrations: Demonstrations
     frames: NDArray[np.uint8]
     split: Split
     stats: NormStats
-    facts: Facts
+    spec: DatasetSpec
 
     @classmethod
     def open(cls, config: Config, dataset: Path, frames_root: Path | None, before: Fingerprint | None = None) -> Self:
@@ -103,33 +103,33 @@ class TrainingData:
             ValueError: the data set is missing, unfinished, of an old format, another one than `before`, or holds values nobody
                 can train on.
         """
-        recorded = open_dataset(dataset, config.data)
-        data = Fingerprint.of(recorded)
+        demonstrations = open_dataset(dataset, config.data)
+        data = Fingerprint.of(demonstrations)
         if before is not None:
             before.check_unchanged(data, dataset)
-        split = split_episodes(recorded, config.data.holdout_share, config.train.seed)
-        facts = Facts(
-            shape=shape_of(recorded.robot),
-            image_keys=recorded.image_keys,
-            control_hz=recorded.fps,
-            instructions=recorded.instructions,
+        split = split_episodes(demonstrations, config.data.holdout_share, config.train.seed)
+        spec = DatasetSpec(
+            shape=shape_of(demonstrations.robot),
+            image_keys=demonstrations.image_keys,
+            control_hz=demonstrations.fps,
+            instructions=demonstrations.instructions,
             data=data,
         )
-        frames = np.empty((len(recorded.cameras), 0), np.uint8)
+        frames = np.empty((len(demonstrations.cameras), 0), np.uint8)
         return cls(
             config=config,
-            recorded=recorded,
-            frames=frame_cache(recorded, frames_root, config.sim.image_size) if frames_root else frames,
+            demonstrations=demonstrations,
+            frames=frame_cache(demonstrations, frames_root, config.sim.image_size) if frames_root else frames,
             split=split,
-            stats=compute_stats(recorded, recorded.rows(split.train)),
-            facts=facts,
+            stats=compute_stats(demonstrations, demonstrations.rows(split.train)),
+            spec=spec,
         )
 
     @property
     def fingerprint(self) -> Fingerprint:
         """Which data set this is."""
-        assert self.facts.data is not None, "`open` takes it"
-        return self.facts.data
+        assert self.spec.data is not None, "`open` takes it"
+        return self.spec.data
 
     def make_model(self, *, begun: bool = False) -> System:
         """The model as its training begins: with random weights, or with those of `train.start_from`.
@@ -140,11 +140,11 @@ class TrainingData:
         Raises:
             ValueError: there is no such checkpoint, or it does not fit.
         """
-        return make_model(self.config, self.facts.shape, begun=begun)
+        return make_model(self.config, self.spec.shape, begun=begun)
 
     def remarks(self) -> list[str]:
         """What a reader of the data would not expect, one line each: what is left out, constant, or not held out."""
-        found = list(self.recorded.notes)
+        found = list(self.demonstrations.notes)
         for key, stats in ((ACTION_KEY, self.stats.action), (STATE_KEY, self.stats.state)):
             if len(still := np.flatnonzero(is_constant(stats.low, stats.high))):
                 shown = ", ".join(f"{key}[{i}]={stats.low[i]:g}" for i in still)
@@ -171,7 +171,7 @@ class TrainingData:
     def windows(self, model: System, episodes: NDArray[np.int64], *, pictures: bool = True, max_staleness: int = 0) -> Windows:
         """All windows of the given episodes, tokenised for `model`; without `pictures` they have none and cost little."""
         return Windows(
-            self.recorded,
+            self.demonstrations,
             self.frames if pictures else self.frames[:0],
             Pipeline(self.stats, self.config.data.normalisation),
             action=self.config.action,

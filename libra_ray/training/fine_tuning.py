@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from libra_ray.checkpoint import read_manifest
-from libra_ray.common.progress import say
+from libra_ray.common.progress import print_status
 from libra_ray.model.system import System
 from libra_ray.types import RobotShape
 
@@ -46,7 +46,7 @@ def start_from(model: System, folder: Path, parts: Sequence[str]) -> list[str]:
     model.load_state_dict(fitting, strict=False)
     if random := [name for name in own if name.startswith(tuple(parts)) and name not in fitting]:
         count = f"{len(fitting)} of {len(fitting) + len(random)}"
-        say(
+        print_status(
             f"train.start_from={folder}: {count} weights of {', '.join(parts)} are taken; "
             f"the others do not fit and stay random, in {', '.join(_heads(random))}"
         )

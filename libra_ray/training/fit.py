@@ -1,6 +1,6 @@
 """Training of a system: all levels together, by the weighted sum of its losses.
 
-`Fit.run` is a generator of progress, so a Ray worker reports it, a test collects it and a notebook plots it.
+`Trainer.run` is a generator of progress, so a Ray worker reports it, a test collects it and a notebook plots it.
 """
 
 import copy
@@ -16,16 +16,16 @@ from torch import Tensor, distributed, nn
 from libra_ray.batch import Batch
 from libra_ray.config import TrainConfig
 from libra_ray.model.system import Losses, System
-from libra_ray.training.loss_balance import GradientMeter, Gradients, make_balance
+from libra_ray.training.loss_balance import GradientMeter, LossGradients, make_balance
 
 Validate = Callable[[System], dict[str, float]]
 Save = Callable[[dict[str, float]], None]
-"""Keeps `Fit.state` and `Fit.weights`; told the metrics of the step."""
+"""Keeps `Trainer.state` and `Trainer.weights`; told the metrics of the step."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
-    """What `fit` yields at every logging, validation and checkpoint step.
+class TrainingProgress:
+    """What `Trainer.run` yields at every logging, validation and checkpoint step.
 
     Attributes:
         step: optimiser steps done.
@@ -39,7 +39,7 @@ class Progress:
     checkpoint_due: bool
 
 
-class Fit:
+class Trainer:
     """One training run over a stream of batches.
 
     Every random draw of a step is seeded by (seed, step, rank) and the learning rate is a function of the step, so a run
@@ -56,18 +56,18 @@ class Fit:
         self.world = distributed.get_world_size() if distributed.is_initialized() else 1
         # Frozen weights stay what they are: the average shares them.
         frozen = {id(p): p for p in model.parameters() if not p.requires_grad}
-        self.average = copy.deepcopy(model, frozen).eval().requires_grad_(requires_grad=False)
+        self.ema = copy.deepcopy(model, frozen).eval().requires_grad_(requires_grad=False)
         # Walking through the modules at every step would cost a small model a twentieth of its time.
-        pairs = [(a, p) for a, p in zip(self.average.parameters(), model.parameters(), strict=True) if a is not p]
-        self._averages: list[Tensor] = [a for a, _ in pairs]
+        pairs = [(a, p) for a, p in zip(self.ema.parameters(), model.parameters(), strict=True) if a is not p]
+        self._ema_weights: list[Tensor] = [a for a, _ in pairs]
         self._weights: list[Tensor] = [p for _, p in pairs]
-        self._buffers = list(zip(self.average.buffers(), model.buffers(), strict=True))
+        self._buffers = list(zip(self.ema.buffers(), model.buffers(), strict=True))
         self._parts = {name: list(part.parameters()) for name, part in model.parts().items()}
         self.optimiser = _optimiser(model, self.config)
         self.balance = make_balance(self.config, model.loss_weights())
         self.schedule = model.schedule()
         self._meter = GradientMeter({name: list(weights) for name, weights in model.reached().items()})
-        self.gradients: Gradients | None = None
+        self.gradients: LossGradients | None = None
         self.step = 0
         self.row: dict[str, float] = {}
         if state is not None:
@@ -79,7 +79,7 @@ class Fit:
         validate: Validate | None = None,
         save: Save | None = None,
         until: int | None = None,
-    ) -> Iterator[Progress]:
+    ) -> Iterator[TrainingProgress]:
         """Train to the configured last step, or `until`; `batches` must start at the present step.
 
         `save` is called wherever a checkpoint is due and at `until`, before anything is measured: a validation that fails
@@ -108,7 +108,7 @@ class Fit:
             self.row = row | meter.take()
             if due and save is not None:
                 save(self.row)
-            yield Progress(step=self.step, metrics=self.last_row(validate), checkpoint_due=due)
+            yield TrainingProgress(step=self.step, metrics=self.last_row(validate), checkpoint_due=due)
             meter.restart()
 
     @property
@@ -119,21 +119,21 @@ class Fit:
 
     def last_row(self, validate: Validate | None) -> dict[str, float]:
         """The metrics of the last step that had any, with held-out measures where they are due; empty before the first."""
-        return self.row | (validate(self.average) if validate is not None and self.validation_due else {})
+        return self.row | (validate(self.ema) if validate is not None and self.validation_due else {})
 
     def weights(self) -> dict[str, Tensor]:
         """The moving average of the weights, and the frozen ones: what a policy runs with."""
-        return self.average.state_dict()
+        return self.ema.state_dict()
 
     def state(self) -> dict[str, Any]:
-        """Everything needed to continue: raw weights, averages, optimiser, balance, step, schedule.
+        """Everything needed to continue: raw weights, their moving average, optimiser, balance, step, schedule.
 
         Frozen weights are not in it: `weights` has them.
         """
         frozen = _frozen(self.model)
         return {
             "model": {name: value for name, value in self.model.state_dict().items() if name not in frozen},
-            "average": {name: value for name, value in self.average.state_dict().items() if name not in frozen},
+            "average": {name: value for name, value in self.ema.state_dict().items() if name not in frozen},
             "optimiser": self.optimiser.state_dict(),
             "balance": self.balance.state(),
             "step": self.step,
@@ -148,7 +148,7 @@ class Fit:
 
     def _restore(self, state: dict[str, Any]) -> None:
         frozen = _frozen(self.model)
-        for model, found in ((self.model, state["model"]), (self.average, state["average"])):
+        for model, found in ((self.model, state["model"]), (self.ema, state["average"])):
             model.load_state_dict({name: value for name, value in model.state_dict().items() if name in frozen} | found)
         self.optimiser.load_state_dict(state["optimiser"])
         self.balance.restore(state["balance"])
@@ -193,10 +193,10 @@ class Fit:
             self.balance.measure(self.gradients)
 
     def _advance(self, losses: Losses) -> None:
-        # A young average would be mostly the random start: its memory grows with the run.
+        # At a run's beginning the average would be mostly the random start: its memory grows with the run.
         decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            torch._foreach_lerp_(self._averages, self._weights, 1 - decay)
+            torch._foreach_lerp_(self._ema_weights, self._weights, 1 - decay)
             for kept, now in self._buffers:
                 kept.copy_(now)
         self.step += 1

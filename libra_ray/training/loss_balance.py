@@ -22,7 +22,7 @@ UNCERTAINTY_RATE = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gradients:
+class LossGradients:
     """One measure of the losses' gradients, unweighted, each over all weights that it reaches.
 
     Attributes:
@@ -49,7 +49,7 @@ class Balance(Protocol):
     def learn(self, losses: Mapping[str, float]) -> None:
         """Take note of a step's unweighted losses, the mean over all workers."""
 
-    def measure(self, gradients: Gradients) -> None:
+    def measure(self, gradients: LossGradients) -> None:
         """Take note of a measure of the gradients."""
 
     def state(self) -> dict[str, float]:
@@ -68,7 +68,7 @@ class Fixed:
     def learn(self, losses: Mapping[str, float]) -> None:
         """Nothing to learn."""
 
-    def measure(self, gradients: Gradients) -> None:
+    def measure(self, gradients: LossGradients) -> None:
         """Nothing to calibrate."""
 
     def state(self) -> dict[str, float]:
@@ -103,7 +103,7 @@ class EqualGradients:
     def learn(self, losses: Mapping[str, float]) -> None:
         """The losses' values do not matter."""
 
-    def measure(self, gradients: Gradients) -> None:
+    def measure(self, gradients: LossGradients) -> None:
         """Smooth all norms; a measure with a vanished gradient says nothing about a weight and is passed over."""
         norms = gradients.norms
         if min(norms.values()) <= 0 or not math.isfinite(sum(norms.values())):
@@ -141,7 +141,7 @@ class Uncertainty:
         for name, weight in self.weights.items():
             self.log_variances[name] -= UNCERTAINTY_RATE * (1 - weight * losses[name])
 
-    def measure(self, gradients: Gradients) -> None:
+    def measure(self, gradients: LossGradients) -> None:
         """Gradients do not matter."""
 
     def state(self) -> dict[str, float]:
@@ -187,7 +187,7 @@ class GradientMeter:
         """Before the backward pass: the gradients of all sharing losses but the first, on the shared weights."""
         self._found = {name: shared_gradient(terms[name], self._shared) for name in self._sharing[1:]}
 
-    def after(self, weights: Mapping[str, float]) -> Gradients:
+    def after(self, weights: Mapping[str, float]) -> LossGradients:
         """After it, and before clipping; every weight is above 0."""
         norms = {name: _norm(own) / weights[name] for name, own in self._own.items()}
         found = dict(self._found)
@@ -196,7 +196,7 @@ class GradientMeter:
             rest = total - sum((weights[name] * value for name, value in found.items()), torch.zeros_like(total))
             found = {self._sharing[0]: rest / weights[self._sharing[0]], **found}
         cosine = torch.nn.functional.cosine_similarity
-        return Gradients(
+        return LossGradients(
             norms={
                 name: math.hypot(norm, float(found[name].norm())) if name in found else norm for name, norm in norms.items()
             },

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.baseline import BaselinePolicy, TimedFit, train, windows
+from benchmarks.baseline import BaselinePolicy, TimedTrainer, train, windows
 from benchmarks.baseline_table import Comparison, beside, markdown
-from libra_ray.checkpoint import Facts
+from libra_ray.checkpoint import DatasetSpec
 from libra_ray.common.json_text import dump, parse
 from libra_ray.config import Config, override, preset
 from libra_ray.control.lockstep import Latencies, drive
@@ -40,17 +40,17 @@ def data(config) -> TrainingData:
     shape = RobotShape(action_dim=recorded.action_dim, state_dim=recorded.state_dim, cameras=1)
     return TrainingData(
         config=config,
-        recorded=recorded,
+        demonstrations=recorded,
         frames=make_frames(recorded, size=16),
         split=Split(train=np.arange(3), holdout=np.array([3])),
         stats=compute_stats(recorded, recorded.rows(np.arange(3))),
-        facts=Facts(shape=shape, image_keys=(IMAGE_KEY,), control_hz=10, instructions=tuple(sorted(TASKS))),
+        spec=DatasetSpec(shape=shape, image_keys=(IMAGE_KEY,), control_hz=10, instructions=tuple(sorted(TASKS))),
     )
 
 
 @pytest.fixture
 def policy(config, data) -> BaselinePolicy:
-    return BaselinePolicy.untrained(config, data.facts, data.stats)
+    return BaselinePolicy.untrained(config, data.spec, data.stats)
 
 
 def seconds_per_reading() -> Iterator[float]:
@@ -58,12 +58,12 @@ def seconds_per_reading() -> Iterator[float]:
     return map(float, count())
 
 
-def fit_of(policy: BaselinePolicy, *, seconds: float, loss: str = "l1") -> TimedFit:
-    return TimedFit(policy.network, policy.config, loss=loss, seconds=seconds, clock=seconds_per_reading().__next__)
+def fit_of(policy: BaselinePolicy, *, seconds: float, loss: str = "l1") -> TimedTrainer:
+    return TimedTrainer(policy.network, policy.config, loss=loss, seconds=seconds, clock=seconds_per_reading().__next__)
 
 
 def observe(data: TrainingData, row: int, step: int = 0) -> Observation:
-    recorded = data.recorded
+    recorded = data.demonstrations
     instruction = recorded.instruction(row)
     return Observation(images={IMAGE_KEY: data.frames[0, row]}, state=recorded.state[row], instruction=instruction, step=step)
 
@@ -74,33 +74,33 @@ def actions(policy: BaselinePolicy, seen: list[Observation]) -> np.ndarray:
 
 @pytest.mark.parametrize("loss", ["l1", "mse"])
 def test_the_loss_falls(data, policy, loss):
-    fit = fit_of(policy, seconds=100, loss=loss)
+    trainer = fit_of(policy, seconds=100, loss=loss)
     with BatchStream(windows(data), batch_size=16, seed=0) as batches:
-        losses = [row["loss"] for row in fit.run(batches)]
+        losses = [row["loss"] for row in trainer.run(batches)]
     assert np.mean(losses[-3:]) < 0.5 * losses[0]
 
 
 def test_it_imitates_what_it_was_shown(data, policy):
     """The recorded action names its row, so only a network that tells the pictures and steps apart can repeat it."""
-    fit = fit_of(policy, seconds=180)
+    trainer = fit_of(policy, seconds=180)
     with BatchStream(windows(data), batch_size=16, seed=0) as batches:
-        list(fit.run(batches))
+        list(trainer.run(batches))
     rows = [0, 5, 14, 22]
     answered = actions(policy, [observe(data, row) for row in rows])[:, 0, 0]
-    np.testing.assert_allclose(answered, data.recorded.action[rows, 0], atol=4)
+    np.testing.assert_allclose(answered, data.demonstrations.action[rows, 0], atol=4)
 
 
 def test_the_learning_rate_falls_with_the_time_used(data, policy):
-    fit = fit_of(policy, seconds=20)
+    trainer = fit_of(policy, seconds=20)
     with BatchStream(windows(data), batch_size=4, seed=0) as batches:
-        rates = [fit.optimiser.param_groups[0]["lr"] for _ in fit.run(batches)]
+        rates = [trainer.optimiser.param_groups[0]["lr"] for _ in trainer.run(batches)]
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] < 0.1 * rates[0]
-    assert fit.elapsed_s >= 20
+    assert trainer.elapsed_s >= 20
 
 
 def test_a_resumed_training_equals_an_uninterrupted_one(config, data):
-    whole, first, second = (BaselinePolicy.untrained(config, data.facts, data.stats) for _ in range(3))
+    whole, first, second = (BaselinePolicy.untrained(config, data.spec, data.stats) for _ in range(3))
     with BatchStream(windows(data), batch_size=4, seed=0) as batches:
         list(fit_of(whole, seconds=20).run(batches))
     begun, resumed = fit_of(first, seconds=20), fit_of(second, seconds=20)
@@ -116,9 +116,9 @@ def test_a_resumed_training_equals_an_uninterrupted_one(config, data):
 
 def test_a_finished_training_is_loaded_and_another_one_refused(config, data, tmp_path: Path):
     folder = RunFolder.open(tmp_path / "baseline", config)
-    first, fit = train(folder, data, "l1", 0.2)
+    first, trainer = train(folder, data, "l1", 0.2)
     again, loaded = train(folder, data, "l1", 0.2)
-    assert loaded.step == fit.step > 0
+    assert loaded.step == trainer.step > 0
     assert folder.done("train")
     seen = [observe(data, row) for row in (1, 8)]
     np.testing.assert_array_equal(actions(first, seen), actions(again, seen))
@@ -147,7 +147,7 @@ def test_picture_state_and_instruction_all_matter(data, policy):
 
 
 def test_an_unknown_instruction_is_refused_with_the_known_ones(data, policy):
-    stranger = Observation(images={IMAGE_KEY: data.frames[0, 0]}, state=data.recorded.state[0], instruction="fly")
+    stranger = Observation(images={IMAGE_KEY: data.frames[0, 0]}, state=data.demonstrations.state[0], instruction="fly")
     with pytest.raises(ValueError, match=r"fly.*open the drawer, press the button"):
         act(policy, [stranger])
 

@@ -102,7 +102,7 @@ def test_another_machine_goes_on_with_the_finished_cells(tmp_path):
         replace(_trials()[0], seed=seed, values=space.grid()[0], status=s) for seed, s in enumerate(("finished", "failed"))
     ]
     for result in (finished, failed):
-        here.write(study.Order(number=result.number, seed=result.seed, values=result.values)).end(result)
+        here.write(study.TrialSpec(number=result.number, seed=result.seed, values=result.values)).end(result)
     path = tmp_path / "results.json"
     write_result(path, study.result(config, settings, space, here.results()))
 

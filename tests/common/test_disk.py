@@ -9,7 +9,7 @@ import torch
 from libra_ray import checkpoint
 from libra_ray.common import disk
 from libra_ray.common.disk import NoRoomError, check_room, lacks_room, room_for
-from libra_ray.training.fit import Fit
+from libra_ray.training.fit import Trainer
 from tests.model.builders import make_batch, save_checkpoint, tiny_model
 
 MORE_THAN_THERE_IS = 2**62
@@ -89,8 +89,8 @@ def test_a_full_disk_is_known_by_what_an_error_came_from():
 
 @pytest.mark.parametrize("frozen", ["true", "false"])
 def test_the_size_of_a_checkpoint_is_known_before_the_first_step(frozen, tmp_path):
-    fit = Fit(tiny_model({"planner.freeze_backbone": frozen}), device=torch.device("cpu"))
-    foretold = fit.checkpoint_bytes()
-    list(fit.run([make_batch(fit.model, 4)]))
-    save_checkpoint(tmp_path / "saved", fit.model, fit.step, fit.state())
+    trainer = Trainer(tiny_model({"planner.freeze_backbone": frozen}), device=torch.device("cpu"))
+    foretold = trainer.checkpoint_bytes()
+    list(trainer.run([make_batch(trainer.model, 4)]))
+    save_checkpoint(tmp_path / "saved", trainer.model, trainer.step, trainer.state())
     assert disk.bytes_below(tmp_path / "saved") == pytest.approx(foretold, rel=0.15)

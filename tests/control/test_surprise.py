@@ -7,7 +7,7 @@ from hypothesis import given, strategies
 from libra_ray.config import ActionConfig, ControlConfig
 from libra_ray.control.lockstep import drive
 from libra_ray.control.robot import RobotControl
-from libra_ray.control.surprise import Drift, Usual
+from libra_ray.control.surprise import RunningScale, SurpriseDetector
 from libra_ray.types import IMAGE_KEY, ActionChunk, Observation
 from tests.policies import DualStub, dual_levels, plan_of
 
@@ -85,30 +85,30 @@ def test_a_push_is_answered_by_a_plan_at_the_next_look():
 
 
 def test_a_picture_that_changes_unusually_is_a_surprise():
-    dice, drift = np.random.default_rng(0), Drift()
+    dice, detector = np.random.default_rng(0), SurpriseDetector()
     scene = dice.integers(0, 255, (64, 64, 3)).astype(np.uint8)
     for step in range(20):
         noisy = np.clip(scene.astype(int) + dice.integers(-5, 6, scene.shape), 0, 255).astype(np.uint8)
-        assert not drift.surprised(observe([0], step, noisy), None)
-    assert drift.surprised(observe([0], 20, 255 - scene), None)
+        assert not detector.surprised(observe([0], step, noisy), None)
+    assert detector.surprised(observe([0], 20, 255 - scene), None)
 
 
 def test_what_is_learned_stays_over_episodes_but_nothing_is_compared_across_them():
-    drift, dice = Drift(), np.random.default_rng(0)
+    detector, dice = SurpriseDetector(), np.random.default_rng(0)
     place = np.zeros(3)
     for _ in range(30):
         action = dice.uniform(-1, 1, 3).astype(np.float32)
         place = place + GAIN * action
-        drift.surprised(observe(place), action)
-    drift.reset()
-    assert not drift.surprised(observe(place + 5), np.ones(3, np.float32))
-    assert not drift.surprised(observe(place + 5 + GAIN), np.ones(3, np.float32))
-    assert drift.surprised(observe(place + 6), np.ones(3, np.float32))
+        detector.surprised(observe(place), action)
+    detector.reset()
+    assert not detector.surprised(observe(place + 5), np.ones(3, np.float32))
+    assert not detector.surprised(observe(place + 5 + GAIN), np.ones(3, np.float32))
+    assert detector.surprised(observe(place + 6), np.ones(3, np.float32))
 
 
 @given(strategies.lists(strategies.floats(0, 1e3), min_size=20, max_size=60))
 def test_nothing_is_unusual_during_warm_up_or_below_the_usual(values):
-    usual = Usual(warm_up=10)
+    usual = RunningScale(warm_up=10)
     assert not any(usual.exceeded(value, 3) for value in values[:10])
     assert not usual.exceeded(0.0, 3)
 

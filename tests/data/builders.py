@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from libra_ray.data.cameras import Camera
-from libra_ray.data.dataset import Recorded
+from libra_ray.data.dataset import Demonstrations
 from libra_ray.data.layout import Layout
 from libra_ray.data.pictures import PictureFormat
 from libra_ray.types import ACTION_KEY, IMAGE_KEY, STATE_KEY, Action, Episode, Observation, Step
@@ -54,7 +54,7 @@ def make_episode(
     return Episode(task="drawer-open-v3", instruction=told[0], seed=seed, steps=steps, success=True)
 
 
-def make_recorded(lengths: Sequence[int], tasks: Sequence[str] | Sequence[Sequence[str]] | None = None) -> Recorded:
+def make_recorded(lengths: Sequence[int], tasks: Sequence[str] | Sequence[Sequence[str]] | None = None) -> Demonstrations:
     """A dataset in memory only. `state[f] = (episode, step)`, `action[f] = (row, 7)`: every row names its place.
 
     `tasks` are the episodes' instructions, or for every episode those of its frames.
@@ -67,7 +67,7 @@ def make_recorded(lengths: Sequence[int], tasks: Sequence[str] | Sequence[Sequen
     texts = [text for task, n in zip(given, lengths, strict=True) for text in ([task] * n if isinstance(task, str) else task)]
     instructions = tuple(sorted(set(texts)))
     action = np.stack([np.arange(len(episode_index)), np.full(len(episode_index), 7)], 1)
-    return Recorded(
+    return Demonstrations(
         root=Path("nowhere"),
         fps=10,
         features={},
@@ -85,7 +85,7 @@ def make_recorded(lengths: Sequence[int], tasks: Sequence[str] | Sequence[Sequen
     )
 
 
-def make_frames(recorded: Recorded, cameras: int = 1, size: int = 2) -> NDArray[np.uint8]:
+def make_frames(recorded: Demonstrations, cameras: int = 1, size: int = 2) -> NDArray[np.uint8]:
     """Pictures `(cameras, F, size, size, 3)` whose pixels are (row % 256, row // 256, camera)."""
     frames = np.zeros((cameras, len(recorded), size, size, 3), np.uint8)
     rows = np.arange(len(recorded))

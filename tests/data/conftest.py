@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from libra_ray.data.dataset import Recorded, open_dataset, write_dataset
+from libra_ray.data.dataset import Demonstrations, open_dataset, write_dataset
 from libra_ray.types import IMAGE_KEY, Episode
 from tests.data.builders import make_episode, make_images, replace_pictures
 
@@ -26,7 +26,7 @@ def dataset(episodes, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def recorded(dataset) -> Recorded:
+def recorded(dataset) -> Demonstrations:
     return open_dataset(dataset)
 
 

@@ -1,4 +1,4 @@
-"""The fleet against a server of the test's own: every count is what the server did, and bad orders are refused at once."""
+"""The fleet against a server of the test's own: every count is what the server did, and a bad `LoadSpec` is refused at once."""
 
 import asyncio
 import json
@@ -17,12 +17,12 @@ from websockets.exceptions import ConnectionClosed
 
 from libra_ray.client.protocol import GOING_AWAY, Handshake, Reply, pack, unpack
 from libra_ray.common.json_text import dump, read
-from libra_ray.fleet.log import DriveLog, Trial
+from libra_ray.fleet.log import DriveLog, FinishedEpisode
 from libra_ray.fleet.records import Rates
-from libra_ray.fleet.replay import recorded, synthetic
+from libra_ray.fleet.replay import open_recording, synthetic
 from libra_ray.fleet.robot import drive
-from libra_ray.fleet.robots import BodyRobot, Moved
-from libra_ray.fleet.run import SYNTHETIC, WRIST, DriveResult, Order, run, simulation, table
+from libra_ray.fleet.robots import MotionResult, PhysicsRobot
+from libra_ray.fleet.run import SYNTHETIC, WRIST, DriveResult, LoadSpec, run, simulation, table
 from libra_ray.stats.intervals import wilson
 from libra_ray.types import IMAGE_KEY, STATE_KEY, Json, Level, Observation
 from tests.data.builders import make_recorded
@@ -107,14 +107,14 @@ def serving(answer: Callable[[Json], Json | str] = echo, **options: float) -> It
         server.close()
 
 
-def stubs(server: StubServer, **changes: object) -> Order:
-    return Order(**{"endpoint": server.address, "robots": 4, "hz": 20.0, "seconds": 1.0, "stub": SYNTHETIC, **changes})
+def stubs(server: StubServer, **changes: object) -> LoadSpec:
+    return LoadSpec(**{"endpoint": server.address, "robots": 4, "hz": 20.0, "seconds": 1.0, "stub": SYNTHETIC, **changes})
 
 
 def test_simulated_robots_see_as_the_demonstrations_robots_saw():
-    order = Order(endpoint="ws://127.0.0.1:1", robots=1, hz=10, seconds=1, family="tabletop", tasks=("touch",))
+    load = LoadSpec(endpoint="ws://127.0.0.1:1", robots=1, hz=10, seconds=1, family="tabletop", tasks=("touch",))
     cameras = {IMAGE_KEY: HANDSHAKE.observation[IMAGE_KEY], WRIST: HANDSHAKE.observation[IMAGE_KEY]}
-    sim = simulation(order, replace(HANDSHAKE, observation=cameras, supersample=2))
+    sim = simulation(load, replace(HANDSHAKE, observation=cameras, supersample=2))
     assert (sim.family, sim.tasks, sim.image_size, sim.supersample, sim.wrist_camera) == ("tabletop", ("touch",), 16, 2, True)
 
 
@@ -202,17 +202,17 @@ def test_refusals_are_counted_with_the_servers_words():
 
 def test_a_missing_and_a_vanished_server_are_one_clear_error():
     with serving() as server:
-        order = stubs(server, patience_s=0.3, seconds=600.0)
+        load = stubs(server, patience_s=0.3, seconds=600.0)
         threading.Timer(0.7, server.close).start()
         began = time.monotonic()
         with pytest.raises(ConnectionError, match=r"no server at ws://127\.0\.0\.1"):
-            asyncio.run(run(order))
-        assert time.monotonic() - began < order.seconds
+            asyncio.run(run(load))
+        assert time.monotonic() - began < load.seconds
     with pytest.raises(ConnectionError, match="no server at"):
-        asyncio.run(run(order))
+        asyncio.run(run(load))
 
 
-class FallingBody:
+class FallingRobot:
     """A robot that counts its control steps and ends after a few; what it was told to do is kept."""
 
     task = "fall"
@@ -220,19 +220,19 @@ class FallingBody:
     def __init__(self, steps: int) -> None:
         self.steps, self.actions = steps, []
 
-    async def begin(self) -> Moved:
+    async def begin(self) -> MotionResult:
         self.at = 0
-        return self._moved(0)
+        return self._motion(0)
 
-    async def execute(self, actions: np.ndarray) -> Moved:
+    async def execute(self, actions: np.ndarray) -> MotionResult:
         executed = min(len(actions), self.steps - self.at)
         self.actions += list(actions[:executed])
         self.at += executed
-        return self._moved(executed)
+        return self._motion(executed)
 
-    def _moved(self, executed: int) -> Moved:
+    def _motion(self, executed: int) -> MotionResult:
         observation = Observation(images={}, state=np.zeros(S, np.float32), instruction="", step=self.at)
-        return Moved(observation=observation, executed=executed, success=True if self.at >= self.steps else None)
+        return MotionResult(observation=observation, executed=executed, success=True if self.at >= self.steps else None)
 
 
 class SlowEndpoint:
@@ -257,10 +257,10 @@ class SlowEndpoint:
 
 
 def test_a_simulated_robot_holds_still_until_its_late_chunk_and_goes_on_at_the_right_step():
-    body, endpoint, log = FallingBody(steps=40), SlowEndpoint(0.25), DriveLog()
-    robot = BodyRobot(name="r", client=endpoint, log=log, body=body, period_s=0.1, execute_steps=H, action_dim=D)
+    simulated, endpoint, log = FallingRobot(steps=40), SlowEndpoint(0.25), DriveLog()
+    robot = PhysicsRobot(name="r", client=endpoint, log=log, simulated=simulated, period_s=0.1, execute_steps=H, action_dim=D)
     asyncio.run(drive([robot], 1.6))
-    executed = np.stack(body.actions)
+    executed = np.stack(simulated.actions)
     still = executed[:, 0] == 0
     still[0] = True
     # What is not held is the action of that very step of the episode.
@@ -279,12 +279,12 @@ def test_a_simulated_robot_that_is_told_to_hold_asks_again_at_its_next_step():
         async def act(self, observation: Observation, **extra: object) -> Reply:
             return replace(await super().act(observation, **extra), held=observation.step < 3)
 
-    body, log = FallingBody(steps=8), DriveLog()
-    robot = BodyRobot(
-        name="r", client=Holding(0.0), log=log, body=body, period_s=0.1, execute_steps=H, action_dim=D, lifetime_s=1.0
+    simulated, log = FallingRobot(steps=8), DriveLog()
+    robot = PhysicsRobot(
+        name="r", client=Holding(0.0), log=log, simulated=simulated, period_s=0.1, execute_steps=H, action_dim=D, lifetime_s=1.0
     )
     asyncio.run(drive([robot], 1.5))
-    assert [a[0] for a in body.actions[:8]] == list(range(8))
+    assert [a[0] for a in simulated.actions[:8]] == list(range(8))
     assert [n for _, n in log.held[:2]] == [1, 2], "twice as long where it is told so again"
     assert log.fresh[0][1] == H
 
@@ -306,20 +306,20 @@ def test_a_stub_robot_that_is_told_to_hold_asks_again_at_its_next_step():
 
 
 def test_episodes_begin_with_a_reset_and_tell_how_the_last_one_went():
-    body, endpoint, log = FallingBody(steps=7), SlowEndpoint(0.0), DriveLog()
-    robot = BodyRobot(name="r", client=endpoint, log=log, body=body, period_s=0.02, execute_steps=H, action_dim=D)
+    simulated, endpoint, log = FallingRobot(steps=7), SlowEndpoint(0.0), DriveLog()
+    robot = PhysicsRobot(name="r", client=endpoint, log=log, simulated=simulated, period_s=0.02, execute_steps=H, action_dim=D)
     asyncio.run(drive([robot], 0.6))
     beginnings = [extra for extra in endpoint.extras if extra.get("reset")]
     assert beginnings[0] == {"reset": True}
     assert len(beginnings) >= 2
     assert all(extra == {"reset": True, "success": True} for extra in beginnings[1:])
     assert endpoint.extras[1] == {}
-    assert len(log.trials) in (len(beginnings), len(beginnings) - 1)
+    assert len(log.episodes) in (len(beginnings), len(beginnings) - 1)
 
 
 def test_success_has_the_interval_of_wilson():
     log = DriveLog()
-    log.trials = [Trial(task=task, success=ok, at_s=0.0) for task, ok in (("a", True), ("a", False), ("b", True))]
+    log.episodes = [FinishedEpisode(task=task, success=ok, at_s=0.0) for task, ok in (("a", True), ("a", False), ("b", True))]
     found, interval = log.summary().success, wilson(2, 3)
     assert found.interval == (interval.low, interval.high)
     assert found.tasks["a"].rate == 0.5
@@ -345,7 +345,7 @@ def test_a_data_set_is_replayed_in_the_order_it_was_recorded(tmp_path, monkeypat
     pictures = np.arange(len(data), dtype=np.uint8)[None, :, None, None, None] * np.ones((1, 1, 16, 16, 3), np.uint8)
     monkeypatch.setattr("libra_ray.fleet.replay.open_dataset", lambda root, settings, state_dim: data)
     monkeypatch.setattr("libra_ray.fleet.replay.frame_cache", lambda *_: pictures)
-    seen = list(islice(recorded(HANDSHAKE, tmp_path).robot(1, 2), 5))
+    seen = list(islice(open_recording(HANDSHAKE, tmp_path).robot(1, 2), 5))
     assert [s.observation.step for s in seen] == [0, 5, 0, 5, 10]  # episode 1 of 9 frames, then episode 3, which is 0 again
     assert [s.begins for s in seen] == [True, False, True, False, False]
     np.testing.assert_array_equal(seen[1].observation.state, data.state[12 + 5])
@@ -369,7 +369,7 @@ def test_a_data_set_is_replayed_in_the_order_it_was_recorded(tmp_path, monkeypat
 )
 def test_orders_that_cannot_be_driven_are_refused(changes, words):
     with pytest.raises(ValueError, match=words):
-        Order(**{"endpoint": "ws://127.0.0.1:1", "stub": SYNTHETIC, **changes})
+        LoadSpec(**{"endpoint": "ws://127.0.0.1:1", "stub": SYNTHETIC, **changes})
 
 
 @pytest.fixture

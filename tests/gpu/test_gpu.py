@@ -88,7 +88,7 @@ def test_it_serves(gpu_cluster, tmp_path):
     from libra_ray.client.client import AsyncRobotClient
     from libra_ray.on_ray.serving.app import build
     from libra_ray.policy import act, load_policy
-    from libra_ray.serving.settings import Settings
+    from libra_ray.serving.settings import ServingSettings
     from libra_ray.serving.weights import pinned
     from tests.on_ray.serving.test_serving import ready
     from tests.serving.test_web import free_port
@@ -96,7 +96,7 @@ def test_it_serves(gpu_cluster, tmp_path):
     save_checkpoint(tmp_path / "saved", tiny_model())
     light = {f"{deployment}.num_cpus": 0.1 for deployment in ("levels.planner", "levels.refiner", "gateway")}
     shares = {f"levels.{level}.num_gpus": 0.4 for level in ("planner", "refiner")}
-    settings = pinned(Settings.read({"checkpoint": str(tmp_path / "saved"), "port": free_port(), **light, **shares}))
+    settings = pinned(ServingSettings.read({"checkpoint": str(tmp_path / "saved"), "port": free_port(), **light, **shares}))
     serve.start(http_options={"host": "127.0.0.1", "port": free_port()})
     try:
         serve.run(build(settings), name="gpu", route_prefix="/")

@@ -9,7 +9,7 @@ import torch
 
 from libra_ray import checkpoint
 from libra_ray.batch import Batch
-from libra_ray.checkpoint import Facts, Manifest
+from libra_ray.checkpoint import DatasetSpec, Manifest
 from libra_ray.config import Config, override, preset
 from libra_ray.data.transforms import NormStats, VectorStats
 from libra_ray.model.registry import make_system
@@ -81,8 +81,8 @@ def make_stats(shape: RobotShape = SHAPE) -> NormStats:
 
 def save_checkpoint(folder: Path, model: System, step: int = 0, trainer: dict[str, Any] | None = None) -> Manifest:
     """A checkpoint of `model` as training writes it."""
-    facts = Facts(shape=model.shape, image_keys=KEYS[: model.shape.cameras], control_hz=10, instructions=INSTRUCTIONS)
-    return checkpoint.save(folder, model, model.state_dict(), make_stats(model.shape), facts, step, trainer)
+    spec = DatasetSpec(shape=model.shape, image_keys=KEYS[: model.shape.cameras], control_hz=10, instructions=INSTRUCTIONS)
+    return checkpoint.save(folder, model, model.state_dict(), make_stats(model.shape), spec, step, trainer)
 
 
 def make_observation(robot: int = 0, step: int = 0, *, size: int = 32, past: int = 0, cameras: int = 1) -> Observation:

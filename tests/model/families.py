@@ -118,29 +118,29 @@ def _qwen(kind: type, config: type, processor: type, text: dict, vision: dict, t
 
 
 def qwen2_vl() -> Made:
-    eyes = {"embed_dim": WIDTH, "hidden_size": WIDTH, "mlp_ratio": 2}
-    return _qwen(hf.Qwen2VLForConditionalGeneration, hf.Qwen2VLConfig, hf.Qwen2VLProcessor, {}, eyes)
+    vision = {"embed_dim": WIDTH, "hidden_size": WIDTH, "mlp_ratio": 2}
+    return _qwen(hf.Qwen2VLForConditionalGeneration, hf.Qwen2VLConfig, hf.Qwen2VLProcessor, {}, vision)
 
 
 def qwen2_5_vl() -> Made:
-    eyes = {"hidden_size": WIDTH, "out_hidden_size": WIDTH, "fullatt_block_indexes": [1]}
-    return _qwen(hf.Qwen2_5_VLForConditionalGeneration, hf.Qwen2_5_VLConfig, hf.Qwen2_5_VLProcessor, {}, eyes)
+    vision = {"hidden_size": WIDTH, "out_hidden_size": WIDTH, "fullatt_block_indexes": [1]}
+    return _qwen(hf.Qwen2_5_VLForConditionalGeneration, hf.Qwen2_5_VLConfig, hf.Qwen2_5_VLProcessor, {}, vision)
 
 
 def qwen3_vl() -> Made:
-    eyes = {"hidden_size": WIDTH, "out_hidden_size": WIDTH, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
+    vision = {"hidden_size": WIDTH, "out_hidden_size": WIDTH, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
     text = {"rope_parameters": {**MROPE, "mrope_interleaved": True}}
-    return _qwen(hf.Qwen3VLForConditionalGeneration, hf.Qwen3VLConfig, hf.Qwen3VLProcessor, text, eyes)
+    return _qwen(hf.Qwen3VLForConditionalGeneration, hf.Qwen3VLConfig, hf.Qwen3VLProcessor, text, vision)
 
 
 def qwen3_5() -> Made:
-    eyes = {"hidden_size": WIDTH, "out_hidden_size": WIDTH, "num_position_embeddings": 16}
+    vision = {"hidden_size": WIDTH, "out_hidden_size": WIDTH, "num_position_embeddings": 16}
     text = {
         "layer_types": ["linear_attention", "full_attention"], "linear_key_head_dim": 8, "linear_value_head_dim": 8,
         "linear_num_key_heads": 2, "linear_num_value_heads": 2, "head_dim": 32,
         "rope_parameters": {**MROPE, "mrope_section": [2, 1, 1], "partial_rotary_factor": 0.25, "mrope_interleaved": True},
     }  # fmt: skip
-    return _qwen(hf.Qwen3_5ForConditionalGeneration, hf.Qwen3_5Config, hf.Qwen3VLProcessor, text, eyes, letters)
+    return _qwen(hf.Qwen3_5ForConditionalGeneration, hf.Qwen3_5Config, hf.Qwen3VLProcessor, text, vision, letters)
 
 
 def glm4v() -> Made:
@@ -390,12 +390,12 @@ def florence2() -> Made:
         encoder_ffn_dim=48, decoder_ffn_dim=48, vocab_size=len(tokenizer), max_position_embeddings=64,
         pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=2,
     )  # fmt: skip
-    eyes = {
+    vision = {
         "embed_dim": [8] * 4, "num_heads": [2] * 4, "num_groups": [2] * 4, "depths": [1] * 4, "window_size": 4,
         "projection_dim": WIDTH, "patch_size": [7, 3, 3, 3], "patch_stride": [4, 2, 2, 2], "patch_padding": [3, 1, 1, 1],
         "patch_prenorm": [False, True, True, True],
     }  # fmt: skip
-    config = hf.Florence2Config(text_config=text, vision_config=eyes, image_token_id=tokenizer.image_token_id)
+    config = hf.Florence2Config(text_config=text, vision_config=vision, image_token_id=tokenizer.image_token_id)
     return hf.Florence2ForConditionalGeneration, config, processor
 
 

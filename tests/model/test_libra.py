@@ -8,7 +8,7 @@ import torch
 from libra_ray.model.libra import GROUND_TRUTH, SAMPLED, Libra, sample_tokens
 from libra_ray.model.parts.augment import augmented
 from libra_ray.model.system import seen_first, seen_now
-from libra_ray.training.fit import Fit
+from libra_ray.training.fit import Trainer
 from libra_ray.types import RobotShape
 from tests.model.builders import SHAPE, make_batch, tiny_config, tiny_model
 
@@ -18,7 +18,7 @@ ABLATIONS = {
     "target": {"refiner.predicts": "target"},
     "ddpm_target": {"refiner.objective": "ddpm", "refiner.predicts": "target"},
     "language": {"refiner.see_language": True},
-    "shared_eyes": {"refiner.vision": "shared"},
+    "shared_encoder": {"refiner.vision": "shared"},
     "both": {"refiner.vision": "shared", "refiner.see_language": True},
     "stateless_planner": {"planner.see_state": False},
 }
@@ -28,7 +28,7 @@ every_ablation = pytest.mark.parametrize("changes", ABLATIONS.values(), ids=ABLA
 def refined(model, batch, tokens=None, noise=None):
     """Chunks refined from the given tokens, by default the ground truth's."""
     horizon = model.config.action.horizon
-    tokens = model.bins.encode(batch.actions)[:, :horizon] if tokens is None else tokens
+    tokens = model.tokenizer.encode(batch.actions)[:, :horizon] if tokens is None else tokens
     noise = torch.zeros(len(batch), horizon, SHAPE.action_dim) if noise is None else noise
     return model.infer("refiner", seen_now(batch), {"tokens": tokens}, noise)["actions"]
 
@@ -126,7 +126,7 @@ def test_the_tokens_matter_and_so_does_hiding_them(changes):
     batch = make_batch(model)
     context = model._context(seen_now(batch))
     noisy, level = batch.actions[:, : model.config.action.horizon], torch.full((len(batch),), 0.5)
-    tokens = (0, 1, model.bins.hidden)
+    tokens = (0, 1, model.tokenizer.mask_token)
     predictions = [model.refiner(noisy, level, torch.full(noisy.shape, token), context) for token in tokens]
     for one in range(3):
         assert not torch.allclose(predictions[one], predictions[one - 1])
@@ -137,13 +137,13 @@ def test_the_tokens_matter_and_so_does_hiding_them(changes):
 def test_what_is_computed_before_the_solver_begins_changes_no_answer(objective, predicts):
     model = tiny_model({"refiner.objective": objective, "refiner.predicts": predicts})
     batch, refiner = make_batch(model, 3), model.refiner
-    tokens = model.bins.encode(batch.actions)[:, : model.config.action.horizon]
+    tokens = model.tokenizer.encode(batch.actions)[:, : model.config.action.horizon]
     noise = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(0))
     context = model._context(seen_now(batch))
 
     def predict(x, t):
         said = refiner(x, t, tokens, context)
-        return said if predicts == "target" else refiner.objective.target_of(model.bins.decode(tokens) + said, x, t)
+        return said if predicts == "target" else refiner.objective.target_of(model.tokenizer.decode(tokens) + said, x, t)
 
     with torch.no_grad():
         slowly = refiner.objective.sample(predict, noise, model.config.refiner.denoising_steps).clamp(-1, 1)
@@ -165,7 +165,7 @@ def test_actions_are_normalised_and_plans_are_classes(changes):
     batch = make_batch(model)
     plan, chunk = answers(model, batch, noise=100 * torch.ones(len(batch), model.config.action.horizon, SHAPE.action_dim))
     assert plan.shape == (len(batch), model.config.action.plan_steps, SHAPE.action_dim)
-    assert ((plan >= 0) & (plan < model.bins.count)).all()
+    assert ((plan >= 0) & (plan < model.tokenizer.count)).all()
     assert chunk.shape == (len(batch), model.config.action.horizon, SHAPE.action_dim)
     assert chunk.abs().max() <= 1
 
@@ -186,7 +186,7 @@ def test_no_loss_reaches_the_other_system(phase):
     assert gradient(model.refiner) == 0
 
 
-def test_shared_eyes_learn_from_the_refiner_too():
+def test_a_shared_encoder_learns_from_the_refiner_too():
     model = tiny_model({"refiner.vision": "shared"})
     losses(model, make_batch(model))["diff"].backward()
     assert gradient(model.planner.backbone.eyes) > 0
@@ -219,7 +219,7 @@ def test_dropped_conditions_are_hidden_only_in_training():
     model = tiny_model({"refiner.condition_dropout": 1.0})
     batch = make_batch(model)
     other = replace(batch, actions=batch.actions.roll(1, 0))
-    tokens = [model.bins.encode(b.actions) for b in (batch, other)]
+    tokens = [model.tokenizer.encode(b.actions) for b in (batch, other)]
     model.train()
     dropped = [model._refiner_loss(batch, t, torch.Generator().manual_seed(0)) for t in tokens]
     assert dropped[0] == dropped[1]
@@ -274,9 +274,9 @@ def test_a_refiner_that_has_learned_nothing_answers_with_the_coarse_action(objec
     torch.manual_seed(0)
     model = Libra(tiny_config({"refiner.objective": objective, "refiner.denoising_steps": steps}), SHAPE).eval()
     batch = make_batch(model)
-    tokens = model.bins.encode(batch.actions)[:, : model.config.action.horizon]
+    tokens = model.tokenizer.encode(batch.actions)[:, : model.config.action.horizon]
     for noise in (torch.zeros(tokens.shape), torch.randn(tokens.shape)):
-        torch.testing.assert_close(answers(model, batch, tokens, noise)[1], model.bins.decode(tokens), atol=1e-4, rtol=0)
+        torch.testing.assert_close(answers(model, batch, tokens, noise)[1], model.tokenizer.decode(tokens), atol=1e-4, rtol=0)
 
 
 @every_prediction
@@ -284,7 +284,7 @@ def test_a_few_steps_overfit_a_tiny_batch(changes):
     steps = {"train.steps": 60, "train.log_every": 1, "train.lr": 5e-3, "train.warmup_steps": 5}
     model = tiny_model({**steps, "train.curriculum": "teacher", **changes})
     batch = make_batch(model, 4)
-    rows = [progress.metrics for progress in Fit(model, device=torch.device("cpu")).run([batch] * 60)]
+    rows = [progress.metrics for progress in Trainer(model, device=torch.device("cpu")).run([batch] * 60)]
     assert rows[-1]["loss_plan"] < 0.2 * rows[0]["loss_plan"]
     assert rows[-1]["plan_accuracy"] == 1
     assert rows[-1]["loss_diff"] < 0.4 * rows[0]["loss_diff"]
@@ -296,7 +296,7 @@ def test_every_number_of_bins_works_on_the_same_data(bins, objective):
     model = tiny_model({"action.bins": bins, "refiner.objective": objective, "train.steps": 2, "train.curriculum": "planner"})
     batch = make_batch(model)
     assert losses(model, batch)["plan"] < 3 * torch.tensor(float(bins)).log()
-    rows = [p.metrics for p in Fit(model, device=torch.device("cpu")).run([batch] * 2)]
+    rows = [p.metrics for p in Trainer(model, device=torch.device("cpu")).run([batch] * 2)]
     assert all(row["loss"] < float("inf") for row in rows)
     plan, chunk = answers(model.eval(), batch)
     assert ((plan >= 0) & (plan < bins)).all()

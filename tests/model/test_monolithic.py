@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from libra_ray.model.system import seen_now
-from libra_ray.training.fit import Fit
+from libra_ray.training.fit import Trainer
 from tests.model.builders import SHAPE, make_batch, tiny_model
 
 MONOLITHIC = {
@@ -54,7 +54,7 @@ def test_it_learns_through_one_loss(changes):
     assert gradient(model.planner.blocks) > 0
     assert gradient(model.planner.backbone) > 0
     assert gradient(model.refiner) > 0
-    rows = [p.metrics for p in Fit(model, device=torch.device("cpu")).run([make_batch(model)] * 2)]
+    rows = [p.metrics for p in Trainer(model, device=torch.device("cpu")).run([make_batch(model)] * 2)]
     for row in rows:
         assert not {"loss_plan", "plan_accuracy", "weight_plan", "teacher_forcing"} & row.keys()
         assert row["loss"] == row["loss_diff"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from libra_ray.model.parts.action_tokens import Bins
+from libra_ray.model.parts.action_tokens import ActionTokenizer
 from tests.model.builders import make_batch, tiny_model
 from tests.model.test_libra import answers
 
@@ -32,4 +32,4 @@ def test_tokens_of_another_length_than_the_noise_are_refused():
 
 def test_actions_are_no_tokens():
     with pytest.raises(TypeCheckError):
-        Bins(count=3).decode(torch.zeros(2, 3))
+        ActionTokenizer(count=3).decode(torch.zeros(2, 3))

@@ -15,7 +15,7 @@ from libra_ray.control.robot import RobotControl
 from libra_ray.model.registry import SYSTEMS, make_system, system_class
 from libra_ray.model.system import check_system
 from libra_ray.policy import act, load_policy
-from libra_ray.training.fit import Fit
+from libra_ray.training.fit import Trainer
 from libra_ray.types import ActionChunk, Intent, Level, check_levels
 from tests.model.builders import SHAPE, make_batch, make_observation, save_checkpoint, tiny_config, tiny_model
 from tests.training.builders import training_data
@@ -42,7 +42,7 @@ def test_it_trains_and_every_loss_is_logged(name):
     torch.manual_seed(0)
     model = data.make_model()
     with data.stream(model, rank=0, world=1, start_step=0) as batches:
-        rows = [p.metrics for p in Fit(model, device=CPU).run(batches, data.validator(CPU))]
+        rows = [p.metrics for p in Trainer(model, device=CPU).run(batches, data.validator(CPU))]
     terms, parts = model.loss_weights(), model.parts()
     for row in rows:
         assert {f"loss_{term}" for term in terms} | {f"grad_norm_{part}" for part in parts} < row.keys()
@@ -56,9 +56,9 @@ def test_two_and_two_resumed_steps_are_four(name):
         list(fit.run([make_batch(fit.model, 4, seed=s) for s in range(until)][fit.step :], until=until))
         return fit
 
-    whole = run(Fit(tiny_model({"model.system": name}), device=CPU), 4)
-    first = run(Fit(tiny_model({"model.system": name}), device=CPU), 2)
-    second = run(Fit(tiny_model({"model.system": name}), device=CPU, state=first.state()), 4)
+    whole = run(Trainer(tiny_model({"model.system": name}), device=CPU), 4)
+    first = run(Trainer(tiny_model({"model.system": name}), device=CPU), 2)
+    second = run(Trainer(tiny_model({"model.system": name}), device=CPU, state=first.state()), 4)
     assert all(torch.equal(second.weights()[key], value) for key, value in whole.weights().items())
 
 

@@ -49,5 +49,5 @@ def untrained(demonstrations, runs_dir) -> Path:
     torch.manual_seed(0)
     data = TrainingData.open(debug_config(), demonstrations, runs_dir / "frames")
     model = data.make_model()
-    checkpoint.save(runs_dir / "untrained", model, model.state_dict(), data.stats, data.facts, step=0)
+    checkpoint.save(runs_dir / "untrained", model, model.state_dict(), data.stats, data.spec, step=0)
     return runs_dir / "untrained"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from libra_ray.config import Config, SimConfig, override, preset
-from libra_ray.evaluation.simulators import Outcome, Simulators
+from libra_ray.evaluation.simulators import Simulators, StepResult
 from libra_ray.types import IMAGE_KEY, ActionChunk, Observation, Transition
 from tests.policies import DualStub, dual_levels, plan_of
 
@@ -106,26 +106,26 @@ class LocalFleet:
     calls: int = 0
     deaths: int = 0
 
-    def ask(self, method: str, orders: Mapping[int, Any], alone=()) -> dict[int, Outcome]:
-        together = [slot for slot in orders if slot not in alone]
-        outcomes: dict[int, Outcome] = {}
+    def ask(self, method: str, arguments: Mapping[int, Any], alone=()) -> dict[int, StepResult]:
+        together = [slot for slot in arguments if slot not in alone]
+        results: dict[int, StepResult] = {}
         dead = False
-        for slots in [together] * bool(together) + [[slot] for slot in orders if slot in alone]:
+        for slots in [together] * bool(together) + [[slot] for slot in arguments if slot in alone]:
             self.calls += 1
-            kills = any(self._kills(method, orders, slot) for slot in slots)
+            kills = any(self._kills(method, arguments, slot) for slot in slots)
             if dead or kills or self.calls in self.dies_at:
-                outcomes |= dict.fromkeys(slots, Outcome(died=not dead))
+                results |= dict.fromkeys(slots, StepResult(died=not dead))
                 dead = True
             else:
-                outcomes |= getattr(self.simulators, method)({slot: orders[slot] for slot in slots})
+                results |= getattr(self.simulators, method)({slot: arguments[slot] for slot in slots})
         if dead:
             self.deaths += 1
             self.simulators.running.clear()
-        return outcomes
+        return results
 
-    def _kills(self, method, orders, slot):
+    def _kills(self, method, arguments, slot):
         robot = self.simulators.running.get(slot)
-        return method == "advance" and robot is not None and robot.asked.seed in self.killers
+        return method == "advance" and robot is not None and robot.request.seed in self.killers
 
 
 def dying(method: str, mark: Path, call: int = 1) -> type[Simulators]:

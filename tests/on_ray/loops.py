@@ -23,7 +23,7 @@ def failing_at_the_first_validation(settings):
 def failing_on_the_second_rank(settings):
     """The others wait for it in an exchange."""
     rank = ray.train.get_context().get_world_rank()
-    with faults.told(Path(settings["folder"]) / training.ERRORS_NAME, rank):
+    with faults.lasting_errors_logged(Path(settings["folder"]) / training.ERRORS_NAME, rank):
         if rank == 1:
             raise ValueError("rank 1 cannot")
         torch.distributed.all_reduce(torch.zeros(1))

@@ -7,7 +7,7 @@ import pytest
 
 from libra_ray.common.files import append_jsonl
 from libra_ray.config import override
-from libra_ray.evaluation.log import LOG_NAME, Job, Notes, read_evaluation, read_rollouts
+from libra_ray.evaluation.log import LOG_NAME, EpisodeJob, EvaluationLogWriter, read_evaluation, read_rollouts
 from libra_ray.on_ray import evaluate as evaluation
 from libra_ray.on_ray import stages
 from libra_ray.runs.folder import RunFolder
@@ -34,7 +34,7 @@ def test_resumes_after_an_interruption_and_outlives_its_simulators(ray_cluster, 
         evaluate__controllers="zero_action,policy,coarse_only",
         ray__simulator_actors=2,
     )
-    known = [Job(controller=c, task="reach-v3", seed=100_000) for c in ("zero_action", "policy")]
+    known = [EpisodeJob(controller=c, task="reach-v3", seed=100_000) for c in ("zero_action", "policy")]
     for job in known:
         result = EpisodeResult(task=job.task, instruction="", controller=job.controller, seed=job.seed, success=True, steps=1)
         append_jsonl(folder.path(LOG_NAME), [{"episode": asdict(result)}])
@@ -45,7 +45,7 @@ def test_resumes_after_an_interruption_and_outlives_its_simulators(ray_cluster, 
     _evaluate(folder)
     assert folder.path("died").exists()
     assert folder.path(LOG_NAME).read_text().startswith(before), "what was there is not run again"
-    jobs = [Job(controller=row["controller"], task=row["task"], seed=row["seed"]) for row in _rows(folder)]
+    jobs = [EpisodeJob(controller=row["controller"], task=row["task"], seed=row["seed"]) for row in _rows(folder)]
     assert sorted(jobs) == sorted(evaluation.all_jobs(folder.config, folder.config.evaluate.controllers)), "all, and none twice"
     assert not any(row["error"] for row in _rows(folder)[2:])
     assert {row["steps"] for row in _rows(folder)[2:]} == {12}
@@ -102,14 +102,14 @@ def test_a_broken_rollout_file_is_never_left_behind(make_run, monkeypatch):
     rollout.start(render=True)
     pictures = [np.zeros((2, 2, 3), np.uint8)] * 3
     with folder.stage("evaluate") as clock:
-        notes = Notes(folder, clock, _Bar())
+        notes = EvaluationLogWriter(folder, clock, _Bar())
         monkeypatch.setattr(np, "savez_compressed", _interrupted)
         with pytest.raises(KeyboardInterrupt):
-            notes.episode(Job(controller="policy", task="reach-v3", seed=0), rollout.episode(), pictures)
+            notes.episode(EpisodeJob(controller="policy", task="reach-v3", seed=0), rollout.episode(), pictures)
         assert read_rollouts(folder) == []
         assert read_evaluation(folder).results == []
         monkeypatch.undo()
-        notes.episode(Job(controller="policy", task="reach-v3", seed=0), rollout.episode(), pictures)
+        notes.episode(EpisodeJob(controller="policy", task="reach-v3", seed=0), rollout.episode(), pictures)
     assert [len(kept.frames) for kept in read_rollouts(folder)] == [3]
     assert [result.seed for result in read_evaluation(folder).results] == [0]
 

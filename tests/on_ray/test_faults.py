@@ -11,7 +11,7 @@ from torch import distributed
 
 from libra_ray.common.disk import NoRoomError
 from libra_ray.on_ray import faults
-from libra_ray.on_ray.faults import EndAtOnce, LastingError, ended, may_pass, told
+from libra_ray.on_ray.faults import EndAtOnce, LastingError, ended, lasting_errors_logged, may_pass
 from libra_ray.stats.intervals import wilson
 
 PASSING = [
@@ -44,7 +44,7 @@ LASTING = [
 @pytest.mark.parametrize("error", PASSING, ids=repr)
 def test_what_was_lost_is_tried_again(error, tmp_path):
     assert may_pass(error)
-    with pytest.raises(type(error)) as caught, told(tmp_path / "log", 0):
+    with pytest.raises(type(error)) as caught, lasting_errors_logged(tmp_path / "log", 0):
         raise error
     assert caught.value is error
     assert not (tmp_path / "log").exists()
@@ -54,7 +54,7 @@ def test_what_was_lost_is_tried_again(error, tmp_path):
 def test_what_would_come_again_is_not(error, tmp_path):
     assert not may_pass(error)
     assert not may_pass(RayTaskError("work", traceback.format_exc(), error))
-    with pytest.raises(LastingError) as caught, told(tmp_path / "log", 1):
+    with pytest.raises(LastingError) as caught, lasting_errors_logged(tmp_path / "log", 1):
         raise error
     line = str(caught.value)
     assert "\n" not in line
@@ -72,7 +72,7 @@ def test_a_loss_alone_does_not_end_training():
 
 def test_the_place_is_named(tmp_path):
     words = r"ValueError: successes=5 must lie .*\(libra_ray/stats/intervals.py, line \d+\); the whole"
-    with pytest.raises(LastingError, match=words), told(tmp_path / "log", 0):
+    with pytest.raises(LastingError, match=words), lasting_errors_logged(tmp_path / "log", 0):
         wilson(5, 4)
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from libra_ray.evaluation.lockstep import Lockstep
-from libra_ray.evaluation.log import Job
-from libra_ray.evaluation.simulators import DIED, TRIES, Simulators, Start
+from libra_ray.evaluation.log import EpisodeJob
+from libra_ray.evaluation.simulators import DIED, TRIES, EpisodeRequest, Simulators
 from libra_ray.types import Action
 from tests.on_ray.doubles import STEPS, LocalFleet, Noted, StubPolicy, StubSimulators, debug_config
 
@@ -13,7 +13,7 @@ CONFIG = debug_config(evaluate__robots=3)
 
 
 def _jobs(count, task="stub"):
-    return [Job(controller="policy", task=task, seed=seed) for seed in range(count)]
+    return [EpisodeJob(controller="policy", task=task, seed=seed) for seed in range(count)]
 
 
 def _play(jobs, fleet, config=CONFIG):
@@ -43,7 +43,7 @@ def test_an_environment_that_raises_is_one_counted_error():
 
 
 def test_an_environment_that_cannot_be_made_is_one_counted_error():
-    jobs = [*_jobs(2), Job(controller="policy", task="nowhere", seed=9)]
+    jobs = [*_jobs(2), EpisodeJob(controller="policy", task="nowhere", seed=9)]
     noted, _ = _play(jobs, LocalFleet(StubSimulators()))
     assert [episode.error for episode in noted.episodes.values() if episode.error] == ["OSError: no such place"]
 
@@ -77,7 +77,7 @@ def test_unknown_slots_are_lost_not_failed():
 @pytest.mark.parametrize("history", [1, 3])
 def test_observations_carry_as_many_pictures_as_asked(history):
     simulators = StubSimulators()
-    begun = simulators.begin({0: Start(task="stub", seed=0, history=history)})[0]
+    begun = simulators.begin({0: EpisodeRequest(task="stub", seed=0, history=history)})[0]
     zeros = np.zeros(4, np.float32)
     moved = simulators.advance({0: [Action(value=zeros, label=zeros)] * 4})[0]
     assert len(begun.observation.past) == 0

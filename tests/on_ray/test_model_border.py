@@ -8,7 +8,7 @@ from libra_ray.data.dataset import write_dataset
 from libra_ray.model.dry_run import dry_run
 from libra_ray.model.libra import Libra, RobotShape
 from libra_ray.on_ray import stages
-from libra_ray.on_ray.sweep import engine
+from libra_ray.on_ray.sweep import runner
 from libra_ray.runs.folder import RunFolder
 from tests.data.builders import make_episode
 from tests.model import families, vision_models
@@ -116,7 +116,7 @@ def test_every_model_of_a_sweep_is_asked_before_it_begins(tmp_path, mae):
     def check(*encoders):
         space.write_text(f"from ray import tune\nSPACE = {{'refiner.encoder': tune.choice({list(map(str, encoders))})}}")
         config = debug_config()
-        engine.check(tmp_path / "sweep", config, "fifo", load_space(str(space), config))
+        runner.check(tmp_path / "sweep", config, "fifo", load_space(str(space), config))
 
     check("conv")
     with pytest.raises(ValueError, match="drawn at random"):

@@ -10,9 +10,9 @@ import ray
 
 from libra_ray.common.disk import NoRoomError
 from libra_ray.config import SimConfig
-from libra_ray.evaluation.simulators import TRIES, Outcome, Simulators, Start
+from libra_ray.evaluation.simulators import TRIES, EpisodeRequest, Simulators, StepResult
 from libra_ray.on_ray import simulator_pool as module
-from libra_ray.on_ray.simulator_pool import Fleet
+from libra_ray.on_ray.simulator_pool import SimulatorPool
 from tests.on_ray.doubles import debug_config
 
 HEAVY = {"torch", "lerobot", "transformers", "mlflow"}
@@ -35,49 +35,49 @@ def mortal(marks):
             for start in episodes.values():
                 self.play("", start.seed, "")
             self.running |= episodes
-            return {slot: Outcome(observation=start.seed) for slot, start in episodes.items()}
+            return {slot: StepResult(observation=start.seed) for slot, start in episodes.items()}
 
     return Mortal
 
 
 @pytest.fixture
-def make_fleet(ray_cluster, monkeypatch, tmp_path):
+def make_pool(ray_cluster, monkeypatch, tmp_path):
     monkeypatch.setattr(module, "Simulators", mortal(tmp_path))
-    return lambda actors: Fleet(SimConfig(), actors)
+    return lambda actors: SimulatorPool(SimConfig(), actors)
 
 
-def test_whole_episodes_survive_the_death_of_a_process(make_fleet, tmp_path):
+def test_whole_episodes_survive_the_death_of_a_process(make_pool, tmp_path):
     queue = iter([0, 1, 13, 2, 3])
-    with make_fleet(2) as fleet:
-        before = list(fleet.actors)
-        answers = list(fleet.work(lambda: next(queue, None), lambda actor, seed: actor.play.remote("", seed, "")))
-        assert not set(before) & set(fleet.actors), "whoever died was replaced"
+    with make_pool(2) as pool:
+        before = list(pool.actors)
+        answers = list(pool.work(lambda: next(queue, None), lambda actor, seed: actor.play.remote("", seed, "")))
+        assert not set(before) & set(pool.actors), "whoever died was replaced"
     assert sorted(answers, key=lambda pair: pair[0]) == [(0, 0), (1, 1), (2, 2), (3, 3), (13, None)]
     tries = Counter(path.name.split("-")[0] for path in tmp_path.iterdir())
     assert tries == {"0": 1, "1": 2, "2": 1, "3": 1, "13": TRIES}
 
 
-def test_a_full_disk_is_no_failed_episode(make_fleet):
+def test_a_full_disk_is_no_failed_episode(make_pool):
     """No attempt would find more room: nothing is tried again, and nobody but the disk is blamed."""
     queue = iter([0, 28])
-    with make_fleet(1) as fleet, pytest.raises(NoRoomError, match=r"^no space left on the disk of somewhere$"):
-        list(fleet.work(lambda: next(queue, None), lambda actor, seed: actor.play.remote("", seed, "")))
+    with make_pool(1) as pool, pytest.raises(NoRoomError, match=r"^no space left on the disk of somewhere$"):
+        list(pool.work(lambda: next(queue, None), lambda actor, seed: actor.play.remote("", seed, "")))
 
 
-def test_robots_of_a_dead_process_are_lost_and_only_the_guilty_call_is_blamed(make_fleet):
-    with make_fleet(2) as fleet:
+def test_robots_of_a_dead_process_are_lost_and_only_the_guilty_call_is_blamed(make_pool):
+    with make_pool(2) as pool:
         # Slots 0, 2 and 4 live in the first process; slot 2 has a call of its own, and kills it.
-        starts = {slot: Start(task="", seed=1 if slot == 2 else 20 + slot) for slot in range(5)}
-        outcomes = fleet.ask("begin", starts, alone={2, 4})
+        starts = {slot: EpisodeRequest(task="", seed=1 if slot == 2 else 20 + slot) for slot in range(5)}
+        outcomes = pool.ask("begin", starts, alone={2, 4})
         assert {slot for slot, outcome in outcomes.items() if outcome.died} == {2}
         assert [outcomes[slot].observation for slot in (0, 1, 3, 4)] == [20, 21, 23, 24]
-        assert fleet.ask("begin", {2: starts[2]})[2].observation == 1
-        assert fleet.ask("advance", {0: []})[0] == Outcome(), "the new process knows nothing of the others"
+        assert pool.ask("begin", {2: starts[2]})[2].observation == 1
+        assert pool.ask("advance", {0: []})[0] == StepResult(), "the new process knows nothing of the others"
 
 
 def test_more_actors_than_cpus_are_refused_where_nobody_would_add_any(ray_cluster, monkeypatch):
     with pytest.raises(ValueError, match=r"ray.simulator_actors=99.*give at most 4, or 0"):
-        Fleet(SimConfig(), 99)
+        SimulatorPool(SimConfig(), 99)
 
 
 def test_simulator_processes_never_load_torch(ray_cluster, tmp_path):
@@ -91,10 +91,10 @@ def test_simulator_processes_never_load_torch(ray_cluster, tmp_path):
         sys.path.insert(0, str(tmp_path))
         import torch  # noqa: F401
 
-    with Fleet(debug_config().sim, 1) as fleet:
-        begun = fleet.ask("begin", {0: Start(task="reach-v3", seed=0)})[0]
+    with SimulatorPool(debug_config().sim, 1) as pool:
+        begun = pool.ask("begin", {0: EpisodeRequest(task="reach-v3", seed=0)})[0]
         assert begun.observation is not None, begun.episode
-        actor = fleet.actors[0]
+        actor = pool.actors[0]
         assert ray.get(actor.__ray_call__.remote(loaded)) == []
         ray.get(actor.__ray_call__.remote(load))
         assert ray.get(actor.__ray_call__.remote(loaded)) == ["torch"]

@@ -152,7 +152,7 @@ class TestDataThatChanged:
 
     def test_the_report_says_that_the_policy_is_of_other_data(self, begun):
         data, model = open_to_train(begun), tiny_model(shape=RobotShape(action_dim=4, state_dim=4, cameras=1))
-        checkpoint.save(begun.checkpoint, model, model.state_dict(), data.stats, data.facts, step=4)
+        checkpoint.save(begun.checkpoint, model, model.state_dict(), data.stats, data.spec, step=4)
         assert dataset_facts(begun).checkpoint_trained_on_another is None
         demonstrate(begun.dataset, 5)
         stages.check(begun, "evaluate")

@@ -18,8 +18,8 @@ from arguments import parse
 
 from libra_ray.common.files import read_jsonl
 from libra_ray.common.json_text import plain, read
-from libra_ray.on_ray.sweep import engine, outcome
-from libra_ray.on_ray.sweep.plan import SweepFolder, settings_of
+from libra_ray.on_ray.sweep import publish, runner
+from libra_ray.on_ray.sweep.sweep_folder import SweepFolder, settings_of
 from libra_ray.report.publish import tracked
 from libra_ray.report.records import SweepReport
 from libra_ray.runs.results import TrainingLog
@@ -92,8 +92,8 @@ def swept(ray_cluster, demonstrations, tmp_path_factory) -> Swept:
     settings = settings_of(space, given.config, {**given.more, "seeds": 1})
     sweep = SweepFolder.open(root, given.config, space, settings, resume=True)
     with tracked(sweep.run) as tracker:
-        engine.run(sweep, lambda trial, result: outcome.publish_trial(sweep, tracker, trial, result))
-        report = outcome.publish_sweep(sweep, tracker)
+        runner.run(sweep, lambda trial, result: publish.publish_trial(sweep, tracker, trial, result))
+        report = publish.publish_sweep(sweep, tracker)
     return Swept(sweep=sweep, report=report, before=before, begun=begun, outlived=outlived)
 
 
@@ -117,7 +117,7 @@ def test_killed_half_way_it_ends_with_the_same_trials_and_none_run_twice(swept):
 
 def test_nothing_stays_behind(swept):
     assert swept.outlived == []
-    assert engine.own_placement_groups() == []
+    assert runner.own_placement_groups() == []
     assert _trials_alive() == []
 
 

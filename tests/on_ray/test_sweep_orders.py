@@ -12,10 +12,10 @@ from arguments import parse
 
 from libra_ray.config import override, preset
 from libra_ray.data.dataset import write_dataset
-from libra_ray.on_ray.sweep import engine, trial
+from libra_ray.on_ray.sweep import runner, trial
 from libra_ray.on_ray.sweep.importance import parameter_importance
-from libra_ray.on_ray.sweep.plan import Order, SweepFolder, TrialFolder
-from libra_ray.on_ray.sweep.searcher import Orders, make_source
+from libra_ray.on_ray.sweep.searcher import TrialSearcher, make_source
+from libra_ray.on_ray.sweep.sweep_folder import SweepFolder, TrialFolder, TrialSpec
 from libra_ray.on_ray.sweep.trial import bind, rung_step, train_until
 from libra_ray.runs.folder import Clock, RunFolder
 from libra_ray.runs.trials import Settings, TrialResult, configurations
@@ -61,12 +61,12 @@ def test_a_sweep_of_the_first_edition_goes_on(tmp_path):
     space = load_space("joint", config)
     sweep = SweepFolder.open(root, config, space, settings, resume=True)
     assert [result.status for result in sweep.results()] == ["finished"] * 3
-    for order in sweep.orders():
+    for spec in sweep.specs():
         own = {"data.root": DATA_OF_FIRST_EDITION, "evaluate.controllers": "policy", "evaluate.videos_per_task": 0}
-        asked = TrialFolder(root=root / "trials" / order.name).order().config_with(simulator_actors=2)
-        assert asked == override(config, {**order.values, **own, "ray.simulator_actors": 2})
+        asked = TrialFolder(root=root / "trials" / spec.name).spec().config_with(simulator_actors=2)
+        assert asked == override(config, {**spec.values, **own, "ray.simulator_actors": 2})
     Tune(sweep).play()
-    assert len(sweep.orders()) == 3, "all were finished"
+    assert len(sweep.specs()) == 3, "all were finished"
     for name, value in {"model.system": "monolithic", "control.intent_delay_steps": 2, "train.start_parts": "planner"}.items():
         with pytest.raises(ValueError, match=rf"another {name} \("):
             SweepFolder.open(root, override(config, {name: value}), space, settings, resume=True)
@@ -76,16 +76,16 @@ def test_all_trials_have_the_data_that_the_first_one_had(open_sweep, tmp_path):
     """Changed between two starts of a sweep, or while it runs, they are refused, by the job as by a trial."""
     root = write_dataset([make_episode(seed=n) for n in range(2)], tmp_path / "d", fps=80)
     sweep = open_sweep(data=root)
-    engine._record(sweep)
-    begun = sweep.write(Order(number=0, seed=0, values={"action.bins": 6}))
-    config = begun.order().config_with()
+    runner._record(sweep)
+    begun = sweep.write(TrialSpec(number=0, seed=0, values={"action.bins": 6}))
+    config = begun.spec().config_with()
     open_sweep(data=root)
     shutil.rmtree(root)
     write_dataset([make_episode(seed=n) for n in range(3)], root, fps=80)
     with pytest.raises(ValueError, match=r"it has 3 episodes \(then 2\)"):
         open_sweep(data=root)
     folder = RunFolder.open(begun.root, config)
-    bind(folder, begun.order())
+    bind(folder, begun.spec())
     with pytest.raises(ValueError, match=r"it has 3 episodes \(then 2\)"):
         train_until(folder, 2, Clock(folder, "train", 0, 0))
 
@@ -95,7 +95,7 @@ class Tune:
 
     def __init__(self, sweep: SweepFolder, deadline=None):
         self.ended = []
-        self.orders = Orders(
+        self.searcher = TrialSearcher(
             sweep,
             make_source(sweep),
             threads=1,
@@ -107,14 +107,14 @@ class Tune:
 
     def ask(self) -> str | None:
         self.count += 1
-        config = self.orders.suggest(str(self.count))
+        config = self.searcher.suggest(str(self.count))
         return None if config == "FINISHED" else str(self.count)
 
     def end(self, trial_id: str, *, error=False):
-        order, trial = self.orders._live[trial_id]
+        spec, trial = self.searcher._live[trial_id]
         if trial.result() is None and not error:
-            trial.end(_result(order))
-        self.orders.on_trial_complete(trial_id, error=error)
+            trial.end(_result(spec))
+        self.searcher.on_trial_complete(trial_id, error=error)
 
     def play(self, at_most=1000):
         while at_most and (trial_id := self.ask()):
@@ -122,12 +122,12 @@ class Tune:
             at_most -= 1
 
 
-def _result(order: Order) -> TrialResult:
-    successes = 20 - abs(int(order.values["action.bins"]) - 10) // 5 - order.seed
-    values = order.values
+def _result(spec: TrialSpec) -> TrialResult:
+    successes = 20 - abs(int(spec.values["action.bins"]) - 10) // 5 - spec.seed
+    values = spec.values
     return TrialResult(
-        number=order.number,
-        seed=order.seed,
+        number=spec.number,
+        seed=spec.seed,
         values=values,
         status="finished",
         episodes={"policy": {TASK: [k < successes for k in range(20)]}},
@@ -136,7 +136,7 @@ def _result(order: Order) -> TrialResult:
 
 
 def _names(sweep: SweepFolder) -> list[str]:
-    return [order.name for order in sweep.orders()]
+    return [spec.name for spec in sweep.specs()]
 
 
 def test_a_list_runs_every_point_with_one_seed_before_the_next_seed(open_sweep):
@@ -151,11 +151,11 @@ def test_after_a_crash_the_same_trials_come_again_and_then_the_rest(search, open
     first = Tune(sweep := open_sweep(search=search, trials=4))
     first.play(at_most=3)
     first.ask(), first.ask()  # under way when the driver dies
-    before = {order.name: order.values for order in sweep.orders()}
+    before = {spec.name: spec.values for spec in sweep.specs()}
     assert len(before) == 5
     again = Tune(open_sweep(search=search, trials=4))
     again.play()
-    after = {order.name: order.values for order in open_sweep(search=search, trials=4).orders()}
+    after = {spec.name: spec.values for spec in open_sweep(search=search, trials=4).specs()}
     assert {name: after[name] for name in before} == before
     assert len(after) == len(again.ended) == 8
     assert len(sweep.results()) == 8
@@ -215,14 +215,14 @@ def test_a_full_disk_ends_the_sweep_and_is_no_trials_failure(open_sweep, run_tri
     """It would come again with every trial; none is written off, and all of them are there to be continued."""
     tune = Tune(sweep := open_sweep())
     first, other = tune.ask(), tune.ask()
-    folder = tune.orders._live[first][1]
+    folder = tune.searcher._live[first][1]
     report = run_trial(folder, raise_full)
     assert folder.result() is None
-    tune.orders.on_trial_complete(first, report)
-    assert tune.orders.no_room.startswith(f"no space left on the disk of {folder.root}")
-    assert engine.OutOfRoom(tune.orders).stop_all()
+    tune.searcher.on_trial_complete(first, report)
+    assert tune.searcher.no_room.startswith(f"no space left on the disk of {folder.root}")
+    assert runner.OutOfRoom(tune.searcher).stop_all()
     assert tune.ask() is None
-    tune.orders.on_trial_complete(other)
+    tune.searcher.on_trial_complete(other)
     assert (tune.ended, sweep.results()) == ([], [])
     again = Tune(open_sweep())
     again.play()
@@ -231,26 +231,26 @@ def test_a_full_disk_ends_the_sweep_and_is_no_trials_failure(open_sweep, run_tri
 
 def test_other_failures_of_a_trial_are_its_own(open_sweep, run_trial):
     tune = Tune(open_sweep())
-    folder = tune.orders._live[number := tune.ask()][1]
-    tune.orders.on_trial_complete(number, run_trial(folder, lambda *_: 1 / 0))
+    folder = tune.searcher._live[number := tune.ask()][1]
+    tune.searcher.on_trial_complete(number, run_trial(folder, lambda *_: 1 / 0))
     assert folder.result().status == "failed"
-    assert not engine.OutOfRoom(tune.orders).stop_all()
+    assert not runner.OutOfRoom(tune.searcher).stop_all()
     assert tune.ask()
 
 
 def test_one_that_the_scheduler_stopped_is_that(open_sweep):
     tune = Tune(sweep := open_sweep())
     trial_id = tune.ask()
-    tune.orders.on_trial_complete(trial_id, result={"success": 0.1})
+    tune.searcher.on_trial_complete(trial_id, result={"success": 0.1})
     assert [r.status for r in sweep.results()] == ["stopped"]
 
 
 def test_trials_share_a_recording_and_differ_in_their_seed(open_sweep):
     Tune(sweep := open_sweep()).play()
-    orders = [trial.order() for trial in (sweep.write(order) for order in sweep.orders())]
-    assert len({order.config["data"]["root"] for order in orders}) == 1
-    assert {order.config["train"]["seed"] for order in orders} == {0, 1}
-    assert {tuple(order.config["evaluate"]["controllers"]) for order in orders} == {("policy",)}
+    specs = [trial.spec() for trial in (sweep.write(spec) for spec in sweep.specs())]
+    assert len({spec.config["data"]["root"] for spec in specs}) == 1
+    assert {spec.config["train"]["seed"] for spec in specs} == {0, 1}
+    assert {tuple(spec.config["evaluate"]["controllers"]) for spec in specs} == {("policy",)}
 
 
 @pytest.mark.parametrize("steps", [1, 17, 20, 4000])
@@ -292,7 +292,7 @@ def test_resources_of_a_trial(monkeypatch):
         monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": cpus, "GPU": gpus})
 
     def share(concurrent=0, **changes):
-        found = engine.share_of(debug_config(**changes), concurrent)
+        found = runner.trial_resources(debug_config(**changes), concurrent)
         return found.concurrent, found.cpus, found.gpus
 
     cluster(2)

@@ -13,6 +13,6 @@ def trained(root: Path, shape: RobotShape | None = None, control_hz: float = MET
     """A checkpoint of a robot with Meta-World's camera."""
     shape = shape or RobotShape(action_dim=4, state_dim=4, cameras=1)
     model = tiny_model({name.replace("__", "."): value for name, value in changes.items()}, shape)
-    facts = checkpoint.Facts(shape=shape, image_keys=(IMAGE_KEY,), control_hz=control_hz, instructions=("go",))
-    checkpoint.save(root, model, model.state_dict(), make_stats(shape), facts, step=4)
+    spec = checkpoint.DatasetSpec(shape=shape, image_keys=(IMAGE_KEY,), control_hz=control_hz, instructions=("go",))
+    checkpoint.save(root, model, model.state_dict(), make_stats(shape), spec, step=4)
     return root

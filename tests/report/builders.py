@@ -8,7 +8,7 @@ from libra_ray.common.provenance import Hardware
 from libra_ray.config import Config, override, preset
 from libra_ray.report.records import CheckpointFacts, DatasetFacts, Report, WallTime
 from libra_ray.report.run_report import build_report
-from libra_ray.runs.results import Evaluation, LevelLatencies, LoggedStep, Rollout, TrainingLog
+from libra_ray.runs.results import Evaluation, LevelLatencies, LoggedStep, RolloutVideo, TrainingLog
 from libra_ray.types import EpisodeResult
 
 CONTROLLERS = ("expert", "policy", "coarse_only", "zero_action")
@@ -93,7 +93,7 @@ def log_of(*rows: dict[str, float]) -> TrainingLog:
     )
 
 
-def rollouts(tasks: Sequence[str], size: int = 96, frames: int = 60) -> list[Rollout]:
+def rollouts(tasks: Sequence[str], size: int = 96, frames: int = 60) -> list[RolloutVideo]:
     """One success, and for every second task one failure: a disc that moves over a shaded table."""
     rng = np.random.default_rng(2)
     kept = []
@@ -101,7 +101,7 @@ def rollouts(tasks: Sequence[str], size: int = 96, frames: int = 60) -> list[Rol
         for success in (True, False)[: 1 + number % 2]:
             colour = rng.integers(60, 255, 3)
             pictures = [_picture(size, frame / frames, colour) for frame in range(frames)]
-            kept.append(Rollout(task=task, controller="policy", seed=100_000 + number, success=success, frames=pictures))
+            kept.append(RolloutVideo(task=task, controller="policy", seed=100_000 + number, success=success, frames=pictures))
     return kept
 
 

@@ -13,7 +13,7 @@ import pytest
 from libra_ray.config import preset
 from libra_ray.report.page import VIDEO_BUDGET_BYTES, duration, encode_mp4, render_page
 from libra_ray.report.run_report import write_report
-from libra_ray.runs.results import Rollout, TrainingLog
+from libra_ray.runs.results import RolloutVideo, TrainingLog
 from tests.report import builders
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -144,7 +144,7 @@ def test_a_plot_without_data_is_left_out():
 def test_rollouts_beyond_the_budget_are_counted():
     noise = np.random.default_rng(0)
     frames = [noise.integers(0, 256, (240, 240, 3), dtype=np.uint8) for _ in range(20)]
-    rollouts = [Rollout(task="reach-v3", controller="policy", seed=seed, success=True, frames=frames) for seed in range(8)]
+    rollouts = [RolloutVideo(task="reach-v3", controller="policy", seed=seed, success=True, frames=frames) for seed in range(8)]
     assert len(encode_mp4(rollouts[0])) * len(rollouts) > VIDEO_BUDGET_BYTES
     page = render_page(builders.report(), rollouts, TrainingLog())
     shown = page.count("<video")
@@ -157,7 +157,7 @@ def test_a_video_shows_the_frames(tmp_path):
     """Odd sizes too; colours survive the codec up to a few grey levels."""
     path = tmp_path / "rollout.mp4"
     frames = [np.full((65, 97, 3), (40 * i, 200 - 40 * i, 90), dtype=np.uint8) for i in range(5)]
-    path.write_bytes(encode_mp4(Rollout(task="t", controller="policy", seed=0, success=True, frames=frames, fps=10)))
+    path.write_bytes(encode_mp4(RolloutVideo(task="t", controller="policy", seed=0, success=True, frames=frames, fps=10)))
     with av.open(str(path)) as container:
         decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     assert len(decoded) == 5 + 8

@@ -10,7 +10,7 @@ from libra_ray import config as configuration
 from libra_ray.common.files import read_jsonl
 from libra_ray.common.json_text import dump, plain, read
 from libra_ray.evaluation.log import LOG_NAME, LogRow, read_evaluation
-from libra_ray.on_ray.sweep.plan import RUNGS_NAME, Identity, TrialFolder, WrittenOrder
+from libra_ray.on_ray.sweep.sweep_folder import RUNGS_NAME, Identity, TrialFolder, WrittenOrder
 from libra_ray.on_ray.sweep.trial import measures
 from libra_ray.report.records import Report, SweepReport
 from libra_ray.report.run_report import build_report, write_report

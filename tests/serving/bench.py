@@ -8,14 +8,14 @@ import numpy as np
 from libra_ray.client.protocol import Reply, request
 from libra_ray.serving.engine import Engine
 from libra_ray.serving.gateway import GatewayCore
-from libra_ray.serving.settings import Settings
+from libra_ray.serving.settings import ServingSettings
 from tests.serving.stubs import DIMS, HORIZON, LocalHandle, StubLevel, observe
 
 
 def engine(gateway):
     """Nobody watches."""
     silent = SimpleNamespace(observe=lambda *_, **__: None, inc=lambda *_, **__: None, set=lambda *_, **__: None)
-    return Engine(board=None, register=lambda metric, deployment: silent, applications=dict)
+    return Engine(aggregator=None, register=lambda metric, deployment: silent, applications=dict)
 
 
 class Bench:
@@ -28,7 +28,7 @@ class Bench:
     def __init__(self, kind=StubLevel, kinds=None, **changes):
         names = [level.name for level in kind.levels]
         given = {"checkpoint": "first"} | {f"levels.{name}.timeout_s": 0.2 for name in names} | changes
-        self.settings = Settings.read(given).with_levels(names)
+        self.settings = ServingSettings.read(given).with_levels(names)
         self.levels = {name: (kinds or {}).get(name, kind)(self.settings, name) for name in names}
         handles = {name: LocalHandle(level) for name, level in self.levels.items()}
         self.core = GatewayCore(self.settings, handles, engine, clock=asyncio.get_running_loop().time)

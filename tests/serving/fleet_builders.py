@@ -1,4 +1,4 @@
-"""A fleet that never was: real telemetry and a real board under a clock that the test moves, and a page server."""
+"""A fleet that never was: real telemetry and a real aggregator under a clock that the test moves, and a page server."""
 
 import json
 import random
@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
 
 from libra_ray.on_ray.serving.prometheus import register
-from libra_ray.serving.board import FleetBoard
+from libra_ray.serving.fleet_aggregator import FleetAggregator
 from libra_ray.serving.page.live_page import fleet_page
 from libra_ray.serving.telemetry import Telemetry
 
@@ -29,10 +29,10 @@ LEVELS = ("planner", "refiner")
 
 def busy_fleet(
     robots: int, *, seconds: int = 40, names: str = "robot-{}", seed: int = 0, levels: Sequence[str] = LEVELS
-) -> FleetBoard:
-    """A board that two gateways reported to for a while; every fifth robot succeeds less often, the last one has left."""
+) -> FleetAggregator:
+    """An aggregator that two gateways reported to for a while; every fifth robot succeeds less often, the last one has left."""
     noise, clock = random.Random(seed), Clock()
-    board, gateways = FleetBoard(clock), [Telemetry("gateway", register, levels, clock=clock) for _ in range(2)]
+    aggregator, gateways = FleetAggregator(clock), [Telemetry("gateway", register, levels, clock=clock) for _ in range(2)]
     for i in range(robots):
         gateways[i % 2].connected(names.format(i))
     for second in range(seconds):
@@ -46,13 +46,13 @@ def busy_fleet(
                 gateways[i % 2].episode_ended(names.format(i), noise.random() < (0.5 if i % 5 == 0 else 0.95))
         clock.now += 0 if robots else 1
         for i, gateway in enumerate(gateways):
-            board.report(f"gateway-{i}", gateway.snapshot())
+            aggregator.report(f"gateway-{i}", gateway.snapshot())
     if robots:
         gateways[0].refused("wrong shape")
         gateways[0].refused("not a number")
         gateways[0].refused("wrong shape")
-        board.report("gateway-0", gateways[0].snapshot())
-    return board
+        aggregator.report("gateway-0", gateways[0].snapshot())
+    return aggregator
 
 
 def one_request(gateway: Telemetry, robot: str, noise: random.Random, *, late: bool, levels: Sequence[str] = LEVELS) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 
 from libra_ray.client.protocol import Handshake
 from libra_ray.serving.batches import ACTIONS, InferenceResult
-from libra_ray.serving.settings import Settings
+from libra_ray.serving.settings import ServingSettings
 from libra_ray.serving.weights import weights_key
 from libra_ray.types import IMAGE_KEY, STATE_KEY, Level, Observation
 
@@ -45,7 +45,7 @@ class StubLevel:
     levels = LEVELS
     delay_s = 0.002
 
-    def __init__(self, settings: Settings, level: str) -> None:
+    def __init__(self, settings: ServingSettings, level: str) -> None:
         self.settings = settings
         self.level = next(each for each in self.levels if each.name == level)
         self.keys: list[str] = []

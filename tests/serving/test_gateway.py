@@ -398,7 +398,7 @@ def test_new_weights_take_over_without_a_break():
                 replies.append(reply := await bench.ask(number, step))
                 check(reply, number, step)
                 step += HORIZON
-                await asyncio.sleep(0.02)  # time for a plan, as robots have that move; hurried ones may be told to hold
+                await asyncio.sleep(0.02)  # time for a plan, as robots have that move; urgent ones may be told to hold
 
         tasks = [asyncio.ensure_future(robot(n)) for n in range(4)]
         await asyncio.sleep(0.2)

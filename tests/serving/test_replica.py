@@ -17,7 +17,7 @@ from libra_ray.serving.batches import InferenceBatch, InferenceRequest
 from libra_ray.serving.gateway import GatewayCore
 from libra_ray.serving.replica import LevelReplica
 from libra_ray.serving.requests import BadRequestError
-from libra_ray.serving.settings import Settings
+from libra_ray.serving.settings import ServingSettings
 from libra_ray.serving.weights import pinned, weights_key
 from libra_ray.types import ActionChunk, Intent
 from tests.model import families, vision_models
@@ -43,7 +43,7 @@ class Noting:
 
 
 def replicas(**given):
-    settings = Settings.read({"checkpoint": "c"} | given).with_levels(["planner", "refiner"])
+    settings = ServingSettings.read({"checkpoint": "c"} | given).with_levels(["planner", "refiner"])
     return LevelReplica(settings, "planner"), LevelReplica(settings, "refiner")
 
 
@@ -98,7 +98,7 @@ class Local:
     """Every level of a checkpoint in this process, behind a gateway."""
 
     def __init__(self, checkpoint, **given):
-        self.settings = pinned(Settings.read({"checkpoint": str(checkpoint)} | given))
+        self.settings = pinned(ServingSettings.read({"checkpoint": str(checkpoint)} | given))
         self.levels = {name: LevelReplica(self.settings, name) for name in self.settings.levels}
         self.core = GatewayCore(self.settings, {name: LocalHandle(level) for name, level in self.levels.items()}, engine)
 
@@ -170,7 +170,7 @@ def test_any_system_is_served_as_it_answers_offline(system):
 
 def test_a_checkpoint_of_other_levels_is_refused_by_a_running_replica(tmp_path):
     save_checkpoint(tmp_path / "checkpoint", tiny_model())
-    settings = Settings(checkpoint="c").with_levels(["policy"])
+    settings = ServingSettings(checkpoint="c").with_levels(["policy"])
     with pytest.raises(ValueError, match="has the levels planner, refiner; this application serves policy"):
         asyncio.run(LevelReplica(settings, "policy").reconfigure({"checkpoint": str(tmp_path / "checkpoint")}))
 
@@ -179,10 +179,10 @@ def test_a_variant_that_the_system_has_not_is_refused_where_it_is_typed(tmp_path
     save_checkpoint(tmp_path / "checkpoint", tiny_model())
     given = {"checkpoint": str(tmp_path / "checkpoint")}
     with pytest.raises(ValueError, match=r"model.system=libra, which has no variant 'fast'; it has coarse_only"):
-        pinned(Settings.read(given | {"variant": "fast"}))
+        pinned(ServingSettings.read(given | {"variant": "fast"}))
     with pytest.raises(ValueError, match=r"levels.policy: no such level; checkpoint .* has planner, refiner"):
-        pinned(Settings.read(given | {"levels.policy.replicas": 2}))
-    assert list(pinned(Settings.read(given | {"variant": "coarse_only"})).levels) == ["planner", "refiner"]
+        pinned(ServingSettings.read(given | {"levels.policy.replicas": 2}))
+    assert list(pinned(ServingSettings.read(given | {"variant": "coarse_only"})).levels) == ["planner", "refiner"]
 
 
 @pytest.fixture(scope="module")

@@ -9,28 +9,28 @@ import yaml
 from hypothesis import given, strategies
 
 from libra_ray.on_ray.serving import scaling
-from libra_ray.serving.settings import Settings
+from libra_ray.serving.settings import ServingSettings
 
 LEVELS = ["director", "planner", "refiner"]
 
 
 def test_defaults_need_a_checkpoint_and_nothing_else():
-    settings = Settings.read({"checkpoint": "runs/quickstart/checkpoint"}).with_levels(LEVELS)
+    settings = ServingSettings.read({"checkpoint": "runs/quickstart/checkpoint"}).with_levels(LEVELS)
     assert settings.host == "127.0.0.1"
     assert list(settings.levels) == LEVELS
     director, planner, refiner = settings.levels.values()
     assert director == planner
     assert (planner.num_cpus, planner.nice, planner.timeout_s, planner.max_batch) == (0.5, 20, 10.0, 64)
     assert (refiner.num_cpus, refiner.nice, refiner.timeout_s, refiner.max_batch) == (1.0, 0, 2.0, 64)
-    assert Settings(checkpoint="c").with_levels(["policy"]).levels["policy"] == refiner, "the only level acts"
+    assert ServingSettings(checkpoint="c").with_levels(["policy"]).levels["policy"] == refiner, "the only level acts"
 
 
 def test_dotted_names_reach_into_the_parts_and_leave_the_rest():
     given = {"checkpoint": "c", "levels.planner.replicas": "2", "levels": {"planner": {"threads": 3}, "refiner.nice": 5}}
-    settings = Settings.read(given | {"rule": "fifo"}).with_levels(LEVELS)
+    settings = ServingSettings.read(given | {"rule": "fifo"}).with_levels(LEVELS)
     planner, refiner = settings.levels["planner"], settings.levels["refiner"]
     assert (planner.replicas, planner.threads, refiner.nice) == (2, 3, 5)
-    usual = Settings(checkpoint="c").with_levels(LEVELS).levels
+    usual = ServingSettings(checkpoint="c").with_levels(LEVELS).levels
     assert planner.nice == usual["planner"].nice
     assert planner.num_cpus == usual["planner"].num_cpus
     assert settings.with_levels(LEVELS) == settings
@@ -38,7 +38,7 @@ def test_dotted_names_reach_into_the_parts_and_leave_the_rest():
 
 def test_levels_that_the_policy_has_not_are_refused_with_those_it_has():
     with pytest.raises(ValueError, match=r"^levels.planer: no such level; checkpoint c has director, planner, refiner$"):
-        Settings.read({"checkpoint": "c", "levels.planer.replicas": 2}).with_levels(LEVELS)
+        ServingSettings.read({"checkpoint": "c", "levels.planer.replicas": 2}).with_levels(LEVELS)
 
 
 @pytest.mark.parametrize(
@@ -62,15 +62,15 @@ def test_levels_that_the_policy_has_not_are_refused_with_those_it_has():
 )
 def test_bad_arguments_say_what_is_valid(changes, words):
     with pytest.raises(ValueError, match=words):
-        Settings.model_validate({"checkpoint": "c", **changes})
+        ServingSettings.model_validate({"checkpoint": "c", **changes})
 
 
 def test_deployments_of_two_checkpoints_differ_only_by_weights_in_place():
     from libra_ray.on_ray.serving.app import _version
 
-    one, other = Settings(checkpoint="a"), Settings(checkpoint="b", revision="2")
+    one, other = ServingSettings(checkpoint="a"), ServingSettings(checkpoint="b", revision="2")
     assert _version(one) == _version(other)
-    assert _version(one) != _version(Settings(checkpoint="a", rule="fifo"))
+    assert _version(one) != _version(ServingSettings(checkpoint="a", rule="fifo"))
     assert one.user_config() != other.user_config()
 
 
@@ -81,7 +81,7 @@ def test_a_deployment_per_level_each_scaled_by_its_own_measure(levels):
     from libra_ray.on_ray.serving.app import build
 
     given = {"checkpoint": "c"} | {f"levels.{name}.max_replicas": 2 + i for i, name in enumerate(levels)}
-    settings = Settings.read(given | {"gateway.max_replicas": 9}).with_levels(levels)
+    settings = ServingSettings.read(given | {"gateway.max_replicas": 9}).with_levels(levels)
     built = build_app(build(settings), name="app", default_runtime_env={})
     found = {deployment.name: deployment._deployment_config.autoscaling_config for deployment in built.deployments}
     policies = {name: getattr(scaling, config.policy.policy_function.partition(":")[2]) for name, config in found.items()}
@@ -98,7 +98,7 @@ def test_levels_whose_deployments_would_have_one_name_are_refused(levels):
     from libra_ray.on_ray.serving.app import build
 
     with pytest.raises(ValueError, match="need deployments of different names"):
-        build(Settings(checkpoint="c").with_levels(levels))
+        build(ServingSettings(checkpoint="c").with_levels(levels))
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_levels_whose_deployments_would_have_one_name_are_refused(levels):
 )
 def test_wrong_arguments_are_told_in_one_line(arguments, says):
     with pytest.raises(ValueError, match=says) as refused:
-        Settings.read(arguments)
+        ServingSettings.read(arguments)
     assert "\n" not in str(refused.value)
 
 
@@ -140,7 +140,7 @@ def test_the_file_for_serve_deploy_is_valid():
 
     tree = yaml.safe_load((Path(__file__).parents[2] / "serve_apps" / "libra.yaml").read_text())
     [application] = ServeDeploySchema.model_validate(tree).applications
-    assert Settings.read(application.args).levels["refiner"].max_replicas > 1
+    assert ServingSettings.read(application.args).levels["refiner"].max_replicas > 1
     module, _, name = application.import_path.partition(":")
     assert callable(getattr(importlib.import_module(module), name))
 

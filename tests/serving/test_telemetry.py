@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from libra_ray.on_ray.serving.board import BOARD_NAME, BoardClient
+from libra_ray.on_ray.serving.aggregator_client import AGGREGATOR_NAME, AggregatorClient
 from libra_ray.on_ray.serving.prometheus import register
 from libra_ray.serving import telemetry as telemetry_module
-from libra_ray.serving.board import HISTORY_S, SILENT_S, FleetBoard
+from libra_ray.serving.fleet_aggregator import HISTORY_S, SILENT_S, FleetAggregator
 from libra_ray.serving.fleet_snapshot import (
     LISTED_ROBOTS,
     RECENT_S,
@@ -237,26 +237,26 @@ def test_a_reply_without_a_plan_has_no_age():
 
 def test_the_board_forgets_a_silent_gateway():
     clock = Clock()
-    board, gateways = FleetBoard(clock), [Telemetry("g", register, LEVELS, clock=clock) for _ in range(2)]
+    aggregator, gateways = FleetAggregator(clock), [Telemetry("g", register, LEVELS, clock=clock) for _ in range(2)]
     for name, gateway in zip("ab", gateways, strict=True):
         gateway.connected(f"robot-{name}")
-        board.report(name, gateway.snapshot())
-    assert board.fleet()["gateways"] == 2
+        aggregator.report(name, gateway.snapshot())
+    assert aggregator.fleet()["gateways"] == 2
     clock.now += SILENT_S - 1
-    board.report("a", gateways[0].snapshot())
+    aggregator.report("a", gateways[0].snapshot())
     clock.now += 1
-    fleet = board.fleet()
+    fleet = aggregator.fleet()
     assert (fleet["gateways"], fleet["robots_connected"]) == (1, 1)
 
 
 def test_the_history_is_bounded_and_in_order():
     clock = Clock()
-    board, gateway = FleetBoard(clock), Telemetry("g", register, LEVELS, clock=clock)
+    aggregator, gateway = FleetAggregator(clock), Telemetry("g", register, LEVELS, clock=clock)
     for _ in range(HISTORY_S + 20):
         clock.now += 1
         for name in "ab":
-            board.report(name, gateway.snapshot())
-    ages = [point["seconds_ago"] for point in board.fleet()["history"]]
+            aggregator.report(name, gateway.snapshot())
+    ages = [point["seconds_ago"] for point in aggregator.fleet()["history"]]
     assert ages == list(range(HISTORY_S - 1, -1, -1))
 
 
@@ -321,7 +321,7 @@ def gateway_actor(name):
     @ray.remote(num_cpus=0)
     class Gateway:  # in here, so that it travels by value: workers do not know the tests
         def __init__(self):
-            self.telemetry, self.board = Telemetry(DEPLOYMENT, register, LEVELS), BoardClient(name)
+            self.telemetry, self.aggregator = Telemetry(DEPLOYMENT, register, LEVELS), AggregatorClient(name)
 
         async def work(self):
             self.telemetry.connected(name)
@@ -335,11 +335,11 @@ def gateway_actor(name):
             return await self.say()
 
         async def say(self):
-            """The fleet, as soon as a board has heard of this gateway."""
+            """The fleet, as soon as an aggregator has heard of this gateway."""
             fleet = {"history": []}
             while not fleet["history"]:
-                await self.board.report(self.telemetry.snapshot())
-                fleet = await self.board.fleet()
+                await self.aggregator.report(self.telemetry.snapshot())
+                fleet = await self.aggregator.fleet()
             return fleet
 
     return Gateway.remote()
@@ -363,17 +363,17 @@ def samples(address):
     }
 
 
-def current_board():
-    """The board that gateways find at present."""
+def current_aggregator():
+    """The aggregator that gateways find at present."""
     import ray
 
     try:
-        return ray.get_actor(BOARD_NAME)
+        return ray.get_actor(AGGREGATOR_NAME)
     except ValueError:
         return None
 
 
-def test_gateways_share_a_board_and_prometheus_sees_them(metrics_address):
+def test_gateways_share_an_aggregator_and_prometheus_sees_them(metrics_address):
     import ray
 
     first, second = (gateway_actor(name) for name in ("one", "two"))
@@ -384,9 +384,9 @@ def test_gateways_share_a_board_and_prometheus_sees_them(metrics_address):
         fleet = ray.get(second.say.remote())
     assert (fleet["gateways"], [row["name"] for row in fleet["robots"]]) == (2, ["two"])
 
-    board = ray.get_actor(BOARD_NAME)
-    ray.kill(first)  # it had started the board, which ends with it
-    while current_board() in (None, board):
+    aggregator = ray.get_actor(AGGREGATOR_NAME)
+    ray.kill(first)  # it had started the aggregator, which ends with it
+    while current_aggregator() in (None, aggregator):
         ray.get(second.say.remote())
     fleet = ray.get(second.say.remote())
     assert (fleet["gateways"], [row["name"] for row in fleet["robots"]]) == (1, ["two"])

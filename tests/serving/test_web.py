@@ -21,7 +21,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from libra_ray.client.client import AsyncRobotClient, RefusedError, RobotClient, WrongRobotError
 from libra_ray.client.protocol import GOING_AWAY, TOO_BIG, Handshake, pack, request, unpack
-from libra_ray.serving.listener import OwnPort
+from libra_ray.serving.listener import Listener
 from libra_ray.serving.web import Web
 from libra_ray.types import IMAGE_KEY, STATE_KEY
 from tests.serving.bench import Bench, check
@@ -50,9 +50,9 @@ class Server:
     async def _start(self, ready, changes):
         self.bench = Bench(kinds={"planner": Ready}, max_message_bytes=LIMIT, **changes)
         self.core = self.bench.core
-        self.core.board = Board()
+        self.core.aggregator = StubAggregator()
         self.web = Web(self.core)
-        self.listener = OwnPort(self.web, host="127.0.0.1", port=self.port, max_message_bytes=LIMIT)
+        self.listener = Listener(self.web, host="127.0.0.1", port=self.port, max_message_bytes=LIMIT)
         self.listener.open()
         if ready:
             await self.bench.start()
@@ -88,8 +88,8 @@ class Server:
         return websockets.sync.client.connect(self.address, compression=None, proxy=None, **options)
 
 
-class Board:
-    """Stands where the fleet's board, a Ray actor, would."""
+class StubAggregator:
+    """Stands where the fleet's aggregator, a Ray actor, would."""
 
     async def fleet(self):
         return {"robots": []}
@@ -412,4 +412,4 @@ def test_a_port_that_is_taken_is_a_clear_error():
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(ValueError, match="give another port"):
-            OwnPort(lambda *_: None, host="127.0.0.1", port=taken.getsockname()[1], max_message_bytes=LIMIT)
+            Listener(lambda *_: None, host="127.0.0.1", port=taken.getsockname()[1], max_message_bytes=LIMIT)

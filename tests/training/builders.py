@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from libra_ray.checkpoint import Facts
+from libra_ray.checkpoint import DatasetSpec
 from libra_ray.config import Config
 from libra_ray.data.splits import Split
 from libra_ray.data.transforms import compute_stats
@@ -16,11 +16,11 @@ def training_data(config: Config) -> TrainingData:
     recorded = make_recorded([12, 9, 15, 10], ["press the button", "open the drawer"] * 2)
     return TrainingData(
         config=config,
-        recorded=recorded,
+        demonstrations=recorded,
         frames=make_frames(recorded, size=32),
         split=Split(train=np.arange(2), holdout=np.array([2, 3])),
         stats=compute_stats(recorded, recorded.rows(np.arange(2))),
-        facts=Facts(
+        spec=DatasetSpec(
             shape=RobotShape(action_dim=recorded.action_dim, state_dim=recorded.state_dim, cameras=1),
             image_keys=(IMAGE_KEY,),
             control_hz=10,

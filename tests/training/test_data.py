@@ -9,7 +9,7 @@ from libra_ray.data.dataset import write_dataset
 from libra_ray.data.fingerprint import Fingerprint
 from libra_ray.model.parts.backbone import Text
 from libra_ray.training.data import TrainingData, distinct_tokens
-from libra_ray.training.fit import Fit
+from libra_ray.training.fit import Trainer
 from tests.data.builders import make_episode
 
 
@@ -34,7 +34,7 @@ def test_an_episode_of_one_frame_and_constant_dimensions_train(tmp_path, normali
     batch = windows.batch(np.array([0, 1, 0, 1]), np.random.default_rng(0))
     assert batch.action_mask.sum(dim=1).tolist() == [1] * 4
     assert all(torch.isfinite(part).all() for part in (batch.actions, batch.state, batch.plan_state))
-    rows = [progress.metrics for progress in Fit(model, device=torch.device("cpu")).run([batch] * 3)]
+    rows = [progress.metrics for progress in Trainer(model, device=torch.device("cpu")).run([batch] * 3)]
     assert all(np.isfinite(row["loss"]) for row in rows)
 
 

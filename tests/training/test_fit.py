@@ -11,7 +11,7 @@ from torch import nn
 from libra_ray import checkpoint
 from libra_ray.config import override
 from libra_ray.model.libra import GROUND_TRUTH, SAMPLED, Curriculum
-from libra_ray.training.fit import Fit, learning_rate, uses_bf16
+from libra_ray.training.fit import Trainer, learning_rate, uses_bf16
 from tests.model.builders import make_batch, save_checkpoint, tiny_config, tiny_model
 
 CPU = torch.device("cpu")
@@ -27,18 +27,18 @@ def batches(model, steps):
     return [make_batch(model, 4, seed=step, masked=2) for step in range(steps)]
 
 
-def trained(fit, steps) -> list[dict[str, float]]:
+def trained(trainer, steps) -> list[dict[str, float]]:
     """Metrics of every step up to `steps`."""
-    return [progress.metrics for progress in fit.run(batches(fit.model, steps)[fit.step :])]
+    return [progress.metrics for progress in trainer.run(batches(trainer.model, steps)[trainer.step :])]
 
 
-def resumed_in_memory(fit, _):
-    return Fit(tiny_model(EVERYTHING_RANDOM), device=CPU, state=copy.deepcopy(fit.state()))
+def resumed_in_memory(trainer, _):
+    return Trainer(tiny_model(EVERYTHING_RANDOM), device=CPU, state=copy.deepcopy(trainer.state()))
 
 
-def resumed_from_disk(fit, tmp_path):
-    save_checkpoint(tmp_path / "checkpoint", fit.model, fit.step, fit.state())
-    return Fit(tiny_model(EVERYTHING_RANDOM), device=CPU, state=checkpoint.load_trainer_state(tmp_path / "checkpoint"))
+def resumed_from_disk(trainer, tmp_path):
+    save_checkpoint(tmp_path / "checkpoint", trainer.model, trainer.step, trainer.state())
+    return Trainer(tiny_model(EVERYTHING_RANDOM), device=CPU, state=checkpoint.load_trainer_state(tmp_path / "checkpoint"))
 
 
 def same(one, other) -> bool:
@@ -47,9 +47,9 @@ def same(one, other) -> bool:
 
 @pytest.mark.parametrize("resume", [resumed_in_memory, resumed_from_disk])
 def test_two_and_two_resumed_steps_are_four(resume, tmp_path):
-    whole = Fit(tiny_model(EVERYTHING_RANDOM), device=CPU)
+    whole = Trainer(tiny_model(EVERYTHING_RANDOM), device=CPU)
     rows = trained(whole, 4)
-    first = Fit(tiny_model(EVERYTHING_RANDOM), device=CPU)
+    first = Trainer(tiny_model(EVERYTHING_RANDOM), device=CPU)
     early = trained(first, 2)
     torch.manual_seed(12345)
     second = resume(first, tmp_path)
@@ -65,25 +65,27 @@ def test_two_and_two_resumed_steps_are_four(resume, tmp_path):
 
 def test_a_step_not_resumed_rightly_would_be_seen():
     """The same two steps without optimiser state, or at other step numbers, end elsewhere."""
-    whole, first = (Fit(tiny_model(EVERYTHING_RANDOM), device=CPU) for _ in range(2))
+    whole, first = (Trainer(tiny_model(EVERYTHING_RANDOM), device=CPU) for _ in range(2))
     trained(whole, 4)
     trained(first, 2)
     for forgotten in ("optimiser", "step"):
-        state = copy.deepcopy(first.state()) | {forgotten: Fit(tiny_model(EVERYTHING_RANDOM), device=CPU).state()[forgotten]}
-        other = Fit(tiny_model(EVERYTHING_RANDOM), device=CPU, state=state)
+        state = copy.deepcopy(first.state()) | {
+            forgotten: Trainer(tiny_model(EVERYTHING_RANDOM), device=CPU).state()[forgotten]
+        }
+        other = Trainer(tiny_model(EVERYTHING_RANDOM), device=CPU, state=state)
         list(other.run(batches(other.model, 4)[2:]))
         assert not same(other.model.state_dict(), whole.model.state_dict())
 
 
 def test_training_stops_at_its_last_step_and_saves_there():
-    fit = Fit(tiny_model({"train.steps": 3, "train.checkpoint_every": 2, "train.log_every": 100}), device=CPU)
-    found = list(fit.run(batches(fit.model, 10)))
+    trainer = Trainer(tiny_model({"train.steps": 3, "train.checkpoint_every": 2, "train.log_every": 100}), device=CPU)
+    found = list(trainer.run(batches(trainer.model, 10)))
     assert [(progress.step, progress.checkpoint_due) for progress in found] == [(2, True), (3, True)]
-    assert list(fit.run(batches(fit.model, 10))) == []
+    assert list(trainer.run(batches(trainer.model, 10))) == []
 
 
 def test_every_row_speaks_of_both_systems():
-    rows = trained(Fit(tiny_model(), device=CPU), 4)
+    rows = trained(Trainer(tiny_model(), device=CPU), 4)
     names = {"loss", "lr", "teacher_forcing", "plan_accuracy", "samples_per_s", "data_wait_share"}
     names |= {f"{measure}_{part}" for measure, part in (("loss", "plan"), ("loss", "diff"))}
     names |= {f"grad_norm_{part}" for part in ("planner", "refiner")}
@@ -97,59 +99,59 @@ def test_every_row_speaks_of_both_systems():
 
 @pytest.mark.parametrize(("zero", "still", "moving"), [("plan", "planner", "refiner"), ("diff", "refiner", "planner")])
 def test_the_weights_of_the_losses_scale_the_gradients_of_their_systems(zero, still, moving):
-    row = trained(Fit(tiny_model({f"train.lambda_{zero}": 0.0}), device=CPU), 1)[0]
+    row = trained(Trainer(tiny_model({f"train.lambda_{zero}": 0.0}), device=CPU), 1)[0]
     assert row[f"grad_norm_{still}"] == 0
     assert row[f"grad_norm_{moving}"] > 0
     assert row["loss"] == pytest.approx(row["loss_diff"] if zero == "plan" else row["loss_plan"])
-    double = trained(Fit(tiny_model({f"train.lambda_{zero}": 2.0}), device=CPU), 1)[0]
-    single = trained(Fit(tiny_model(), device=CPU), 1)[0]
+    double = trained(Trainer(tiny_model({f"train.lambda_{zero}": 2.0}), device=CPU), 1)[0]
+    single = trained(Trainer(tiny_model(), device=CPU), 1)[0]
     assert double[f"grad_norm_{still}"] == pytest.approx(2 * single[f"grad_norm_{still}"], rel=1e-4)
 
 
 @pytest.mark.parametrize("bound", [1e-3, 1e3])
 def test_gradients_are_clipped_to_the_bound_and_reported_unclipped(bound):
-    fit = Fit(tiny_model({"train.grad_clip": bound}), device=CPU)
-    row = trained(fit, 1)[0]
+    trainer = Trainer(tiny_model({"train.grad_clip": bound}), device=CPU)
+    row = trained(trainer, 1)[0]
     reported = math.hypot(row["grad_norm_planner"], row["grad_norm_refiner"])
-    used = torch.cat([p.grad.flatten() for p in fit.model.parameters() if p.grad is not None]).norm().item()
+    used = torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]).norm().item()
     assert reported > 1e-2
     assert used == pytest.approx(min(bound, reported), rel=1e-3)
 
 
 def test_the_average_lags_behind_the_weights():
-    fit = Fit(tiny_model({"train.ema_decay": 1.0, "train.lr": 1e-2}), device=CPU)
-    start = {name: value.clone() for name, value in fit.model.state_dict().items()}
-    trained(fit, 1)
+    trainer = Trainer(tiny_model({"train.ema_decay": 1.0, "train.lr": 1e-2}), device=CPU)
+    start = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trained(trainer, 1)
     # A young average forgets its random start fast: its first decay is 1 / 10 whatever ema_decay says.
-    for name, now in fit.model.named_parameters():
-        torch.testing.assert_close(fit.weights()[name], torch.lerp(start[name], now.detach(), 0.9))
+    for name, now in trainer.model.named_parameters():
+        torch.testing.assert_close(trainer.weights()[name], torch.lerp(start[name], now.detach(), 0.9))
 
 
 def test_without_memory_the_average_is_the_weights():
-    fit = Fit(tiny_model({"train.ema_decay": 0.0}), device=CPU)
-    trained(fit, 2)
-    for name, value in fit.model.state_dict().items():
-        torch.testing.assert_close(fit.weights()[name], value)
+    trainer = Trainer(tiny_model({"train.ema_decay": 0.0}), device=CPU)
+    trained(trainer, 2)
+    for name, value in trainer.model.state_dict().items():
+        torch.testing.assert_close(trainer.weights()[name], value)
 
 
 def test_validation_measures_the_average_and_joins_the_row():
-    fit = Fit(tiny_model({"train.validate_every": 2, "train.steps": 3}), device=CPU)
+    trainer = Trainer(tiny_model({"train.validate_every": 2, "train.steps": 3}), device=CPU)
     seen = []
 
     def validate(model):
         seen.append(model)
         return {"val_measure": 7.0}
 
-    rows = [progress.metrics for progress in fit.run(batches(fit.model, 3), validate)]
-    assert seen == [fit.average, fit.average]
+    rows = [progress.metrics for progress in trainer.run(batches(trainer.model, 3), validate)]
+    assert seen == [trainer.ema, trainer.ema]
     assert [row.get("val_measure") for row in rows] == [None, 7.0, 7.0]
 
 
 def test_a_loss_that_is_no_number_ends_training_with_advice():
-    fit = Fit(tiny_model(), device=CPU)
-    batch = make_batch(fit.model, 4)
+    trainer = Trainer(tiny_model(), device=CPU)
+    batch = make_batch(trainer.model, 4)
     spoilt = replace(batch, state=torch.full_like(batch.state, torch.nan))
-    run = fit.run([batch, spoilt, batch, batch])
+    run = trainer.run([batch, spoilt, batch, batch])
     assert next(run).step == 1
     with pytest.raises(FloatingPointError, match=r"loss became nan at step 2; lower train\.lr or look at the data"):
         next(run)
@@ -179,10 +181,10 @@ def test_the_learning_rate_needs_no_warm_up_and_keeps_its_end():
 
 
 def test_the_rows_learning_rate_is_the_optimisers():
-    fit = Fit(tiny_model({"train.warmup_steps": 3}), device=CPU)
-    for step, progress in enumerate(fit.run(batches(fit.model, 4))):
-        assert progress.metrics["lr"] == learning_rate(fit.config, step)
-        assert {group["lr"] for group in fit.optimiser.param_groups} == {progress.metrics["lr"]}
+    trainer = Trainer(tiny_model({"train.warmup_steps": 3}), device=CPU)
+    for step, progress in enumerate(trainer.run(batches(trainer.model, 4))):
+        assert progress.metrics["lr"] == learning_rate(trainer.config, step)
+        assert {group["lr"] for group in trainer.optimiser.param_groups} == {progress.metrics["lr"]}
 
 
 def phases(accuracies, **changes):
@@ -215,12 +217,12 @@ def test_the_other_curricula_never_switch(curriculum, phase):
 
 def test_a_resumed_run_does_not_go_back_to_the_truth():
     changes = {"train.curriculum": "threshold", "train.tau": 0.0}
-    fit = Fit(tiny_model(changes), device=CPU)
-    rows = trained(fit, 2)
+    trainer = Trainer(tiny_model(changes), device=CPU)
+    rows = trained(trainer, 2)
     assert [row["teacher_forcing"] for row in rows] == [1, 0]
-    again = Fit(tiny_model(changes), device=CPU, state=fit.state())
+    again = Trainer(tiny_model(changes), device=CPU, state=trainer.state())
     assert again.schedule.phase == SAMPLED
-    assert again.schedule.state() == fit.schedule.state()
+    assert again.schedule.state() == trainer.schedule.state()
     assert again.schedule.state()["switched_at"] == 1
 
 
@@ -231,32 +233,32 @@ def test_precision_is_as_asked_for():
 
 
 def test_both_systems_train_in_bf16_with_weights_in_full_precision():
-    fit = Fit(tiny_model({"train.precision": "bf16"}), device=CPU)
-    rows = trained(fit, 2)
+    trainer = Trainer(tiny_model({"train.precision": "bf16"}), device=CPU)
+    rows = trained(trainer, 2)
     assert all(math.isfinite(row["loss"]) for row in rows)
-    assert {value.dtype for value in fit.weights().values()} == {torch.float32}
+    assert {value.dtype for value in trainer.weights().values()} == {torch.float32}
 
 
 def test_a_checkpoint_is_saved_before_anything_is_measured():
     """So a validation that fails takes no step with it."""
-    fit = Fit(tiny_model({"train.validate_every": 2, "train.checkpoint_every": 2}), device=CPU)
+    trainer = Trainer(tiny_model({"train.validate_every": 2, "train.checkpoint_every": 2}), device=CPU)
     saved = []
 
     def validate(model):
         raise ValueError("held-out episodes are gone")
 
-    run = fit.run(batches(fit.model, 4), validate, lambda row: saved.append((fit.step, row["loss"])))
+    run = trainer.run(batches(trainer.model, 4), validate, lambda row: saved.append((trainer.step, row["loss"])))
     assert next(run).step == 1
     assert saved == []
     with pytest.raises(ValueError, match="are gone"):
         next(run)
-    assert saved == [(2, fit.row["loss"])]
+    assert saved == [(2, trainer.row["loss"])]
 
 
 def test_training_until_a_step_saves_there():
-    fit = Fit(tiny_model({"train.steps": 9, "train.log_every": 2}), device=CPU)
+    trainer = Trainer(tiny_model({"train.steps": 9, "train.log_every": 2}), device=CPU)
     saved = []
-    found = list(fit.run(batches(fit.model, 9), save=lambda _: saved.append(fit.step), until=3))
+    found = list(trainer.run(batches(trainer.model, 9), save=lambda _: saved.append(trainer.step), until=3))
     assert [(progress.step, progress.checkpoint_due) for progress in found] == [(2, False), (3, True)]
     assert saved == [3]
 
@@ -266,29 +268,29 @@ FROZEN = {**EVERYTHING_RANDOM, "planner.freeze_backbone": True, "train.lr": 1e-2
 
 def test_frozen_weights_are_held_once_and_stay(tmp_path):
     """In the policy's weights, not in the trainer's state, and never in the average's own memory."""
-    fit = Fit(tiny_model(FROZEN), device=CPU)
-    start = {name: value.clone() for name, value in fit.model.state_dict().items()}
-    trained(fit, 2)
+    trainer = Trainer(tiny_model(FROZEN), device=CPU)
+    start = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trained(trainer, 2)
     backbone = {name for name in start if name.startswith("planner.backbone.")}
     assert backbone
-    assert {name for name, value in fit.weights().items() if torch.equal(value, start[name])} >= backbone
-    assert fit.weights().keys() == start.keys()
+    assert {name for name, value in trainer.weights().items() if torch.equal(value, start[name])} >= backbone
+    assert trainer.weights().keys() == start.keys()
     for part in ("model", "average"):
-        assert not backbone & fit.state()[part].keys()
+        assert not backbone & trainer.state()[part].keys()
     for name in backbone:
-        assert fit.weights()[name].data_ptr() == fit.model.state_dict()[name].data_ptr()
+        assert trainer.weights()[name].data_ptr() == trainer.model.state_dict()[name].data_ptr()
 
 
 def test_a_run_with_frozen_weights_resumes_exactly_whatever_its_model_began_with(tmp_path):
     """The source of a backbone may have changed, or its weights may have come from `train.start_from`."""
-    whole, first = (Fit(tiny_model(FROZEN), device=CPU) for _ in range(2))
+    whole, first = (Trainer(tiny_model(FROZEN), device=CPU) for _ in range(2))
     trained(whole, 4)
     trained(first, 2)
     save_checkpoint(tmp_path / "saved", first.model, first.step, first.state())
     other = tiny_model(FROZEN)
     for weight in other.parameters():
         weight.data.add_(1)
-    second = Fit(other, device=CPU, state=checkpoint.load_trainer_state(tmp_path / "saved"))
+    second = Trainer(other, device=CPU, state=checkpoint.load_trainer_state(tmp_path / "saved"))
     trained(second, 4)
     assert same(second.model.state_dict(), whole.model.state_dict())
     assert same(second.weights(), whole.weights())
@@ -297,8 +299,8 @@ def test_a_run_with_frozen_weights_resumes_exactly_whatever_its_model_began_with
 def test_a_frozen_part_does_not_drop_out_while_the_rest_trains():
     model = tiny_model(FROZEN)
     model.planner.backbone.extra = nn.Dropout(0.5)
-    fit = Fit(model, device=CPU)
-    trained(fit, 1)
+    trainer = Trainer(model, device=CPU)
+    trained(trainer, 1)
     assert model.training
     assert model.planner.blocks.training
     assert not any(module.training for module in model.planner.backbone.modules())
@@ -308,17 +310,17 @@ def test_the_averages_statistics_are_those_of_the_model():
     """Batch normalisation's are no weights: averaging passes them over."""
     model = tiny_model()
     model.refiner.extra = nn.BatchNorm1d(2)
-    fit = Fit(model, device=CPU)
+    trainer = Trainer(model, device=CPU)
     model.refiner.extra.running_mean += 3
-    trained(fit, 1)
-    assert fit.weights()["refiner.extra.running_mean"].tolist() == [3, 3]
+    trained(trainer, 1)
+    assert trainer.weights()["refiner.extra.running_mean"].tolist() == [3, 3]
 
 
 def test_a_state_with_frozen_weights_in_it_is_read_too():
     """Earlier checkpoints have them."""
-    fit = Fit(tiny_model(FROZEN), device=CPU)
-    trained(fit, 2)
-    earlier = fit.state() | {"model": fit.model.state_dict(), "average": fit.average.state_dict()}
+    trainer = Trainer(tiny_model(FROZEN), device=CPU)
+    trained(trainer, 2)
+    earlier = trainer.state() | {"model": trainer.model.state_dict(), "average": trainer.ema.state_dict()}
     earlier.pop("row")
-    again = Fit(tiny_model(FROZEN), device=CPU, state=earlier)
-    assert same(again.weights(), fit.weights())
+    again = Trainer(tiny_model(FROZEN), device=CPU, state=earlier)
+    assert same(again.weights(), trainer.weights())

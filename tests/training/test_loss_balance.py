@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from libra_ray.config import override
 from libra_ray.model.libra import GROUND_TRUTH
-from libra_ray.training.fit import Fit
+from libra_ray.training.fit import Trainer
 from libra_ray.training.loss_balance import (
     EqualGradients,
     GradientMeter,
-    Gradients,
+    LossGradients,
     Uncertainty,
     make_balance,
 )
@@ -31,8 +31,8 @@ def settings(**changes):
 
 def rows_of(changes, steps, batch_of=lambda model, step: make_batch(model, 8)):
     """Metrics of every step of a tiny run."""
-    fit = Fit(tiny_model({"train.steps": steps, "train.curriculum": "teacher", **changes}), device=CPU)
-    return [p.metrics for p in fit.run([batch_of(fit.model, step) for step in range(steps)])]
+    trainer = Trainer(tiny_model({"train.steps": steps, "train.curriculum": "teacher", **changes}), device=CPU)
+    return [p.metrics for p in trainer.run([batch_of(trainer.model, step) for step in range(steps)])]
 
 
 def ratios(rows):
@@ -64,7 +64,7 @@ def test_calibrated_weights_keep_their_sum_and_equalise_what_was_measured(plan, 
     balance = EqualGradients(lambdas, memory=0.9)
     assert balance.weights == lambdas
     for _ in range(3):
-        balance.measure(Gradients(norms={"plan": plan, "diff": diff}))
+        balance.measure(LossGradients(norms={"plan": plan, "diff": diff}))
     weights = balance.weights
     assert sum(weights.values()) == pytest.approx(lambda_plan + lambda_diff)
     assert weights["plan"] * plan / lambda_plan == pytest.approx(weights["diff"] * diff / lambda_diff)
@@ -73,9 +73,9 @@ def test_calibrated_weights_keep_their_sum_and_equalise_what_was_measured(plan, 
 @pytest.mark.parametrize("gone", [0.0, math.nan])
 def test_a_vanished_gradient_says_nothing_about_a_weight(gone):
     balance = EqualGradients({"plan": 1.0, "diff": 1.0}, memory=0.9)
-    balance.measure(Gradients(norms={"plan": 4.0, "diff": 1.0}))
+    balance.measure(LossGradients(norms={"plan": 4.0, "diff": 1.0}))
     before = balance.weights
-    balance.measure(Gradients(norms={"plan": gone, "diff": 1.0}))
+    balance.measure(LossGradients(norms={"plan": gone, "diff": 1.0}))
     assert balance.weights == before
 
 
@@ -149,9 +149,9 @@ def test_three_losses_are_taken_apart_where_they_meet():
 
 
 def moved(changes):
-    fit = Fit(tiny_model({"train.curriculum": "teacher", "train.precision": "fp32", **changes}), device=CPU)
-    list(fit.run([make_batch(fit.model, 4, seed=step) for step in range(3)]))
-    return fit.weights()
+    trainer = Trainer(tiny_model({"train.curriculum": "teacher", "train.precision": "fp32", **changes}), device=CPU)
+    list(trainer.run([make_batch(trainer.model, 4, seed=step) for step in range(3)]))
+    return trainer.weights()
 
 
 def apart(one, other):
@@ -171,12 +171,15 @@ def test_a_weight_matters_through_clipping_and_through_what_is_shared_alone():
 def test_two_and_two_resumed_steps_are_four_under_every_balance(balance):
     changes = SHARED | {"train.balance": balance, "train.balance_every": 1, "train.augment_pixels": 1}
 
-    def run(fit, until):
-        return [p.metrics["weight_plan"] for p in fit.run([make_batch(fit.model, 4, seed=s) for s in range(until)][fit.step :])]
+    def run(trainer, until):
+        return [
+            p.metrics["weight_plan"]
+            for p in trainer.run([make_batch(trainer.model, 4, seed=s) for s in range(until)][trainer.step :])
+        ]
 
-    whole, first = (Fit(tiny_model(changes), device=CPU) for _ in range(2))
+    whole, first = (Trainer(tiny_model(changes), device=CPU) for _ in range(2))
     weights, early = run(whole, 4), run(first, 2)
-    second = Fit(tiny_model(changes), device=CPU, state=copy.deepcopy(first.state()))
+    second = Trainer(tiny_model(changes), device=CPU, state=copy.deepcopy(first.state()))
     assert early + run(second, 4) == weights
     assert len(set(weights)) > 2, "the weights must move, or nothing was tested"
     assert second.balance.state() == whole.balance.state()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bins:
+class ActionTokenizer:
     """N uniform cells over [-1, 1], the same for every action dimension.
 
     The tokens belong to the model: they are computed from normalised actions inside the loss, so changing N needs no new data.
@@ -23,8 +23,8 @@ class Bins:
             raise ValueError(f"bins={self.count}; at least 2 are needed")
 
     @property
-    def hidden(self) -> int:
-        """The extra token id that says "no intent known here" (dropped condition, or a step the plan no longer covers)."""
+    def mask_token(self) -> int:
+        """The extra token id for "no intent known here" (dropped condition, or a step the plan no longer covers)."""
         return self.count
 
     def encode(self, actions: Float[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
@@ -32,6 +32,6 @@ class Bins:
         return ((actions + 1) / 2 * self.count).floor().long().clamp(0, self.count - 1)
 
     def decode(self, tokens: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """Token ids to cell centres in (-1, 1); the hidden token becomes 0."""
+        """Token ids to cell centres in (-1, 1); the mask token becomes 0."""
         centres = (tokens.to(torch.get_default_dtype()) + 0.5) / self.count * 2 - 1
-        return torch.where(tokens == self.hidden, torch.zeros_like(centres), centres)
+        return torch.where(tokens == self.mask_token, torch.zeros_like(centres), centres)

@@ -44,7 +44,7 @@ class MLP(nn.Sequential):
 
 
 class ModulatedBlock(nn.Module):
-    """A transformer block steered by a condition vector: adaLN-Zero (Peebles & Xie, Diffusion Models with Transformers)."""
+    """A transformer block modulated by a condition vector: adaLN-Zero (Peebles & Xie, Diffusion Models with Transformers)."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

@@ -13,19 +13,19 @@ from torch.nn import functional
 from libra_ray.config import PlannerConfig
 from libra_ray.model.parts.pretrained import cannot_load, load_checked, same_twice
 from libra_ray.model.parts.prompts import Prompts, Text
-from libra_ray.model.parts.vision import VISION_TOKENS, ConvEncoder, Gaze
+from libra_ray.model.parts.vision import VISION_TOKENS, ConvEncoder, InstructionAttention
 
 PROCESSOR_FOLDER = "processor"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Features:
+class BackboneOutput:
     """A backbone's output.
 
     Attributes:
         tokens: `(B, S, width)` hidden states, which the planner's head attends to; `mask` `(B, S)` is False on padding.
-        summary: `(B, summary_width)` the same in one vector, which steers the head.
-        pictures: `(B, K, width)` what was seen, `K` = `VISION_TOKENS` per picture, for a refiner that shares these eyes.
+        summary: `(B, summary_width)` the same in one vector, which modulates the head.
+        pictures: `(B, K, width)` what was seen, `K` = `VISION_TOKENS` per picture, for a refiner that shares this encoder.
         sentence: `(B, width)` what was said (and, in a causal model, seen before it), for a refiner that may read it.
     """
 
@@ -46,7 +46,7 @@ class Backbone(Protocol):
     def tokenise(self, instructions: list[str]) -> Text:
         """Instructions as token ids of one common length, so that batches of any mixture can be stacked."""
 
-    def __call__(self, images: UInt8[Tensor, "B T C height width"], text: Text) -> Features:
+    def __call__(self, images: UInt8[Tensor, "B T C height width"], text: Text) -> BackboneOutput:
         """Pictures and instruction to hidden states."""
 
     def save_processor(self, folder: Path) -> None:
@@ -61,10 +61,10 @@ class TinyBackbone(nn.Module):
     def __init__(self, image_size: int, pictures: int, width: int, max_text_tokens: int) -> None:
         super().__init__()
         self.width = width
-        self.summary_width = width * (pictures * (VISION_TOKENS + Gaze.QUERIES) + 1)
+        self.summary_width = width * (pictures * (VISION_TOKENS + InstructionAttention.QUERIES) + 1)
         self.max_text_tokens = max_text_tokens
         self.eyes = ConvEncoder(image_size, width)
-        self.gaze = Gaze(ConvEncoder.CHANNELS[0], width)
+        self.gaze = InstructionAttention(ConvEncoder.CHANNELS[0], width)
         self.bytes = nn.Embedding(257, width)
         self.position = nn.Parameter(torch.randn(max_text_tokens, width) * 0.02)
         self.words = nn.Conv1d(width, width, kernel_size=8, stride=4, padding=2)
@@ -88,9 +88,9 @@ class TinyBackbone(nn.Module):
             row[: len(codes)] = torch.tensor(list(codes), dtype=torch.long) + 1
         return Text(ids=ids, mask=ids != self.PAD)
 
-    def forward(self, images: UInt8[Tensor, "B T C height width"], text: Text) -> Features:
+    def forward(self, images: UInt8[Tensor, "B T C height width"], text: Text) -> BackboneOutput:
         """Picture tokens, tokens of what the instruction names in the pictures, and one of the instruction itself."""
-        seen = self.eyes.see(images)
+        seen = self.eyes.encode(images)
         # A batch holds few different instructions: each is read once.
         unique, rows = torch.unique(text.ids, dim=0, return_inverse=True)
         embedded = (self.bytes(unique) + self.position) * (unique != self.PAD)[..., None]
@@ -98,7 +98,7 @@ class TinyBackbone(nn.Module):
         sentence = self.sentence(words.mean(dim=-1))[rows]
         tokens = torch.cat([seen.tokens, self.gaze(seen.fine, sentence), sentence[:, None]], dim=1)
         mask = tokens.new_ones(tokens.shape[:2], dtype=torch.bool)
-        return Features(tokens=tokens, mask=mask, summary=tokens.flatten(1), pictures=seen.tokens, sentence=sentence)
+        return BackboneOutput(tokens=tokens, mask=mask, summary=tokens.flatten(1), pictures=seen.tokens, sentence=sentence)
 
     def save_processor(self, folder: Path) -> None:
         """Nothing to write: bytes need no vocabulary."""
@@ -158,7 +158,7 @@ class PretrainedBackbone(nn.Module):
         """
         return self.prompts.tokenise(instructions)
 
-    def forward(self, images: UInt8[Tensor, "B T C height width"], text: Text) -> Features:
+    def forward(self, images: UInt8[Tensor, "B T C height width"], text: Text) -> BackboneOutput:
         """The language model's last hidden states over the whole prompt."""
         inputs = self.prompts.inputs(images, text)
         inputs["pixel_values"] = inputs["pixel_values"].to(next(self.model.parameters()).dtype)
@@ -168,7 +168,7 @@ class PretrainedBackbone(nn.Module):
         pictures = functional.adaptive_avg_pool1d(seen, VISION_TOKENS * self.pictures).transpose(1, 2)
         sentence = hidden[torch.arange(batch, device=hidden.device), mask.sum(dim=1) - 1]
         summary = torch.cat([pictures.flatten(1), sentence], dim=1)
-        return Features(tokens=hidden, mask=mask, summary=summary, pictures=pictures, sentence=sentence)
+        return BackboneOutput(tokens=hidden, mask=mask, summary=summary, pictures=pictures, sentence=sentence)
 
     def save_processor(self, folder: Path) -> None:
         """The processor and the architecture's configuration: enough to rebuild the module without any hub."""
@@ -184,4 +184,4 @@ def make_backbone(config: PlannerConfig, image_size: int, pictures: int, folder:
     return PretrainedBackbone(source, image_size, pictures, config.max_text_tokens, pretrained=folder is None)
 
 
-__all__ = ["PROCESSOR_FOLDER", "Backbone", "Features", "PretrainedBackbone", "Text", "TinyBackbone", "make_backbone"]
+__all__ = ["PROCESSOR_FOLDER", "Backbone", "BackboneOutput", "PretrainedBackbone", "Text", "TinyBackbone", "make_backbone"]

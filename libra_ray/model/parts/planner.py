@@ -11,28 +11,28 @@ from torch.nn import functional
 
 from libra_ray.config import PlannerConfig
 from libra_ray.model.parts.attention import ModulatedBlock
-from libra_ray.model.parts.backbone import Backbone, Features, Text
+from libra_ray.model.parts.backbone import Backbone, BackboneOutput, Text
 from libra_ray.model.parts.chunks import masked_mean
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class PlannerOutput:
     """`hidden` `(B, L, width)`, the head's states at its L queries, and the backbone's features behind them."""
 
     hidden: Float[Tensor, "B L d"]
-    features: Features
+    features: BackboneOutput
 
 
 class Planner(nn.Module):
     """A vision-language backbone joined by L learned queries in a bidirectional head (method.md, Libra-VLA).
 
     One parallel pass; no autoregression and no reuse of the text vocabulary. The head attends to the backbone's tokens and is
-    steered by their summary and by proprioception (adaLN-Zero, as in the refiner): how far the hand is from what was named is a
-    function of both at once.
+    modulated by their summary and by proprioception (adaLN-Zero, as in the refiner): how far the hand is from what was named is
+    a function of both at once.
     """
 
     def __init__(self, config: PlannerConfig, backbone: Backbone, *, plan_steps: int, dims: int, bins: int, state: int) -> None:
-        """With `bins=0` there are no classes: its hidden states are all it says (the monolithic baseline)."""
+        """With `bins=0` there are no classes, only hidden states (the monolithic baseline)."""
         super().__init__()
         self.backbone = cast("nn.Module", backbone)
         self.plan_steps, self.dims, self.bins = plan_steps, dims, bins
@@ -61,13 +61,15 @@ class Planner(nn.Module):
         self, images: UInt8[Tensor, "B T C height width"], state: Float[Tensor, "B S"], text: Text
     ) -> Float[Tensor, "B L D N"]:
         """Logits over the bins of every dimension of the L steps that follow the pictures."""
-        assert self.to_logits is not None, "a planner without classes is only read"
-        hidden = self.read(images, state, text).hidden
+        assert self.to_logits is not None, "a planner without classes has no logits"
+        hidden = self.hidden_states(images, state, text).hidden
         return cast("Tensor", self.to_logits(hidden)).view(len(images), self.plan_steps, self.dims, self.bins)
 
-    def read(self, images: UInt8[Tensor, "B T C height width"], state: Float[Tensor, "B S"], text: Text) -> Reading:
+    def hidden_states(
+        self, images: UInt8[Tensor, "B T C height width"], state: Float[Tensor, "B S"], text: Text
+    ) -> PlannerOutput:
         """The hidden states behind the logits, one per step."""
-        features = self.look(images, text)
+        features = self.encode(images, text)
         context, mask = self.from_backbone(features.tokens), features.mask
         parts = [context] if self.from_state is None else [context, self.from_state(state)[:, None]]
         x = torch.cat([*parts, self.queries.expand(len(context), -1, -1)], dim=1)
@@ -76,16 +78,16 @@ class Planner(nn.Module):
         condition = self._condition(features, state)
         for block in self.blocks:
             x = block(x, condition, allowed)
-        return Reading(hidden=self.norm(x[:, -self.plan_steps :]), features=features)
+        return PlannerOutput(hidden=self.norm(x[:, -self.plan_steps :]), features=features)
 
-    def _condition(self, features: Features, state: Float[Tensor, "B S"]) -> Float[Tensor, "B d"]:
+    def _condition(self, features: BackboneOutput, state: Float[Tensor, "B S"]) -> Float[Tensor, "B d"]:
         summary = self.from_summary(features.summary)
         return self.mix(summary if self.steer_by_state is None else summary + self.steer_by_state(state))
 
-    def look(self, images: UInt8[Tensor, "B T C height width"], text: Text) -> Features:
+    def encode(self, images: UInt8[Tensor, "B T C height width"], text: Text) -> BackboneOutput:
         """The backbone's features alone."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            return cast("Features", self.backbone(images, text))
+            return cast("BackboneOutput", self.backbone(images, text))
 
     def tokenise(self, instructions: list[str]) -> Text:
         """Instructions as the backbone's token ids."""

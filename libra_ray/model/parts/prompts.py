@@ -82,7 +82,7 @@ class Prompts:
         self.marks = sorted({token for token in (*tokens, *processor.all_special_multimodal_tokens) if token})
 
     def tokenise(self, instructions: list[str]) -> Text:
-        """Prompts, each by itself, so that none depends on its company: many processors pad on the left.
+        """Prompts, each by itself, so that none depends on the others: many processors pad on the left.
 
         Raises:
             ValueError: an instruction has a token of the frame of a prompt in it, or is longer than `max_text_tokens`.

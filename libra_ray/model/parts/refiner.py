@@ -1,4 +1,4 @@
-"""The Action Refiner (System 1): a diffusion transformer with its own eyes that turns coarse tokens into continuous actions."""
+"""The Action Refiner (System 1): a diffusion transformer, with its own encoder, from coarse tokens to continuous actions."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -17,17 +17,17 @@ from libra_ray.model.parts.diffusion import Objective, make_objective
 from libra_ray.model.parts.vision import VISION_TOKENS, PretrainedEncoder, make_encoder
 
 CODE_WIDTH = 16
-Steering = Sequence[Tensor]
-"""Per layer what its adaLN makes of one noise level and of what the robot sees, `(B, 6 width)`."""
+Modulation = Sequence[Tensor]
+"""Per layer the adaLN modulation for one noise level and context, `(B, 6 width)`."""
 
 
 class Refiner(nn.Module):
     """Denoises an action chunk under what the robot sees now and the coarse intent (method.md, Libra-VLA).
 
     The intent enters through a learned codebook, one code per dimension and bin, concatenated to the noisy action of the same
-    step, as in RoboDual (the paper is silent); pictures, proprioception and noise level steer every layer by adaLN-Zero.
+    step, as in RoboDual (the paper is silent); pictures, proprioception and noise level modulate every layer by adaLN-Zero.
     There is no language: the coarse tokens are the only task channel, unless `see_language` opens another for ablation. With
-    `bins=0` hidden states `(B, H, read)`, projected to the codes' width, stand in their place (the monolithic baseline).
+    `bins=0` hidden states `(B, H, hidden_width)`, projected to the codes' width, stand in their place (see `Monolithic`).
     """
 
     def __init__(
@@ -39,31 +39,31 @@ class Refiner(nn.Module):
         horizon: int,
         dims: int,
         state: int,
-        seen: int,
+        feature_width: int,
         bins: int = 0,
-        read: int = 0,
+        hidden_width: int = 0,
         folder: Path | None = None,
     ) -> None:
         """Build for `pictures` pictures.
 
-        `seen` and `read` are the widths of the planner's features and hidden states, for who shares them; `folder` is a
-        checkpoint to take a pretrained encoder's architecture from instead of its source.
+        `feature_width` and `hidden_width` are the widths of the planner's features and hidden states, for who shares them;
+        `folder` is a checkpoint to take a pretrained encoder's architecture from instead of its source.
         """
         super().__init__()
         self.config = config
         self.objective: Objective = make_objective(config.objective, config.train_timesteps)
         width = config.width
         own = config.vision == "own"
-        self.eyes = make_encoder(config.encoder, image_size, width, folder) if own else nn.Linear(seen, width)
+        self.eyes = make_encoder(config.encoder, image_size, width, folder) if own else nn.Linear(feature_width, width)
         self.codebook = nn.Embedding(dims * (bins + 1), CODE_WIDTH) if bins else None
-        self.from_features = None if bins else nn.Linear(read, dims * CODE_WIDTH)
+        self.from_features = None if bins else nn.Linear(hidden_width, dims * CODE_WIDTH)
         self.code_offset: Tensor
         self.register_buffer("code_offset", torch.arange(dims) * (bins + 1), persistent=False)
         self.from_action = nn.Linear(dims + dims * CODE_WIDTH, width)
         self.position = nn.Parameter(torch.randn(horizon, width) * 0.02)
         self.from_state = nn.Linear(state, width)
         self.from_pictures = nn.Linear(VISION_TOKENS * pictures * width, width)
-        self.from_language = nn.Linear(seen, width) if config.see_language else None
+        self.from_language = nn.Linear(feature_width, width) if config.see_language else None
         self.from_level = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.mix = nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU())
         self.blocks = nn.ModuleList(ModulatedBlock(width, config.heads) for _ in range(config.depth))
@@ -74,14 +74,14 @@ class Refiner(nn.Module):
             nn.init.zeros_(self.to_action.bias)
         self.width = width
 
-    def look(
+    def encode_context(
         self,
         images: UInt8[Tensor, "B T C height width"],
         state: Float[Tensor, "B S"],
         shared: Float[Tensor, "B K seen"] | None = None,
         language: Float[Tensor, "B seen"] | None = None,
     ) -> Float[Tensor, "B d"]:
-        """Everything that does not depend on the noise level, computed once for all denoising steps."""
+        """The context vector: pictures and proprioception, computed once for all denoising steps."""
         tokens = self.eyes(images) if shared is None else self.eyes(shared)
         context = self.from_pictures(tokens.flatten(1)) + self.from_state(state)
         if self.from_language is not None:
@@ -96,28 +96,30 @@ class Refiner(nn.Module):
         intent: Int[Tensor, "B H D"] | Float[Tensor, "B H read"],
         context: Float[Tensor, "B d"],
     ) -> Float[Tensor, "B H D"]:
-        """What is said of a noisy chunk at noise level `level` in [0, 1]: as configured, the target or the action's residual.
+        """The output for a noisy chunk at noise level `level` in [0, 1]: as configured, the target or the action's residual.
 
         `intent` is one coarse token per step and dimension, or, in the monolithic baseline, one hidden state per step.
         """
         condition = self._condition(sinusoids(level, self.width), context)
-        return self.say(noisy, self.obey(intent), [block.to_modulation(condition) for block in self._layers])
+        return self.denoise(noisy, self.embed_intent(intent), [block.to_modulation(condition) for block in self._layers])
 
-    def obey(self, intent: Int[Tensor, "B H D"] | Float[Tensor, "B H read"]) -> Float[Tensor, "B H d"]:
-        """The intent's part of the first layer."""
+    def embed_intent(self, intent: Int[Tensor, "B H D"] | Float[Tensor, "B H read"]) -> Float[Tensor, "B H d"]:
+        """The embedded intent: its part of the first layer, computed once for all denoising steps."""
         dims = self.to_action.out_features
         by_intent = self.from_action.weight[:, dims:]
         return functional.linear(self._codes(intent), by_intent, self.from_action.bias) + self.position
 
-    def steer(self, levels: Float[Tensor, " K"], context: Float[Tensor, "B d"]) -> list[Steering]:
-        """What steers the layers at each of `K` noise levels, in their order."""
+    def modulation(self, levels: Float[Tensor, " K"], context: Float[Tensor, "B d"]) -> list[Modulation]:
+        """The modulation of every layer at each of `K` noise levels, in their order."""
         condition = self._condition(sinusoids(levels, self.width)[:, None], context)
         return list(zip(*[block.to_modulation(condition) for block in self._layers], strict=True))
 
-    def say(self, noisy: Float[Tensor, "B H D"], obeyed: Float[Tensor, "B H d"], steering: Steering) -> Float[Tensor, "B H D"]:
-        """`forward` by what `obey` and `steer` have made of intent, noise level and context: all that is left per step."""
-        x = functional.linear(noisy, self.from_action.weight[:, : noisy.shape[-1]]) + obeyed
-        for block, modulation in zip(self._layers, steering, strict=True):
+    def denoise(
+        self, noisy: Float[Tensor, "B H D"], embedded_intent: Float[Tensor, "B H d"], modulations: Modulation
+    ) -> Float[Tensor, "B H D"]:
+        """`forward` from the embedded intent and the modulation: all that is computed anew in every denoising step."""
+        x = functional.linear(noisy, self.from_action.weight[:, : noisy.shape[-1]]) + embedded_intent
+        for block, modulation in zip(self._layers, modulations, strict=True):
             x = block.modulated(x, modulation)
         return self.to_action(self.norm(x))
 
@@ -156,11 +158,11 @@ class Refiner(nn.Module):
         """Normalised actions in [-1, 1], denoised from `noise`, which is scaled by `sample_noise`."""
         noise, steps = self.config.sample_noise * noise, self.config.denoising_steps
         # The solver asks once per level, in their order: whatever does not depend on the noisy actions is computed before.
-        steering = iter(self.steer(self.objective.times(steps).to(noise), context))
-        obeyed, start = self.obey(intent), anchor(intent).to(noise)
+        modulations = iter(self.modulation(self.objective.times(steps).to(noise), context))
+        embedded_intent, start = self.embed_intent(intent), anchor(intent).to(noise)
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
-            said = self.say(x, obeyed, next(steering))
+            said = self.denoise(x, embedded_intent, next(modulations))
             return said if self.config.predicts == "target" else self.objective.target_of(start + said, x, t)
 
         return self.objective.sample(predict, noise, steps).clamp(-1, 1)

@@ -13,12 +13,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from libra_ray.batch import Batch
-from libra_ray.model.parts.action_tokens import Bins
+from libra_ray.model.parts.action_tokens import ActionTokenizer
 from libra_ray.model.parts.chunks import Chunk, masked_mean, mean_error
 
 
 def measure_tokens(
-    bins: Bins,
+    bins: ActionTokenizer,
     chunk: Chunk,
     planned: Int[Tensor, "B H D"],
     refine: Callable[[Int[Tensor, "B H D"]], Float[Tensor, "B H D"]],
@@ -47,7 +47,7 @@ def measure_tokens(
         `coarse_error`: the same of the bins' centres without a refiner.
     """
     means = BinMeans.of(bins, everything.actions, everything.action_mask)
-    truth = bins.encode(chunk.actions).masked_fill(~chunk.mask[..., None], bins.hidden)
+    truth = bins.encode(chunk.actions).masked_fill(~chunk.mask[..., None], bins.mask_token)
     tokens, refined = bins.encode(everything.actions), refine(planned)
     by_task = token_entropy(tokens, everything.action_mask, bins.count, groups_of(everything))
     residual = means.residual_share(everything.actions, everything.action_mask)
@@ -101,11 +101,11 @@ def token_entropy(
 class BinMeans:
     """What the tokens alone say of an action at best: the mean of each bin and dimension, `(D, N)`."""
 
-    bins: Bins
+    bins: ActionTokenizer
     means: Float[Tensor, "D N"]
 
     @classmethod
-    def of(cls, bins: Bins, actions: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"]) -> "BinMeans":
+    def of(cls, bins: ActionTokenizer, actions: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"]) -> "BinMeans":
         """The means of unmasked actions; the centre of a bin that none of them falls into."""
         values, dims = actions[mask], actions.shape[-1]
         place = bins.encode(values) + torch.arange(dims, device=values.device) * bins.count

@@ -1,4 +1,4 @@
-"""Eyes: small convolutional encoders, and Hugging Face vision models by name or folder."""
+"""Vision encoders: small convolutional ones, and Hugging Face vision models by name or folder."""
 
 import inspect
 import math
@@ -23,7 +23,7 @@ MOST_LEADING = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
+class EncoderOutput:
     """`tokens` `(B, S, width)` of the pictures, and their `fine` maps `(B, T, rows, columns, channels)`."""
 
     tokens: Float[Tensor, "B S width"]
@@ -57,9 +57,9 @@ class ConvEncoder(nn.Module):
 
     def forward(self, images: UInt8[Tensor, "B T C height width"]) -> Float[Tensor, "B S d"]:
         """Pictures to `S = T * 4` tokens."""
-        return self.see(images).tokens
+        return self.encode(images).tokens
 
-    def see(self, images: UInt8[Tensor, "B T C height width"]) -> Seen:
+    def encode(self, images: UInt8[Tensor, "B T C height width"]) -> EncoderOutput:
         """The tokens, and the fine map that they were made from."""
         batch = len(images)
         pixels = rearrange(images, "b t c h w -> (b t) c h w")
@@ -67,11 +67,11 @@ class ConvEncoder(nn.Module):
         pixels = pixels.to(self.norm.weight.dtype, memory_format=torch.channels_last).div_(127.5).sub_(1)
         fine = self.stem(pixels)
         tokens = self.to_tokens(self.deeper(fine).flatten(1)).view(batch, -1, self.width)
-        return Seen(tokens=self.norm(tokens), fine=rearrange(fine, "(b t) c h w -> b t h w c", b=batch))
+        return EncoderOutput(tokens=self.norm(tokens), fine=rearrange(fine, "(b t) c h w -> b t h w c", b=batch))
 
 
-class Gaze(nn.Module):
-    """Where in the pictures the things are that a sentence names: attention of its queries over all cells of a fine map.
+class InstructionAttention(nn.Module):
+    """Finds what an instruction names in the pictures: attention of its queries over all cells of a fine map.
 
     An answer is the mean of what the cells show and of where they are, weighted by attention: a position finer than a cell.
     Queries and keys are directions and the scale is high: attention that began evenly spread would hardly ever leave that.
@@ -219,7 +219,7 @@ def _colours_of(processor: Any, image_size: int) -> _Colours:
 
 
 def _tower(model: nn.Module) -> Any:
-    """The part that sees, of a model that reads too."""
+    """The vision tower of a vision-language model."""
     return getattr(model, "vision_model", model)
 
 

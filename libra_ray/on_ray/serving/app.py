@@ -12,13 +12,13 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema, ServeInstanceDetails
 
 from libra_ray.on_ray import ray_private, session
-from libra_ray.on_ray.serving.board import BoardClient
+from libra_ray.on_ray.serving.aggregator_client import AggregatorClient
 from libra_ray.on_ray.serving.prometheus import register
 from libra_ray.on_ray.serving.scaling import LOOK_BACK_S, METRICS_S
 from libra_ray.serving.engine import Engine
 from libra_ray.serving.gateway import GatewayCore
-from libra_ray.serving.listener import OwnPort
-from libra_ray.serving.settings import Replicas, Settings
+from libra_ray.serving.listener import Listener
+from libra_ray.serving.settings import Replicas, ServingSettings
 from libra_ray.serving.web import Web
 from libra_ray.serving.weights import pinned
 from libra_ray.types import Json
@@ -39,7 +39,9 @@ CALLS_AT_ONCE = 4
 def engine(gateway: str) -> Engine:
     """Ray, as the gateway of that name sees it."""
     return Engine(
-        board=BoardClient(gateway), register=register, applications=lambda: ray_private.serve_details()["applications"]
+        aggregator=AggregatorClient(gateway),
+        register=register,
+        applications=lambda: ray_private.serve_details()["applications"],
     )
 
 
@@ -54,22 +56,22 @@ class GatewayBase:
     _way = staticmethod(ray_private.direct)
     """Of calls to the levels."""
 
-    async def __init__(self, settings: Settings, *handles: DeploymentHandle[Any]) -> None:  # type: ignore[misc]  # Serve awaits it
+    async def __init__(self, settings: ServingSettings, *handles: DeploymentHandle[Any]) -> None:  # type: ignore[misc]  # Serve awaits it
         self._core = GatewayCore(settings, dict(zip(settings.levels, map(self._way, handles), strict=True)), engine)
         self._web = Web(self._core)
         self._core.space_changed_hooks.append(self._web.send_away)
-        self._port: OwnPort | None = None
+        self._listener: Listener | None = None
         if settings.port:
-            self._port = OwnPort(
+            self._listener = Listener(
                 self._web, host=settings.host, port=settings.port, max_message_bytes=settings.max_message_bytes
             )
-            self._opening = asyncio.get_running_loop().create_task(self._open(self._port))
+            self._opening = asyncio.get_running_loop().create_task(self._open(self._listener))
         self._heartbeat = asyncio.get_running_loop().create_task(self._core.heartbeat())
 
-    async def _open(self, port: OwnPort) -> None:
+    async def _open(self, listener: Listener) -> None:
         """Share the port only now: a robot sent here earlier would be refused, and wait, while other gateways are free."""
         await self._core.weight_switch.loaded.wait()
-        port.open()
+        listener.open()
 
     def __serve_build_asgi_app__(self) -> Web:
         """For Serve's proxy."""
@@ -87,7 +89,7 @@ class GatewayBase:
         """
         return await self._core.answer(request, robot)
 
-    def settings(self) -> Settings:
+    def settings(self) -> ServingSettings:
         """What the application was asked to be."""
         return self._core.settings
 
@@ -101,20 +103,20 @@ class GatewayBase:
             return
         self._core.draining = True
         self._heartbeat.cancel()
-        if self._port is not None:
+        if self._listener is not None:
             self._opening.cancel()
-            self._port.refuse_new()
+            self._listener.refuse_new()
         self._web.send_away()
         await self._web.gone(LEAVE_S)
-        if self._port is not None:
-            await self._port.close()
+        if self._listener is not None:
+            await self._listener.close()
 
 
 Gateway = serve.ingress()(GatewayBase)
 """Serve's ingress."""
 
 
-def build(settings: Settings, replica: type | str = REPLICA) -> Application:
+def build(settings: ServingSettings, replica: type | str = REPLICA) -> Application:
     """The application of these settings.
 
     Args:
@@ -145,7 +147,7 @@ def deployment_of(level: str) -> str:
     return level[:1].upper() + level[1:]
 
 
-def _deployment(settings: Settings, cls: type | str, name: str, of: Replicas, policy: str, *, slots: int) -> Deployment:
+def _deployment(settings: ServingSettings, cls: type | str, name: str, of: Replicas, policy: str, *, slots: int) -> Deployment:
     numbers: dict[str, Any] = {"num_replicas": of.replicas}
     actor: dict[str, Any] = {"num_cpus": of.num_cpus, "num_gpus": of.num_gpus}
     if of.max_replicas > of.replicas:
@@ -179,7 +181,7 @@ def _deployment(settings: Settings, cls: type | str, name: str, of: Replicas, po
     return made
 
 
-def _version(settings: Settings) -> str:
+def _version(settings: ServingSettings) -> str:
     fixed = settings.model_copy(update={"checkpoint": "", "revision": ""})
     return hashlib.sha256(fixed.model_dump_json().encode()).hexdigest()[:16]
 
@@ -202,7 +204,7 @@ def update_weights(checkpoint: str, revision: str = "", app_name: str = APP_NAME
         running = serve.status().applications
         if app_name not in running:
             raise ValueError(f"no application {app_name!r} runs; running: {', '.join(running) or 'none'}")
-        settings: Settings = serve.get_app_handle(app_name).settings.remote().result()
+        settings: ServingSettings = serve.get_app_handle(app_name).settings.remote().result()
         changed = pinned(settings.model_copy(update={"checkpoint": checkpoint, "revision": revision}))
         if [*changed.levels] != [*settings.levels]:
             has, served = ", ".join(changed.levels), ", ".join(settings.levels)
@@ -211,7 +213,7 @@ def update_weights(checkpoint: str, revision: str = "", app_name: str = APP_NAME
             serve.run(build(changed), name=app_name, route_prefix="/")
 
 
-def _declared_anew(app_name: str, settings: Settings) -> bool:
+def _declared_anew(app_name: str, settings: ServingSettings) -> bool:
     """Change the file's weights of an application that came by `serve deploy`; False where it did not.
 
     To `serve.run` it would be another application of that name, with all of its processes started anew.

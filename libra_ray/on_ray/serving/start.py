@@ -12,7 +12,7 @@ from ray.serve.scripts import parse_runtime_env_args
 
 from libra_ray.on_ray import session
 from libra_ray.on_ray.serving.app import build
-from libra_ray.serving.settings import Settings
+from libra_ray.serving.settings import ServingSettings
 from libra_ray.serving.weights import pinned
 
 AT_ONCE_S = 0.5
@@ -21,7 +21,7 @@ _ERROR = re.compile(r"^(?:\w+\.)*\w+(?:Error|Exception): (.+)$", re.MULTILINE)
 _RUNTIME_ENV = ("runtime_env", "runtime_env_json", "working_dir")
 
 
-def started(settings: Settings, options: Mapping[str, Any]) -> Application:
+def started(settings: ServingSettings, options: Mapping[str, Any]) -> Application:
     """Connect to Ray, as the jobs do, and start the application; returns when all of its replicas are ready.
 
     `serve run` does both by itself, after it has built the application. But it joins whatever cluster was last started on this

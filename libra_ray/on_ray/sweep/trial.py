@@ -21,13 +21,13 @@ from libra_ray.on_ray import evaluate as evaluation
 from libra_ray.on_ray import stages
 from libra_ray.on_ray import train as training
 from libra_ray.on_ray.run_data import keep, open_to_train
-from libra_ray.on_ray.simulator_pool import Fleet
-from libra_ray.on_ray.sweep.plan import FULL, RUNGS_NAME, TrialFolder, TrialProcess, WrittenOrder
+from libra_ray.on_ray.simulator_pool import SimulatorPool
+from libra_ray.on_ray.sweep.sweep_folder import FULL, RUNGS_NAME, TrialFolder, TrialProcess, WrittenOrder
 from libra_ray.policy import load_policy
 from libra_ray.runs.folder import Clock, RunFolder
 from libra_ray.runs.results import TrainingLog
 from libra_ray.runs.trials import Rung, TrialResult
-from libra_ray.training.fit import Fit
+from libra_ray.training.fit import Trainer
 from libra_ray.types import Observation
 
 LEFT_OUT = ("lr", "weight_", "samples_per_s", "data_wait_share")
@@ -38,7 +38,7 @@ LONGEST_ERROR = 4000
 NO_ROOM = "no_room"
 """In the last report of a trial that met a full disk: the line that says so."""
 
-_FLEETS: dict[tuple[SimConfig, int], Fleet] = {}
+_POOLS: dict[tuple[SimConfig, int], SimulatorPool] = {}
 """The simulators of this process: its trials follow one another and share them. They end with the process that started them."""
 
 
@@ -58,7 +58,7 @@ def run_trial(given: dict[str, Any]) -> None:
         with explained(trial.root):
             _to_its_end(trial, process)
     except NoRoomError as full:
-        close_fleets()
+        close_pools()
         tune.report({"success": float("nan"), "budget": FULL, NO_ROOM: str(full)})
 
 
@@ -73,7 +73,7 @@ def _to_its_end(trial: TrialFolder, process: TrialProcess) -> None:
         except Exception as error:
             if lacks_room(error):
                 raise
-            close_fleets()
+            close_pools()
             result = _failed(trial, error)
         trial.end(result)
         said = len(result.rungs) - (result.status == "finished")
@@ -85,25 +85,25 @@ def _to_its_end(trial: TrialFolder, process: TrialProcess) -> None:
 
 def _work(trial: TrialFolder, simulator_actors: int) -> TrialResult:
     """All rungs that were not reached before; those that were are reported again."""
-    order = trial.order()
-    folder = RunFolder.open(trial.root, order.config_with(simulator_actors=simulator_actors))
-    bind(folder, order)
+    spec = trial.spec()
+    folder = RunFolder.open(trial.root, spec.config_with(simulator_actors=simulator_actors))
+    bind(folder, spec)
     repair_jsonl(folder.path(RUNGS_NAME))
     known = {rung.budget: rung for rung in trial.rungs()}
-    for budget in order.budgets:
+    for budget in spec.budgets:
         if budget not in known:
-            known[budget] = _reach(folder, budget, order.rung_episodes)
+            known[budget] = _reach(folder, budget, spec.rung_episodes)
             append_jsonl(folder.path(RUNGS_NAME), [plain(known[budget])])
         if budget < FULL:
             tune.report(plain(known[budget]))
-    return _finished(folder, order, list(known.values()))
+    return _finished(folder, spec, list(known.values()))
 
 
-def bind(folder: RunFolder, order: WrittenOrder) -> None:
+def bind(folder: RunFolder, spec: WrittenOrder) -> None:
     """Let a trial's folder share the sweep's pictures, and train on the sweep's data set alone, as it was at the beginning."""
-    folder.share_frames(Path(order.frames))
-    if order.data is not None:
-        keep(folder, order.data)
+    folder.share_frames(Path(spec.frames))
+    if spec.data is not None:
+        keep(folder, spec.data)
 
 
 def _reach(folder: RunFolder, budget: int, episodes: int) -> Rung:
@@ -124,7 +124,7 @@ def _reach(folder: RunFolder, budget: int, episodes: int) -> Rung:
         }
         stage = RunFolder.open(folder.path("rungs") / str(budget), override(config, changes))
     with stage.stage("evaluate") as clock:
-        evaluation.evaluate(stage, clock, fleet=_fleet(config))
+        evaluation.evaluate(stage, clock, pool=_pool(config))
     played = _episodes(stage, "policy")
     return Rung(
         budget=budget,
@@ -153,30 +153,30 @@ def train_until(folder: RunFolder, step: int, clock: Clock) -> None:
     torch.manual_seed(config.train.seed)
     device = torch.device(evaluation.device_of(config))
     state = checkpoint.load_trainer_state(last) if last.exists() else None
-    fit = Fit(data.make_model(begun=state is not None).to(device), device=device, state=state)
+    trainer = Trainer(data.make_model(begun=state is not None).to(device), device=device, state=state)
 
     def save(_: dict[str, float]) -> None:
-        checkpoint.save(last, fit.model, fit.weights(), data.stats, data.facts, fit.step, fit.state())
+        checkpoint.save(last, trainer.model, trainer.weights(), data.stats, data.spec, trainer.step, trainer.state())
         clock.tick()
 
-    training.advance(fit, data, folder.root, until=step, save=save)
+    training.advance(trainer, data, folder.root, until=step, save=save)
     checkpoint.export(last, folder.path("checkpoint"))
 
 
-def _fleet(config: Config) -> Fleet:
+def _pool(config: Config) -> SimulatorPool:
     """This process's simulators for a configuration; others are ended first."""
     key = (config.sim, config.ray.simulator_actors)
-    if key not in _FLEETS:
-        close_fleets()
+    if key not in _POOLS:
+        close_pools()
         # While the robots move, this process waits: they use the CPUs that it has reserved.
-        _FLEETS[key] = Fleet(config.sim, config.ray.simulator_actors, cpus_each=0)
-    return _FLEETS[key]
+        _POOLS[key] = SimulatorPool(config.sim, config.ray.simulator_actors, cpus_each=0)
+    return _POOLS[key]
 
 
-def close_fleets() -> None:
+def close_pools() -> None:
     """End this process's simulators."""
-    while _FLEETS:
-        _FLEETS.popitem()[1].__exit__()
+    while _POOLS:
+        _POOLS.popitem()[1].__exit__()
 
 
 def latency_ms(folder: RunFolder) -> float:
@@ -221,14 +221,14 @@ def measures(log: TrainingLog) -> dict[str, float]:
     return {name: value for name, value in known.items() if value is not None}
 
 
-def _finished(folder: RunFolder, order: WrittenOrder, reported: list[Rung]) -> TrialResult:
+def _finished(folder: RunFolder, spec: WrittenOrder, reported: list[Rung]) -> TrialResult:
     controllers = folder.config.evaluate.controllers
     last = reported[-1]
     errors = {name: _position_error(folder, name) for name in controllers}
     return TrialResult(
-        number=order.number,
-        seed=order.seed,
-        values=order.values,
+        number=spec.number,
+        seed=spec.seed,
+        values=spec.values,
         status="finished",
         episodes={name: _episodes(folder, name) for name in controllers},
         measures=measures(stages.training_log(folder)),
@@ -247,11 +247,11 @@ def _position_error(folder: RunFolder, controller: str) -> float | None:
 
 def _failed(trial: TrialFolder, error: Exception) -> TrialResult:
     (trial.root / "error.txt").write_text("".join(traceback.format_exception(error))[-LONGEST_ERROR:], encoding="utf-8")
-    order = trial.order()
+    spec = trial.spec()
     return TrialResult(
-        number=order.number,
-        seed=order.seed,
-        values=order.values,
+        number=spec.number,
+        seed=spec.seed,
+        values=spec.values,
         status="failed",
         rungs=trial.rungs(),
         error=f"{type(error).__name__}: {error}"[:LONGEST_ERROR],

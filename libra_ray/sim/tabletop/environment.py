@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from libra_ray.config import SimConfig
 from libra_ray.sim.render.offscreen import OffscreenRenderer
 from libra_ray.sim.tabletop.expert import expert_action
-from libra_ray.sim.tabletop.goals import Progress
+from libra_ray.sim.tabletop.goals import GoalProgress
 from libra_ray.sim.tabletop.physics import CONTROL_HZ, MOUTH_CLEARANCE_M, Placement, World, draw_placement
 from libra_ray.sim.tabletop.tasks import Part, Task, any_push, draw_parts, instruction, parse_task
 from libra_ray.sim.validation import checked_action, checked_seed
@@ -70,7 +70,7 @@ class Tabletop:
         self.image_shapes: Mapping[str, tuple[int, int, int]] = dict.fromkeys(robot_spec(sim).cameras, shape)
         self._world = World(min(self._task.tolerance_mm / 1000, MOUTH_CLEARANCE_M))
         self._renderers: dict[tuple[str, int, int], OffscreenRenderer] = {}
-        self._progress: Progress | None = None
+        self._progress: GoalProgress | None = None
         self._steps = 0
         self._closed = False
 
@@ -100,7 +100,7 @@ class Tabletop:
         self._world.reset(placement)
         if self._task.in_hand:
             self._world.take(self.parts[0].item, np.random.default_rng([checked_seed(seed), _GRASP_STREAM]))
-        self._progress, self._steps = Progress(self._world, self.parts, self._task.tolerance_mm), 0
+        self._progress, self._steps = GoalProgress(self._world, self.parts, self._task.tolerance_mm), 0
         return self._observation(render)
 
     def step(self, action: NDArray[np.float32], *, render: bool = True) -> Transition:
@@ -173,7 +173,7 @@ class Tabletop:
         if self._closed:
             raise RuntimeError("this environment is closed; make a new one")
 
-    def _running(self) -> Progress:
+    def _running(self) -> GoalProgress:
         self._check_open()
         if self._progress is None:
             raise RuntimeError("no episode is running; call reset(seed) first")

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from libra_ray.sim.tabletop.goals import Progress
+from libra_ray.sim.tabletop.goals import GoalProgress
 from libra_ray.sim.tabletop.physics import BLOCK_HALF_M, PEG, PEG_HALF_M, STEP_M, World
 from libra_ray.sim.tabletop.tasks import DIRECTIONS, Part
 
@@ -26,7 +26,7 @@ _DROP_M = 0.032
 """Height of a block's centre above a bin at its release."""
 
 
-def expert_action(world: World, progress: Progress, tolerance_mm: float) -> NDArray[np.float32]:
+def expert_action(world: World, progress: GoalProgress, tolerance_mm: float) -> NDArray[np.float32]:
     """The action `(4,)` in [-1, 1] that works on the current part."""
     part = progress.current
     if part.kind == "touch":

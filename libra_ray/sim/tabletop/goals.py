@@ -16,7 +16,7 @@ _STILL_M_S = 0.01
 _ERROR_KINDS = ("place", "stack", "insert")
 
 
-class Progress:
+class GoalProgress:
     """How much of an instruction has been done: its parts in their order, each once it comes true *in its turn*.
 
     A part that is true already when its turn comes must first cease to be true. A touch is spoiled for good by touching

@@ -14,7 +14,7 @@ from libra_ray.model.parts.vision import PretrainedEncoder
 from libra_ray.model.registry import make_system
 from libra_ray.model.system import System, seen_first
 from libra_ray.policy import SystemPolicy, act
-from libra_ray.training.fit import Fit
+from libra_ray.training.fit import Trainer
 from tests.model import families, hugging_face
 from tests.model.builders import SHAPE, make_batch, make_observation, save_checkpoint, tiny_config, tiny_model
 from tests.model.test_libra import answers, losses
@@ -30,7 +30,7 @@ def source(request, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def eyes(tmp_path_factory) -> Path:
+def vision_model(tmp_path_factory) -> Path:
     return hugging_face.write_siglip(tmp_path_factory.mktemp("hub") / "siglip")
 
 
@@ -89,7 +89,7 @@ def test_too_long_instructions_are_refused(source):
 
 
 @pytest.mark.parametrize("history", [1, 2])
-def test_the_ablations_share_the_eyes_and_the_words(source, history):
+def test_the_ablations_share_the_encoder_and_the_words(source, history):
     model = pretrained(source, {"refiner.vision": "shared", "refiner.see_language": True, "data.history": history})
     batch = make_batch(model, 2)
     chunk = answers(model, batch)[1]
@@ -117,17 +117,17 @@ def parameters(module) -> list[torch.Tensor]:
 def test_freezing_keeps_the_backbone_as_it_was(source, frozen):
     model = pretrained(source, {"planner.freeze_backbone": frozen, "train.steps": 2, "train.lr": 1e-2})
     backbone, head = parameters(model.planner.backbone), parameters(model.planner.blocks)
-    list(Fit(model, device=torch.device("cpu")).run([make_batch(model, 2)] * 2))
+    list(Trainer(model, device=torch.device("cpu")).run([make_batch(model, 2)] * 2))
     unchanged = [torch.equal(*pair) for pair in zip(backbone, parameters(model.planner.backbone), strict=True)]
     assert all(unchanged) is frozen
     assert not any(torch.equal(*pair) for pair in zip(head, parameters(model.planner.blocks), strict=True))
 
 
-def test_a_checkpoint_alone_is_enough(source, eyes, tmp_path):
+def test_a_checkpoint_alone_is_enough(source, vision_model, tmp_path):
     """Neither the backbone's nor the encoder's folder is needed once a checkpoint is written."""
     hub = tmp_path / "hub"
     shutil.copytree(source, hub / "language")
-    shutil.copytree(eyes, hub / "eyes")
+    shutil.copytree(vision_model, hub / "eyes")
     model = pretrained(hub / "language", {"refiner.encoder": str(hub / "eyes")})
     # What the checkpoint holds must win over what the folder held.
     for parameter in model.parameters():
@@ -164,13 +164,13 @@ def test_unknown_models_are_refused(key, valid, name, tmp_path):
     assert "local model folder" in str(refusal.value)
 
 
-def test_a_vision_model_is_no_backbone(eyes):
+def test_a_vision_model_is_no_backbone(vision_model):
     with pytest.raises(ValueError, match="image-text-to-text"):
-        pretrained(eyes)
+        pretrained(vision_model)
 
 
-def test_the_refiner_sees_through_a_pretrained_encoder(eyes):
-    model = tiny_model({"refiner.encoder": str(eyes), "data.history": 2})
+def test_the_refiner_sees_through_a_pretrained_encoder(vision_model):
+    model = tiny_model({"refiner.encoder": str(vision_model), "data.history": 2})
     batch = make_batch(model, 2)
     chunk = answers(model, batch)[1]
     for picture in range(2):
@@ -182,7 +182,7 @@ def test_the_refiner_sees_through_a_pretrained_encoder(eyes):
 
 
 @pytest.mark.parametrize(("token", "top", "left"), [(0, 0, 0), (1, 0, 16), (2, 16, 0), (3, 16, 16)])
-def test_quadrants_keep_where_things_are(eyes, token, top, left):
+def test_quadrants_keep_where_things_are(vision_model, token, top, left):
     """A change in one corner moves that corner's token most, on the average of the random projections."""
     plain = torch.full((1, 1, 3, 32, 32), 128, dtype=torch.uint8)
     marked = plain.clone()
@@ -190,7 +190,7 @@ def test_quadrants_keep_where_things_are(eyes, token, top, left):
     moved = torch.zeros(4)
     for seed in range(8):
         torch.manual_seed(seed)
-        encoder = PretrainedEncoder(str(eyes), 32, 32)
+        encoder = PretrainedEncoder(str(vision_model), 32, 32)
         moved += (encoder(marked) - encoder(plain)).norm(dim=-1)[0].detach()
     assert moved.argmax() == token
 

@@ -75,7 +75,7 @@ def test_the_features_are_the_models_own(source, backbone, tmp_path):
     assert not torch.allclose(features.sentence[0], features.sentence[1], atol=1e-3)
 
 
-def test_nothing_depends_on_the_company(backbone):
+def test_nothing_depends_on_the_rest_of_the_batch(backbone):
     images, together = windows(), backbone.tokenise(INSTRUCTIONS)
     with torch.no_grad():
         features = backbone(images, together)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from libra_ray.model.parts.action_tokens import Bins
+from libra_ray.model.parts.action_tokens import ActionTokenizer
 from libra_ray.model.parts.chunks import chunk_of
 from libra_ray.model.parts.token_measures import BinMeans, groups_of, token_entropy
-from libra_ray.training.fit import Fit
+from libra_ray.training.fit import Trainer
 from tests.model.builders import make_batch, tiny_config, tiny_model
 from tests.training.builders import training_data
 
@@ -62,11 +62,14 @@ def test_few_windows_are_corrected_for():
 def test_masked_steps_say_nothing():
     tokens, mask = drawn(5), torch.rand(20000, 2, generator=torch.Generator().manual_seed(1)) < 0.7
     other = tokens.masked_fill(~mask[..., None], 3)
-    actions, strange = Bins(count=5).decode(tokens), torch.where(mask[..., None], Bins(count=5).decode(tokens), 0.9)
+    actions, strange = (
+        ActionTokenizer(count=5).decode(tokens),
+        torch.where(mask[..., None], ActionTokenizer(count=5).decode(tokens), 0.9),
+    )
     assert token_entropy(tokens, mask, 5) == token_entropy(other, mask, 5)
     for values in (actions, strange):
-        means = BinMeans.of(Bins(count=5), values, mask)
-        torch.testing.assert_close(means.means, Bins(count=5).decode(torch.arange(5)).expand(3, -1))
+        means = BinMeans.of(ActionTokenizer(count=5), values, mask)
+        torch.testing.assert_close(means.means, ActionTokenizer(count=5).decode(torch.arange(5)).expand(3, -1))
         assert means.residual_share(values, mask) == pytest.approx(0, abs=1e-9)
 
 
@@ -74,7 +77,7 @@ def test_masked_steps_say_nothing():
 def test_uniform_actions_leave_one_part_in_n_squared(bins):
     """Variance 1/3 in all, (1/N)^2 / 3 within a bin."""
     actions = torch.rand(50000, 2, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    means = BinMeans.of(Bins(count=bins), actions, all_of(actions))
+    means = BinMeans.of(ActionTokenizer(count=bins), actions, all_of(actions))
     assert means.residual_share(actions, all_of(actions)) == pytest.approx(1 / bins**2, rel=0.02)
 
 
@@ -82,10 +85,12 @@ def test_the_mean_of_a_bin_explains_nothing_and_the_action_itself_everything():
     model = tiny_model()
     batch = make_batch(model, 40, masked=2)
     chunk = chunk_of(batch, model.config.action.horizon)
-    means = BinMeans.of(model.bins, chunk.actions, chunk.mask)
+    means = BinMeans.of(model.tokenizer, chunk.actions, chunk.mask)
     assert means.explained(means.decode(chunk.actions), chunk) == pytest.approx(0, abs=1e-5)
     assert means.explained(chunk.actions, chunk) == 1
-    assert means.explained(model.bins.decode(model.bins.encode(chunk.actions)), chunk) < 0, "centres are no better than means"
+    assert means.explained(model.tokenizer.decode(model.tokenizer.encode(chunk.actions)), chunk) < 0, (
+        "centres are no better than means"
+    )
     spoilt = torch.where(chunk.mask[..., None], chunk.actions, -7.0)
     assert means.explained(spoilt, chunk) == 1
 
@@ -129,7 +134,7 @@ def test_learning_shows():
     model = tiny_model(settings)
     batch = make_batch(model, 4)
     before = measured(model, batch)
-    list(Fit(model, device=CPU).run([batch] * 60))
+    list(Trainer(model, device=CPU).run([batch] * 60))
     after = measured(model.eval(), batch)
     assert after["plan_accuracy"] == 1
     assert after["plan_resolved"] > 0.9 > 0 > before["plan_resolved"]
@@ -146,7 +151,7 @@ def test_held_out_episodes_are_measured_in_training(changes):
     torch.manual_seed(0)
     model = data.make_model()
     with data.stream(model, rank=0, world=1, start_step=0) as stream:
-        rows = [p.metrics for p in Fit(model, device=CPU).run(stream, data.validator(CPU))]
+        rows = [p.metrics for p in Trainer(model, device=CPU).run(stream, data.validator(CPU))]
     assert ["val_loss_diff" in row for row in rows] == [False, True, False, True]
     assert rows[-1]["val_loss_diff"] > 0
     if not changes:

@@ -19,7 +19,7 @@ SIZE = vision_models.SIZE
 
 
 @pytest.fixture(scope="module", params=vision_models.SEEING)
-def eyes(request, tmp_path_factory) -> Path:
+def vision_model(request, tmp_path_factory) -> Path:
     """A model folder of every family, as the hub has it."""
     torch.manual_seed(0)
     return vision_models.SEEING[request.param](tmp_path_factory.mktemp("hub") / request.param)
@@ -43,9 +43,9 @@ def change_weights(folder: Path, change) -> None:
     save_file(weights, path, metadata={"format": "pt"})
 
 
-def test_each_quadrant_has_its_token(eyes):
+def test_each_quadrant_has_its_token(vision_model):
     """Of all pixels, those of its own corner move a token most."""
-    encoder = make_encoder(str(eyes), 32, 8)
+    encoder = make_encoder(str(vision_model), 32, 8)
     seen = torch.rand(1, 3, *encoder.size, generator=torch.Generator().manual_seed(0), requires_grad=True)
     pooled = functional.adaptive_avg_pool2d(encoder._map(_hidden(encoder.model, seen)), 2)[0].flatten(1)
     tokens = encoder.to_width(pooled.T)
@@ -55,23 +55,23 @@ def test_each_quadrant_has_its_token(eyes):
     assert by_quadrant.argmax(dim=1).tolist() == [0, 1, 2, 3]
 
 
-def test_the_size_is_the_processors(eyes):
+def test_the_size_is_the_processors(vision_model):
     """Not the configuration's, by which DINOv2 would see seven times as many pixels."""
-    encoder = make_encoder(str(eyes), 32, 32)
+    encoder = make_encoder(str(vision_model), 32, 32)
     picture = encoder.processor(images=torch.zeros(32, 32, 3, dtype=torch.uint8).numpy(), return_tensors="pt")
     assert encoder.size == tuple(picture["pixel_values"].shape[-2:])
 
 
-def test_colours_are_scaled_as_by_the_processor(eyes):
-    encoder = make_encoder(str(eyes), 32, 32)
+def test_colours_are_scaled_as_by_the_processor(vision_model):
+    encoder = make_encoder(str(vision_model), 32, 32)
     colour = torch.tensor([10, 200, 90], dtype=torch.uint8)
     theirs = encoder.processor(images=colour.expand(32, 32, 3).numpy(), return_tensors="pt")["pixel_values"]
     ours = (colour.view(1, 3, 1, 1) / 255 - encoder.mean) / encoder.std
     torch.testing.assert_close(ours.expand_as(theirs), theirs, atol=0.02, rtol=0.02)
 
 
-def test_it_learns_and_comes_back_from_a_checkpoint_alone(eyes, tmp_path):
-    hub = Path(shutil.copytree(eyes, tmp_path / "hub"))
+def test_it_learns_and_comes_back_from_a_checkpoint_alone(vision_model, tmp_path):
+    hub = Path(shutil.copytree(vision_model, tmp_path / "hub"))
     model = tiny_model({"refiner.encoder": str(hub), "data.history": 2}).train()
     batch = make_batch(model, 2)
     losses(model, batch)["diff"].backward()
@@ -85,9 +85,9 @@ def test_it_learns_and_comes_back_from_a_checkpoint_alone(eyes, tmp_path):
         torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-6)
 
 
-def test_the_same_picture_has_one_answer_in_training_too(eyes):
+def test_the_same_picture_has_one_answer_in_training_too(vision_model):
     """Neither dropout nor the rest of the batch changes what is seen."""
-    encoder = make_encoder(str(eyes), 32, 32).train()
+    encoder = make_encoder(str(vision_model), 32, 32).train()
     pictures = torch.randint(0, 256, (3, 1, 3, 32, 32), dtype=torch.uint8)
     together = encoder(pictures)
     torch.testing.assert_close(encoder(pictures[1:2]), together[1:2], atol=1e-4, rtol=1e-4)

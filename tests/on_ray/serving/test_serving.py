@@ -59,18 +59,18 @@ def deployed(proxy_port, tmp_path_factory):
     from ray import serve
 
     from libra_ray.on_ray.serving.app import build
-    from libra_ray.serving.settings import Settings
+    from libra_ray.serving.settings import ServingSettings
     from libra_ray.serving.weights import pinned
     from tests.model.builders import save_checkpoint, tiny_model
 
     folders = [tmp_path_factory.mktemp("serving") / name for name in ("first", "second")]
     for seed, folder in enumerate(folders):
         save_checkpoint(folder, tiny_model({"train.seed": seed}))
-    real = pinned(Settings.read({"checkpoint": str(folders[0]), "port": free_port(), "rule": "fifo", **LIGHT}))
+    real = pinned(ServingSettings.read({"checkpoint": str(folders[0]), "port": free_port(), "rule": "fifo", **LIGHT}))
     stub = {"checkpoint": "first", "port": free_port(), "levels.refiner.replicas": 2, "gateway.replicas": 2, **LIGHT}
     three = {"checkpoint": "first", "port": free_port(), **OF_THREE}
-    stub = Settings.read(stub).with_levels([level.name for level in stubs.LEVELS])
-    three = Settings.read(three).with_levels([level.name for level in stubs.THREE])
+    stub = ServingSettings.read(stub).with_levels([level.name for level in stubs.LEVELS])
+    three = ServingSettings.read(three).with_levels([level.name for level in stubs.THREE])
     targets = {
         "stub": build(stub, stubs.StubLevel),
         "three": build(three, stubs.StubOfThree),
@@ -106,9 +106,9 @@ def test_what_cannot_start_says_why_in_one_line_and_leaves_nothing(proxy_port):
 
     from libra_ray.on_ray.serving.app import build
     from libra_ray.on_ray.serving.start import run
-    from libra_ray.serving.settings import Settings
+    from libra_ray.serving.settings import ServingSettings
 
-    settings = Settings.model_validate({"checkpoint": "broken", "port": 0, **LIGHT}).with_levels(["planner", "refiner"])
+    settings = ServingSettings.model_validate({"checkpoint": "broken", "port": 0, **LIGHT}).with_levels(["planner", "refiner"])
     broken = build(settings, stubs.StubLevel)
     with pytest.raises(RuntimeError, match=r"^there is no such checkpoint$"):
         run(broken, name="broken", route_prefix="/broken")

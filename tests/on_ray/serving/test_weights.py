@@ -7,7 +7,7 @@ import ray
 
 from libra_ray.config import TrackingConfig
 from libra_ray.on_ray.serving.app import update_weights
-from libra_ray.serving.settings import Settings
+from libra_ray.serving.settings import ServingSettings
 from libra_ray.serving.weights import folder_of, pinned
 from libra_ray.tracking import Registered, Tracker, TrackingError
 from tests.model.builders import save_checkpoint, tiny_model
@@ -32,8 +32,8 @@ def here(home, monkeypatch) -> None:
 
 def test_an_alias_is_looked_up_once(home, tmp_path, monkeypatch):
     """What it points at when the next replica starts is no matter, nor where that runs."""
-    found = {name: pinned(Settings(checkpoint=f"models:/libra@{name}")) for name in ("first", "champion")}
-    assert pinned(Settings(checkpoint="models:/libra/latest")) == found["champion"] != found["first"]
+    found = {name: pinned(ServingSettings(checkpoint=f"models:/libra@{name}")) for name in ("first", "champion")}
+    assert pinned(ServingSettings(checkpoint="models:/libra/latest")) == found["champion"] != found["first"]
     monkeypatch.chdir(tmp_path)
     for settings in found.values():
         folder = folder_of(settings.checkpoint, settings.tracking_uri)
@@ -46,7 +46,7 @@ def test_a_store_whose_files_lie_elsewhere_is_asked_for_one_version(home, tmp_pa
         return Registered(address="models:/libra/2", folder=Path("runs/one/checkpoint").resolve(), in_place=False)
 
     monkeypatch.setattr("libra_ray.tracking.registered", registered)
-    settings = pinned(Settings(checkpoint="models:/libra@champion"))
+    settings = pinned(ServingSettings(checkpoint="models:/libra@champion"))
     monkeypatch.chdir(tmp_path)
     assert settings.checkpoint == "models:/libra/2"
     assert (folder_of(settings.checkpoint, settings.tracking_uri) / "manifest.json").is_file()
@@ -70,20 +70,20 @@ def test_a_replica_takes_no_address_that_may_mean_another_checkpoint_tomorrow(ad
 )
 def test_what_is_not_there_is_refused_where_it_is_typed(address, says):
     with pytest.raises((ValueError, TrackingError), match=says) as refused:
-        pinned(Settings(checkpoint=address))
+        pinned(ServingSettings(checkpoint=address))
     assert "\n" not in str(refused.value)
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(ValueError, match="is not a checkpoint"):
-        pinned(Settings(checkpoint=str(tmp_path)))
+        pinned(ServingSettings(checkpoint=str(tmp_path)))
 
 
 def test_a_registry_that_is_not_there_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(TrackingError, match="there is no MLflow store"):
-        pinned(Settings(checkpoint="models:/libra@champion"))
+        pinned(ServingSettings(checkpoint="models:/libra@champion"))
 
 
 def test_new_weights_need_a_cluster_to_be_named(monkeypatch):

@@ -11,7 +11,7 @@ from libra_ray.sim import check_tasks, control_hz, make_environment
 from libra_ray.sim.gym_adapter import GymEnvironment
 from libra_ray.sim.scripted_controllers import ExpertController
 from libra_ray.sim.tabletop.environment import Tabletop
-from libra_ray.sim.tabletop.goals import Progress
+from libra_ray.sim.tabletop.goals import GoalProgress
 from libra_ray.sim.tabletop.physics import BLOCK_HALF_M, OPENING_M, PEG_HALF_M
 from libra_ray.sim.tabletop.tasks import TOLERANCES_MM, Part, parse_task
 from libra_ray.types import IMAGE_KEY, STATE_KEY
@@ -70,7 +70,7 @@ def wait(environment: Tabletop, steps: int = 4) -> bool:
 def ask(environment: Tabletop, *parts: Part) -> None:
     """Replace the running episode's instruction."""
     environment.parts = parts
-    environment._progress = Progress(environment._world, parts, environment._task.tolerance_mm)
+    environment._progress = GoalProgress(environment._world, parts, environment._task.tolerance_mm)
 
 
 def test_the_first_picture_never_tells_the_task(make):

@@ -1,4 +1,4 @@
-"""What a sweep leaves: MLflow's child runs while it goes, the table, `sweep.json`, `best.yaml` and the page at its end."""
+"""Publishes a sweep: MLflow's child runs while it goes, the table, `sweep.json`, `best.yaml` and the page at its end."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from libra_ray.common.provenance import describe_hardware
 from libra_ray.config import Config, preset
 from libra_ray.config.overrides import flatten
 from libra_ray.on_ray.sweep.importance import parameter_importance
-from libra_ray.on_ray.sweep.plan import SweepFolder, TrialFolder
+from libra_ray.on_ray.sweep.sweep_folder import SweepFolder, TrialFolder
 from libra_ray.report.records import SweepReport
 from libra_ray.report.sweep_report import build_sweep, write_sweep
 from libra_ray.runs.trials import TrialResult, best, configurations
@@ -36,7 +36,7 @@ def _published(sweep: SweepFolder, parent: Tracker, name: str, trial: TrialFolde
     begun = parent.child(name) or ""
     child = Tracker.start(run.config.tracking, run.root.parent, name, run_id=begun, parent_id=parent.run_id)
     with child:
-        child.log_config(trial.order().config_with())
+        child.log_config(trial.spec().config_with())
         for rung in result.rungs:
             child.log_metrics(rung.step, {"rung_success": rung.success})
         figures = dict(result.measures) | {"latency_ms": result.latency_ms, "wall_s_trial": result.wall_s}

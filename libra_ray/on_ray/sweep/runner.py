@@ -20,14 +20,14 @@ from ray.util import placement_group_table, remove_placement_group
 from ray.util.placement_group import PlacementGroup, PlacementGroupID
 
 from libra_ray.common.disk import NoRoomError
-from libra_ray.common.progress import Progress
+from libra_ray.common.progress import ProgressBar
 from libra_ray.config import Config, override
 from libra_ray.on_ray import stages
 from libra_ray.on_ray.run_data import open_to_train
 from libra_ray.on_ray.session import available_cpus
-from libra_ray.on_ray.sweep.plan import BUDGETS, FULL, REDUCTION, SweepFolder, TrialFolder
-from libra_ray.on_ray.sweep.searcher import Orders, make_source
+from libra_ray.on_ray.sweep.searcher import TrialSearcher, make_source
 from libra_ray.on_ray.sweep.space import Space
+from libra_ray.on_ray.sweep.sweep_folder import BUDGETS, FULL, REDUCTION, SweepFolder, TrialFolder
 from libra_ray.on_ray.sweep.trial import run_trial
 from libra_ray.runs.folder import RunFolder
 from libra_ray.runs.trials import Settings, TrialResult
@@ -62,8 +62,8 @@ def check(root: Path, config: Config, name: str, space: Space) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
-    """What one trial gets of the cluster.
+class TrialResources:
+    """The cluster's resources for one trial.
 
     Attributes:
         concurrent: trials at a time.
@@ -76,7 +76,7 @@ class Share:
     gpus: float
 
 
-def share_of(config: Config, concurrent: int = 0) -> Share:
+def trial_resources(config: Config, concurrent: int = 0) -> TrialResources:
     """Resources per trial, derived from the connected cluster's.
 
     Without a GPU a trial has one CPU (`ray.train_cpus_per_worker` changes that): several small trials side by side use
@@ -100,8 +100,8 @@ def share_of(config: Config, concurrent: int = 0) -> Share:
         )
     number = concurrent or fits
     if config.ray.use_gpu and workers == 1:
-        return Share(concurrent=number, cpus=max(own, cpus // number), gpus=min(1.0, gpus / number))
-    return Share(concurrent=number, cpus=own, gpus=0)
+        return TrialResources(concurrent=number, cpus=max(own, cpus // number), gpus=min(1.0, gpus / number))
+    return TrialResources(concurrent=number, cpus=own, gpus=0)
 
 
 def run(sweep: SweepFolder, ended: Ended = lambda *_: None) -> None:
@@ -115,7 +115,7 @@ def run(sweep: SweepFolder, ended: Ended = lambda *_: None) -> None:
         NoRoomError: a trial met a full disk.
     """
     config, settings = sweep.run.config, sweep.settings
-    share = share_of(config, settings.concurrent)
+    resources = trial_resources(config, settings.concurrent)
     with sweep.run.stage("total") as clock, _placement_groups_removed(), _bar(sweep) as bar:
         _record(sweep)
         left_s = settings.hours * 3600 - sweep.run.wall_s("total")
@@ -126,24 +126,24 @@ def run(sweep: SweepFolder, ended: Ended = lambda *_: None) -> None:
             success = result.success_of()
             bar.to(len(sweep.results()), **({} if success is None else {"success": success}))
 
-        orders = Orders(
+        searcher = TrialSearcher(
             sweep,
             make_source(sweep),
-            threads=share.cpus,
-            simulator_actors=config.ray.simulator_actors or share.cpus,
+            threads=resources.cpus,
+            simulator_actors=config.ray.simulator_actors or resources.cpus,
             deadline=time.monotonic() + left_s if settings.hours else None,
             ended=told,
         )
-        _tuner(sweep, orders, share).fit()
-        if orders.no_room:
-            raise NoRoomError(f"{orders.no_room}; with --resume the sweep goes on")
+        _tuner(sweep, searcher, resources).fit()
+        if searcher.no_room:
+            raise NoRoomError(f"{searcher.no_room}; with --resume the sweep goes on")
 
 
 class OutOfRoom(tune.Stopper):
     """Stops the other trials, which have the same disk, as soon as one has met its end."""
 
-    def __init__(self, orders: Orders) -> None:
-        self._orders = orders
+    def __init__(self, searcher: TrialSearcher) -> None:
+        self._specs = searcher
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """No trial is stopped alone."""
@@ -151,11 +151,11 @@ class OutOfRoom(tune.Stopper):
 
     def stop_all(self) -> bool:
         """Whether the disk is full."""
-        return bool(self._orders.no_room)
+        return bool(self._specs.no_room)
 
 
-def _bar(sweep: SweepFolder) -> Progress:
-    return Progress("sweep", total=sweep.settings.trials * sweep.settings.seeds, unit="trials")
+def _bar(sweep: SweepFolder) -> ProgressBar:
+    return ProgressBar("sweep", total=sweep.settings.trials * sweep.settings.seeds, unit="trials")
 
 
 def _record(sweep: SweepFolder) -> None:
@@ -167,25 +167,25 @@ def _record(sweep: SweepFolder) -> None:
         open_to_train(folder)
 
 
-def _tuner(sweep: SweepFolder, orders: Orders, share: Share) -> tune.Tuner:
+def _tuner(sweep: SweepFolder, searcher: TrialSearcher, resources: TrialResources) -> tune.Tuner:
     settings, folder = sweep.settings, sweep.run.path("tune")
     # Of no use after its run: the trials' folders are the state.
     shutil.rmtree(folder, ignore_errors=True)
-    bundle = {"CPU": share.cpus} | ({"GPU": share.gpus} if share.gpus else {})
+    bundle = {"CPU": resources.cpus} | ({"GPU": resources.gpus} if resources.gpus else {})
     return tune.Tuner(
         tune.with_resources(run_trial, tune.PlacementGroupFactory([bundle])),
         tune_config=tune.TuneConfig(
-            search_alg=orders,
+            search_alg=searcher,
             scheduler=scheduler(settings),
             num_samples=settings.trials * settings.seeds,
-            max_concurrent_trials=share.concurrent,
+            max_concurrent_trials=resources.concurrent,
             # The next trial finds torch imported and the simulators running.
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
             name=folder.name,
             storage_path=str(folder.parent),
-            stop=OutOfRoom(orders),
+            stop=OutOfRoom(searcher),
             # An exception is the trial's result; what is tried again is a process that died, from its last checkpoint.
             failure_config=tune.FailureConfig(max_failures=sweep.run.config.ray.max_failures),
             verbose=0,

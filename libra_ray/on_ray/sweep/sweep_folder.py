@@ -1,11 +1,11 @@
-"""What a sweep does, on disk: what was asked for, and a folder per trial, from which it continues after any end.
+"""A sweep on disk: its specification, and a folder per trial, from which it continues after any end.
 
 ```
 runs/<name>/
   plan.json            the configuration, the space, how it is searched: a sweep is never continued under another one
   data/<digest>/       one recording for all trials whose recording settings agree
   trials/<n>-seed<s>/  a run folder each: configuration n with train.seed s
-    trial.json         the order: values, resolved configuration, rungs
+    trial.json         its specification: values, resolved configuration, rungs
     rungs.jsonl        closed-loop success on the way
     result.json        written last: such a trial is not run again
   sweep.json, best.yaml, report.html
@@ -77,7 +77,7 @@ def settings_of(space: Space, config: Config, given: Mapping[str, Any]) -> Setti
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class TrialSpec:
     """One trial to run: a configuration with one seed."""
 
     number: int
@@ -91,7 +91,7 @@ class Order:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WrittenOrder(Order):
+class WrittenOrder(TrialSpec):
     """An order with all that its trial has to know.
 
     Attributes:
@@ -128,7 +128,7 @@ class TrialFolder:
 
     root: Path
 
-    def order(self) -> WrittenOrder:
+    def spec(self) -> WrittenOrder:
         """What was ordered."""
         return read(WrittenOrder, self.root / "trial.json")
 
@@ -182,9 +182,9 @@ class SweepFolder:
                 raise ValueError(f"{root.name} holds no sweep to continue; leave --resume out, or give its --name")
             return False
         if not resume:
-            orders = len(list(root.glob("trials/*/trial.json")))
+            specs = len(list(root.glob("trials/*/trial.json")))
             raise ValueError(
-                f"{root.name} holds a sweep with {orders} trials begun; give --resume to continue it, --fresh to start over "
+                f"{root.name} holds a sweep with {specs} trials begun; give --resume to continue it, --fresh to start over "
                 "(the old folder is kept aside), or another --name"
             )
         now = sweep.identity()
@@ -207,12 +207,12 @@ class SweepFolder:
         digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
         return RunFolder(self.run.path("data") / digest, config)
 
-    def write(self, order: Order) -> TrialFolder:
-        """Note an order, so that it belongs to the sweep whatever happens next."""
-        trial = TrialFolder(root=self.run.path("trials") / order.name)
+    def write(self, spec: TrialSpec) -> TrialFolder:
+        """Write a trial's specification, so that it belongs to the sweep whatever happens next."""
+        trial = TrialFolder(root=self.run.path("trials") / spec.name)
         if not (trial.root / "trial.json").exists():
             trial.root.mkdir(parents=True, exist_ok=True)
-            config = override(self.run.config, {**order.values, "train.seed": order.seed})
+            config = override(self.run.config, {**spec.values, "train.seed": spec.seed})
             data = self.data(config)
             own: Mapping[str, Any] = {
                 "data.root": str(data.dataset),
@@ -221,7 +221,7 @@ class SweepFolder:
                 "evaluate.videos_per_task": 0,
             }
             written = WrittenOrder(
-                **vars(order),
+                **vars(spec),
                 config=plain(override(config, own)),
                 frames=str(data.path("frames")),
                 data=began_with(data),
@@ -231,12 +231,12 @@ class SweepFolder:
             write_text(trial.root / "trial.json", dump(written))
         return trial
 
-    def orders(self) -> list[Order]:
-        """All orders given so far, by number and seed."""
-        orders = [read(Order, path) for path in self.run.root.glob("trials/*/trial.json")]
-        return sorted(orders, key=lambda order: (order.number, order.seed))
+    def specs(self) -> list[TrialSpec]:
+        """All trials begun so far, by number and seed."""
+        specs = [read(TrialSpec, path) for path in self.run.root.glob("trials/*/trial.json")]
+        return sorted(specs, key=lambda spec: (spec.number, spec.seed))
 
     def results(self) -> list[TrialResult]:
         """All trials that have ended, by number and seed."""
-        found = [TrialFolder(root=self.run.path("trials") / order.name).result() for order in self.orders()]
+        found = [TrialFolder(root=self.run.path("trials") / spec.name).result() for spec in self.specs()]
         return [result for result in found if result is not None]

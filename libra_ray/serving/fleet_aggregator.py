@@ -1,4 +1,4 @@
-"""The fleet's board: adds up the gateways' snapshots for the live page."""
+"""The fleet aggregator: adds up the gateways' snapshots for the live page."""
 
 import time
 from collections import deque
@@ -12,7 +12,7 @@ SILENT_S = 5.0
 HISTORY_S = 180
 
 
-class FleetBoard:
+class FleetAggregator:
     """The latest snapshot of every gateway replica, and the curves of the last minutes. An actor's class, plain Python.
 
     Args:
