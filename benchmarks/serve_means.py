@@ -6,10 +6,10 @@ private options of Serve's handles (`on_ray/ray_private.py`); each other row cha
 environment variables. A few servers run at a time, ours always among them, and are loaded in turns for seconds each; ratios are
 made within a turn, and the figure is the median over the rounds, so that a machine whose speed drifts falsifies none.
 
-    uv run benchmarks/serve_means.py --checkpoint runs/quickstart/checkpoint
+    uv run -m benchmarks.serve_means --checkpoint runs/quickstart/checkpoint
 
 HAProxy opens a port for its metrics to all interfaces, so it is measured only where asked for with `--haproxy`, e.g. below
-`unshare -rn sh -c 'ip link set lo up && exec uv run benchmarks/serve_means.py --haproxy'`.
+`unshare -rn sh -c 'ip link set lo up && exec uv run -m benchmarks.serve_means --haproxy'`.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from itertools import batched
 from pathlib import Path
 from statistics import median
 
-from benchmarks.files import ROOT
+from benchmarks.files import ROOT, command_line
 from benchmarks.peers.work import Work
 from benchmarks.serving_load import Judge, Load, measure, observations
 from benchmarks.serving_servers import APP, Server, Way, free_port, ours
@@ -156,7 +156,7 @@ def markdown(result: Json) -> str:
 
 def main() -> None:
     """Measure, keep after every round, print."""
-    p = argparse.ArgumentParser(prog="serve_means.py", description=__doc__.split("\n")[0])
+    p = command_line("serve_means", __doc__)
     p.add_argument("--checkpoint", type=Path, default=ROOT / "runs/quickstart/checkpoint", help="served by everybody")
     p.add_argument("--rows", nargs="+", choices=list(ROWS), help="only these, beside ours")
     p.add_argument("--haproxy", action="store_true", help="HAProxy too; see above")

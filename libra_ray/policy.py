@@ -24,7 +24,7 @@ from libra_ray.data.transforms import Pipeline
 from libra_ray.manifest import read_config
 from libra_ray.model.parts.backbone import Text
 from libra_ray.model.registry import system_class
-from libra_ray.model.system import EncoderOutput, IntentValue
+from libra_ray.model.system import IntentValue, SystemInput
 from libra_ray.types import ActionChunk, Intent, Level, Observation, Policy
 
 KNOWN_TEXTS = 1024
@@ -68,7 +68,7 @@ class SystemPolicy:
             raise ValueError(f"{len(observations)} observations and {len(above)} intents; one per observation is needed")
         if not observations:
             return []
-        seen = EncoderOutput(images=self._images(observations), state=self._state(observations), text=self._text(observations))
+        seen = SystemInput(images=self._images(observations), state=self._state(observations), text=self._text(observations))
         read = self._read(asked, observations, above)
         noise = self._noise(asked, observations, read)
         on_device = {name: value.to(self.device) for name, value in read.items()}

@@ -10,14 +10,14 @@ from libra_ray.types import Action, Environment, Intent, Level, Observation, Pol
 
 
 @dataclass
-class LevelLatencies:
+class LevelCalls:
     """Wall time of every batched call of a level, in milliseconds, and how many robots it served."""
 
     ms: list[float] = field(default_factory=list)
     batch: list[int] = field(default_factory=list)
 
 
-Latencies = dict[str, LevelLatencies]
+Latencies = dict[str, LevelCalls]
 """By the level's name."""
 
 
@@ -54,7 +54,7 @@ def _ask(
     above = [robot.read_by(level.name, o.step) for robot, o in zip(robots.values(), seen, strict=True)]
     start = perf_counter()
     answers = policy.infer(level.name, seen, above)
-    calls = latencies.setdefault(level.name, LevelLatencies())
+    calls = latencies.setdefault(level.name, LevelCalls())
     calls.ms.append(1000 * (perf_counter() - start))
     calls.batch.append(len(seen))
     for robot, answer in zip(robots.values(), answers, strict=True):

@@ -105,15 +105,16 @@ class LoadSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class DriveResult(Summary):
-    """What came of an order, as the JSON of `jobs/drive.py` has it.
+    """What came of a load, as the JSON of `jobs/drive.py` has it.
 
     Attributes:
+        order: the load that was asked for.
         server: the handshake, as it was sent.
         timeline: second by second.
         driver_cpu_share: of one core; `physics_cpu_share`: of the simulators, None of stub robots.
     """
 
-    load: LoadSpec
+    order: LoadSpec
     server: Mapping[str, Any]
     rates: Rates
     timeline: Sequence[Moment]
@@ -152,7 +153,7 @@ async def run(load: LoadSpec, token: str | None = None, on_progress: Callable[[f
         physics_share = (fleet.cpu_s - simulated) / seconds if fleet is not None else None
     asking_hz = load.hz if load.stub else load.hz / server.execute_steps
     return DriveResult(
-        load=load,
+        order=load,
         server=server.message(),
         rates=Rates(control_hz=None if load.stub else load.hz, chunk_requests_hz_per_robot=asking_hz),
         **vars(log.summary(after_s=load.warmup_s, until_s=load.warmup_s + load.seconds)),

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from libra_ray.model.system import EncoderOutput, System
+from libra_ray.model.system import System, SystemInput
 
 LONGEST_REASON = 300
 
@@ -46,7 +46,7 @@ def _answer(system: System) -> None:
     config, shape = system.config, system.shape
     size = config.sim.image_size
     pictures = torch.zeros(1, shape.cameras * config.data.history, 3, size, size, dtype=torch.uint8)
-    seen = EncoderOutput(images=pictures, state=torch.zeros(1, shape.state_dim), text=system.tokenise([""]))
+    seen = SystemInput(images=pictures, state=torch.zeros(1, shape.state_dim), text=system.tokenise([""]))
     intents: dict[str, Mapping[str, torch.Tensor]] = {}
     for level in system.levels:
         above = {} if level.reads is None else system.aligned(level, intents[level.reads], torch.zeros(1, dtype=torch.long))

@@ -18,7 +18,7 @@ from libra_ray.model.parts.chunks import chunk_of
 from libra_ray.model.parts.planner import Planner, plan_accuracy, plan_loss
 from libra_ray.model.parts.refiner import Refiner
 from libra_ray.model.parts.token_measures import measure_tokens
-from libra_ray.model.system import EncoderOutput, IntentValue, Losses, Schedule, System, seen_first, seen_now
+from libra_ray.model.system import IntentValue, Losses, Schedule, System, SystemInput, seen_first, seen_now
 from libra_ray.types import Level, RobotShape
 
 PLANNER, REFINER = "planner", "refiner"
@@ -82,7 +82,7 @@ class Libra(System):
 
     @torch.no_grad()
     def infer(
-        self, level: str, seen: EncoderOutput, above: Mapping[str, Tensor], noise: Tensor | None = None, variant: str = ""
+        self, level: str, seen: SystemInput, above: Mapping[str, Tensor], noise: Tensor | None = None, variant: str = ""
     ) -> Mapping[str, Tensor]:
         """The planner's most likely `tokens` for the next L steps; the refiner's `actions` from what it sees and the tokens."""
         if level == PLANNER:
@@ -152,7 +152,7 @@ class Libra(System):
     def _sees_through_planner(self) -> bool:
         return self.config.refiner.vision == "shared" or self.config.refiner.see_language
 
-    def _context(self, seen: EncoderOutput) -> Float[Tensor, "B d"]:
+    def _context(self, seen: SystemInput) -> Float[Tensor, "B d"]:
         """What the refiner sees; the planner's backbone is asked only by the ablations that share it."""
         if not self._sees_through_planner:
             return self.refiner.encode_context(seen.images, seen.state)

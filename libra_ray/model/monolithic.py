@@ -15,7 +15,7 @@ from libra_ray.model.parts.backbone import Backbone, Text, make_backbone
 from libra_ray.model.parts.chunks import chunk_of
 from libra_ray.model.parts.planner import Planner
 from libra_ray.model.parts.refiner import Refiner
-from libra_ray.model.system import EncoderOutput, Losses, System, seen_now
+from libra_ray.model.system import Losses, System, SystemInput, seen_now
 from libra_ray.types import Level, RobotShape
 
 
@@ -55,7 +55,7 @@ class Monolithic(System):
 
     @torch.no_grad()
     def infer(
-        self, level: str, seen: EncoderOutput, above: Mapping[str, Tensor], noise: Tensor | None = None, variant: str = ""
+        self, level: str, seen: SystemInput, above: Mapping[str, Tensor], noise: Tensor | None = None, variant: str = ""
     ) -> Mapping[str, Tensor]:
         """The next H `actions`."""
         assert noise is not None, "denoising begins with noise"
@@ -79,7 +79,7 @@ class Monolithic(System):
         self.planner.save_processor(folder)
         self.refiner.save_processor(folder)
 
-    def _read(self, seen: EncoderOutput) -> tuple[Float[Tensor, "B H read"], Float[Tensor, "B d"]]:
+    def _read(self, seen: SystemInput) -> tuple[Float[Tensor, "B H read"], Float[Tensor, "B d"]]:
         """The hidden states that stand for an intent, and what the refiner sees."""
         reading = self.planner.hidden_states(seen.images, seen.state, seen.text)
         features = reading.features

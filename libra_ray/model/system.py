@@ -22,7 +22,7 @@ from libra_ray.types import Level, RobotShape, check_levels
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderOutput:
+class SystemInput:
     """What a level is asked about, for `B` robots.
 
     Attributes:
@@ -40,14 +40,14 @@ class EncoderOutput:
         return len(self.images)
 
 
-def seen_first(batch: Batch) -> EncoderOutput:
+def seen_first(batch: Batch) -> SystemInput:
     """What the levels above the last one see in training: the pictures at the beginning of each window."""
-    return EncoderOutput(images=batch.plan_images, state=batch.plan_state, text=Text(ids=batch.text, mask=batch.text_mask))
+    return SystemInput(images=batch.plan_images, state=batch.plan_state, text=Text(ids=batch.text, mask=batch.text_mask))
 
 
-def seen_now(batch: Batch) -> EncoderOutput:
+def seen_now(batch: Batch) -> SystemInput:
     """What the last level sees in training, `offset` control steps later."""
-    return EncoderOutput(images=batch.images, state=batch.state, text=Text(ids=batch.text, mask=batch.text_mask))
+    return SystemInput(images=batch.images, state=batch.state, text=Text(ids=batch.text, mask=batch.text_mask))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +159,7 @@ class System(nn.Module, ABC):
 
     @abstractmethod
     def infer(
-        self, level: str, seen: EncoderOutput, above: Mapping[str, Tensor], noise: Tensor | None = None, variant: str = ""
+        self, level: str, seen: SystemInput, above: Mapping[str, Tensor], noise: Tensor | None = None, variant: str = ""
     ) -> Mapping[str, Tensor]:
         """The answers of one level.
 

@@ -296,10 +296,10 @@ def test_a_level_that_cannot_be_asked_is_not_late():
     async def work():
         bench = await Bench(StubOfThree, kinds={"director": Director}).start()
         replies = []
-        for step in range(0, 30 * HORIZON, HORIZON):
+        for step in range(0, 40 * HORIZON, HORIZON):
             replies.append(await bench.ask(1, step))
             await asyncio.sleep(0.48)
-        assert [reply.held for reply in replies].index(True) == (25 + THREE[1].covers) // HORIZON
+        assert [reply.held for reply in replies].index(True) == (25 + 3 * THREE[1].covers) // HORIZON + 1
         assert bench.core._late["director"].mean > 0.9
         assert bench.core._late["planner"].mean < 0.1
 
