@@ -258,7 +258,7 @@ def _robots(
 
 
 def _title(result: DriveResult) -> str:
-    load, rates = result.load, result.rates
+    load, rates = result.order, result.rates
     asking = rates.chunk_requests_hz_per_robot
     each = f"{asking:g} chunk requests/s each" if asking else "each asking as soon as it is answered"
     control = f", control at {rates.control_hz:g} Hz" if rates.control_hz else ""
