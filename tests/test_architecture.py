@@ -1,6 +1,7 @@
 """The law of the tree: which part may import which, and which outside library is whose. Imports inside functions count."""
 
 import ast
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from graphlib import TopologicalSorter
@@ -240,3 +241,21 @@ def test_no_two_classes_share_a_name():
                 if isinstance(node, ast.ClassDef):
                     homes.setdefault(node.name, []).append(module)
     assert {name: found for name, found in homes.items() if len(found) > 1} == {}
+
+
+OVER_LEVELS = (
+    "training.fit",
+    "checkpoint",
+    "policy",
+    "control.",
+    "evaluation.",
+    "serving.gateway",
+    "serving.web",
+    "report.plots",
+)
+"""What goes over levels, losses and parts by their names; systems are another's."""
+
+
+@pytest.mark.parametrize("module", [m for m in FILES if m.removeprefix("libra_ray.").startswith(OVER_LEVELS)])
+def test_what_goes_over_levels_knows_none_by_name(module):
+    assert not re.search("planner|refiner", FILES[module].read_text(encoding="utf-8"), re.IGNORECASE)
