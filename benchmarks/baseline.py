@@ -254,7 +254,7 @@ def main() -> None:
     seconds = given.seconds or run.wall_s("train")
     if (root := run.path(given.name)).exists() and given.fresh:
         root.rename(root.with_name(f"{root.name}.old-{int(time.time())}"))
-    alone = {"evaluate.controllers": ("policy",), "control.rule": "fifo", "control.intent_delay_steps": 0}
+    alone = {"evaluate.controllers": ("policy",), "control.rule": "fifo", "delay.intent_steps": 0}
     folder = RunFolder.open(root, override(run.config, alone))
     torch.set_num_threads(given.threads)
     data = TrainingData.open(run.config, run.dataset, run.path("frames"), before=began_with(run))

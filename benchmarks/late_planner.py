@@ -30,7 +30,7 @@ def measure(run: RunFolder, rule: str, delay: int, episodes: int) -> Json:
         "evaluate.episodes_per_task": episodes,
         "evaluate.videos_per_task": 0,
         "control.rule": rule,
-        "control.intent_delay_steps": delay,
+        "delay.intent_steps": delay,
     }
     folder = RunFolder.open(run.path("late") / f"{rule}-{delay}", override(run.config, wanted))
     report = evaluate(folder, load_policy(run.path("checkpoint")))

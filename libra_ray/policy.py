@@ -68,7 +68,12 @@ class SystemPolicy:
             raise ValueError(f"{len(observations)} observations and {len(above)} intents; one per observation is needed")
         if not observations:
             return []
-        seen = SystemInput(images=self._images(observations), state=self._state(observations), text=self._text(observations))
+        seen = SystemInput(
+            images=self._images(observations),
+            state=self._state(observations),
+            text=self._text(observations),
+            committed=self._committed(observations),
+        )
         read = self._read(asked, observations, above)
         noise = self._noise(asked, observations, read)
         on_device = {name: value.to(self.device) for name, value in read.items()}
@@ -143,6 +148,20 @@ class SystemPolicy:
                 raise ValueError(f"observation.state must be {dims} finite numbers; got shape {o.state.shape}: {o.state}")
         raw = np.stack([o.state for o in observations]).astype(np.float32)
         return torch.from_numpy(self.pipeline.inputs_state(raw)).to(self.device)
+
+    def _committed(self, observations: Sequence[Observation]) -> Float[Tensor, "B C D"] | None:
+        """What the robots execute meanwhile, normalised; NaN where they wait."""
+        steps, dims = max((0 if o.committed is None else len(o.committed)) for o in observations), self.model.shape.action_dim
+        if not steps:
+            return None
+        rows = np.full((len(observations), steps, dims), np.nan, np.float32)
+        for row, committed in enumerate(o.committed for o in observations):
+            if committed is None:
+                continue
+            if committed.shape[1:] != (dims,) or not np.isfinite(committed).all():
+                raise ValueError(f"committed actions must be (steps, {dims}) finite numbers; got shape {committed.shape}")
+            rows[row, : len(committed)] = self.pipeline.inputs_action(committed)
+        return torch.from_numpy(rows).to(self.device)
 
     def tokenise(self, instruction: str) -> Text:
         """An instruction's tokens, on the CPU.

@@ -43,6 +43,8 @@ class Observation:
         instruction: the task in plain language.
         step: absolute control step within the episode, from 0.
         past: the pictures of the steps just before, oldest first, for policies with a history.
+        committed: `(C, D)` float32, what the robot will do in the control steps from this one on, whatever is answered: it goes
+            on with the chunk it has while the next one is computed. None where it waits.
     """
 
     images: Mapping[str, NDArray[np.uint8]]
@@ -50,6 +52,7 @@ class Observation:
     instruction: str
     step: int = 0
     past: Sequence[Mapping[str, NDArray[np.uint8]]] = ()
+    committed: NDArray[np.float32] | None = None
 
     def pictures(self, key: str, history: int) -> list[NDArray[np.uint8]]:
         """The last `history` pictures of one camera, oldest first; at an episode's start the first one is repeated."""

@@ -32,7 +32,8 @@ An answer:
     intent_age_ms       time since that observation reached the server
     held                true: no intent covered this step, and the actions are the safe ones, not fresh ones
     robot, seq          whose answer it is
-    server_timing       total_ms in the gateway, queue_ms before the call, call_ms of it, compute_ms in it; batch: robots in it
+    server_timing       total_ms in the gateway, queue_ms before the call, call_ms of it, compute_ms in it; batch: robots in it;
+                        <level>_ms from the picture to the intent in use, of each level above the last
 
 A server that is about to end closes with `GOING_AWAY`: reconnect and go on, with `step` in the next request. `TOO_BIG` and
 `UNAUTHORISED` are for good.

@@ -1,13 +1,12 @@
 """The configuration: one frozen tree, named presets, and `override`, the only way to change a value. Standard library only."""
 
+from libra_ray.config.closed_loop import ControlConfig, DelayConfig, EvaluateConfig
 from libra_ray.config.presets import PRESETS, QUICKSTART_TASKS, TABLETOP_TASKS
 from libra_ray.config.saved import from_json, from_tree, to_json
 from libra_ray.config.tree import (
     ActionConfig,
     Config,
-    ControlConfig,
     DataConfig,
-    EvaluateConfig,
     ModelConfig,
     PlannerConfig,
     RayConfig,
@@ -28,6 +27,7 @@ __all__ = [
     "Config",
     "ControlConfig",
     "DataConfig",
+    "DelayConfig",
     "EvaluateConfig",
     "ModelConfig",
     "PlannerConfig",

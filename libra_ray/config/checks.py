@@ -11,9 +11,10 @@ LEAST = {
     "action.bins": 2, "action.horizon": 1, "action.chunks": 1, "planner.width": 8, "planner.depth": 1, "planner.heads": 1,
     "refiner.width": 8, "refiner.depth": 1, "refiner.heads": 1, "refiner.train_timesteps": 2, "refiner.denoising_steps": 1,
     "refiner.noise_draws": 1, "refiner.max_staleness": -1, "train.steps": 1, "train.batch_size": 1, "train.log_every": 1,
-    "train.checkpoint_every": 1, "train.validate_every": 0, "train.warmup_steps": 0, "control.intent_delay_steps": 0,
-    "control.execute_steps": 0,
-    "control.max_intent_age_steps": 0, "evaluate.episodes_per_task": 1, "evaluate.robots": 1, "evaluate.videos_per_task": 0,
+    "train.checkpoint_every": 1, "train.validate_every": 0, "train.warmup_steps": 0, "delay.intent_steps": 0,
+    "delay.chunk_steps": 0, "delay.seed": 0, "refiner.max_committed_steps": 0, "control.committed_steps": 0,
+    "control.execute_steps": 0, "control.max_intent_age_steps": 0, "evaluate.episodes_per_task": 1, "evaluate.robots": 1,
+    "evaluate.videos_per_task": 0,
     "ray.simulator_actors": 0, "ray.train_workers": 1, "ray.max_failures": -1, "record.settle_steps": 0, "record.seed": 0,
     "evaluate.seed": 0, "train.seed": 0, "train.balance_every": 1, "ray.train_cpus_per_worker": 0, "record.noise_std": 0,
     "train.augment_pixels": 0, "train.augment_state": 0, "sim.supersample": 1, "train.weight_decay": 0,
@@ -24,7 +25,7 @@ ABOVE_ZERO = ("train.lr", "train.grad_clip")
 """Settings that would stop all learning at 0."""
 SHARES = (
     "data.holdout_share", "record.noise_share", "refiner.condition_dropout", "train.tau", "train.ema_decay",
-    "train.balance_memory", "train.lr_final_share",
+    "train.balance_memory", "train.lr_final_share", "delay.lost_share", "delay.reordered_share",
 )  # fmt: skip
 """Settings in [0, 1]."""
 
@@ -98,6 +99,17 @@ def _refuse_misfits(settings: Settings) -> None:
     executed, horizon, tasks = settings["control.execute_steps"], settings["action.horizon"], settings["sim.tasks"]
     if executed > horizon:
         raise ValueError(f"control.execute_steps={executed} exceeds action.horizon={horizon}")
+    for name in ("control.committed_steps", "refiner.max_committed_steps"):
+        if 2 * settings[name] > horizon:
+            raise ValueError(
+                f"{name}={settings[name]} is more than half of action.horizon={horizon}: while a chunk is computed the one before "
+                "would end, before another can be asked for"
+            )
+    lost, reordered = settings["delay.lost_share"], settings["delay.reordered_share"]
+    if lost + reordered > 1:
+        raise ValueError(
+            f"delay.lost_share={lost} and delay.reordered_share={reordered} are more than all; their sum is at most 1"
+        )
     for system in ("planner", "refiner"):
         width, heads = settings[f"{system}.width"], settings[f"{system}.heads"]
         if width % heads:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-RENAMED = {"control.planner_delay_steps": "control.intent_delay_steps"}
+RENAMED = {"control.planner_delay_steps": "delay.intent_steps", "control.intent_delay_steps": "delay.intent_steps"}
 """Former name -> present one, of the same meaning."""
 CONDITION = "refiner.condition"
 SYSTEM_OF = {"tokens": "libra", "features": "monolithic"}

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from libra_ray.config.checks import check, counts_of
+from libra_ray.config.closed_loop import ControlConfig, DelayConfig, EvaluateConfig
 from libra_ray.config.former import refuse_former
 from libra_ray.config.overrides import flatten, with_changes
 from libra_ray.config.paths import in_full
@@ -163,6 +164,9 @@ class RefinerConfig:
     max_staleness: int = 0
     """How far the refiner's picture may lag behind the planner's in training: control steps beyond the chunk starts (0: those
     only, as published); -1: anywhere up to the plan's end, so that it knows intents of every age."""
+    max_committed_steps: int = 0
+    """Real-time chunking, learned: of each chunk in training 0 to so many first steps are given as decided, and only the rest
+    is learned, so that a robot can go on while its next chunk is computed (`control.committed_steps`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,43 +226,6 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ControlConfig:
-    """The asynchronous controller."""
-
-    rule: Literal["fifo", "overlap", "event"] = "fifo"
-    """`fifo`: a new plan when the old one is used up, as published; `overlap`: the planner runs freely, a new plan replaces
-    the rest of the old one at the right step; `event`: so too, but where the plan nears its end or the robot is surprised."""
-    intent_delay_steps: int = 0
-    """Control steps between the picture of a level above the last and the moment its intent may be used (lockstep time)."""
-    execute_steps: int = 0
-    """Control steps executed of each chunk before the next one is refined; 0 means all H."""
-    max_intent_age_steps: int = 0
-    """The oldest intent, in control steps, that the last level acts under, also one used up; 0: three times what it covers."""
-    hold: Literal["still", "repeat"] = "still"
-    """Where no intent is young enough: `still` is right where actions are position changes (zeros, the last one kept: the
-    gripper), `repeat` where they are positions."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """Closed-loop evaluation by a fleet of simulated robots."""
-
-    checkpoint: str = ""
-    """An existing checkpoint folder to evaluate; empty means the run's own."""
-    episodes_per_task: int = 25
-    """Episodes of each task and controller; all controllers meet the same seeds."""
-    seed: int = 100_000
-    """Seed of the first evaluation episode; never seen in recording."""
-    controllers: tuple[str, ...] = ()
-    """Who is evaluated: `expert` (the ceiling), `policy`, variants of it (libra's `coarse_only`: its bins' centres), and
-    `zero_action` (the floor); empty means all that the system has."""
-    robots: int = 16
-    """Simulated robots alive at a time, over all simulator actors."""
-    videos_per_task: int = 2
-    """Rollouts of the policy kept as pictures in the report, failures first."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class RayConfig:
     """Resources. The same configuration runs on a laptop, on an existing cluster and as a submitted job."""
 
@@ -302,6 +269,7 @@ class Config:
     refiner: RefinerConfig = field(default_factory=RefinerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     control: ControlConfig = field(default_factory=ControlConfig)
+    delay: DelayConfig = field(default_factory=DelayConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     ray: RayConfig = field(default_factory=RayConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

@@ -10,26 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from libra_ray.config import ControlConfig
+from libra_ray.control.intent_state import Coming, IntentState
 from libra_ray.control.surprise import SurpriseDetector
 from libra_ray.types import Action, ActionChunk, Intent, Level, Observation
 
 OLDEST = 3
 """By default the last level acts under an intent that is at most so many times as old as what it covers."""
-
-
-@dataclass
-class IntentState:
-    """What one robot knows of one level above the last: its current intent, those that are to come, and whether one is due."""
-
-    current: Intent | None = None
-    pending: list[tuple[int, Intent]] = field(default_factory=list)
-    requested: bool = False
-
-    def adopt(self, step: int) -> None:
-        """Make the newest intent that has arrived by this step the current one."""
-        if arrived := [intent for usable, intent in self.pending if usable <= step]:
-            self.current, self.requested = arrived[-1], False
-            self.pending = [(usable, intent) for usable, intent in self.pending if usable > step]
 
 
 @dataclass
@@ -44,22 +30,29 @@ class RobotControl:
         event: like overlap, but only where the intent will be used up before the next chunk ends, or where what is seen is a
             surprise (`libra_ray.control.surprise`): the world has drifted from what the intent assumed.
 
-    An intent asked for at step s may be used from step s + `intent_delay_steps` on; only the first of an episode is waited for.
+    Answers come when whoever drives the robot says; only the first ones of an episode are waited for. Until a chunk is there
+    the robot goes on with the one that it has, which is why the next one is asked for `committed_steps` before that ends.
     Past an intent's end the last level goes on by what it sees, with nothing known of the intent, until that is older than
     `max_intent_age_steps`. Only then the last action is held, marked and counted.
 
     Args:
         levels: of the policy, slow to fast.
+
+    Attributes:
+        chunk: what it executes, or would if it were asked now.
+        episode: the seed of its episode, where it has one.
     """
 
     control: ControlConfig
     levels: tuple[Level, ...]
     chunk: ActionChunk | None = None
+    episode: int = 0
     _states: dict[str, IntentState] = field(default_factory=dict)
     _detector: SurpriseDetector = field(default_factory=SurpriseDetector, compare=False)
     _surprised: bool = False
     _observed_step: int | None = None
     _last: Action | None = None
+    _coming_chunk: tuple[int, ActionChunk] | None = None
 
     def __post_init__(self) -> None:
         """Nothing is known of any level."""
@@ -67,8 +60,9 @@ class RobotControl:
         self._states = {level.name: IntentState() for level in self.levels[:-1]}
         self._reader = {level.reads: level.name for level in reversed(self.levels) if level.reads is not None}
 
-    def reset(self) -> None:
+    def reset(self, episode: int = 0) -> None:
         """A new episode: nothing known, nothing under way."""
+        self.episode, self._coming_chunk = episode, None
         self._states = {name: IntentState() for name in self._states}
         self.chunk, self._last, self._surprised, self._observed_step = None, None, False, None
         self._detector.reset()
@@ -80,8 +74,8 @@ class RobotControl:
 
     @property
     def execute_steps(self) -> int:
-        """Control steps executed of each chunk."""
-        return self.control.execute_steps or self.acting.covers
+        """Control steps from one request for a chunk to the next."""
+        return chunk_period(self.control.execute_steps, self.control.committed_steps, self.acting.covers)
 
     def observe(self, observation: Observation) -> None:
         """Take in the observation of the present step; the rule `event` needs it."""
@@ -133,15 +127,36 @@ class RobotControl:
         """The request failed; the level may be asked again."""
         self._states[level].requested = False
 
-    def accept_intent(self, intent: Intent, usable_from: int) -> None:
-        """A level's answer, to be used from the absolute step `usable_from` on; an episode's first one at once."""
-        state = self._states[intent.level]
-        first = state.current is None and not state.pending
-        state.pending.append((intent.first_step if first else usable_from, intent))
+    def accept_intent(self, intent: Intent, usable_from: int | None, given_up_at: int | None = None) -> None:
+        """A level's answer, to be used from the absolute step `usable_from` on; an episode's first one at once.
 
-    def accept_chunk(self, chunk: ActionChunk) -> None:
-        """The last level's answer."""
-        self.chunk = chunk
+        Args:
+            usable_from: None where it never comes.
+            given_up_at: from which step on the level may be asked again although there is no answer; None waits for it.
+        """
+        state = self._states[intent.level]
+        if state.is_first:
+            state.pending.append(Coming(step=intent.first_step, intent=intent))
+            return
+        if given_up_at is not None:
+            state.pending.append(Coming(step=given_up_at))
+        if usable_from is not None:
+            state.pending.append(Coming(step=usable_from, intent=intent, ends=given_up_at is None))
+
+    def accept_chunk(self, chunk: ActionChunk, usable_from: int = 0) -> None:
+        """The last level's answer, to be used from the absolute step `usable_from` on; an episode's first one at once."""
+        if self.chunk is None or usable_from <= chunk.first_step:
+            self.chunk, self._coming_chunk = chunk, None
+        else:
+            self._coming_chunk = usable_from, chunk
+
+    def committed(self, step: int) -> NDArray[np.float32] | None:
+        """What the robot does from this step on while its next chunk is computed `(C, D)`; None where it waits for that."""
+        chunk, steps = self.chunk, self.control.committed_steps
+        if not steps or chunk is None or step < chunk.first_step:
+            return None
+        rest = chunk.actions[step - chunk.first_step :][:steps]
+        return rest if len(rest) else None
 
     def next_action(self, step: int) -> Action:
         """The action of this step, or the last one again, marked as held.
@@ -149,6 +164,7 @@ class RobotControl:
         Raises:
             ValueError: nothing was ever answered in this episode, so that there is nothing to hold.
         """
+        self._adopt_chunk(step)
         chunk = self.chunk
         if chunk is not None and 0 <= step - chunk.first_step < len(chunk.actions):
             value = chunk.actions[step - chunk.first_step]
@@ -179,11 +195,14 @@ class RobotControl:
     def steps_until_wanted(self, step: int) -> int:
         """Control steps that can be executed before a picture is needed again, at least 1."""
         ahead = [] if self.chunk is None else [self.chunk.first_step + self.execute_steps]
+        if self._coming_chunk is not None:
+            usable, chunk = self._coming_chunk
+            ahead = [max(usable, chunk.first_step + self.execute_steps)]
         for state in self._states.values():
             state.adopt(step)
             if state.current is not None and self.control.rule == "fifo":
                 ahead.append(state.current.end_step)
-            ahead += [usable for usable, _ in state.pending]
+            ahead += [coming.step for coming in state.pending]
         later = [s - step for s in ahead if s > step]
         return max(1, min(later, default=1))
 
@@ -197,11 +216,18 @@ class RobotControl:
         return self.wants(self._reader[level.name], step) and (self.control.rule == "overlap" or ends_soon or self._surprised)
 
     def _wants_chunk(self, step: int) -> bool:
-        """Where the chunk is used up, or the intent that it was made from is, and a newer one is there."""
+        """Where it is time for the next one, or the chunk's intent is used up, and a newer one is there."""
+        self._adopt_chunk(step)
+        if self._coming_chunk is not None:
+            return False
         if self.chunk is None or step >= self.chunk.first_step + self.execute_steps:
             return True
         intent, since = self.read_by(self.acting.name, step), self.chunk.intent_first_step
         return intent is not None and intent.first_step > since and step >= since + intent.covers
+
+    def _adopt_chunk(self, step: int) -> None:
+        if self._coming_chunk is not None and self._coming_chunk[0] <= step:
+            self.chunk, self._coming_chunk = self._coming_chunk[1], None
 
     def _safe(self, last: NDArray[np.float32]) -> NDArray[np.float32]:
         if self.control.hold == "repeat":
@@ -217,3 +243,14 @@ class RobotControl:
             return None
         total: NDArray[np.float32] = chunk.actions[since - chunk.first_step : step - chunk.first_step].sum(axis=0)
         return total
+
+
+def chunk_period(execute_steps: int, committed_steps: int, covers: int) -> int:
+    """Control steps from one request for a chunk to the next: what is executed of each, so that enough is left to go on with.
+
+    Args:
+        execute_steps: as configured; 0 means all.
+        committed_steps: that the robot goes on while the next chunk is computed.
+        covers: H, control steps of a chunk.
+    """
+    return max(1, min(execute_steps or covers, covers - committed_steps))

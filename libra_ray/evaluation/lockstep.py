@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from libra_ray.config import Config
-from libra_ray.control.lockstep import Latencies, drive
+from libra_ray.control.delays import Delays
+from libra_ray.control.lockstep import IN_TIME, Latencies, drive
 from libra_ray.control.robot import RobotControl
 from libra_ray.evaluation.log import EpisodeJob
 from libra_ray.evaluation.simulators import TRIES, EpisodeRequest, StepResult, died
@@ -50,6 +51,7 @@ class Lockstep:
         pool: the simulators; an episode whose process dies is begun again.
         policy: the checkpoint's.
         sink: takes every finished episode, once.
+        delays: how late answers are.
     """
 
     config: Config
@@ -57,6 +59,7 @@ class Lockstep:
     pool: Pool
     policy: Policy
     sink: ResultSink
+    delays: Delays = IN_TIME
     robots: dict[int, RobotControl] = field(default_factory=dict)
     running: dict[int, EpisodeJob] = field(default_factory=dict)
     frames: dict[int, list[NDArray[np.uint8]]] = field(default_factory=dict)
@@ -70,7 +73,7 @@ class Lockstep:
         queue = iter(jobs)
         observations = self._begin({slot: next(queue) for slot in range(slots)}, queue)
         while observations:
-            actions = drive(self.robots, observations, self.policy, self.latencies)
+            actions = drive(self.robots, observations, self.policy, self.latencies, self.delays)
             observations = self._advance(actions, queue)
             if sum(len(calls.ms) for calls in self.latencies.values()) >= FLUSH_CALLS:
                 self._flush(jobs[0].controller)
@@ -82,7 +85,7 @@ class Lockstep:
 
     def _begin(self, jobs: Mapping[int, EpisodeJob], queue: Iterator[EpisodeJob]) -> dict[int, Observation]:
         for slot, job in jobs.items():
-            self.robots[slot].reset()
+            self.robots[slot].reset(job.seed)
             self.running[slot], self.frames[slot] = job, []
         history = self.trained.data.history
         arguments = {slot: EpisodeRequest(task=job.task, seed=job.seed, history=history) for slot, job in jobs.items()}

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,6 +10,11 @@ import numpy as np
 from libra_ray.client.protocol import Reply
 from libra_ray.fleet.records import Deadlines, Moment, Success, SuccessRate, Summary
 from libra_ray.stats.intervals import percentiles, wilson
+
+OF_LEVEL = "_ms"
+"""Ends the names of levels in `Reply.server_timing`."""
+KEPT_LATENCIES = 10_000
+"""Of each level; of more, evenly as many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +27,7 @@ class RequestRecord:
         intent_age_steps: of the answer, as the server counts it; None like the others where the server does not say.
         held: the server sent safe actions, not fresh ones.
         batch: robots that the server computed together.
+        intents_ms: level above the last -> from the picture to the intent in use.
     """
 
     robot: str
@@ -31,10 +37,11 @@ class RequestRecord:
     intent_age_ms: float | None = None
     held: bool = False
     batch: float | None = None
+    intents_ms: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, robot: str, at_s: float, latency_s: float, reply: Reply) -> "RequestRecord":
-        """The record of a reply."""
+    def of(cls, robot: str, at_s: float, latency_s: float, reply: Reply, levels: Collection[str] = ()) -> "RequestRecord":
+        """The record of a reply; `levels` are those above the last."""
         return cls(
             robot=robot,
             at_s=at_s,
@@ -43,6 +50,11 @@ class RequestRecord:
             intent_age_ms=reply.intent_age_ms,
             held=reply.held,
             batch=reply.server_timing.get("batch"),
+            intents_ms={
+                name.removesuffix(OF_LEVEL): ms
+                for name, ms in reply.server_timing.items()
+                if name.removesuffix(OF_LEVEL) in levels
+            },
         )
 
 
@@ -64,6 +76,7 @@ class DriveLog:
         lateness: (due, how much later the driver itself came to send), in seconds: what is not the server's fault.
         fresh: (time, actions) executed from fresh chunks; `held`: executed for want of one.
         errors: (time, kind); `examples` keeps the first text of each kind.
+        levels: of the policy, slow to fast, where the server says.
     """
 
     answers: list[RequestRecord] = field(default_factory=list)
@@ -77,6 +90,7 @@ class DriveLog:
     held: list[tuple[float, int]] = field(default_factory=list)
     episodes: list[FinishedEpisode] = field(default_factory=list)
     reconnects: int = 0
+    levels: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         """Start the clock."""
@@ -132,6 +146,21 @@ class DriveLog:
             driver_lateness_ms=percentiles([1e3 * late for at, late in self.lateness if within(at)]),
         )
 
+    def level_latencies_ms(self, *, after_s: float = 0.0) -> dict[str, list[float]]:
+        """Level -> from every picture to its answer: of the last level as robots see it, of others as the server does."""
+        answers = [a for a in self.answers if a.at_s >= after_s]
+        found: dict[str, list[float]] = {name: [] for name in self.levels}
+        known: dict[tuple[str, str], float] = {}
+        for answer in answers:
+            for name, ms in answer.intents_ms.items():
+                # Every reply under an intent names it; it was waited for once.
+                if known.get((answer.robot, name)) != ms:
+                    found[name].append(ms)
+                known[answer.robot, name] = ms
+        for name in self.levels[-1:]:
+            found[name] = [1e3 * a.latency_s for a in answers]
+        return {name: _thinned(values) for name, values in found.items()}
+
     def timeline(self, seconds: float = 1.0) -> list[Moment]:
         """The same in short, for every `seconds` from the beginning."""
         count = int(np.ceil(max(self.now(), 1e-9) / seconds))
@@ -156,6 +185,12 @@ class DriveLog:
             )
             for i, answers in enumerate(came)
         ]
+
+
+def _thinned(values: list[float]) -> list[float]:
+    if len(values) <= KEPT_LATENCIES:
+        return values
+    return [values[i] for i in np.linspace(0, len(values) - 1, KEPT_LATENCIES).astype(int)]
 
 
 def _success(episodes: Sequence[FinishedEpisode]) -> Success:

@@ -125,8 +125,9 @@ class SimulatedRobot(Protocol):
 class PhysicsRobot(DrivenRobot):
     """A simulated robot in real time. Each control step takes `period_s`; `execute_steps` are executed of each fresh chunk.
 
-    A chunk is due when the control step of its observation ends. While it is missing the robot holds still step by step
-    (no motion, gripper as it was), and a late chunk goes on at the index that belongs to the present step.
+    A chunk is due when the control step of its observation ends. While it is missing the robot goes on with what is left of
+    the chunk before, and then holds still step by step (no motion, gripper as it was); a late chunk goes on at the index that
+    belongs to the present step.
     """
 
     simulated: SimulatedRobot
@@ -135,12 +136,14 @@ class PhysicsRobot(DrivenRobot):
     action_dim: int
     _gripper: float = field(default=0.0, init=False)
     _holds: int = field(default=0, init=False)
+    _rest: NDArray[np.float32] = field(init=False)
 
     async def _live(self) -> None:
         at_s = self.log.now()
         report: dict[str, Any] = {}
         while True:
             motion, begins, self._gripper = await self.simulated.begin(), True, 0.0
+            self._rest = np.empty((0, self.action_dim), np.float32)
             at_s = max(at_s, self.log.now())
             while motion.success is None:
                 await self._until(at_s)
@@ -154,30 +157,41 @@ class PhysicsRobot(DrivenRobot):
     async def _chunk(self, motion: MotionResult, at_s: float, extra: dict[str, Any]) -> tuple[int, MotionResult]:
         """One request, and the control steps until the next one is wanted: how many, and what became of the robot."""
         asked = asyncio.ensure_future(self._ask(motion.observation, **extra))
-        waited = 0
+        waited, missed = 0, len(self.log.missed)
         try:
             while not asked.done() and motion.success is None:
                 due = at_s + (waited + 1) * self.period_s
                 await asyncio.wait({asked}, timeout=max(0.0, due - self.log.now()))
                 if not asked.done():
-                    self.log.missed.append(due)
-                    motion, waited = await self._hold(), waited + 1
+                    motion, waited = await self._meanwhile(due), waited + 1
         finally:
             asked.cancel()
         reply = None if asked.cancelled() or motion.success is not None else await asked
         fresh = self.execute_steps - waited if reply is not None else 0
         if reply is None or fresh <= 0:
             return (waited, motion) if waited else (1, await self._held_after_error(at_s))
-        if not waited:
-            self.log.met.append(at_s + self.period_s)
+        if len(self.log.missed) == missed:
+            self.log.met.append(at_s + (waited + 1) * self.period_s)
         last = self.execute_steps
         if reply.held:
             last = min(last, waited + _hold_steps(self._holds, self.execute_steps))
         self._holds = self._holds + 1 if reply.held else 0
         motion = await self.simulated.execute(reply.actions[waited:last])
         self._gripper = float(reply.actions[min(self.execute_steps, len(reply.actions)) - 1, -1])
+        self._rest = self._rest[:0] if reply.held else reply.actions[last:]
         self.log.executed(motion.executed, fresh=not reply.held)
         return waited + motion.executed, motion
+
+    async def _meanwhile(self, due: float) -> MotionResult:
+        """One control step without the chunk that was due."""
+        if not len(self._rest):
+            self.log.missed.append(due)
+            return await self._hold()
+        action, self._rest = self._rest[:1], self._rest[1:]
+        self._gripper = float(action[0, -1])
+        motion = await self.simulated.execute(action)
+        self.log.executed(1, fresh=True)
+        return motion
 
     async def _held_after_error(self, at_s: float) -> MotionResult:
         self.log.missed.append(at_s + self.period_s)

@@ -111,6 +111,7 @@ class DriveResult(Summary):
         order: the load that was asked for.
         server: the handshake, as it was sent.
         timeline: second by second.
+        level_latencies_ms: level -> from each picture to its answer; a trace for `delay.trace`.
         driver_cpu_share: of one core; `physics_cpu_share`: of the simulators, None of stub robots.
     """
 
@@ -118,6 +119,7 @@ class DriveResult(Summary):
     server: Mapping[str, Any]
     rates: Rates
     timeline: Sequence[Moment]
+    level_latencies_ms: Mapping[str, Sequence[float]]
     hardware: Hardware
     driver_cpu_share: float
     physics_cpu_share: float | None = field(default=None, metadata=ABSENT)
@@ -143,7 +145,7 @@ async def run(load: LoadSpec, token: str | None = None, on_progress: Callable[[f
         recording = open_recording(server, Path(load.stub)) if load.stub not in ("", SYNTHETIC) else None
         freeze_startup_objects()
         # Its clock starts here: all that takes time before the robots move is done.
-        log = DriveLog()
+        log = DriveLog(levels=[level.name for level in server.levels])
         robots = _robots(load, server, log, token, fleet, recording)
         simulated = fleet.cpu_s if fleet is not None else 0.0
         used, began = time.process_time(), time.perf_counter()
@@ -160,6 +162,7 @@ async def run(load: LoadSpec, token: str | None = None, on_progress: Callable[[f
         driver_cpu_share=driver_share,
         physics_cpu_share=physics_share,
         timeline=log.timeline(),
+        level_latencies_ms=log.level_latencies_ms(after_s=load.warmup_s),
         hardware=describe_hardware(),
     )
 

@@ -90,7 +90,8 @@ class Libra(System):
         if variant == COARSE_ONLY:
             return {"actions": self.tokenizer.decode(above["tokens"])}
         assert noise is not None, "the refiner begins with noise"
-        return {"actions": self.refiner.sample(above["tokens"], self._context(seen), self.tokenizer.decode, noise)}
+        tokens, context = above["tokens"], self._context(seen)
+        return {"actions": self.refiner.sample(tokens, context, self.tokenizer.decode, noise, seen.committed)}
 
     def parts(self) -> Mapping[str, nn.Module]:
         """Planner and refiner."""

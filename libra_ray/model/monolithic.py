@@ -60,7 +60,7 @@ class Monolithic(System):
         """The next H `actions`."""
         assert noise is not None, "denoising begins with noise"
         intent, context = self._read(seen)
-        return {"actions": self.refiner.sample(intent, context, self._origin, noise)}
+        return {"actions": self.refiner.sample(intent, context, self._origin, noise, seen.committed)}
 
     def parts(self) -> Mapping[str, nn.Module]:
         """The vision-language head, and what denoises."""

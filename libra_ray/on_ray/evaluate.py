@@ -11,6 +11,7 @@ from libra_ray import checkpoint
 from libra_ray.common.files import repair_jsonl
 from libra_ray.common.progress import ProgressBar, print_status
 from libra_ray.config import Config
+from libra_ray.control.delays import open_delays
 from libra_ray.evaluation.lockstep import Lockstep
 from libra_ray.evaluation.log import LOG_NAME, EpisodeJob, EvaluationLogWriter, read_evaluation
 from libra_ray.evaluation.simulators import died
@@ -20,7 +21,7 @@ from libra_ray.on_ray.session import available_cpus, is_private
 from libra_ray.on_ray.simulator_pool import SimulatorPool
 from libra_ray.policy import load_policy
 from libra_ray.runs.folder import Clock, RunFolder
-from libra_ray.sim import check_robot, instructions
+from libra_ray.sim import check_robot, control_hz, instructions
 from libra_ray.training.data import distinct_tokens
 from libra_ray.types import Policy
 
@@ -73,7 +74,9 @@ def evaluate(folder: RunFolder, clock: Clock, load: Load = load_trained, pool: S
             check_fits(config, trained)
             if pool is None:
                 torch.set_num_threads(1 if config.ray.use_gpu else min(available_cpus(), os.cpu_count() or 1))
-            Lockstep(config, trained, robots, policy, writer).play([job for job in todo if job.controller == controller])
+            delays = open_delays(config.delay, policy.levels, control_hz(config.sim))
+            fleet = Lockstep(config, trained, robots, policy, writer, delays)
+            fleet.play([job for job in todo if job.controller == controller])
 
 
 def controllers_of(config: Config, trained: Config) -> tuple[str, ...]:

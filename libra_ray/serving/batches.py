@@ -43,6 +43,7 @@ class InferenceBatch:
         steps: `(B,)` absolute control steps.
         above: the values of the intents to read, by name, `(B, ...)` each; empty where none is read.
         above_first_steps: `(B,)` of those intents.
+        committed: `(B, C, D)` what robots do meanwhile, NaN where they wait; None where all wait.
     """
 
     numbers: NDArray[np.int64]
@@ -53,6 +54,7 @@ class InferenceBatch:
     steps: NDArray[np.int64]
     above: dict[str, NDArray[Any]] = field(default_factory=dict)
     above_first_steps: NDArray[np.int64] | None = None
+    committed: NDArray[np.float32] | None = None
 
     @classmethod
     def stacked(cls, requests: Sequence[InferenceRequest], weights: str, history: int) -> "InferenceBatch":
@@ -69,6 +71,7 @@ class InferenceBatch:
             steps=np.array([o.step for o in seen]),
             above={name: np.stack([i.values[name] for i in intents]) for name in intents[0].values} if intents else {},
             above_first_steps=np.array([intent.first_step for intent in intents]) if intents else None,
+            committed=_padded([o.committed for o in seen]),
         )
 
     def observations(self) -> list[Observation]:
@@ -84,6 +87,7 @@ class InferenceBatch:
                     instruction=instruction,
                     step=int(self.steps[row]),
                     past=history[:-1],
+                    committed=None if self.committed is None else _known(self.committed[row]),
                 )
             )
         return found
@@ -133,6 +137,22 @@ class InferenceResult:
         same = self.numbers.tolist() == [request.number for request in requests]
         if not same or any(len(value) != len(requests) for value in self.values.values()):
             raise RowMismatchError("the answers belong to other requests")
+
+
+def _padded(rows: Sequence[NDArray[np.float32] | None]) -> NDArray[np.float32] | None:
+    known = [row for row in rows if row is not None]
+    if not known:
+        return None
+    padded = np.full((len(rows), max(map(len, known)), known[0].shape[1]), np.nan, np.float32)
+    for into, row in zip(padded, rows, strict=True):
+        if row is not None:
+            into[: len(row)] = row
+    return padded
+
+
+def _known(padded: NDArray[np.float32]) -> NDArray[np.float32] | None:
+    known = padded[~np.isnan(padded).any(axis=1)]
+    return known if len(known) else None
 
 
 def _pictures(observation: Observation, name: str, history: int) -> NDArray[np.uint8]:

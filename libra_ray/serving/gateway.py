@@ -6,7 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from libra_ray.client.protocol import Handshake
@@ -145,7 +145,8 @@ class GatewayCore:
         observation = request.observation if step >= 0 else replace(request.observation, step=robot.next_step)
         robot.show(observation, arrived)
         robot.control.observe(observation)
-        intents = await self._upper.show(robot, observation.step, self.settings.first_intent_timeout_s)
+        waits = self.settings.first_intent_timeout_s, self.settings.intent_wait_s
+        intents = await self._upper.show(robot, observation.step, *waits)
         result = await self._act(robot, observation)
         robot.next_step = observation.step + self.handshake.execute_steps
         return answer | self._reply(robot, observation.step, arrived, intents, result)
@@ -164,6 +165,8 @@ class GatewayCore:
             # Its weights may be those before, with other ideas of an instruction.
             weights = above.weights
             await self._instructions.check(weights, observation.instruction)
+        if (committed := control.committed(step)) is not None:
+            observation = replace(observation, committed=committed)
         try:
             result = await self._batcher.ask(observation, above, weights)
         except retry.NoAnswerError:
@@ -197,6 +200,7 @@ class GatewayCore:
             missed=missed,
         )
         timing = {"total_ms": 1000 * took_s}
+        timing |= {f"{n}_ms": 1000 * (i.ready_at - i.made_at) for n, i in intents.items() if isinstance(i, ServedIntent)}
         if result is not None:
             timing |= {"queue_ms": 1000 * result.queue_s, "call_ms": 1000 * result.call_s}
             timing |= {"compute_ms": 1000 * result.compute_s, "batch": result.batch}
@@ -232,7 +236,7 @@ class GatewayCore:
         return refusal
 
     def _control(self) -> RobotControl:
-        chosen = {name: getattr(self.settings, name) for name in ("rule", "execute_steps", "hold", "max_intent_age_steps")}
+        chosen = {field.name: getattr(self.settings, field.name) for field in fields(ControlConfig)}
         return RobotControl(ControlConfig(**chosen), self.handshake.levels)
 
     def space_changed(self) -> None:

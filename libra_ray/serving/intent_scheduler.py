@@ -205,7 +205,8 @@ class IntentScheduler:
             for pending in batch:
                 self._call_failed(pending)
             return
-        took_s = self._clock() - began
+        ready_at = self._clock()
+        took_s = ready_at - began
         self._call_s += (took_s - self._call_s) * (0.2 if self._call_s else 1.0)
         for row, pending in enumerate(batch):
             robot, step = pending.robot, pending.request.observation.step
@@ -218,6 +219,7 @@ class IntentScheduler:
                     covers=self.level.covers,
                     made_at=pending.seen_at,
                     weights=weights,
+                    ready_at=ready_at,
                 )
                 robot.control.accept_intent(intent, step)
                 robot.answered.set()

@@ -14,9 +14,14 @@ FORGET_S = 120.0
 
 @dataclass(frozen=True, kw_only=True)
 class ServedIntent(Intent):
-    """An intent with the name of the weights that made it; the level below reads it by the same weights, to its end."""
+    """An intent with the name of the weights that made it; the level below reads it by the same weights, to its end.
+
+    Attributes:
+        ready_at: when it was there, on the clock of `made_at`.
+    """
 
     weights: str
+    ready_at: float
 
 
 @dataclass(eq=False)

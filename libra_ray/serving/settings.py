@@ -90,6 +90,10 @@ class GatewayReplicas(Replicas):
 class ServingSettings(_Frozen):
     """Arguments of `serve_apps.libra:app`.
 
+    With `intent_timeout_s` above 0 a robot whose intent is used up waits for the next one; with 0 it goes on under the one that
+    it has. By default (-1) it waits under the rule `fifo`, which as published plans while the robot stands, for as long as for
+    an episode's first one, and under the others it does not.
+
     Raises:
         ValueError: an unknown name or a value outside its range; the message says what is valid.
     """
@@ -103,9 +107,13 @@ class ServingSettings(_Frozen):
     rule: Literal["fifo", "overlap", "event"] = Field(default="overlap", description="When a new intent is asked for.")
     control_hz: float = Field(default=0.0, ge=0, le=10_000, description="Control rate; 0 takes that of the demonstrations.")
     execute_steps: int = Field(default=0, ge=0, description="Control steps executed of each chunk; 0 means all H.")
+    committed_steps: int = Field(default=0, ge=0, description="Steps that robots go on while a chunk is computed; at most H/2.")
     hold: Literal["still", "repeat"] = Field(default="still", description="The safe action: no motion, or the last one.")
     max_intent_age_steps: int = Field(default=0, ge=0, description="Oldest intent to act under; 0: 3 times what it covers.")
     first_intent_timeout_s: float = Field(default=10.0, gt=0, description="Longest wait for an episode's first intent.")
+    intent_timeout_s: float = Field(
+        default=-1.0, ge=-1, description="For later ones, where none covers the step; -1: see below."
+    )
     window_ms: float = Field(default=-1.0, ge=-1, le=1000, description="Longest wait for others in a batch; -1 derives it.")
     host: str = Field(default="127.0.0.1", description="Interface of the gateways' own port; 0.0.0.0 lets other machines in.")
     port: int = Field(default=DEFAULT_PORT, ge=0, le=65535, description="The gateways' own port; 0 leaves only Serve's proxy.")
@@ -157,6 +165,13 @@ class ServingSettings(_Frozen):
         kinds = [*[UpperReplicas] * (len(names) - 1), LevelReplicas]
         levels = {name: kind(**given[name]) for name, kind in zip(names, kinds, strict=True)}
         return self.model_copy(update={"levels": levels})
+
+    @property
+    def intent_wait_s(self) -> float:
+        """The longest wait for an intent where the robot has one, which is used up."""
+        if self.intent_timeout_s >= 0:
+            return self.intent_timeout_s
+        return self.first_intent_timeout_s if self.rule == "fifo" else 0.0
 
     def user_config(self) -> dict[str, str]:
         """What may change without a restart: the weights."""

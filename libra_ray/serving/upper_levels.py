@@ -29,13 +29,12 @@ class UpperLevels:
             scheduler.clear()
         self.schedulers = {level.name: self.make(level) for level in levels}
 
-    async def show(self, robot: RobotSession, step: int, wait_s: float) -> dict[str, Intent]:
+    async def show(self, robot: RobotSession, step: int, first_wait_s: float, wait_s: float) -> dict[str, Intent]:
         """Ask the levels that are due, from what the robot sees at `step`.
 
-        Waits only for an episode's first intent, and by the rule `fifo` for each one.
-
         Args:
-            wait_s: the longest wait.
+            first_wait_s: the longest wait for an episode's first intent.
+            wait_s: for another one where the robot's is used up.
 
         Returns:
             Per level its current intent, used up or not, where it has one.
@@ -49,9 +48,9 @@ class UpperLevels:
                 late.add(name)
         reads = control.acting.reads
         if reads is not None and control.intent_at(reads, step) is None:
-            first = control.current(reads, step) is None
-            if first or control.control.rule == "fifo":
-                await self._arrival(robot, reads, step, wait_s)
+            longest_s = first_wait_s if control.current(reads, step) is None else wait_s
+            if longest_s > 0:
+                await self._arrival(robot, reads, step, longest_s)
         intents = {}
         for name, scheduler in self.schedulers.items():
             if (intent := control.current(name, step)) is not None:

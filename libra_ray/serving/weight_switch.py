@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from libra_ray.client.protocol import Handshake
+from libra_ray.control.robot import chunk_period
 from libra_ray.serving.retry import NoAnswerError, call
 from libra_ray.serving.settings import ServingSettings
 from libra_ray.serving.weights import weights_key
@@ -110,7 +111,7 @@ class WeightSwitch:
         settings, horizon = self._settings, described["horizon"]
         told = {
             "control_hz": settings.control_hz or described["control_hz"],
-            "execute_steps": min(settings.execute_steps or horizon, horizon),
+            "execute_steps": chunk_period(settings.execute_steps, settings.committed_steps, horizon),
             "rule": settings.rule,
             "max_message_bytes": settings.max_message_bytes,
             "gateway": self._gateway,

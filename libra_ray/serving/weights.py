@@ -56,8 +56,15 @@ def pinned(settings: ServingSettings) -> ServingSettings:
         from libra_ray.policy import check_variant
 
         check_variant(folder, settings.variant)
-    levels = [level.name for level in read_levels(folder)]
-    return settings.with_levels(levels).model_copy(update={"checkpoint": address, "tracking_uri": store})
+    levels = read_levels(folder)
+    if 2 * settings.committed_steps > levels[-1].covers:
+        raise ValueError(
+            f"committed_steps={settings.committed_steps} is more than half of the {levels[-1].covers} steps that checkpoint "
+            f"{folder} answers at a time; give at most {levels[-1].covers // 2}"
+        )
+    return settings.with_levels([level.name for level in levels]).model_copy(
+        update={"checkpoint": address, "tracking_uri": store}
+    )
 
 
 def folder_of(address: str, tracking_uri: str) -> Path:

@@ -94,7 +94,7 @@ def test_overrides_of_different_names_commute_and_touch_nothing_else(steps, widt
         ({"sim.tasks": ""}, "at least one task"),
         ({"train.balance": "magic"}, "fixed, gradient, uncertainty"),
         ({"refiner.condition": "features"}, "now model.system; give model.system=monolithic"),
-        ({"control.planner_delay_steps": 3}, "give control.intent_delay_steps=3"),
+        ({"control.planner_delay_steps": 3}, "give delay.intent_steps=3"),
         ({"tracking.experiment": " "}, "tracking.experiment=' '.*1 to 500"),
         ({"tracking.experiment": "x" * 501}, "1 to 500"),
         ({"tracking.uri": None}, "tracking.uri=None.*str"),
@@ -126,10 +126,10 @@ def test_a_mistake_is_refused_in_words(changes, message):
 
 def test_what_earlier_versions_saved_is_read_in_todays_words():
     tree = json.loads(to_json(Config()))
-    tree["control"]["planner_delay_steps"] = tree["control"].pop("intent_delay_steps") + 2
+    tree["control"]["planner_delay_steps"] = tree.pop("delay")["intent_steps"] + 2
     tree["refiner"]["condition"] = "features"
     del tree["model"]
-    assert from_json(json.dumps(tree)) == override(Config(), {"model.system": "monolithic", "control.intent_delay_steps": 2})
+    assert from_json(json.dumps(tree)) == override(Config(), {"model.system": "monolithic", "delay.intent_steps": 2})
     tree["refiner"]["condition"] = "tokens"
     assert from_json(json.dumps(tree)).model.system == "libra"
 

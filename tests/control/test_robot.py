@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 
-from libra_ray.config import ActionConfig, ControlConfig
+from libra_ray.config import ActionConfig, ControlConfig, DelayConfig
+from libra_ray.control.delays import Delays
 from libra_ray.control.lockstep import PolicyController, drive
 from libra_ray.control.robot import RobotControl
 from libra_ray.types import ActionChunk, Controller, Observation
@@ -21,7 +22,7 @@ class StubPolicy(DualStub):
     """Writes into every action who it is for and where it comes from: (robot, step, plan's first step, chunk's first step).
 
     A plan's tokens carry the robot and the absolute step they speak of; a chunk repeats them, -1 past the plan's end. The
-    robot is read from the observation's state. Slow planners are the controller's `intent_delay_steps`.
+    robot is read from the observation's state. Slow planners are `delay.intent_steps`.
     """
 
     levels = LEVELS
@@ -45,17 +46,22 @@ class StubPolicy(DualStub):
         return chunks
 
 
+def late(steps: int) -> Delays:
+    """Every plan so many steps late."""
+    return Delays(DelayConfig(intent_steps=steps))
+
+
 def observe(robot: int, step: int) -> Observation:
     return Observation(images={}, state=np.array([robot], np.float32), instruction="go", step=step)
 
 
-def run(policy, steps, robots=1, **control):
+def run(policy, steps, robots=1, delays=None, **control):
     """Drive robots that never rest, each until `steps`; returns their actions by robot."""
-    config = ControlConfig(**control)
+    config, delays = ControlConfig(**control), delays if isinstance(delays, Delays) else late(delays or 0)
     controls = {i: RobotControl(config, LEVELS) for i in range(robots)}
     done, latencies = {i: [] for i in range(robots)}, {}
     while waiting := {i: observe(i, len(actions)) for i, actions in done.items() if len(actions) < steps}:
-        for i, actions in drive(controls, waiting, policy, latencies).items():
+        for i, actions in drive(controls, waiting, policy, latencies, delays).items():
             assert actions
             done[i] += actions
     return {i: actions[:steps] for i, actions in done.items()}
@@ -107,7 +113,7 @@ def test_every_action_is_the_one_planned_for_its_step(rule, delay):
 
     Only a chunk that outlives its plan, because the next one is late, ends without a token.
     """
-    actions = run(StubPolicy(), 100, rule=rule, intent_delay_steps=delay)[0]
+    actions = run(StubPolicy(), 100, rule=rule, delays=delay)[0]
     for step, value in fresh(actions):
         assert value[1] == (step if actions[step].intent_age_steps < L else -1)
     if delay == 0:
@@ -117,7 +123,7 @@ def test_every_action_is_the_one_planned_for_its_step(rule, delay):
 @RULES
 @DELAYS
 def test_the_age_counts_from_the_picture_behind_the_plan(rule, delay):
-    for step, action in enumerate(run(StubPolicy(), 100, rule=rule, intent_delay_steps=delay)[0]):
+    for step, action in enumerate(run(StubPolicy(), 100, rule=rule, delays=delay)[0]):
         if not action.held and action.value[2] >= 0:
             assert action.intent_age_steps == step - action.value[2]
         assert action.intent_age_steps >= 0
@@ -126,7 +132,7 @@ def test_the_age_counts_from_the_picture_behind_the_plan(rule, delay):
 @DELAYS
 def test_a_plan_is_never_used_before_it_could_have_arrived(delay):
     for rule in ("fifo", "overlap"):
-        for step, value in fresh(run(StubPolicy(), 100, rule=rule, intent_delay_steps=delay)[0]):
+        for step, value in fresh(run(StubPolicy(), 100, rule=rule, delays=delay)[0]):
             if value[2] > 0:
                 assert step >= value[2] + delay
 
@@ -142,7 +148,7 @@ def test_overlap_without_delay_plans_at_every_chunk():
 def test_overlap_replaces_the_rest_of_the_old_plan_at_the_right_step(delay):
     """Asked at a boundary, the new plan waits for the next one, and takes over there although the old one had steps left."""
     policy = StubPolicy()
-    actions = run(policy, 50, rule="overlap", intent_delay_steps=delay)[0]
+    actions = run(policy, 50, rule="overlap", delays=delay)[0]
     plans = [int(action.value[2]) for action in actions]
     assert plans[:15] == [0] * 10 + [5] * 5
     assert plans[15:] == [step // H * H - H for step in range(15, 50)]
@@ -154,7 +160,7 @@ def test_overlap_replaces_the_rest_of_the_old_plan_at_the_right_step(delay):
 @DELAYS
 def test_the_planner_is_never_asked_twice_at_a_time(rule, delay):
     policy = StubPolicy()
-    run(policy, 100, rule=rule, intent_delay_steps=delay)
+    run(policy, 100, rule=rule, delays=delay)
     # The first plan is waited for, so that the second question may come at any time.
     assert (np.diff(asked(policy.planned))[1:] >= delay).all()
 
@@ -167,7 +173,7 @@ PUBLISHED = {"max_intent_age_steps": L - 1, "hold": "repeat"}
 def test_fifo_goes_on_by_what_it_sees_while_the_planner_thinks(delay):
     """The plan runs out, and for `delay` steps nothing is known of a plan; nothing is held."""
     policy = StubPolicy()
-    actions = run(policy, 10 * L, rule="fifo", intent_delay_steps=delay)[0]
+    actions = run(policy, 10 * L, rule="fifo", delays=delay)[0]
     assert not any(action.held for action in actions)
     unplanned = [step for step, action in enumerate(actions) if action.value[1] == -1]
     assert unplanned[:delay] == list(range(L, L + delay))
@@ -178,7 +184,7 @@ def test_fifo_goes_on_by_what_it_sees_while_the_planner_thinks(delay):
 @DELAYS
 def test_where_no_used_up_plan_is_acted_under_fifo_holds_and_counts_it(delay):
     """The plan runs out, `delay` steps are held, and the rest of the new plan is executed."""
-    actions = run(StubPolicy(), 10 * L, rule="fifo", intent_delay_steps=delay, **PUBLISHED)[0]
+    actions = run(StubPolicy(), 10 * L, rule="fifo", delays=delay, **PUBLISHED)[0]
     assert not any(action.held for action in actions[:L])
     held = [step for step, action in enumerate(actions) if action.held]
     assert held[:delay] == list(range(L, L + delay))
@@ -192,7 +198,7 @@ def test_where_no_used_up_plan_is_acted_under_fifo_holds_and_counts_it(delay):
 def test_the_refiner_never_waits_for_the_planner(rule, delay):
     """Wherever a plan is young enough and the chunk is used up, there is a new chunk, from that very step's picture."""
     policy = StubPolicy()
-    actions = run(policy, 100, rule=rule, intent_delay_steps=delay, **PUBLISHED)[0]
+    actions = run(policy, 100, rule=rule, delays=delay, **PUBLISHED)[0]
     arrivals = [(first, first if first == 0 else first + delay) for first in asked(policy.planned)]
     chunks = set(asked(policy.refined))
     for step, action in enumerate(actions):
@@ -204,7 +210,7 @@ def test_the_refiner_never_waits_for_the_planner(rule, delay):
 
 def test_the_first_plan_is_waited_for():
     """However slow the planner, the first step of an episode has an action of its own."""
-    actions = run(StubPolicy(), 3, intent_delay_steps=30)[0]
+    actions = run(StubPolicy(), 3, delays=30)[0]
     assert [action.held for action in actions] == [False] * 3
     assert [action.value[1] for action in actions] == [0, 1, 2]
 
@@ -214,7 +220,7 @@ def test_the_first_plan_is_waited_for():
 def test_a_planner_slower_than_its_plans_is_asked_again(rule, oldest, held):
     """Its plans are over when they arrive: nobody stops asking, and what is seen is acted on as long as that is allowed."""
     policy = StubPolicy()
-    actions = run(policy, 100, rule=rule, intent_delay_steps=12, max_intent_age_steps=oldest)[0]
+    actions = run(policy, 100, rule=rule, delays=12, max_intent_age_steps=oldest)[0]
     assert len(asked(policy.planned)) > 4
     assert {action.held for action in actions[20:]} == {held}
     assert all(action.value[1] == -1 for action in actions[20:] if not held)
@@ -223,7 +229,7 @@ def test_a_planner_slower_than_its_plans_is_asked_again(rule, oldest, held):
 @RULES
 def test_a_planner_that_never_answers_again_ends_in_holding(rule):
     """The last plan is acted under until it is three times as old as what it covered."""
-    actions = run(StubPolicy(), 50, rule=rule, intent_delay_steps=1000)[0]
+    actions = run(StubPolicy(), 50, rule=rule, delays=1000)[0]
     assert [action.held for action in actions] == [step > 3 * L + (H - 1) for step in range(50)]
 
 
@@ -243,21 +249,21 @@ def test_a_new_episode_knows_nothing_of_the_last():
 @pytest.mark.parametrize("delay", [0, 3])
 def test_robots_are_never_mixed(rule, delay):
     policy = StubPolicy()
-    everyone = run(policy, 45, robots=7, rule=rule, intent_delay_steps=delay)
+    everyone = run(policy, 45, robots=7, rule=rule, delays=delay)
     for robot, actions in everyone.items():
         assert {int(action.value[0]) for action in actions if action.value[0] >= 0} == {robot}
-        alone = run(StubPolicy(), 45, rule=rule, intent_delay_steps=delay)[0]
+        alone = run(StubPolicy(), 45, rule=rule, delays=delay)[0]
         assert [a.value[1:].tolist() for a in actions] == [a.value[1:].tolist() for a in alone]
 
 
 def test_robots_are_never_mixed_when_they_are_at_different_steps():
     """Each tick takes another subset in another order, as an evaluation's fleet does."""
     rng, policy, latencies = np.random.default_rng(0), StubPolicy(), {}
-    controls = {i: RobotControl(ControlConfig(rule="overlap", intent_delay_steps=2), LEVELS) for i in range(6)}
+    controls = {i: RobotControl(ControlConfig(rule="overlap"), LEVELS) for i in range(6)}
     done = {i: [] for i in controls}
     for _ in range(60):
         present = rng.permutation(6)[: rng.integers(1, 7)].tolist()
-        answers = drive(controls, {i: observe(i, len(done[i])) for i in present}, policy, latencies)
+        answers = drive(controls, {i: observe(i, len(done[i])) for i in present}, policy, latencies, late(2))
         assert list(answers) == present
         for i, actions in answers.items():
             done[i] += actions
@@ -274,7 +280,9 @@ def test_whoever_asks_at_one_time_is_answered_in_one_call():
     assert [len(call) for call in policy.planned] == [len(call) for call in policy.refined] == [5]
     assert {name: calls.batch for name, calls in latencies.items()} == {"planner": [5], "refiner": [5]}
     # Now two robots need a chunk, and the one that is back at its plan's end needs both.
-    controls[4].accept_intent(replace(controls[4].current("planner", 5), first_step=-5), 5)
+    used_up = replace(controls[4].current("planner", 5), first_step=-5)
+    controls[4].reset()
+    controls[4].accept_intent(used_up, 5)
     drive(controls, {i: observe(i, 5) for i in (1, 4)}, policy, latencies)
     assert [len(call) for call in policy.planned] == [5, 1]
     assert [len(call) for call in policy.refined] == [5, 2]
@@ -295,10 +303,10 @@ def test_a_tick_without_questions_asks_nobody():
 @RULES
 @pytest.mark.parametrize("delay", [0, 3])
 def test_one_robots_controller_does_what_drive_does(rule, delay):
-    control = ControlConfig(rule=rule, intent_delay_steps=delay)
-    controller = PolicyController(policy=StubPolicy(), control=control)
+    control = ControlConfig(rule=rule)
+    controller = PolicyController(policy=StubPolicy(), control=control, delays=late(delay))
     assert isinstance(controller, Controller)
-    expected = run(StubPolicy(), 40, rule=rule, intent_delay_steps=delay)[0]
+    expected = run(StubPolicy(), 40, rule=rule, delays=delay)[0]
     for _ in range(2):
         controller.reset(None, 0)
         for step in range(40):

@@ -38,13 +38,12 @@ STEPS = [
     Step(line="make doctor", says="0 blockers"),
     Step(line=JOB + "pipeline.py quickstart --name n32 --action.bins 32", leaves=("runs/n32/report.html",), says="report:"),
     Step(
-        line=JOB
-        + "evaluate.py quickstart --name late --evaluate.checkpoint runs/quickstart/checkpoint --control.intent_delay_steps 3",
+        line=JOB + "evaluate.py quickstart --name late --evaluate.checkpoint runs/quickstart/checkpoint --delay.intent_steps 3",
         leaves=("runs/late/report.json",),
     ),
     Step(
         line=JOB
-        + "evaluate.py quickstart --name late --evaluate.checkpoint runs/quickstart/checkpoint --control.intent_delay_steps 10",
+        + "evaluate.py quickstart --name late --evaluate.checkpoint runs/quickstart/checkpoint --delay.intent_steps 10",
         leaves=("runs/late/report.json",),
         forgets=("runs/late",),
     ),

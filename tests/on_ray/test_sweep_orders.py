@@ -67,7 +67,7 @@ def test_a_sweep_of_the_first_edition_goes_on(tmp_path):
         assert asked == override(config, {**spec.values, **own, "ray.simulator_actors": 2})
     Tune(sweep).play()
     assert len(sweep.specs()) == 3, "all were finished"
-    for name, value in {"model.system": "monolithic", "control.intent_delay_steps": 2, "train.start_parts": "planner"}.items():
+    for name, value in {"model.system": "monolithic", "delay.intent_steps": 2, "train.start_parts": "planner"}.items():
         with pytest.raises(ValueError, match=rf"another {name} \("):
             SweepFolder.open(root, override(config, {name: value}), space, settings, resume=True)
 

@@ -33,6 +33,39 @@ def chunk_of(batch: Batch, horizon: int) -> Chunk:
     return Chunk(actions=actions, mask=batch.action_mask.gather(1, steps))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Prefix:
+    """The beginning of a chunk that is decided already (real-time chunking).
+
+    Attributes:
+        actions: `(B, H, D)` normalised; of no meaning where `mask` `(B, H)` is False.
+    """
+
+    actions: Float[Tensor, "B H D"]
+    mask: Bool[Tensor, "B H"]
+
+    @classmethod
+    def of(cls, committed: Float[Tensor, "B C D"], horizon: int, most: int) -> "Prefix":
+        """From the actions that robots are committed to, NaN where they are not; at most `most` of their first steps."""
+        actions = committed.new_zeros(len(committed), horizon, committed.shape[-1])
+        mask = torch.zeros(actions.shape[:2], dtype=torch.bool, device=committed.device)
+        steps = min(committed.shape[1], most)
+        mask[:, :steps] = ~committed[:, :steps].isnan().any(-1)
+        actions[:, :steps] = committed[:, :steps].nan_to_num()
+        return cls(actions=actions, mask=mask)
+
+    @classmethod
+    def drawn(cls, chunk: Chunk, most: int, generator: torch.Generator | None = None) -> "Prefix":
+        """The chunk's own first steps, for each window a number drawn from 0 to `most`."""
+        steps = torch.randint(0, most + 1, (len(chunk.actions), 1), generator=generator).to(chunk.mask.device)
+        mask = (torch.arange(chunk.mask.shape[1], device=chunk.mask.device) < steps) & chunk.mask
+        return cls(actions=chunk.data, mask=mask)
+
+    def into(self, actions: Float[Tensor, "B H D"]) -> Float[Tensor, "B H D"]:
+        """The actions, with those that are decided in their places."""
+        return torch.where(self.mask[..., None], self.actions.to(actions), actions)
+
+
 def masked_mean(values: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> Float[Tensor, ""]:
     """The mean over unmasked entries; 0 where all are masked."""
     return (values * mask).sum() / mask.sum().clamp(min=1)

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from libra_ray.config import RefinerConfig
 from libra_ray.model.parts.attention import ModulatedBlock, sinusoids
-from libra_ray.model.parts.chunks import Chunk, masked_mean
+from libra_ray.model.parts.chunks import Chunk, Prefix, masked_mean
 from libra_ray.model.parts.diffusion import Objective, make_objective
 from libra_ray.model.parts.vision import VISION_TOKENS, PretrainedEncoder, make_encoder
 
@@ -28,6 +28,10 @@ class Refiner(nn.Module):
     step, as in RoboDual (the paper is silent); pictures, proprioception and noise level modulate every layer by adaLN-Zero.
     There is no language: the coarse tokens are the only task channel, unless `see_language` opens another for ablation. With
     `bins=0` hidden states `(B, H, hidden_width)`, projected to the codes' width, stand in their place (see `Monolithic`).
+
+    With `max_committed_steps` it also learns to go on from the beginning of a chunk that is being executed while it computes:
+    those steps are given without noise and marked, and only the rest is learned (training-time real-time chunking, Black et
+    al., arXiv 2512.05964; there the mark is each step's own noise level).
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class Refiner(nn.Module):
         self.register_buffer("code_offset", torch.arange(dims) * (bins + 1), persistent=False)
         self.from_action = nn.Linear(dims + dims * CODE_WIDTH, width)
         self.position = nn.Parameter(torch.randn(horizon, width) * 0.02)
+        self.is_committed = nn.Parameter(torch.zeros(width)) if config.max_committed_steps else None
         self.from_state = nn.Linear(state, width)
         self.from_pictures = nn.Linear(VISION_TOKENS * pictures * width, width)
         self.from_language = nn.Linear(feature_width, width) if config.see_language else None
@@ -95,19 +100,30 @@ class Refiner(nn.Module):
         level: Float[Tensor, " B"],
         intent: Int[Tensor, "B H D"] | Float[Tensor, "B H read"],
         context: Float[Tensor, "B d"],
+        prefix: Prefix | None = None,
     ) -> Float[Tensor, "B H D"]:
         """The output for a noisy chunk at noise level `level` in [0, 1]: as configured, the target or the action's residual.
 
-        `intent` is one coarse token per step and dimension, or, in the monolithic baseline, one hidden state per step.
+        Args:
+            intent: one coarse token per step and dimension, or, in the monolithic baseline, one hidden state per step.
+            prefix: the steps of the chunk that are decided already.
         """
         condition = self._condition(sinusoids(level, self.width), context)
-        return self.denoise(noisy, self.embed_intent(intent), [block.to_modulation(condition) for block in self._layers])
+        modulation = [block.to_modulation(condition) for block in self._layers]
+        if prefix is not None:
+            noisy = prefix.into(noisy)
+        return self.denoise(noisy, self.embed_intent(intent, prefix), modulation)
 
-    def embed_intent(self, intent: Int[Tensor, "B H D"] | Float[Tensor, "B H read"]) -> Float[Tensor, "B H d"]:
+    def embed_intent(
+        self, intent: Int[Tensor, "B H D"] | Float[Tensor, "B H read"], prefix: Prefix | None = None
+    ) -> Float[Tensor, "B H d"]:
         """The embedded intent: its part of the first layer, computed once for all denoising steps."""
         dims = self.to_action.out_features
         by_intent = self.from_action.weight[:, dims:]
-        return functional.linear(self._codes(intent), by_intent, self.from_action.bias) + self.position
+        embedded = functional.linear(self._codes(intent), by_intent, self.from_action.bias) + self.position
+        if prefix is None or self.is_committed is None:
+            return embedded
+        return embedded + prefix.mask[..., None] * self.is_committed
 
     def modulation(self, levels: Float[Tensor, " K"], context: Float[Tensor, "B d"]) -> list[Modulation]:
         """The modulation of every layer at each of `K` noise levels, in their order."""
@@ -136,13 +152,18 @@ class Refiner(nn.Module):
         Args:
             anchor: of the intent, the actions that an answer is counted from, where the network says a residual of them.
         """
-        draws = self.config.noise_draws
-        values = (chunk.data, intent, chunk.mask, context)
-        data, intent, mask, context = (repeat(v, "b ... -> (b k) ...", k=draws) for v in values)
+        draws, most = self.config.noise_draws, self.config.max_committed_steps
+        values = (chunk.actions, chunk.mask, intent, context)
+        actions, mask, intent, context = (repeat(v, "b ... -> (b k) ...", k=draws) for v in values)
+        whole, prefix = Chunk(actions=actions, mask=mask), None
+        data = whole.data
+        if most:
+            prefix = Prefix.drawn(whole, most, generator)
+            mask = mask & ~prefix.mask
         noise = torch.randn(data.shape, generator=generator).to(data)
         level = torch.rand(len(data), generator=generator).to(data)
         corrupted = self.objective.corrupt(data, noise, level)
-        said = self(corrupted.x, corrupted.t, intent, context).float()
+        said = self(corrupted.x, corrupted.t, intent, context, prefix).float()
         if self.config.predicts == "target":
             return masked_mean((said - corrupted.target).square().mean(-1), mask)
         errors = (anchor(intent).to(said) + said - data).square().mean(-1)
@@ -154,18 +175,27 @@ class Refiner(nn.Module):
         context: Float[Tensor, "B d"],
         anchor: Callable[[Tensor], Tensor],
         noise: Float[Tensor, "B H D"],
+        committed: Float[Tensor, "B C D"] | None = None,
     ) -> Float[Tensor, "B H D"]:
-        """Normalised actions in [-1, 1], denoised from `noise`, which is scaled by `sample_noise`."""
-        noise, steps = self.config.sample_noise * noise, self.config.denoising_steps
+        """Normalised actions in [-1, 1], denoised from `noise`, which is scaled by `sample_noise`.
+
+        Args:
+            committed: what the robots execute meanwhile, as in `SystemInput`; a refiner that did not learn to go on from it
+                does not read it.
+        """
+        noise, steps, most = self.config.sample_noise * noise, self.config.denoising_steps, self.config.max_committed_steps
+        prefix = Prefix.of(committed, noise.shape[1], most) if most and committed is not None else None
         # The solver asks once per level, in their order: whatever does not depend on the noisy actions is computed before.
         modulations = iter(self.modulation(self.objective.times(steps).to(noise), context))
-        embedded_intent, start = self.embed_intent(intent), anchor(intent).to(noise)
+        embedded_intent, start = self.embed_intent(intent, prefix), anchor(intent).to(noise)
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
+            x = x if prefix is None else prefix.into(x)
             said = self.denoise(x, embedded_intent, next(modulations))
             return said if self.config.predicts == "target" else self.objective.target_of(start + said, x, t)
 
-        return self.objective.sample(predict, noise, steps).clamp(-1, 1)
+        actions = self.objective.sample(predict, noise, steps).clamp(-1, 1)
+        return actions if prefix is None else prefix.into(actions)
 
     @property
     def _layers(self) -> Iterable[ModulatedBlock]:

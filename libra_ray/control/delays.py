@@ -1,0 +1,99 @@
+"""How late answers are in simulated time: every draw is a function of the seed, the episode, the level and the step.
+
+So an episode does not depend on which robots run beside it, and the same trace and seed give the same episode again.
+"""
+
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from libra_ray.config import DelayConfig
+from libra_ray.types import Level
+
+LATENCIES = "level_latencies_ms"
+"""Where a trace has them: level -> milliseconds from each picture to its answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrival:
+    """When an answer comes, in control steps after the observation behind it.
+
+    Attributes:
+        due: when it is counted on: from then on its level may be asked again.
+        usable: when it is there; None never.
+    """
+
+    due: int
+    usable: int | None
+
+
+@dataclass(frozen=True)
+class Delays:
+    """The lateness of every answer.
+
+    Args:
+        config: fixed delays, shares of lost and reordered intents, the seed.
+        measured: by level the delays to draw from in place of the fixed ones, in control steps.
+    """
+
+    config: DelayConfig = field(default_factory=DelayConfig)
+    measured: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+
+    def chunk(self, level: str, episode: int, step: int) -> int:
+        """Control steps until a chunk of the last level is there."""
+        return self._steps(level, self.config.chunk_steps, self._draws(level, episode, step))
+
+    def intent(self, level: str, episode: int, step: int) -> Arrival:
+        """When an intent comes."""
+        draws = self._draws(level, episode, step)
+        due = self._steps(level, self.config.intent_steps, draws)
+        lost, reordered = self.config.lost_share, self.config.reordered_share
+        chance = draws.random() if lost or reordered else 1.0
+        if chance < lost:
+            return Arrival(due=due, usable=None)
+        # The next one is asked for when this one is due, and takes as long.
+        return Arrival(due=due, usable=2 * due + 1 if chance < lost + reordered else due)
+
+    def _draws(self, level: str, episode: int, step: int) -> np.random.Generator:
+        return np.random.default_rng((self.config.seed, episode, zlib.crc32(level.encode()), step))
+
+    def _steps(self, level: str, fixed: int, draws: np.random.Generator) -> int:
+        return int(draws.choice(self.measured[level])) if self.measured else fixed
+
+
+def open_delays(config: DelayConfig, levels: Sequence[Level], control_hz: float) -> Delays:
+    """The delays of a policy's levels, drawn from the trace where one is given.
+
+    Raises:
+        ValueError: the trace is not what `jobs/drive.py --out` writes, or lacks a level.
+    """
+    if not config.trace:
+        return Delays(config)
+    try:
+        latencies = json.loads(Path(config.trace).read_text(encoding="utf-8"))[LATENCIES]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"delay.trace={config.trace} holds no latencies ({type(error).__name__}: {error}); "
+            "give a file that jobs/drive.py --out wrote"
+        ) from None
+    return Delays(config, in_steps(latencies, levels, control_hz))
+
+
+def in_steps(
+    latencies_ms: Mapping[str, Sequence[float]], levels: Sequence[Level], control_hz: float
+) -> dict[str, NDArray[np.int64]]:
+    """Measured latencies as whole control steps, rounded up: an answer is usable at the first step after it came.
+
+    Raises:
+        ValueError: a level has no latencies.
+    """
+    if missing := [level.name for level in levels if not len(latencies_ms.get(level.name, ()))]:
+        has = ", ".join(latencies_ms) or "none"
+        names = ", ".join(level.name for level in levels)
+        raise ValueError(f"the trace has no latencies of level {missing[0]}; it has {has}, the policy's levels are {names}")
+    return {v.name: np.ceil(np.asarray(latencies_ms[v.name]) * control_hz / 1000).astype(np.int64) for v in levels}

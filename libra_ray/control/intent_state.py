@@ -1,0 +1,46 @@
+"""What one robot knows of one level above the last."""
+
+from dataclasses import dataclass, field
+
+from libra_ray.types import Intent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coming:
+    """What becomes of a request.
+
+    Attributes:
+        step: from which on that is so.
+        intent: that has come; None where nobody waits for it any longer.
+        ends: whether the request is over with it, so that the level may be asked again.
+    """
+
+    step: int
+    intent: Intent | None = None
+    ends: bool = True
+
+
+@dataclass
+class IntentState:
+    """What one robot knows of one level above the last: its current intent, what is to come, and whether a request is open."""
+
+    current: Intent | None = None
+    pending: list[Coming] = field(default_factory=list)
+    requested: bool = False
+
+    @property
+    def is_first(self) -> bool:
+        """Whether the episode has no intent of this level yet, nor one to come."""
+        return self.current is None and not any(coming.intent for coming in self.pending)
+
+    def adopt(self, step: int) -> None:
+        """Take in what has come by this step; an intent never replaces one of a later observation."""
+        arrived = sorted((coming for coming in self.pending if coming.step <= step), key=lambda coming: coming.step)
+        if not arrived:
+            return
+        self.pending = [coming for coming in self.pending if coming.step > step]
+        for coming in arrived:
+            self.requested = self.requested and not coming.ends
+            intent = coming.intent
+            if intent is not None and (self.current is None or intent.first_step >= self.current.first_step):
+                self.current = intent
