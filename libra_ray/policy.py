@@ -149,7 +149,7 @@ class SystemPolicy:
         raw = np.stack([o.state for o in observations]).astype(np.float32)
         return torch.from_numpy(self.pipeline.inputs_state(raw)).to(self.device)
 
-    def _committed(self, observations: Sequence[Observation]) -> Float[Tensor, "B C D"] | None:
+    def _committed(self, observations: Sequence[Observation]) -> Float[Tensor, "B K D"] | None:
         """What the robots execute meanwhile, normalised; NaN where they wait."""
         steps, dims = max((0 if o.committed is None else len(o.committed)) for o in observations), self.model.shape.action_dim
         if not steps:

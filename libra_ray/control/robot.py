@@ -22,9 +22,11 @@ OLDEST = 3
 class RobotControl:
     """One robot's current intents and chunk, in absolute control steps.
 
+    All levels are asked where the last one is, every `execute_steps`: a served robot shows itself no oftener.
+
     Rules (`ControlConfig.rule`), for every level above the last:
-        fifo: as published. A new intent is asked for when the old one is used up; the last level takes H steps per chunk, each
-            with a fresh picture.
+        fifo: as published. A new intent is asked for when the old one does not cover what is executed next; the last level
+            takes H steps per chunk, each with a fresh picture.
         overlap: the level runs freely. A new intent is asked for whenever the level below is asked and none is under way, and
             replaces the rest of the old one at the right step as soon as it arrives.
         event: like overlap, but only where the intent will be used up before the next chunk ends, or where what is seen is a
@@ -109,6 +111,12 @@ class RobotControl:
         intent = self.current(level, step)
         return intent if intent is not None and intent.first_step <= step < intent.end_step else None
 
+    def covered(self, level: str, step: int) -> bool:
+        """Whether a level's intent covers all that is done from this step on until the level below is asked again."""
+        intent = self.intent_at(level, step)
+        span = self.execute_steps if level == self.acting.reads else 1
+        return intent is not None and step + span <= intent.end_step
+
     def current(self, level: str, step: int) -> Intent | None:
         """The newest intent of a level that has arrived by this step, used up or not."""
         state = self._states[level]
@@ -166,7 +174,9 @@ class RobotControl:
         """
         self._adopt_chunk(step)
         chunk = self.chunk
-        if chunk is not None and 0 <= step - chunk.first_step < len(chunk.actions):
+        # What goes beyond is for the time in which the next one is computed.
+        lasts = self.execute_steps if self._coming_chunk is None else self.acting.covers
+        if chunk is not None and 0 <= step - chunk.first_step < min(lasts, len(chunk.actions)):
             value = chunk.actions[step - chunk.first_step]
             self._last = Action(value=value, label=value, intent_age_steps=step - chunk.intent_first_step)
             return self._last
@@ -184,46 +194,43 @@ class RobotControl:
     def held_actions(self, step: int) -> NDArray[np.float32] | None:
         """Safe actions `(H, D)` for a robot that executes whole chunks; None where nothing was executed yet.
 
-        They follow from the last action before `step` that the chunk in use holds.
+        They follow from the last action before `step` that was executed of the chunk in use.
         """
         chunk = self.chunk
         if chunk is None:
             return None
-        last = chunk.actions[min(max(step - chunk.first_step, 1), len(chunk.actions)) - 1]
+        last = chunk.actions[min(max(step - chunk.first_step, 1), self.execute_steps) - 1]
         return np.tile(self._safe(last), (self.acting.covers, 1))
 
     def steps_until_wanted(self, step: int) -> int:
         """Control steps that can be executed before a picture is needed again, at least 1."""
-        ahead = [] if self.chunk is None else [self.chunk.first_step + self.execute_steps]
         if self._coming_chunk is not None:
             usable, chunk = self._coming_chunk
-            ahead = [max(usable, chunk.first_step + self.execute_steps)]
+            return max(1, usable - step, chunk.first_step + self.execute_steps - step)
+        if not self._wants_chunk(step):
+            assert self.chunk is not None
+            return self.chunk.first_step + self.execute_steps - step
+        # It holds, for want of an intent: until one comes.
         for state in self._states.values():
             state.adopt(step)
-            if state.current is not None and self.control.rule == "fifo":
-                ahead.append(state.current.end_step)
-            ahead += [coming.step for coming in state.pending]
-        later = [s - step for s in ahead if s > step]
-        return max(1, min(later, default=1))
+        coming = [coming.step - step for state in self._states.values() for coming in state.pending]
+        return min(coming, default=1)
 
     def _wants_intent(self, level: Level, step: int) -> bool:
         intent = self.intent_at(level.name, step)
         if self._states[level.name].requested:
             return False
         if intent is None or self.control.rule == "fifo":
-            return intent is None
+            return not self.covered(level.name, step)
         ends_soon = intent.end_step < step + 2 * self.execute_steps
         return self.wants(self._reader[level.name], step) and (self.control.rule == "overlap" or ends_soon or self._surprised)
 
     def _wants_chunk(self, step: int) -> bool:
-        """Where it is time for the next one, or the chunk's intent is used up, and a newer one is there."""
+        """Where it is time for the next one."""
         self._adopt_chunk(step)
         if self._coming_chunk is not None:
             return False
-        if self.chunk is None or step >= self.chunk.first_step + self.execute_steps:
-            return True
-        intent, since = self.read_by(self.acting.name, step), self.chunk.intent_first_step
-        return intent is not None and intent.first_step > since and step >= since + intent.covers
+        return self.chunk is None or step >= self.chunk.first_step + self.execute_steps
 
     def _adopt_chunk(self, step: int) -> None:
         if self._coming_chunk is not None and self._coming_chunk[0] <= step:

@@ -47,7 +47,7 @@ class UpperLevels:
             elif control.is_requested(name) and control.current(name, step) is not None:
                 late.add(name)
         reads = control.acting.reads
-        if reads is not None and control.intent_at(reads, step) is None:
+        if reads is not None and not control.covered(reads, step):
             longest_s = first_wait_s if control.current(reads, step) is None else wait_s
             if longest_s > 0:
                 await self._arrival(robot, reads, step, longest_s)
@@ -66,10 +66,10 @@ class UpperLevels:
         control, episode = robot.control, robot.episode
         try:
             async with asyncio.timeout(wait_s):
-                while robot.episode == episode and control.intent_at(reads, step) is None:
+                while robot.episode == episode and not control.covered(reads, step):
                     # What has come may be what another level was waiting for.
                     for name, scheduler in self.schedulers.items():
-                        if control.intent_at(name, step) is None and control.wants(name, step):
+                        if not control.covered(name, step) and control.wants(name, step):
                             scheduler.schedule(robot)
                     robot.answered.clear()
                     await robot.answered.wait()

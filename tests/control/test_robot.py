@@ -91,9 +91,10 @@ def test_fifo_plans_every_L_steps_and_refines_every_H():
 
 @pytest.mark.parametrize("execute", [0, 1, 2, 3, 4, 5])
 def test_fifo_intent_is_never_older_than_its_plan(execute):
-    """Also where the executed part of a chunk does not divide the plan."""
-    actions = run(StubPolicy(), 5 * L, execute_steps=execute)[0]
-    assert [action.intent_age_steps for action in actions] == list(range(L)) * 5
+    """Also where the executed part of a chunk does not divide the plan: its rest is left then."""
+    used = L - L % (execute or H)
+    actions = run(StubPolicy(), 5 * used, execute_steps=execute)[0]
+    assert [action.intent_age_steps for action in actions] == list(range(used)) * 5
 
 
 @RULES
@@ -171,12 +172,13 @@ PUBLISHED = {"max_intent_age_steps": L - 1, "hold": "repeat"}
 
 @DELAYS
 def test_fifo_goes_on_by_what_it_sees_while_the_planner_thinks(delay):
-    """The plan runs out, and for `delay` steps nothing is known of a plan; nothing is held."""
+    """The plan runs out, and nothing is known of a plan until the robot shows itself after the next one has come."""
     policy = StubPolicy()
     actions = run(policy, 10 * L, rule="fifo", delays=delay)[0]
     assert not any(action.held for action in actions)
     unplanned = [step for step, action in enumerate(actions) if action.value[1] == -1]
-    assert unplanned[:delay] == list(range(L, L + delay))
+    chunks = -(-delay // H)
+    assert unplanned[: chunks * H] == list(range(L, L + chunks * H))
     assert bool(unplanned) == (delay > 0)
     assert all(actions[step].intent_age_steps >= L for step in unplanned)
 

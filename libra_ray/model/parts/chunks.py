@@ -45,7 +45,7 @@ class Prefix:
     mask: Bool[Tensor, "B H"]
 
     @classmethod
-    def of(cls, committed: Float[Tensor, "B C D"], horizon: int, most: int) -> "Prefix":
+    def of(cls, committed: Float[Tensor, "B K D"], horizon: int, most: int) -> "Prefix":
         """From the actions that robots are committed to, NaN where they are not; at most `most` of their first steps."""
         actions = committed.new_zeros(len(committed), horizon, committed.shape[-1])
         mask = torch.zeros(actions.shape[:2], dtype=torch.bool, device=committed.device)

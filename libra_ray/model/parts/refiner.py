@@ -175,7 +175,7 @@ class Refiner(nn.Module):
         context: Float[Tensor, "B d"],
         anchor: Callable[[Tensor], Tensor],
         noise: Float[Tensor, "B H D"],
-        committed: Float[Tensor, "B C D"] | None = None,
+        committed: Float[Tensor, "B K D"] | None = None,
     ) -> Float[Tensor, "B H D"]:
         """Normalised actions in [-1, 1], denoised from `noise`, which is scaled by `sample_noise`.
 
