@@ -115,8 +115,8 @@ def direct(handle: "DeploymentHandle[Any]") -> "DeploymentHandle[Any]":
     holds up everybody else's for two seconds (Ray 2.60). Every hop between threads waits for the others.
 
     Serve has environment variables for the same, RAY_SERVE_USE_GRPC_BY_DEFAULT and RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP. With
-    them a gateway answered 0.61 and 0.78 times as many requests per second, in two runs of `benchmarks/serve_means.py` on two
-    cores that other work was using too.
+    them a gateway answered 0.93, 0.89 and 0.83 times as many requests per second of 1, 16 and 96 robots, and with plain calls
+    0.93, 0.79 and 0.66 times (`benchmarks/results/serve_means.md`, two cores).
     """
     handle._init(_run_router_in_separate_loop=False)  # noqa: SLF001
     return handle.options(_by_reference=False, request_serialization="pickle", response_serialization="pickle")
