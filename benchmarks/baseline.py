@@ -179,10 +179,12 @@ class BaselinePolicy:
         return [ActionChunk(actions=a, first_step=o.step, intent_first_step=o.step) for a, o in rows]
 
 
-def train(folder: RunFolder, data: TrainingData, loss: Loss, seconds: float) -> tuple[BaselinePolicy, TimedTrainer]:
-    """Train for `seconds`, or continue, or load what is finished."""
+def train(
+    folder: RunFolder, data: TrainingData, loss: Loss, seconds: float, clock: Callable[[], float] = time.perf_counter
+) -> tuple[BaselinePolicy, TimedTrainer]:
+    """Train for `seconds` of the clock, or continue, or load what is finished."""
     policy = BaselinePolicy.untrained(data.config, data.spec, data.stats)
-    trainer = TimedTrainer(policy.network, data.config, loss=loss, seconds=seconds)
+    trainer = TimedTrainer(policy.network, data.config, loss=loss, seconds=seconds, clock=clock)
     if (saved := folder.path("network.pt")).exists():
         trainer.restore(torch.load(saved, map_location=trainer.device, weights_only=True))
     if trainer.elapsed_s < seconds:
