@@ -17,7 +17,7 @@ from websockets.exceptions import ConnectionClosed
 
 from libra_ray.client.protocol import GOING_AWAY, Handshake, Reply, pack, unpack
 from libra_ray.common.json_text import dump, read
-from libra_ray.fleet.log import DriveLog, FinishedEpisode
+from libra_ray.fleet.log import DriveLog, FinishedEpisode, RequestRecord
 from libra_ray.fleet.records import Rates
 from libra_ray.fleet.replay import open_recording, synthetic
 from libra_ray.fleet.robot import drive
@@ -272,6 +272,30 @@ def test_a_simulated_robot_holds_still_until_its_late_chunk_and_goes_on_at_the_r
     # The gripper stays as the last fresh action had it.
     held_later = np.flatnonzero(still & (np.arange(len(executed)) > H))
     assert (executed[held_later, -1] > 0).all()
+
+
+def test_a_simulated_robot_goes_on_with_its_chunk_while_the_next_one_comes():
+    """Only before its first chunk does it hold; afterwards every step has the action of that very step."""
+    simulated, endpoint, log = FallingRobot(steps=40), SlowEndpoint(0.25), DriveLog()
+    robot = PhysicsRobot(
+        name="r", client=endpoint, log=log, simulated=simulated, period_s=0.2, execute_steps=H - 2, action_dim=D, lifetime_s=3.0
+    )
+    asyncio.run(drive([robot], 4))
+    executed = np.stack(simulated.actions)[:, 0]
+    first = np.flatnonzero(executed)[0]
+    np.testing.assert_array_equal(executed[first:], np.arange(first, len(executed)))
+    assert len(executed) > 2 * H
+    assert len(log.missed) == first
+    assert len(log.met) >= 2
+
+
+def test_the_log_is_a_trace_of_every_levels_latency():
+    """An intent that several answers follow counts once; the last level's latencies are what the robot saw."""
+    log = DriveLog(levels=["planner", "refiner"])
+    for robot, at_s, planner_ms in [("a", 0.5, 9.0), ("a", 1.0, 80.0), ("b", 1.1, 81.0), ("a", 1.5, 80.0), ("a", 2.0, 90.0)]:
+        reply = Reply(actions=np.zeros((H, D), np.float32), first_step=0, robot=robot, server_timing={"planner_ms": planner_ms})
+        log.answers.append(RequestRecord.of(robot, at_s, 0.01, reply, log.levels[:-1]))
+    assert log.level_latencies_ms(after_s=0.9) == {"planner": [80.0, 81.0, 90.0], "refiner": [10.0] * 4}
 
 
 def test_a_simulated_robot_that_is_told_to_hold_asks_again_at_its_next_step():
