@@ -12,8 +12,7 @@ import torch
 from libra_ray import checkpoint
 from libra_ray.control.lockstep import drive
 from libra_ray.control.robot import RobotControl
-from libra_ray.model.registry import SYSTEMS, make_system, system_class
-from libra_ray.model.system import check_system
+from libra_ray.model.registry import SYSTEMS, check_system, make_system, system_class
 from libra_ray.policy import act, load_policy
 from libra_ray.training.fit import Trainer
 from libra_ray.types import ActionChunk, Intent, Level, check_levels
