@@ -1,9 +1,11 @@
 """Whether intents and chunks come in time: what a level's latency leaves of the steps that its answers cover.
 
-The margin of a level above the last is how many control steps of its intent are left when the next one is in use. Intents are
-asked for, and taken up, where a chunk is asked for, so that both are counted in whole chunks; under `fifo` each is asked for
-when the one before is used up. Below 0 robots go on for as many steps without one. The margin of the last level is what is left of
-the time that its chunk may take: that of the chunk before, or with `committed_steps` that of the committed ones.
+The margin of a level above the last: the control steps of an intent that are left when the next one is in use. Intents are asked
+for, and taken up, where a chunk is asked for, so that both count in whole chunks; under `fifo` each is asked for when the one
+before is used up. Below 0 robots go on for as many steps without one.
+
+The margin of the last level: what is left of the time that its answer may take. That is what is executed of the chunk before, or
+with `committed_steps` those.
 """
 
 import math

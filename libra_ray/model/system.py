@@ -223,8 +223,8 @@ class System(nn.Module, ABC):
     def lengthened_by(cls, config: Config, level: Level, *, acts: bool) -> tuple[str, int] | None:
         """The setting that says how many control steps an answer of the level covers, and the steps that one more of it adds.
 
-        None where no setting does. By default that of a chunk or a plan, where the level covers as many steps as `config.action`
-        says of these; a system whose levels are longer or shorter by themselves says so here.
+        None where no setting does. By default that of a chunk or a plan, where the level covers as many steps as these have in
+        `config.action`; a system whose levels are as long by themselves says so here.
 
         Args:
             acts: whether it is the last level.

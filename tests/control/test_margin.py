@@ -48,7 +48,7 @@ class Answers:
         return [ActionChunk(actions=actions, first_step=s, intent_first_step=f) for s, f in zip(steps, firsts, strict=True)]
 
 
-def ages(levels, late, control, *, at_requests=True, steps=300):
+def ages(levels, late, control, *, at_requests=True, steps=200):
     """The ages of what a robot executes, once the first intents, which are waited for, are forgotten.
 
     Args:
@@ -86,7 +86,7 @@ def loops(draw):
     return levels, {"slow": draw(st.integers(0, 20)), "fast": committed}, control
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(loops())
 def test_intents_are_used_up_where_the_margin_says_so_and_nowhere_else(loop):
     levels, late, control = loop
@@ -98,7 +98,7 @@ def test_intents_are_used_up_where_the_margin_says_so_and_nowhere_else(loop):
         assert max(ages(levels, late, control, at_requests=False)) == oldest
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(loops())
 def test_what_would_do_does(loop):
     """The shortest intents that are advised are long enough, under the rule that is advised."""
@@ -127,7 +127,7 @@ def test_under_fifo_as_many_steps_pass_without_an_intent_as_it_is_late(late):
     assert judged(levels, {"slow": 0, "fast": 0}, control)["slow"].remedy == ""
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(1, 14), st.integers(1, 6), st.integers(0, 12), st.integers(0, 12))
 def test_of_three_levels_each_waits_for_the_requests_of_the_one_below(upper, middle, top_late, middle_late):
     levels, late = three(upper, middle), {"top": top_late, "middle": middle_late, "fast": 0}
@@ -137,76 +137,28 @@ def test_of_three_levels_each_waits_for_the_requests_of_the_one_below(upper, mid
         assert max(ages(levels, late, control)) < levels[1].covers
 
 
+SETTINGS = {"slow": ("action.chunks", H), "policy": ("action.horizon", 1)}
+LATE = "an intent of 10 steps is used up 10 steps before the next one is in use; action.chunks=4 in training would do"
+
+
 @pytest.mark.parametrize(
-    ("levels", "late", "control", "level", "text"),
+    ("levels", "late", "control", "said"),
     [
-        (
-            two(2),
-            {"slow": 8},
-            ControlConfig(rule="overlap"),
-            "slow",
-            "slow: 100 ms (one robot) are 8 steps at 80 Hz; an intent of 10 steps is used up 10 steps before the next one is in "
-            "use; action.chunks=4 in training would do",
-        ),
-        (
-            two(4),
-            {"slow": 8},
-            ControlConfig(rule="overlap"),
-            "slow",
-            "slow: 100 ms (one robot) are 8 steps at 80 Hz; of the 20 steps of an intent 0 are left when the next one is in use",
-        ),
-        (
-            two(4),
-            {"slow": 8},
-            ControlConfig(rule="event"),
-            "slow",
-            "slow: 100 ms (one robot) are 8 steps at 80 Hz; an intent of 20 steps is used up 5 steps before the next one is in "
-            "use; control.rule=overlap would do",
-        ),
-        (
-            two(2),
-            {"slow": 8},
-            ControlConfig(),
-            "slow",
-            "slow: 100 ms (one robot) are 8 steps at 80 Hz; control.rule=fifo asks when an intent is used up, and then 8 steps "
-            "pass without one; control.rule=overlap with action.chunks=4 in training would do",
-        ),
-        (
-            ONE,
-            {"policy": 4},
-            ControlConfig(),
-            "policy",
-            "policy: 50 ms (one robot) are 4 steps at 80 Hz; a chunk lasts for 5 steps",
-        ),
-        (
-            ONE,
-            {"policy": 8},
-            ControlConfig(),
-            "policy",
-            "policy: 100 ms (one robot) are 8 steps at 80 Hz; a chunk lasts for 5 steps, then robots wait for 3 more; "
-            "action.horizon=8 in training would do",
-        ),
-        (
-            ONE,
-            {"policy": 4},
-            ControlConfig(execute_steps=2),
-            "policy",
-            "policy: 50 ms (one robot) are 4 steps at 80 Hz; a chunk lasts for 2 steps, then robots wait for 2 more; "
-            "control.execute_steps=4 would do",
-        ),
-        (
-            ONE,
-            {"policy": 2},
-            ControlConfig(committed_steps=1),
-            "policy",
-            "policy: 25 ms (one robot) are 2 steps at 80 Hz; robots go on for 1 step meanwhile, then robots wait for 1 "
-            "more; control.committed_steps=2 would do",
-        ),
+        (two(2), 8, {"rule": "overlap"}, LATE),
+        (two(4), 8, {"rule": "overlap"}, "of the 20 steps of an intent 0 are left when the next one is in use"),
+        (two(4), 8, {"rule": "event"}, "used up 5 steps before the next one is in use; control.rule=overlap would do"),
+        (two(2), 8, {}, "8 steps pass without one; control.rule=overlap with action.chunks=4 in training would do"),
+        (ONE, 4, {}, "a chunk lasts for 5 steps"),
+        (ONE, 8, {}, "a chunk lasts for 5 steps, then robots wait for 3 more; action.horizon=8 in training would do"),
+        (ONE, 4, {"execute_steps": 2}, "lasts for 2 steps, then robots wait for 2 more; control.execute_steps=4 would do"),
+        (ONE, 2, {"committed_steps": 1}, "go on for 1 step meanwhile, then robots wait for 1 more; control.committed_steps=2"),
     ],
 )
-def test_it_is_said_in_one_line(levels, late, control, level, text):
-    settings = {"slow": ("action.chunks", H), "policy": ("action.horizon", 1)}
-    assert judged(levels, late, control, lengthened_by=settings)[level].text == text
+def test_it_is_said_in_one_line(levels, late, control, said):
+    name = levels[0].name
+    text = judged(levels, {name: late}, ControlConfig(**control), lengthened_by=SETTINGS)[name].text
+    assert text.startswith(f"{name}: {1000 * late / HZ:g} ms (one robot) are {late} steps at 80 Hz; ")
+    assert said in text
 
 
 def test_without_a_setting_that_lengthens_it_the_length_is_said():
@@ -235,4 +187,4 @@ def test_every_level_is_measured_with_the_intent_that_it_reads():
     assert list(found) == ["top", "middle", "fast"]
     assert all(0 <= latency.p50_ms <= latency.p95_ms for latency in found.values())
     assert dict.fromkeys(name for name, _ in policy.calls) == dict.fromkeys(found)
-    assert {name: above for name, above in policy.calls} == {"top": [None], "middle": ["top"], "fast": ["middle"]}
+    assert dict(policy.calls) == {"top": [None], "middle": ["top"], "fast": ["middle"]}
