@@ -1,11 +1,11 @@
 """Whether intents and chunks come in time: what a level's latency leaves of the steps that its answers cover.
 
-The margin of a level above the last: the control steps of an intent that are left when the next one is in use. Intents are asked
-for, and taken up, where a chunk is asked for, so that both count in whole chunks; under `fifo` each is asked for when the one
-before is used up. Below 0 robots go on for as many steps without one.
+The margin of a level above the last: the control steps of an intent that are left when the next one is in use. Intents are
+asked for, and taken up, where a chunk is asked for, so that both count in whole chunks; under `fifo` each is asked for when the
+one before is used up. Below 0 robots go on for as many steps without one.
 
-The margin of the last level: what is left of the time that its answer may take. That is what is executed of the chunk before, or
-with `committed_steps` those.
+The margin of the last level: what is left of the time that its answer may take. That is what is executed of the chunk before,
+or with `committed_steps` those.
 """
 
 import math
@@ -60,8 +60,8 @@ class Margin:
         late_steps: control steps until an answer is usable.
         covers: control steps that one covers.
         margin_steps: see above; below 0 it comes too late.
-        text: all of it in one line, with what would do where it comes too late.
-        remedy: that alone; empty where it is in time.
+        found: in words.
+        remedy: what would do; empty where it is in time.
     """
 
     level: str
@@ -72,8 +72,13 @@ class Margin:
     late_steps: int
     covers: int
     margin_steps: int
-    text: str
+    found: str
     remedy: str = ""
+
+    @property
+    def text(self) -> str:
+        """All of it in one line."""
+        return f"{self.found}; {self.remedy} would do" if self.remedy else self.found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,7 +248,7 @@ def _told(level: Level, latency: Latency, control_hz: float, late: int, margin: 
         late_steps=late,
         covers=level.covers,
         margin_steps=margin,
-        text=f"{words}; {remedy} would do" if remedy else words,
+        found=words,
         remedy=remedy,
     )
 

@@ -123,7 +123,7 @@ def train(folder: RunFolder, tracker: Tracker) -> None:
     else:
         with folder.stage("train") as clock:
             training.train(folder, clock)
-    publish_training(folder, tracker, training_log(folder))
+    publish_training(folder, tracker, training_log(folder), training.read_margins(folder.root))
 
 
 def evaluate(folder: RunFolder) -> None:
@@ -137,8 +137,16 @@ def evaluate(folder: RunFolder) -> None:
 
 def report(folder: RunFolder, tracker: Tracker) -> Report:
     """Publish what was evaluated; returns the content of `report.json`."""
+    evaluated = evaluation_log.read_evaluation(folder)
     return publish_evaluation(
-        folder, tracker, training_log(folder), evaluation_log.read_evaluation(folder), evaluation_log.read_rollouts(folder)
+        folder,
+        tracker,
+        training_log(folder),
+        evaluated,
+        evaluation_log.read_rollouts(folder),
+        # Before training one robot was answered at a time; of another checkpoint it says nothing.
+        () if folder.config.evaluate.checkpoint else training.read_margins(folder.root),
+        evaluation.margins_of(folder, evaluated),
     )
 
 

@@ -73,8 +73,7 @@ def test_a_data_set_that_is_none(demos, tmp_path):
 
 def test_checkpoints(tmp_path):
     def checked(folder):
-        [finding] = looked(asked(evaluate__checkpoint=folder), "checkpoint", tmp_path / "none", folder)
-        return finding
+        return looked(asked(evaluate__checkpoint=folder), "checkpoint", tmp_path / "none", folder)[0]
 
     assert "weights.safetensors" in checked(tmp_path).found
     assert checked(tmp_path).fix == "give the folder that training wrote"
