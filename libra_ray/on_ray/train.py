@@ -150,8 +150,8 @@ def margins_of(model: System, data: TrainingData, device: torch.device) -> list[
     """Whether the levels of a model will keep up with one robot, measured here.
 
     Before the first step: how long a level takes does not depend on its weights, and so it is known before time is spent on
-    what could not be used. A few calls of a model that is in memory already cost nothing beside training; loading the trained one
-    once more, perhaps on a machine without its GPU, would.
+    what could not be used. A few calls of a model that is in memory already cost nothing beside training; loading the trained
+    one once more, perhaps on a machine without its GPU, would.
     """
     config, spec = data.config, data.spec
     manifest = checkpoint.Manifest(
