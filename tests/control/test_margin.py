@@ -162,8 +162,9 @@ def test_it_is_said_in_one_line(levels, late, control, said):
 
 
 def test_without_a_setting_that_lengthens_it_the_length_is_said():
-    margin = judged(two(2), {"slow": 8}, ControlConfig(rule="overlap"))["slow"]
-    assert margin.remedy == "intents of at least 20 steps"
+    late, control = {"slow": 8}, ControlConfig(rule="overlap")
+    assert judged(two(2), late, control)["slow"].remedy == "intents of at least 20 steps"
+    assert judged(two(2), late, control, lengthened_by={"slow": ("x", 7)})["slow"].remedy == "x=3 in training"
 
 
 def test_injected_delay_and_batches_are_said():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from libra_ray.client.protocol import Reply, request
+from libra_ray.control.margin import Latency
 from libra_ray.serving import instructions
 from libra_ray.serving import robot_sessions as robots
 from libra_ray.serving.batches import RowMismatchError
@@ -15,7 +16,7 @@ from libra_ray.serving.gateway import NotReadyError
 from libra_ray.serving.requests import BadRequestError
 from libra_ray.serving.retry import NoAnswerError
 from libra_ray.serving.telemetry import ENOUGH
-from libra_ray.serving.weight_switch import LENGTHENED_BY
+from libra_ray.serving.weight_switch import LATENCY, LENGTHENED_BY
 from tests.serving.bench import Bench, check
 from tests.serving.stubs import BAD, CHUNKS, DIMS, FAIL, HANG, HORIZON, LEVELS, StubLevel, observe
 from tests.serving.virtual_time import run
@@ -148,11 +149,12 @@ def test_a_level_that_is_too_late_is_said_once_for_its_weights_with_what_would_d
         delay_s = 0.58
 
         async def describe(self, weights):
-            return await super().describe(weights) | {LENGTHENED_BY: {"planner": ("action.chunks", HORIZON)}}
+            alone = {LATENCY: Latency(p50_ms=1.0, p95_ms=1.0)}
+            return await super().describe(weights) | alone | {LENGTHENED_BY: {"planner": ("action.chunks", HORIZON)}}
 
     async def work():
         bench = await Bench(kinds={"planner": Slow}, **{"levels.planner.timeout_s": 5}).start()
-        assert bench.core.greeting().margin_steps == {}, "nothing was measured"
+        assert bench.core.greeting().margin_steps == {"planner": 0}, "as its replica says, as long as nobody was served"
 
         async def ask(times):
             for step in range(0, times * HORIZON, HORIZON):
