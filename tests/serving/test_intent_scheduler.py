@@ -90,6 +90,7 @@ def test_the_latency_of_an_intent_is_counted_from_its_picture():
         calls = Calls(max_batch=1)
         first, second = calls.robot(1), calls.robot(2)
         for robot in (first, second):
+            robot.seen_at = asyncio.get_running_loop().time()
             calls.scheduler.schedule(robot)
         await asyncio.sleep(2.5 * calls.call_s)
         assert calls.ready == [("planner", pytest.approx(times * calls.call_s)) for times in (1, 2)]
