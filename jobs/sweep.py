@@ -16,7 +16,7 @@ OPTIONS: Options = {
     "space": {
         "metavar": "SPACE",
         "nargs": "?",
-        "help": "granularity, encoder, balance, joint, or the path of a Python file with SPACE",
+        "help": "granularity, encoder, balance, joint, latency, or the path of a Python file with SPACE",
     },
     "--trials": {"type": int, "metavar": "K", "help": "configurations to try (default: 24; debug: 4; of a grid: the first K)"},
     "--seeds": {"type": int, "metavar": "S", "help": "seeds of each configuration, trials of their own (default: 3; debug: 1)"},
@@ -37,7 +37,9 @@ def main() -> None:
     """Run one sweep, or the rest of it, and print its table."""
     arguments = parse(None, __doc__, stage="sweep", more=OPTIONS, default_name=default_name)
     if arguments.more["space"] is None:
-        arguments.refuse("which SPACE? after the preset give granularity, encoder, balance, joint, or the path of a file")
+        arguments.refuse(
+            "which SPACE? after the preset give granularity, encoder, balance, joint, latency, or the path of a file"
+        )
     with arguments.refusing():
         _sweep(arguments)
 

@@ -23,7 +23,7 @@ from libra_ray.checkpoint import Checkpoint
 from libra_ray.data.transforms import Pipeline
 from libra_ray.manifest import read_config
 from libra_ray.model.parts.backbone import Text
-from libra_ray.model.registry import system_class
+from libra_ray.model.registry import lengthening, system_class
 from libra_ray.model.system import IntentValue, SystemInput
 from libra_ray.types import ActionChunk, Intent, Level, Observation, Policy
 
@@ -162,6 +162,21 @@ class SystemPolicy:
                 raise ValueError(f"committed actions must be (steps, {dims}) finite numbers; got shape {committed.shape}")
             rows[row, : len(committed)] = self.pipeline.inputs_action(committed)
         return torch.from_numpy(rows).to(self.device)
+
+    @property
+    def lengthened_by(self) -> Mapping[str, tuple[str, int]]:
+        """See `lengthening`."""
+        return lengthening(self.source.config, self.levels)
+
+    def blank(self) -> Observation:
+        """What a robot of this policy might see: black pictures, and an instruction that it was trained on."""
+        manifest, config = self.source.manifest, self.source.config
+        picture = np.zeros((config.sim.image_size, config.sim.image_size, 3), np.uint8)
+        return Observation(
+            images=dict.fromkeys(manifest.image_keys, picture),
+            state=np.zeros(manifest.shape.state_dim, np.float32),
+            instruction=manifest.instructions[0] if manifest.instructions else "",
+        )
 
     def tokenise(self, instruction: str) -> Text:
         """An instruction's tokens, on the CPU.

@@ -41,8 +41,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "registered_model": {"runs"},
     "tracking": RECORDS | {"common"},
     "evaluation": RECORDS | HELPERS | {"data", "sim", "control", "runs"},
-    "report": RECORDS | HELPERS | {"data", "checkpoint", "runs", "tracking"},
-    "doctor": TENSORS | {"common", "data", "model", "sim", "checkpoint", "training", "tracking"},
+    "report": RECORDS | HELPERS | {"data", "control", "checkpoint", "runs", "tracking"},
+    "doctor": TENSORS | {"common", "data", "model", "sim", "control", "checkpoint", "policy", "training", "tracking"},
     "serving": RECORDS | HELPERS | {"client", "control", "manifest", "policy", "tracking"},
     "fleet": RECORDS | HELPERS | {"client", "data", "sim", "evaluation"},
     # engine

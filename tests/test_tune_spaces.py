@@ -20,9 +20,12 @@ def file(tmp_path):
     return write
 
 
+LATE = {"delay.intent_steps": 10}
+
+
 @pytest.mark.parametrize(("name", "start"), itertools.product(SHIPPED, PRESETS))
 def test_every_point_of_a_shipped_space_is_a_configuration(name, start):
-    config = preset(start)
+    config = override(preset(start), LATE)
     space = load_space(name, config)
     found = [override(config, point) for point in space.draws(50, seed=1)]
     assert all(a != b for a, b in itertools.pairwise(found))
@@ -41,6 +44,18 @@ def test_joint_is_both_and_seeks_both():
     joint, parts = load_space("joint", config), [load_space(name, config) for name in ("granularity", "balance")]
     assert set(joint.domains) == {name for part in parts for name in part.domains}
     assert joint.objectives == ("success", "latency_ms")
+
+
+def test_latency_is_sought_under_the_latency_that_is_given(tmp_path):
+    """Every point that there is can be run, each under that latency; without one there is nothing to seek."""
+    config = override(preset("debug"), LATE)
+    space = load_space("latency", config)
+    assert space.objectives == ("success",)
+    assert all(override(config, point).delay.intent_steps == 10 for point in space.grid())
+    load_space("latency", override(preset("debug"), {"delay.trace": str(tmp_path / "drive.json")}))
+    for nothing in ({}, {"delay.seed": 3}):
+        with pytest.raises(ValueError, match=r"no answer is late; give --delay\.intent_steps"):
+            load_space("latency", override(preset("debug"), nothing))
 
 
 def test_a_space_of_ones_own(file):
@@ -66,6 +81,7 @@ def test_a_space_of_ones_own(file):
         ('"action.bins": tune.choice([2, 4])', 'OBJECTIVES = ("speed",)', "begin with success"),
         ('"action.bins": tune.choice([2, 4])', 'SEARCH = "gird"', "grid, random, optuna"),
         ('"action.bins": tune.choise([2, 4])', "", "choise"),
+        ('"action.bins": tune.choice([2, 4])', "def check(_): raise ValueError('not for this')", "not for this"),
     ],
 )
 def test_what_does_not_exist_is_refused(space, more, said, file):

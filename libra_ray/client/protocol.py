@@ -90,6 +90,9 @@ class Handshake:
         max_message_bytes: longer requests are refused.
         gateway: which replica answers.
         supersample: pixels that the demonstrations' simulator drew per pixel and axis; a simulated robot should draw alike.
+        margin_steps: level -> control steps that it has to spare at present. Above the last level: of an intent, when the next
+            one is in use; of the last level: of the time that its answer may take. Below 0 it is too late. Levels that were not
+            measured yet are left out, as by servers that do not measure.
     """
 
     observation: dict[str, Json]
@@ -106,6 +109,7 @@ class Handshake:
     gateway: str = ""
     instructions: tuple[str, ...] = ()
     supersample: int = 1
+    margin_steps: Mapping[str, int] = field(default_factory=dict)
     protocol: str = PROTOCOL
     version: int = VERSION
 

@@ -43,6 +43,13 @@ class ProgressBar:
         elif time.monotonic() - self._line_at >= SECONDS_BETWEEN_LINES:
             self._line(values)
 
+    def say(self, text: str) -> None:
+        """A plain line, above the bar."""
+        if self.bar is not None:
+            self.bar.write(text, file=sys.stderr)
+        else:
+            print_status(text)
+
     def _line(self, values: dict[str, float]) -> None:
         self._line_at = time.monotonic()
         words = "".join(f"  {k} {v:.3g}" for k, v in values.items())

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from libra_ray import config as configuration
 from libra_ray.config import Config
@@ -22,7 +23,7 @@ def checks_of(config: Config, data: Path, policy: Path) -> dict[str, Check]:
     if config.data.root or data.exists():
         checks["data set"] = Check(look=partial(dataset, settings, data), fix="give another one: --data.root FOLDER")
     if config.evaluate.checkpoint or policy.exists():
-        look = partial(aside.call, try_checkpoint, str(policy), limit_s=300)
+        look = partial(checkpoint, settings, policy)
         checks["checkpoint"] = Check(look=look, fix="give another one: --evaluate.checkpoint FOLDER")
     own_encoder = config.refiner.encoder != "conv" and config.refiner.vision == "own"
     if config.planner.backbone != "tiny" or own_encoder or config.train.start_from:
@@ -56,17 +57,32 @@ def try_dataset(config_json: str, root: str) -> list[str]:
     return [f"{root}: {numbers}, {', '.join(recorded.image_keys)}, {robot}", *data.remarks()]
 
 
-def try_checkpoint(folder: str) -> str:
-    """The checkpoint in words, after it was loaded whole.
+def checkpoint(config_json: str, folder: Path) -> Iterable[Finding]:
+    """A checkpoint, and how well each of its levels keeps up with one robot on this machine."""
+    found, *levels = aside.call(try_checkpoint, config_json, str(folder), limit_s=300)
+    told = [Finding.warning(said, f"{remedy} would do") if remedy else Finding.ok(said) for said, remedy in levels]
+    return [Finding.ok(found), *told]
+
+
+def try_checkpoint(config_json: str, folder: str) -> list[Any]:
+    """The checkpoint in words, after it was loaded whole; then of each level what was found, and what would do if it is late.
 
     Raises:
         ValueError: it is none, or was changed, or its files do not fit one another.
     """
-    from libra_ray.checkpoint import load
+    import torch
 
-    manifest = load(folder).manifest
+    from libra_ray.control.margin import margins, measure
+    from libra_ray.policy import load_policy
+
+    config = configuration.from_json(config_json)
+    policy = load_policy(folder, "cuda" if config.ray.use_gpu and torch.cuda.is_available() else "cpu")
+    manifest = policy.source.manifest
     steps = f"step {manifest.step} of {manifest.total_steps}"
-    return f"{folder}: {steps}, {', '.join(manifest.image_keys)}, instructions: {len(manifest.instructions)}"
+    words = f"{folder}: {steps}, {', '.join(manifest.image_keys)}, instructions: {len(manifest.instructions)}"
+    latencies = measure(policy, policy.blank())
+    found = margins(policy.levels, latencies, manifest.control_hz, config.control, policy.lengthened_by)
+    return [words, *([margin.found, margin.remedy] for margin in found)]
 
 
 def try_model(config_json: str, root: str) -> str:

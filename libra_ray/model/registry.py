@@ -1,10 +1,12 @@
 """The systems by name: what `model.system` may be. Loads a system's module, and torch, only when one is made."""
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from libra_ray.config import Config
+from libra_ray.types import Level, check_levels
 
 if TYPE_CHECKING:
     from libra_ray.model.system import System
@@ -58,8 +60,34 @@ def make_system(config: Config, shape: "RobotShape", folder: Path | None = None)
     Raises:
         ValueError: it cannot be made of this configuration.
     """
-    from libra_ray.model.system import check_system
-
     system = system_class(config.model.system)(config, shape, folder)
     check_system(system)
     return system
+
+
+def check_system(system: "System") -> None:
+    """Refuse a system that breaks its own promises, before anything is trained.
+
+    Raises:
+        ValueError: names what is wrong.
+    """
+    check_levels(system.levels)
+    name, balance = system.config.model.system, system.config.train.balance
+    upper = [level.name for level in system.levels[:-1]]
+    if sorted(system.intents) != sorted(upper):
+        raise ValueError(
+            f"model.system={name} has intents of {', '.join(system.intents)}, levels above the last: {', '.join(upper)}"
+        )
+    if balance != "fixed" and len(system.loss_weights()) < 2:
+        raise ValueError(f"train.balance={balance} has nothing to balance: model.system={name} has one loss; give fixed")
+
+
+def lengthening(config: Config, levels: Sequence[Level]) -> dict[str, tuple[str, int]]:
+    """By the name of each level that a setting lengthens: that setting, and the steps that one more of it adds.
+
+    Args:
+        config: what the levels were made of.
+    """
+    system = system_class(config.model.system)
+    found = {level.name: system.lengthened_by(config, level, acts=level is levels[-1]) for level in levels}
+    return {name: setting for name, setting in found.items() if setting is not None}

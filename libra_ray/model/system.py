@@ -18,7 +18,7 @@ from libra_ray.batch import Batch
 from libra_ray.config import Config
 from libra_ray.model.parts.backbone import Text
 from libra_ray.model.parts.chunks import chunk_of, mean_error
-from libra_ray.types import Level, RobotShape, check_levels
+from libra_ray.types import Level, RobotShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,6 +219,20 @@ class System(nn.Module, ABC):
         """
         return held_out(self, batch)
 
+    @classmethod
+    def lengthened_by(cls, config: Config, level: Level, *, acts: bool) -> tuple[str, int] | None:
+        """The setting that says how many control steps an answer of the level covers, and the steps that one more of it adds.
+
+        None where no setting does. By default that of a chunk or a plan, where the level covers as many steps as these have in
+        `config.action`; a system whose levels are as long by themselves says so here.
+
+        Args:
+            acts: whether it is the last level.
+        """
+        if acts:
+            return ("action.horizon", 1) if level.covers == config.action.horizon else None
+        return ("action.chunks", config.action.horizon) if level.covers == config.action.plan_steps else None
+
     def level(self, name: str) -> Level:
         """The level of that name.
 
@@ -250,23 +264,6 @@ class System(nn.Module, ABC):
             rows = value[torch.arange(len(value), device=value.device)[:, None], steps.clamp(0, value.shape[1] - 1)]
             found[name] = rows.masked_fill(~known.view(*known.shape, *[1] * (value.ndim - 2)), spec[name].unknown)
         return found
-
-
-def check_system(system: System) -> None:
-    """Refuse a system that breaks its own promises, before anything is trained.
-
-    Raises:
-        ValueError: names what is wrong.
-    """
-    check_levels(system.levels)
-    name, balance = system.config.model.system, system.config.train.balance
-    upper = [level.name for level in system.levels[:-1]]
-    if sorted(system.intents) != sorted(upper):
-        raise ValueError(
-            f"model.system={name} has intents of {', '.join(system.intents)}, levels above the last: {', '.join(upper)}"
-        )
-    if balance != "fixed" and len(system.loss_weights()) < 2:
-        raise ValueError(f"train.balance={balance} has nothing to balance: model.system={name} has one loss; give fixed")
 
 
 @torch.no_grad()

@@ -12,15 +12,17 @@ from libra_ray.common.files import repair_jsonl
 from libra_ray.common.progress import ProgressBar, print_status
 from libra_ray.config import Config
 from libra_ray.control.delays import open_delays
+from libra_ray.control.margin import Latency, Margin, injected_steps, margins
 from libra_ray.evaluation.lockstep import Lockstep
 from libra_ray.evaluation.log import LOG_NAME, EpisodeJob, EvaluationLogWriter, read_evaluation
 from libra_ray.evaluation.simulators import died
 from libra_ray.model.parts.backbone import make_backbone
-from libra_ray.model.registry import system_class
+from libra_ray.model.registry import lengthening, system_class
 from libra_ray.on_ray.session import available_cpus, is_private
 from libra_ray.on_ray.simulator_pool import SimulatorPool
 from libra_ray.policy import load_policy
 from libra_ray.runs.folder import Clock, RunFolder
+from libra_ray.runs.results import Evaluation
 from libra_ray.sim import check_robot, control_hz, instructions
 from libra_ray.training.data import distinct_tokens
 from libra_ray.types import Policy
@@ -77,6 +79,20 @@ def evaluate(folder: RunFolder, clock: Clock, load: Load = load_trained, pool: S
             delays = open_delays(config.delay, policy.levels, control_hz(config.sim))
             fleet = Lockstep(config, trained, robots, policy, writer, delays)
             fleet.play([job for job in todo if job.controller == controller])
+
+
+def margins_of(folder: RunFolder, evaluation: Evaluation) -> list[Margin]:
+    """How well each level keeps up: by the evaluation's own calls, each for several robots, and the injected delay."""
+    manifest, config = checkpoint.read_manifest(folder.checkpoint), folder.config
+    levels = checkpoint.read_levels(folder.checkpoint)
+    late = injected_steps(open_delays(config.delay, levels, manifest.control_hz), levels)
+    latencies = {
+        name: Latency.of(calls.ms, sum(calls.robots) / len(calls.ms), late[name])
+        for name, calls in evaluation.latencies.items()
+        if len(calls.ms) and name in late
+    }
+    lengthened_by = lengthening(checkpoint.read_config(folder.checkpoint), levels)
+    return margins(levels, latencies, manifest.control_hz, config.control, lengthened_by)
 
 
 def controllers_of(config: Config, trained: Config) -> tuple[str, ...]:

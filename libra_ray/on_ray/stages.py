@@ -7,6 +7,7 @@ import numpy as np
 from libra_ray import checkpoint
 from libra_ray.common.progress import print_status
 from libra_ray.config import Config
+from libra_ray.control.delays import open_delays
 from libra_ray.data.dataset import Demonstrations, open_dataset
 from libra_ray.evaluation import log as evaluation_log
 from libra_ray.model.dry_run import dry_run
@@ -60,6 +61,8 @@ def check(folder: RunFolder, *stages: Stage, fresh: bool = False) -> None:
             drives = set(evaluation.controllers_of(config, trained)) - set(evaluation.SCRIPTED)
             if not folder.done("evaluate") and drives:
                 evaluation.check_drives(config, folder.checkpoint)
+                hz = checkpoint.read_manifest(folder.checkpoint).control_hz
+                open_delays(config.delay, checkpoint.read_levels(folder.checkpoint), hz)
         else:
             evaluation.check_fits(config, config)
             if recorded is not None:
@@ -88,10 +91,11 @@ def _check_drives(config: Config, recorded: Demonstrations) -> None:
 
 
 def _check_model(folder: RunFolder, recorded: Demonstrations | None, words: Sequence[str], *, begun: bool) -> None:
-    """Make the model as training will, ask it once, and let it read every instruction."""
+    """Make the model as training will, ask it once, let it read every instruction, and see that its answers can be delayed."""
     robot = robot_spec(folder.config.sim) if recorded is None else recorded.robot
     model = dry_run(lambda: make_model(folder.config, shape_of(robot), begun=begun))
     distinct_tokens(model.tokenise, words)
+    open_delays(folder.config.delay, model.levels, robot.control_hz)
 
 
 def _to_record(config: Config) -> tuple[str, ...]:
@@ -123,7 +127,7 @@ def train(folder: RunFolder, tracker: Tracker) -> None:
     else:
         with folder.stage("train") as clock:
             training.train(folder, clock)
-    publish_training(folder, tracker, training_log(folder))
+    publish_training(folder, tracker, training_log(folder), training.read_margins(folder.root))
 
 
 def evaluate(folder: RunFolder) -> None:
@@ -137,8 +141,16 @@ def evaluate(folder: RunFolder) -> None:
 
 def report(folder: RunFolder, tracker: Tracker) -> Report:
     """Publish what was evaluated; returns the content of `report.json`."""
+    evaluated = evaluation_log.read_evaluation(folder)
     return publish_evaluation(
-        folder, tracker, training_log(folder), evaluation_log.read_evaluation(folder), evaluation_log.read_rollouts(folder)
+        folder,
+        tracker,
+        training_log(folder),
+        evaluated,
+        evaluation_log.read_rollouts(folder),
+        # Before training one robot was answered at a time; of another checkpoint it says nothing.
+        () if folder.config.evaluate.checkpoint else training.read_margins(folder.root),
+        evaluation.margins_of(folder, evaluated),
     )
 
 

@@ -19,14 +19,17 @@ from torch import nn
 from libra_ray import checkpoint
 from libra_ray import config as configuration
 from libra_ray.common import disk
-from libra_ray.common.files import read_jsonl, repair_jsonl
+from libra_ray.common.files import read_jsonl, repair_jsonl, write_text
+from libra_ray.common.json_text import dump, read
 from libra_ray.common.progress import ProgressBar
 from libra_ray.config import Config
+from libra_ray.control.margin import Margin, margins, measure
 from libra_ray.data.fingerprint import Fingerprint
 from libra_ray.model.system import System
 from libra_ray.on_ray import faults
 from libra_ray.on_ray.run_data import open_to_train
 from libra_ray.on_ray.session import available_cpus, is_private
+from libra_ray.policy import SystemPolicy
 from libra_ray.runs.folder import Clock, RunFolder
 from libra_ray.runs.results import LoggedStep, TrainingLog, log_step
 from libra_ray.training.data import TrainingData
@@ -34,6 +37,7 @@ from libra_ray.training.fit import Save, Trainer
 
 TRAIN_NAME = "train"
 LOG_NAME = "train_log.jsonl"
+MARGINS_NAME = "margins.json"
 ERRORS_NAME = "train_errors.log"
 KEPT = 2
 """Checkpoints to resume from; one more is there while it is written."""
@@ -130,6 +134,8 @@ def _train(settings: dict[str, Any], rank: int, world: int) -> None:
     trainer = Trainer(model, device=device, wrapped=wrapped, state=state)
     if rank == 0:
         check_room(root, trainer.checkpoint_bytes())
+        if state is None:
+            write_text(root / MARGINS_NAME, dump(margins_of(trainer.ema, data, device)))
 
     def save(metrics: dict[str, float]) -> None:
         _report(trainer, data, root, metrics)
@@ -138,6 +144,35 @@ def _train(settings: dict[str, Any], rank: int, world: int) -> None:
     if state is not None and trainer.step >= settings["until"] and trainer.step == state["step"]:
         # Every rank reports equally often: a run that was already finished says so once, with the checkpoint it has.
         save({})
+
+
+def margins_of(model: System, data: TrainingData, device: torch.device) -> list[Margin]:
+    """Whether the levels of a model will keep up with one robot, measured here.
+
+    Before the first step: how long a level takes does not depend on its weights, and so it is known before time is spent on
+    what could not be used. A few calls of a model that is in memory already cost nothing beside training; loading the trained
+    one once more, perhaps on a machine without its GPU, would.
+    """
+    config, spec = data.config, data.spec
+    manifest = checkpoint.Manifest(
+        step=0,
+        total_steps=config.train.steps,
+        shape=spec.shape,
+        image_keys=spec.image_keys,
+        control_hz=spec.control_hz,
+        instructions=spec.instructions,
+        digest="",
+    )
+    policy = SystemPolicy(checkpoint.Checkpoint(model=model, config=config, stats=data.stats, manifest=manifest), device)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        latencies = measure(policy, policy.blank())
+    return margins(policy.levels, latencies, spec.control_hz, config.control, policy.lengthened_by)
+
+
+def read_margins(root: Path) -> list[Margin]:
+    """What was measured before the training of a run; empty where nothing was."""
+    path = root / MARGINS_NAME
+    return read(list[Margin], path) if path.exists() else []
 
 
 def check_room(root: Path, size: int) -> None:
@@ -213,10 +248,14 @@ def _fitted(trainer: TorchTrainer, folder: RunFolder, clock: Clock) -> ray.train
             outcome.set_exception(error)
 
     threading.Thread(target=run, name="train-fit", daemon=True).start()
-    path, shown, ended = folder.path(LOG_NAME), 0, False
+    path, shown, ended, said = folder.path(LOG_NAME), 0, False, False
     with ProgressBar("train", total=folder.config.train.steps, unit="step") as bar:
         while not ended:
             ended = bool(wait([outcome], timeout=0.5).done)
+            if not said and (found := read_margins(folder.root)):
+                said = True
+                for margin in found:
+                    bar.say(margin.text)
             rows = read_jsonl(path, LoggedStep)
             if rows and rows[-1].step != shown:
                 shown = rows[-1].step

@@ -1,12 +1,13 @@
 """What a run leaves for people: the report, the page, and the run in MLflow."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from libra_ray import checkpoint
 from libra_ray.common.json_text import plain
 from libra_ray.common.provenance import describe_hardware
+from libra_ray.control.margin import Margin
 from libra_ray.data.dataset import open_dataset
 from libra_ray.data.fingerprint import Fingerprint
 from libra_ray.report.records import CheckpointFacts, DatasetFacts, Report, WallTime
@@ -62,8 +63,8 @@ def _remedy() -> Iterator[None]:
         raise TrackingError(f"{error}; mend that, or give --tracking.required false to go on and publish later") from error
 
 
-def publish_training(folder: RunFolder, tracker: Tracker, log: TrainingLog) -> None:
-    """Loss curves and the trained model, registered with its observation and action schema."""
+def publish_training(folder: RunFolder, tracker: Tracker, log: TrainingLog, margins: Sequence[Margin] = ()) -> None:
+    """Loss curves, the levels' margins, and the trained model, registered with its observation and action schema."""
     path = folder.path("checkpoint")
     manifest, trained = checkpoint.read_manifest(path), checkpoint.read_config(path)
     signature = observation_action_schema(
@@ -75,14 +76,33 @@ def publish_training(folder: RunFolder, tracker: Tracker, log: TrainingLog) -> N
         action_dim=manifest.shape.action_dim,
     )
     with publishing(tracker, "the training"):
+        if margins:
+            tracker.log_step_metrics([(0, margin_figures(margins))])
         tracker.log_step_metrics([(row.step, row.metrics) for row in log.rows])
         tracker.register_model(path, signature, digest=manifest.digest)
 
 
+def margin_figures(margins: Sequence[Margin], prefix: str = "") -> dict[str, float]:
+    """How well each level keeps up, by the metrics' names."""
+    figures = {f"{prefix}margin_steps_{margin.level}": float(margin.margin_steps) for margin in margins}
+    return figures | {f"{prefix}latency_p95_ms_{margin.level}": margin.p95_ms for margin in margins}
+
+
 def publish_evaluation(
-    folder: RunFolder, tracker: Tracker, log: TrainingLog, evaluation: Evaluation, rollouts: list[RolloutVideo]
+    folder: RunFolder,
+    tracker: Tracker,
+    log: TrainingLog,
+    evaluation: Evaluation,
+    rollouts: list[RolloutVideo],
+    trained_margins: Sequence[Margin] = (),
+    evaluated_margins: Sequence[Margin] = (),
 ) -> Report:
-    """Write `report.json` and `report.html`, and put both and their figures into MLflow; returns the report."""
+    """Write `report.json` and `report.html`, and put both and their figures into MLflow; returns the report.
+
+    Args:
+        trained_margins: of the levels as they were measured before training.
+        evaluated_margins: by the evaluation's calls.
+    """
     record, train, evaluate = folder.wall_s("record"), folder.wall_s("train"), folder.wall_s("evaluate")
     # The pipeline's own clock also counts imports, starting Ray and publishing; jobs run one by one have only their stages.
     total = round(max(folder.wall_s("total"), record + train + evaluate), 2)
@@ -96,10 +116,12 @@ def publish_evaluation(
         checkpoint=checkpoint_facts(folder.checkpoint),
         mlflow_run_id=tracker.run_id or None,
         hardware=describe_hardware(),
+        margins=[*trained_margins, *evaluated_margins],
     )
     page = write_report(folder.root, report, rollouts, log)
     figures = {f"success_{name}": value for name, value in report.success_mean.items()}
     figures |= {f"wall_s_{name}": value for name, value in vars(report.wall_s).items()}
+    figures |= margin_figures(evaluated_margins, "evaluated_")
     with publishing(tracker, "the evaluation"):
         tracker.log_metrics(checkpoint.read_manifest(folder.checkpoint).step, figures)
         tracker.log_artifact(page)

@@ -11,6 +11,7 @@ from libra_ray.common.files import write_text
 from libra_ray.common.json_text import dump, plain
 from libra_ray.common.provenance import Hardware, git_revision, public_config
 from libra_ray.config import Config
+from libra_ray.control.margin import Margin
 from libra_ray.report.records import (
     AgeHistogram,
     Bounds,
@@ -49,12 +50,14 @@ def build_report(
     checkpoint: CheckpointFacts,
     mlflow_run_id: str | None,
     hardware: Hardware,
+    margins: Sequence[Margin] = (),
 ) -> Report:
     """The report of a run. An episode that raised counts as failed.
 
     Args:
         levels: the policy's, in the order in which they are shown; one that was never called has no latencies.
         hardware: as `provenance.describe_hardware` returns it.
+        margins: of the levels, as they are to be shown.
     """
     rows = _task_rows(config, evaluation.results)
     speakers = _speakers(evaluation.results)
@@ -78,6 +81,7 @@ def build_report(
         hardware=hardware,
         git_revision=git_revision(),
         config=plain(public_config(config)),
+        margins=list(margins) or None,
     )
 
 

@@ -44,6 +44,9 @@ def _facts(report: Report) -> list[str]:
             marks = f"{latency.p50:.1f}/{latency.p95:.1f}/{latency.p99:.1f}"
             robots = f"{latency.robots_per_call:.1f} robots a call"
             lines.append(f"{system} latency p50/p95/p99: {marks} ms ({latency.count} calls, {robots})")
+    lines += [
+        f"in time: {margin.text}" if margin.margin_steps >= 0 else f"LATE: {margin.text}" for margin in report.margins or ()
+    ]
     age = report.intent_age_steps
     if age.count:
         lines.append(f"intent age p50/p95/p99: {age.p50:.0f}/{age.p95:.0f}/{age.p99:.0f} control steps")

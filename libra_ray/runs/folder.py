@@ -9,6 +9,7 @@ runs/<name>/
   frames/           decoded pictures, memory-mapped
   ray/              Ray Train's own folder: checkpoints to resume from
   train_log.jsonl   one row per logged step
+  margins.json      how well each level will keep up with a robot, measured before the first step
   train_errors.log  whole tracebacks, where training failed
   checkpoint/       the policy
   evaluation.jsonl  one row per episode and per batch of latencies
@@ -40,13 +41,13 @@ Stage = Literal["record", "train", "evaluate", "total"]
 STAGE_KEYS: dict[Stage, tuple[str, ...]] = {
     "record": ("sim.", "record.", "data.root"),
     "train": ("sim.image_size", "data.", "action.", "model.", "planner.", "refiner.", "train.", "ray.train_workers"),
-    "evaluate": ("sim.", "control.", "evaluate."),
+    "evaluate": ("sim.", "control.", "delay.", "evaluate."),
 }
 """The settings that a stage's result depends on; the others may change between a stop and a resumption."""
 
 PRODUCTS: dict[Stage, tuple[str, ...]] = {
     "record": ("spool", "dataset", "frames"),
-    "train": ("ray", "train_log.jsonl", "train_errors.log", "checkpoint"),
+    "train": ("ray", "train_log.jsonl", "margins.json", "train_errors.log", "checkpoint"),
     "evaluate": ("evaluation.jsonl", "rollouts"),
 }
 """What a stage leaves in the folder: what starting it over has to put aside."""

@@ -5,6 +5,7 @@ from collections import Counter, deque
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from libra_ray.control.margin import Margin
 from libra_ray.stats.intervals import PERCENTILES
 from libra_ray.types import Json
 
@@ -145,6 +146,7 @@ class RobotRow:
 
 LEVEL_FIGURES = {
     "call_ms": ("call_s", 1000),
+    "intent_ready_ms": ("intent_ready_s", 1000),
     "batch_size": ("call_batch", 1),
     "queue": ("queue", 1),
     "intent_age_steps": ("intent_age_steps", 1),
@@ -166,6 +168,7 @@ class FleetSnapshot:
         events: replies that were `held` or `missed` their deadline over the window.
         refused: refused requests by reason, since the start.
         episodes: ended episodes by outcome (`success`, `failure`, `unknown`), since the start.
+        margins: by level, how well it keeps up; of several gateways the least.
     """
 
     time: float
@@ -176,6 +179,7 @@ class FleetSnapshot:
     events: Mapping[str, int] = field(default_factory=dict)
     refused: Mapping[str, int] = field(default_factory=dict)
     episodes: Mapping[str, int] = field(default_factory=dict)
+    margins: Mapping[str, Margin] = field(default_factory=dict)
 
     @classmethod
     def merged(cls, snapshots: Iterable["FleetSnapshot"], time: float) -> "FleetSnapshot":
@@ -193,6 +197,7 @@ class FleetSnapshot:
             events=sum((Counter(part.events) for part in parts), Counter()),
             refused=sum((Counter(part.refused) for part in parts), Counter()),
             episodes=sum((Counter(part.episodes) for part in parts), Counter()),
+            margins=_least(part.margins for part in parts),
         )
 
     def point(self) -> Json:
@@ -224,7 +229,8 @@ class FleetSnapshot:
             "latency_ms": latency,
             "batch_size": self.measures.summary("batch_size"),
             "levels": [
-                {"name": name} | {figure: level.summary(*of) for figure, of in LEVEL_FIGURES.items()}
+                {"name": name, "margin": _said(self.margins.get(name))}
+                | {figure: level.summary(*of) for figure, of in LEVEL_FIGURES.items()}
                 for name, level in self.levels.items()
             ],
             "held": _share(self.events.get("held", 0), latency["count"]),
@@ -245,6 +251,17 @@ def _added[T: (Counter[float], Measures)](parts: Iterable[Mapping[str, T]]) -> d
         for name, found in part.items():
             added[name] = added[name] + found if name in added else found
     return added
+
+
+def _least(parts: Iterable[Mapping[str, Margin]]) -> dict[str, Margin]:
+    least: dict[str, Margin] = {}
+    for name, margin in (item for part in parts for item in part.items()):
+        least[name] = min(least.get(name, margin), margin, key=lambda found: found.margin_steps)
+    return least
+
+
+def _said(margin: Margin | None) -> Json | None:
+    return None if margin is None else {"steps": margin.margin_steps, "covers": margin.covers, "text": margin.text}
 
 
 def _share(count: int, of: int) -> Json:

@@ -18,6 +18,7 @@ from libra_ray.serving.batching import Batcher, RobotResult
 from libra_ray.serving.engine import Engine
 from libra_ray.serving.instructions import Instructions
 from libra_ray.serving.intent_scheduler import IntentScheduler
+from libra_ray.serving.keeping_up import KeepingUp
 from libra_ray.serving.requests import BadRequestError, Request, read_request
 from libra_ray.serving.robot_sessions import RobotSession, RobotSessions, ServedIntent
 from libra_ray.serving.settings import ServingSettings
@@ -67,6 +68,8 @@ class GatewayCore:
         self.robots = RobotSessions(self._control, 2 * settings.max_connections)
         *_, self._last = handles
         self._upper = UpperLevels(self._scheduler, self._late)
+        self._control_config = ControlConfig(**{f.name: getattr(settings, f.name) for f in fields(ControlConfig)})
+        self.keeping_up = KeepingUp(self._control_config, self.weight_switch)
         self._batcher = Batcher(
             lambda requests, weights: self._infer(self._last, requests, weights),
             max_batch=settings.levels[self._last].max_batch,
@@ -87,6 +90,15 @@ class GatewayCore:
         if self.weight_switch.handshake is None:
             raise NotReadyError("the policy is still loading; ask again soon")
         return self.weight_switch.handshake
+
+    def greeting(self) -> Handshake:
+        """The handshake with the levels' margins of this moment.
+
+        Raises:
+            NotReadyError: the levels have not loaded yet.
+        """
+        found = self.keeping_up.look(self.telemetry.latencies())
+        return replace(self.handshake, margin_steps={name: margin.margin_steps for name, margin in found.items()})
 
     @property
     def ready(self) -> bool:
@@ -236,8 +248,7 @@ class GatewayCore:
         return refusal
 
     def _control(self) -> RobotControl:
-        chosen = {field.name: getattr(self.settings, field.name) for field in fields(ControlConfig)}
-        return RobotControl(ControlConfig(**chosen), self.handshake.levels)
+        return RobotControl(self._control_config, self.handshake.levels)
 
     def space_changed(self) -> None:
         """Other observations, actions or levels than before: robots begin anew, and must shake hands again."""
@@ -254,6 +265,7 @@ class GatewayCore:
             max_batch=self.settings.levels[level.name].max_batch,
             in_flight=lambda: self.weight_switch.replicas[level.name].running,
             failed=self._failed,
+            ready=self.telemetry.intent,
             clock=self._clock,
         )
 
@@ -262,5 +274,5 @@ class GatewayCore:
         while True:
             await asyncio.sleep(HEARTBEAT_S)
             self.robots.tidy()
-            await self.aggregator.report(self.telemetry.snapshot())
+            await self.aggregator.report(self.telemetry.snapshot(self.keeping_up.look(self.telemetry.latencies())))
             await self.weight_switch.refresh()

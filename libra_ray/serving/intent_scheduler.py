@@ -61,6 +61,7 @@ class IntentScheduler:
         max_batch: robots in one call.
         in_flight: calls that may be under way now.
         failed: told of every failed call.
+        ready: told of every intent, with the seconds since its picture.
         clock: seconds that never go back.
     """
 
@@ -73,9 +74,10 @@ class IntentScheduler:
         max_batch: int,
         in_flight: Callable[[], int],
         failed: Callable[[str], None],
+        ready: Callable[[str, float], None] = lambda *_: None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.level, self._call, self._weights, self._failed = level, call, weights, failed
+        self.level, self._call, self._weights, self._failed, self._ready = level, call, weights, failed, ready
         self._max_batch, self._in_flight, self._clock = max_batch, in_flight, clock
         self._numbers = itertools.count()
         self._waiting: dict[RobotSession, float] = {}
@@ -211,6 +213,7 @@ class IntentScheduler:
         for row, pending in enumerate(batch):
             robot, step = pending.robot, pending.request.observation.step
             self._penalties.pop(robot, None)
+            self._ready(self.level.name, ready_at - pending.seen_at)
             if robot.episode == pending.episode:
                 intent = ServedIntent(
                     level=self.level.name,

@@ -34,6 +34,7 @@ MEASURES = {
 LEVEL_MEASURES = {
     "intent_age_steps": Metric("libra_intent_age_steps", "Control steps since an intent's picture.", _AGES_STEPS, "level"),
     "intent_age_s": Metric("libra_intent_age_seconds", "Time since an intent's picture.", _AGES_S, "level"),
+    "intent_ready_s": Metric("libra_intent_latency_seconds", "From an intent's picture to the intent.", _SECONDS, "level"),
     "call_s": Metric("libra_call_seconds", "One batched call of a level, as the gateway sees it.", _SECONDS, "level"),
     "call_batch": Metric("libra_call_batch_size", "Robots per call of a level.", _ROBOTS, "level"),
     "queue": Metric("libra_call_queue", "Requests that wait while a call of a level is sent.", _WAITING, "level"),
@@ -49,4 +50,7 @@ EVENTS = {
 }
 """Counted events."""
 
+MARGIN_STEPS = Metric(
+    "libra_margin_steps", "Control steps that a level has to spare; below 0 it is too late.", label="level", kind="gauge"
+)
 ROBOTS_CONNECTED = Metric("libra_robots_connected", "Robots with an open connection.", kind="gauge")

@@ -8,20 +8,22 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from libra_ray.common.gc_freeze import freeze_startup_objects
+from libra_ray.control.margin import Latency
 from libra_ray.serving.batches import InferenceBatch, InferenceResult
 from libra_ray.serving.low_priority import ComputeThreads
 from libra_ray.serving.settings import ServingSettings
+from libra_ray.serving.weight_switch import LATENCY, LENGTHENED_BY
 from libra_ray.serving.weights import UnknownWeightsError, folder_of, weights_key
-from libra_ray.types import STATE_KEY, Json, Observation
+from libra_ray.types import STATE_KEY, Json
 
 if TYPE_CHECKING:
     from libra_ray.policy import SystemPolicy
 
 KEPT = 2
 """Checkpoints loaded at a time: the one in use, and the one before until no intent of it is left."""
+TIMED_CALLS = 3
+"""In warming up, of one robot alone."""
 HANGS_S = 60.0
 """A call that computes for so long makes the replica unhealthy, and Serve replaces it."""
 
@@ -38,6 +40,7 @@ class LevelReplica:
         self._settings, self._level, self._own = settings, level, settings.levels[level]
         self._compute = ComputeThreads(self._own.threads, self._own.nice)
         self._policies: dict[str, SystemPolicy] = {}
+        self._alone: dict[str, Latency] = {}
         self._late_shares: list[float] = []
         self._told_busy_s, self._told_at = 0.0, time.monotonic()
 
@@ -52,12 +55,13 @@ class LevelReplica:
             return
         policy = await asyncio.get_running_loop().run_in_executor(None, self._loaded, user_config["checkpoint"])
         for low_priority in (True, False):
-            await self._compute.run(lambda: self._warm_up(policy), low_priority=low_priority)
+            alone = await self._compute.run(lambda: self._warm_up(policy), low_priority=low_priority)
         self._policies = {**dict(list(self._policies.items())[1 - KEPT :]), key: policy}
+        self._alone = {**dict(list(self._alone.items())[1 - KEPT :]), key: alone}
         freeze_startup_objects()
 
     async def describe(self, weights: str) -> Json:
-        """What the gateway tells robots about a checkpoint.
+        """What the gateway tells robots about a checkpoint, and what it needs itself: `LENGTHENED_BY`, `LATENCY`.
 
         Raises:
             UnknownWeightsError: it is not loaded here.
@@ -77,6 +81,8 @@ class LevelReplica:
             "instructions": source.manifest.instructions,
             "checkpoint_digest": source.manifest.digest,
             "normalisation_digest": source.stats.digest(),
+            LENGTHENED_BY: policy.lengthened_by,
+            LATENCY: self._alone[weights],
         }
 
     async def infer(self, batch: InferenceBatch, late_share: float = 0.0, *, urgent: bool = False) -> InferenceResult:
@@ -161,14 +167,11 @@ class LevelReplica:
             raise ValueError(f"{address} has the levels {', '.join(names)}; this application serves {', '.join(served)}")
         return policy
 
-    def _warm_up(self, policy: "SystemPolicy") -> None:
-        """One robot and a full batch: the first calls of each size are slow."""
-        shape, config = policy.source.manifest.shape, policy.source.config
-        blank = np.zeros((config.sim.image_size, config.sim.image_size, 3), np.uint8)
-        one = Observation(
-            images=dict.fromkeys(policy.source.manifest.image_keys, blank),
-            state=np.zeros(shape.state_dim, np.float32),
-            instruction=policy.source.manifest.instructions[0] if policy.source.manifest.instructions else "",
-        )
-        for batch in (1, 1, self._own.max_batch):
+    def _warm_up(self, policy: "SystemPolicy") -> Latency:
+        """A full batch and one robot, whose latency this is: the first calls of each size are slow."""
+        one, ms = policy.blank(), []
+        for batch in (self._own.max_batch, *[1] * (1 + TIMED_CALLS)):
+            began = time.perf_counter()
             policy.infer(self._level, [one] * batch, [None] * batch)
+            ms.append(1000 * (time.perf_counter() - began))
+        return Latency.of(ms[-TIMED_CALLS:])

@@ -5,15 +5,19 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
+from libra_ray.control.margin import Latency, Margin
 from libra_ray.serving.engine import Register
-from libra_ray.serving.fleet_snapshot import WINDOW_S, FleetSnapshot, Measures, RobotRow, SlidingCounts, rounded
-from libra_ray.serving.metrics import EVENTS, LEVEL_MEASURES, MEASURES, ROBOTS_CONNECTED
+from libra_ray.serving.fleet_snapshot import WINDOW_S, FleetSnapshot, Measures, RobotRow, SlidingCounts, rounded, summary
+from libra_ray.serving.metrics import EVENTS, LEVEL_MEASURES, MARGIN_STEPS, MEASURES, ROBOTS_CONNECTED
 from libra_ray.serving.robot_sessions import forget_a_quarter
 
 MAX_ROBOTS = 4096
 """Robots remembered; beyond, those silent for longest are forgotten: names come from outside and may be made up."""
 MAX_NAME = 80
+ENOUGH = 20
+"""Latencies of a level by which it may be judged."""
 MAX_REASONS = 30
 OTHER_REASONS = "other"
 REQUESTS = ""
@@ -64,6 +68,8 @@ class Telemetry:
         self._events: SlidingCounts[str] = SlidingCounts()
         self._observe = {name: register(metric, deployment).observe for name, metric in (MEASURES | LEVEL_MEASURES).items()}
         self._count = {name: register(metric, deployment).inc for name, metric in EVENTS.items()}
+        self._margin_steps = register(MARGIN_STEPS, deployment)
+        self._last = levels[-1]
         self._robots_connected = register(ROBOTS_CONNECTED, deployment)
         self._robots: dict[str, _RobotStats] = {}
         self._refused: Counter[str] = Counter()
@@ -128,6 +134,24 @@ class Telemetry:
         self._advance(self._clock())
         self._measured(level, True, call_s=seconds, call_batch=batch_size, queue=queued)
 
+    def intent(self, level: str, seconds: float) -> None:
+        """An intent of a level is there, `seconds` after its picture."""
+        self._advance(self._clock())
+        self._measured(level, True, intent_ready_s=seconds)
+
+    def latencies(self) -> dict[str, Latency]:
+        """Every level's of the last minute, where it was seen often enough: to an intent, of the last one to the reply."""
+        self._advance(self._clock())
+        seen = {level: windows["intent_ready_s"].total for level, windows in self._windows.items() if level != REQUESTS}
+        seen[self._last] = self._windows[REQUESTS]["latency_s"].total
+        found = {}
+        for level, counts in seen.items():
+            marks = summary(counts, 1000)
+            if marks["count"] >= ENOUGH:
+                robots = summary(self._windows[level]["call_batch"].total)["mean"] or 1.0
+                found[level] = Latency(p50_ms=marks["p50"], p95_ms=marks["p95"], robots=robots)
+        return found
+
     def refused(self, reason: str) -> None:
         """A request was refused; `reason` is one of a few words of ours, such as `wrong shape`, never the request's."""
         if reason not in self._refused and len(self._refused) >= MAX_REASONS:
@@ -145,8 +169,12 @@ class Telemetry:
         self._episodes[outcome] += 1
         self._count["episodes"](tags={"outcome": outcome})
 
-    def snapshot(self) -> FleetSnapshot:
-        """What happened of late, as a value; forgets robots that left a minute ago."""
+    def snapshot(self, margins: Mapping[str, Margin] = MappingProxyType({})) -> FleetSnapshot:
+        """What happened of late, as a value; forgets robots that left a minute ago.
+
+        Args:
+            margins: by level, at present.
+        """
         now = self._clock()
         self._advance(now)
         gone = [name for name, robot in self._robots.items() if not robot.connections and now - robot.seen > WINDOW_S]
@@ -157,6 +185,8 @@ class Telemetry:
             for known in self._robots.values()
         )
         self._robots_connected.set(sum(row.connected for row in rows))
+        for name, margin in margins.items():
+            self._margin_steps.set(margin.margin_steps, tags={"level": name})
         measures = {level: Measures.of(windows) for level, windows in self._windows.items()}
         return FleetSnapshot(
             time=time.time(),
@@ -166,6 +196,7 @@ class Telemetry:
             events=dict(self._events.total),
             refused=dict(self._refused),
             episodes=dict(self._episodes),
+            margins=dict(margins),
         )
 
     def _robot(self, name: str) -> _RobotStats:

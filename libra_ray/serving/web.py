@@ -167,7 +167,7 @@ class _Connection:
         """Until the robot, or this gateway, goes."""
         await self._socket.accept()
         try:
-            await self._send_data(pack(self._core.handshake.message()))
+            await self._send_data(pack(self._core.greeting().message()))
             while (message := await self._next()) is not None:
                 if message["type"] == "websocket.disconnect":
                     return

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from libra_ray.client.protocol import Handshake
+from libra_ray.control.margin import Latency
 from libra_ray.control.robot import chunk_period
 from libra_ray.serving.retry import NoAnswerError, call
 from libra_ray.serving.settings import ServingSettings
@@ -14,6 +15,8 @@ from libra_ray.types import Json
 
 AGAIN_S = 0.2
 DESCRIBE_S = 5.0
+LENGTHENED_BY, LATENCY = "lengthened_by", "latency"
+"""What a level's replica describes for the gateway alone: see `control.margin.margins`; and its own latency with one robot."""
 
 
 class ReplicaCount:
@@ -53,6 +56,7 @@ class WeightSwitch:
         replicas: of every level, by its name.
         weights: in use; empty before the first are loaded.
         handshake: what robots are told; None before.
+        lengthened_by: by level the setting that lengthens its answers; `latencies`: each level's with one robot, in warming up.
         loaded: set as soon as there is one.
     """
 
@@ -69,6 +73,8 @@ class WeightSwitch:
         self._gateway, self._applications, self._space_changed = gateway, applications, space_changed
         self.replicas = {name: ReplicaCount(handle, settings.levels[name].replicas) for name, handle in handles.items()}
         self.handshake: Handshake | None = None
+        self.lengthened_by: Mapping[str, tuple[str, int]] = {}
+        self.latencies: dict[str, Latency] = {}
         self.loaded = asyncio.Event()
         self.weights = self._wanted = ""
         self._task: asyncio.Task[None] | None = None
@@ -94,7 +100,7 @@ class WeightSwitch:
                     for handle in self._handles.values()
                 ]
                 if await self._everywhere():
-                    self._switch(wanted, described[0])
+                    self._switch(wanted, described)
                     continue
             except NoAnswerError:
                 pass
@@ -107,11 +113,14 @@ class WeightSwitch:
         await self.refresh()
         return all(count.settled for count in self.replicas.values())
 
-    def _switch(self, weights: str, described: Json) -> None:
-        settings, horizon = self._settings, described["horizon"]
+    def _switch(self, weights: str, by_level: list[Json]) -> None:
+        settings, described = self._settings, {**by_level[0]}
+        self.lengthened_by = described.pop(LENGTHENED_BY, {})
+        self.latencies = {name: of[LATENCY] for name, of in zip(self._handles, by_level, strict=True) if LATENCY in of}
+        described.pop(LATENCY, None)
         told = {
             "control_hz": settings.control_hz or described["control_hz"],
-            "execute_steps": chunk_period(settings.execute_steps, settings.committed_steps, horizon),
+            "execute_steps": chunk_period(settings.execute_steps, settings.committed_steps, described["horizon"]),
             "rule": settings.rule,
             "max_message_bytes": settings.max_message_bytes,
             "gateway": self._gateway,

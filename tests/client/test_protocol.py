@@ -183,6 +183,7 @@ SHAKE = Handshake(
 def test_the_handshake_travels_whole_and_forwards_compatibly():
     message = unpack(pack(SHAKE.message()))
     assert Handshake.read(message) == SHAKE
+    assert Handshake.read({name: told for name, told in message.items() if name != "margin_steps"}).margin_steps == {}
     later = [level | {"of a later server": 1} for level in message["levels"]]
     assert Handshake.read(message | {"of a later server": 1, "levels": later}) == SHAKE
     assert SHAKE.cameras == (IMAGE_KEY,)

@@ -107,6 +107,11 @@ STEPS = [
         leaves=("runs/quickstart-joint/best.yaml",),
         smaller={"--trials 40 --seeds 2": "--trials 2 --seeds 1"},
     ),
+    Step(
+        line=JOB + "sweep.py quickstart latency --delay.intent_steps 10",
+        leaves=("runs/quickstart-latency/best.yaml",),
+        smaller={"--delay": "--trials 2 --seeds 1 --delay"},
+    ),
     Step(line=JOB + "sweep.py tabletop balance --scheduler asha", leaves=("runs/tabletop-balance/best.yaml",)),
     Step(
         line=JOB + "pipeline.py --config runs/tabletop-granularity/best.yaml",

@@ -73,14 +73,18 @@ def test_a_data_set_that_is_none(demos, tmp_path):
 
 def test_checkpoints(tmp_path):
     def checked(folder):
-        [finding] = looked(asked(evaluate__checkpoint=folder), "checkpoint", tmp_path / "none", folder)
-        return finding
+        return looked(asked(evaluate__checkpoint=folder), "checkpoint", tmp_path / "none", folder)[0]
 
     assert "weights.safetensors" in checked(tmp_path).found
     assert checked(tmp_path).fix == "give the folder that training wrote"
     save_checkpoint(tmp_path / "whole", tiny_model(), step=3)
     assert checked(tmp_path / "whole").level == "ok"
     assert "step 3 of" in checked(tmp_path / "whole").found
+    _, *levels = looked(asked(control__rule="overlap"), "checkpoint", tmp_path / "none", tmp_path / "whole")
+    assert [finding.found.split(":")[0] for finding in levels] == ["planner", "refiner"]
+    assert all("ms (one robot)" in finding.found for finding in levels)
+    [planner, _] = looked(asked(control__rule="fifo"), "checkpoint", tmp_path / "none", tmp_path / "whole")[1:]
+    assert (planner.level, planner.fix.startswith("control.rule=overlap")) == ("warning", True)
     with (tmp_path / "whole" / "config.json").open("a") as file:
         file.write(" ")
     finding = checked(tmp_path / "whole")

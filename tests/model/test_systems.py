@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from libra_ray import checkpoint
+from libra_ray.config import override
+from libra_ray.config.overrides import flatten
 from libra_ray.control.lockstep import drive
 from libra_ray.control.robot import RobotControl
-from libra_ray.model.registry import SYSTEMS, make_system, system_class
-from libra_ray.model.system import check_system
+from libra_ray.model.registry import SYSTEMS, check_system, lengthening, make_system, system_class
 from libra_ray.policy import act, load_policy
 from libra_ray.training.fit import Trainer
 from libra_ray.types import ActionChunk, Intent, Level, check_levels
@@ -76,6 +77,20 @@ def test_its_parts_hold_all_weights_and_its_losses_reach_them(name):
         alone[term].backward(retain_graph=True)
         reached = {id(p) for p in model.parameters() if p.grad is not None and p.grad.abs().sum() > 0}
         assert reached <= {id(p) for p in weights}, f"loss {term} reaches weights that it does not name"
+
+
+def test_the_setting_that_is_said_to_lengthen_a_level_does(name):
+    """Whatever the plans' length is: one that only happens to be that of a level lengthens nothing."""
+    for chunks in (2, 4):
+        config = tiny_config({"model.system": name, "action.chunks": chunks})
+        levels = make_system(config, SHAPE).levels
+        found = lengthening(config, levels)
+        assert levels[-1].name in found
+        assert ("action.chunks", config.action.horizon) in found.values() or name != "libra"
+        for level in (level for level in levels if level.name in found):
+            setting, steps = found[level.name]
+            longer = make_system(override(config, {setting: flatten(config)[setting] + 1}), SHAPE)
+            assert longer.level(level.name).covers == level.covers + steps
 
 
 def test_a_checkpoint_answers_as_what_was_saved(name, policy, tmp_path):

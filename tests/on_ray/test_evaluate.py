@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 
 from libra_ray.common.files import append_jsonl
@@ -56,6 +57,16 @@ def test_resumes_after_an_interruption_and_outlives_its_simulators(ray_cluster, 
     assert len(read.results) == 9
     assert len(read.latencies["refiner"].ms) == len(read.latencies["refiner"].robots) > 0
     assert [rollout.task for rollout in read_rollouts(folder)] == ["reach-v3"]
+
+    planner, refiner = evaluation.margins_of(folder, read)
+    assert (planner.level, planner.robots) == ("planner", np.mean(read.latencies["planner"].robots))
+    assert refiner.p95_ms == pytest.approx(np.percentile(read.latencies["refiner"].ms, 95))
+    late = override(folder.config, {"delay.intent_steps": 9, "delay.chunk_steps": 2})
+    for before, margin, injected in zip(
+        (planner, refiner), evaluation.margins_of(RunFolder(folder.root, late), read), (9, 2), strict=True
+    ):
+        assert margin.late_steps == before.late_steps + injected
+        assert f"and {injected} steps of injected delay" in margin.text
 
 
 def test_a_checkpoint_of_other_pictures_is_refused(make_run, untrained):

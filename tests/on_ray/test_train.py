@@ -1,6 +1,7 @@
 """Training on Ray Train: restarted from its last checkpoint after a death, on one worker or two, and never done twice."""
 
 import itertools
+import math
 import os
 import signal
 import threading
@@ -68,9 +69,11 @@ class StubTracker:
 
     registered: list[str] = field(default_factory=list)
     rows: int = 0
+    begins: dict[str, float] = field(default_factory=dict)
 
     def log_step_metrics(self, rows):
         self.rows = len(rows)
+        self.begins |= dict(rows).get(0, {})
 
     def register_model(self, checkpoint_dir, signature, *, digest):
         self.registered.append(digest)
@@ -113,6 +116,20 @@ def test_killed_workers_go_on_from_the_last_checkpoint(killed_run):
     assert len(again) <= 1, "one restart"
     assert all(step > 20 and step % 20 == 5 for step in again), "from a checkpoint, not from the beginning"
     assert killed_run.tracker.registered == [manifest.digest]
+
+
+def test_how_well_levels_keep_up_is_measured_before_the_first_step(killed_run):
+    """Of one robot, by the rank that writes, and published as of step 0."""
+    planner, refiner = training.read_margins(killed_run.folder.root)
+    assert (planner.level, refiner.level) == ("planner", "refiner")
+    assert {planner.robots, refiner.robots} == {1}
+    assert planner.p95_ms > 0
+    assert planner.late_steps == math.ceil(planner.p95_ms * planner.control_hz / 1000)
+    assert killed_run.tracker.begins == {
+        f"{name}_{margin.level}": value
+        for margin in (planner, refiner)
+        for name, value in (("margin_steps", margin.margin_steps), ("latency_p95_ms", margin.p95_ms))
+    }
 
 
 def test_a_finished_stage_says_so(killed_run, capsys):

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from libra_ray.common.provenance import Hardware
-from libra_ray.config import Config, override, preset
+from libra_ray.config import Config, ControlConfig, override, preset
+from libra_ray.control.margin import Latency, margins
 from libra_ray.report.records import CheckpointFacts, DatasetFacts, Report, WallTime
 from libra_ray.report.run_report import build_report
 from libra_ray.runs.results import Evaluation, LevelLatencies, LoggedStep, RolloutVideo, TrainingLog
-from libra_ray.types import EpisodeResult
+from libra_ray.types import EpisodeResult, Level
 
 CONTROLLERS = ("expert", "policy", "coarse_only", "zero_action")
 SUCCESS = {"expert": 1.0, "policy": 0.92, "coarse_only": 0.6, "zero_action": 0.0}
@@ -113,6 +114,18 @@ def _picture(size: int, progress: float, colour: np.ndarray) -> np.ndarray:
     return picture.astype(np.uint8)
 
 
+MARGINS = margins(
+    (Level(name="planner", covers=20), Level(name="refiner", covers=5, reads="planner")),
+    {
+        "planner": Latency(p50_ms=150.0, p95_ms=180.0, robots=15.5, injected_steps=2),
+        "refiner": Latency(p50_ms=8.0, p95_ms=11.0),
+    },
+    80,
+    ControlConfig(rule="overlap"),
+    {"planner": ("action.chunks", 5)},
+)
+
+
 def report(config: Config | None = None, measured: Evaluation | None = None, log: TrainingLog | None = None) -> Report:
     """A whole report."""
     config = config or preset("quickstart")
@@ -126,6 +139,7 @@ def report(config: Config | None = None, measured: Evaluation | None = None, log
         checkpoint=CHECKPOINT,
         mlflow_run_id="3f6b8f0f4a8b4d7c9a0e6d0b6a1f9e11",
         hardware=HARDWARE,
+        margins=MARGINS,
     )
 
 

@@ -122,6 +122,16 @@ def test_the_page_is_self_contained_and_small(written):
     assert "<script" not in page
 
 
+def test_margins_are_shown_and_marked_where_a_level_is_too_late(written):
+    page = (written / "report.html").read_text()
+    for margin in builders.MARGINS:
+        row = page.split(f'<tr><th scope="row">{margin.level}', 2)[1].split("</tr>")[0]
+        assert f"{margin.margin_steps} of {margin.covers} steps" in row
+        assert ('class="wrong"' in row) == (margin.margin_steps < 0)
+        assert margin.remedy in row
+    assert "15.5 robots a call" in page
+
+
 def test_words_from_outside_are_escaped(written):
     page = (written / "report.html").read_text()
     assert "&amp; be &lt;careful&gt;" in page

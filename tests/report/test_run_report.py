@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from libra_ray.common.json_text import dump, parse, read
 from libra_ray.common.provenance import Hardware, describe_hardware, git_revision, public_config
 from libra_ray.config import override, preset
+from libra_ray.report.publish import margin_figures
 from libra_ray.report.records import AgeHistogram, EpisodeError, Errors, HeldActions, Report, Throughput
 from libra_ray.report.run_report import write_report
 from libra_ray.report.table import summary_table
@@ -196,6 +197,23 @@ def test_table_shows_every_task_controller_and_interval():
         assert f"{row.success:.2f} ({low:.2f}, {high:.2f})" in line
     assert "mean" in table
     assert "p50/p95/p99" in table
+
+
+def test_every_margin_is_in_table_and_file_and_a_late_level_stands_out():
+    report = builders.report()
+    planner, refiner = report.margins
+    table = summary_table(report).splitlines()
+    assert f"LATE: {planner.text}" in table
+    assert planner.text.endswith("action.chunks=8 in training would do")
+    assert f"in time: {refiner.text}" in table
+    assert [margin["margin_steps"] for margin in json.loads(dump(report))["margins"]] == [20 - 2 * 20, 4]
+    assert parse(Report, dump(report), "report.json").margins == [planner, refiner]
+    assert margin_figures(report.margins, "evaluated_") == {
+        "evaluated_margin_steps_planner": -20.0,
+        "evaluated_margin_steps_refiner": 4.0,
+        "evaluated_latency_p95_ms_planner": 180.0,
+        "evaluated_latency_p95_ms_refiner": 11.0,
+    }
 
 
 # provenance

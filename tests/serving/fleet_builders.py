@@ -8,10 +8,13 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
 
+from libra_ray.config import ControlConfig
+from libra_ray.control.margin import Margin, margins
 from libra_ray.on_ray.serving.prometheus import register
 from libra_ray.serving.fleet_aggregator import FleetAggregator
 from libra_ray.serving.page.live_page import fleet_page
 from libra_ray.serving.telemetry import Telemetry
+from libra_ray.types import Level
 
 
 class Clock:
@@ -25,6 +28,13 @@ class Clock:
 
 
 LEVELS = ("planner", "refiner")
+
+
+def judged(gateway: Telemetry, levels: Sequence[str] = LEVELS) -> dict[str, Margin]:
+    """The margins of such levels, two chunks to each answer, by what the gateway measured; the topmost one comes too late."""
+    known = [Level(name=name, covers=10, reads=above) for above, name in zip([None, *levels], levels, strict=False)]
+    found = margins(known, gateway.latencies(), 80, ControlConfig(rule="overlap"))
+    return {margin.level: margin for margin in found}
 
 
 def busy_fleet(
@@ -46,12 +56,12 @@ def busy_fleet(
                 gateways[i % 2].episode_ended(names.format(i), noise.random() < (0.5 if i % 5 == 0 else 0.95))
         clock.now += 0 if robots else 1
         for i, gateway in enumerate(gateways):
-            aggregator.report(f"gateway-{i}", gateway.snapshot())
+            aggregator.report(f"gateway-{i}", gateway.snapshot(judged(gateway, levels)))
     if robots:
         gateways[0].refused("wrong shape")
         gateways[0].refused("not a number")
         gateways[0].refused("wrong shape")
-        aggregator.report("gateway-0", gateways[0].snapshot())
+        aggregator.report("gateway-0", gateways[0].snapshot(judged(gateways[0], levels)))
     return aggregator
 
 
@@ -75,6 +85,7 @@ def one_request(gateway: Telemetry, robot: str, noise: random.Random, *, late: b
         if noise.random() < 0.1:
             seconds = noise.lognormvariate(-2.8, 0.3)
             gateway.call(level, seconds=seconds, batch_size=noise.randrange(2, 6), queued=noise.randrange(2))
+            gateway.intent(level, 1.2 * seconds)
 
 
 UNPROTECTED = "unprotected"

@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 
 from libra_ray.client.protocol import Reply, request
+from libra_ray.control.margin import Latency
 from libra_ray.serving import instructions
 from libra_ray.serving import robot_sessions as robots
 from libra_ray.serving.batches import RowMismatchError
 from libra_ray.serving.gateway import NotReadyError
 from libra_ray.serving.requests import BadRequestError
 from libra_ray.serving.retry import NoAnswerError
+from libra_ray.serving.telemetry import ENOUGH
+from libra_ray.serving.weight_switch import LATENCY, LENGTHENED_BY
 from tests.serving.bench import Bench, check
-from tests.serving.stubs import BAD, DIMS, FAIL, HANG, HORIZON, LEVELS, StubLevel, observe
+from tests.serving.stubs import BAD, CHUNKS, DIMS, FAIL, HANG, HORIZON, LEVELS, StubLevel, observe
 from tests.serving.virtual_time import run
 
 
@@ -135,6 +138,50 @@ def test_an_intent_that_came_in_time_is_not_late():
         assert late.mean > 0.2
         assert bench.planner.late_shares[0] == 0 < bench.planner.late_shares[-1]
         assert bench.refiner.late_shares[-1] == 0, "no answer missed its deadline"
+
+    run(work())
+
+
+def test_a_level_that_is_too_late_is_said_once_for_its_weights_with_what_would_do(caplog):
+    """Ten control steps a second: 0.6 s are 6 steps, so that an intent is in use after two chunks and until the fourth."""
+
+    class Slow(StubLevel):
+        delay_s = 0.58
+
+        async def describe(self, weights):
+            alone = {LATENCY: Latency(p50_ms=1.0, p95_ms=1.0)}
+            return await super().describe(weights) | alone | {LENGTHENED_BY: {"planner": ("action.chunks", HORIZON)}}
+
+    async def work():
+        bench = await Bench(kinds={"planner": Slow}, **{"levels.planner.timeout_s": 5}).start()
+        assert bench.core.greeting().margin_steps == {"planner": 0}, "as its replica says, as long as nobody was served"
+
+        async def ask(times):
+            for step in range(0, times * HORIZON, HORIZON):
+                await bench.ask(1, step, reset=step == 0)
+                await asyncio.sleep(0.5)
+            return bench.core.greeting().margin_steps
+
+        assert await ask(3 * ENOUGH) == {"planner": CHUNKS * HORIZON - 4 * HORIZON, "refiner": HORIZON - 1}
+        await ask(3 * ENOUGH)
+        [record] = caplog.records
+        assert record.levelname == "WARNING"
+        assert record.getMessage().endswith("before the next one is in use; action.chunks=4 in training would do")
+        await bench.use({"checkpoint": "second", "revision": ""})
+        await ask(3)
+        assert len(caplog.records) == 2
+
+    run(work())
+
+
+def test_levels_in_time_are_not_spoken_of(caplog):
+    async def work():
+        bench = await Bench().start()
+        for step in range(0, 3 * ENOUGH * HORIZON, HORIZON):
+            await bench.ask(1, step)
+            await asyncio.sleep(0.5)
+        assert bench.core.greeting().margin_steps == {"planner": 0, "refiner": HORIZON - 1}
+        assert caplog.records == []
 
     run(work())
 

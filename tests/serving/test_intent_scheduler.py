@@ -23,7 +23,7 @@ class Calls:
 
     def __init__(self, level=LEVELS[0], *, max_batch=9, call_s=0.05, fault=lambda result: result):
         self.sent, self.failed, self.call_s, self.fault = [], [], call_s, fault
-        self.weights = "w"
+        self.weights, self.ready = "w", []
         self.scheduler = IntentScheduler(
             level,
             self._call,
@@ -31,6 +31,7 @@ class Calls:
             max_batch=max_batch,
             in_flight=lambda: 1,
             failed=self.failed.append,
+            ready=lambda level, seconds: self.ready.append((level, seconds)),
             clock=asyncio.get_running_loop().time,
         )
 
@@ -78,6 +79,21 @@ def test_intents_of_other_robots_are_never_adopted(fault):
         assert calls.failed == ["planner"]
         assert not any(robot.control.is_requested("planner") for robot in robots), "they may be asked for again"
         assert all(robot.answered.is_set() for robot in robots), "those that wait hear of it"
+
+    run(work())
+
+
+def test_the_latency_of_an_intent_is_counted_from_its_picture():
+    """Also of a robot that waits for its call: what it saw is as old as it is."""
+
+    async def work():
+        calls = Calls(max_batch=1)
+        first, second = calls.robot(1), calls.robot(2)
+        for robot in (first, second):
+            robot.seen_at = asyncio.get_running_loop().time()
+            calls.scheduler.schedule(robot)
+        await asyncio.sleep(2.5 * calls.call_s)
+        assert calls.ready == [("planner", pytest.approx(times * calls.call_s)) for times in (1, 2)]
 
     run(work())
 

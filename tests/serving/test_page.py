@@ -47,6 +47,7 @@ const look = (name, frame) => {
       [...figure.querySelectorAll("path")].map(path => path.getAttribute("d"))])),
     levels: [...page.querySelectorAll("#levels .card")].map(card => [card.querySelector("h3").textContent,
       [...card.querySelectorAll("b")].map(b => b.textContent)]), refused: texts("#refused")[0],
+    late: texts("#late")[0], marked: texts("#levels .late h3"),
     notice: page.querySelector("#notice").hidden ? null : texts("#notice")[0], state: texts("#state")[0],
     nobody: !page.querySelector("#nobody").hidden, opacity: seen.getComputedStyle(page.querySelector("#content")).opacity,
     shown: seen.getComputedStyle(page.querySelector("#content")).visibility,
@@ -149,7 +150,13 @@ def numbers(text):
 )
 def test_every_level_has_its_tile_with_the_numbers_of_the_json(seen, fleets, page, names):
     assert [name for name, _ in seen[page]["levels"]] == names
-    for level, (_, (call, batch, waiting, age)) in zip(fleets[page][0]["levels"], seen[page]["levels"], strict=True):
+    for level, (_, (call, batch, waiting, ready, spare, age)) in zip(
+        fleets[page][0]["levels"], seen[page]["levels"], strict=True
+    ):
+        latency = level["intent_ready_ms"]
+        assert numbers(ready) == [close(latency[mark]) for mark in ("p50", "p95", "p99") if latency["count"]]
+        margin = level["margin"]
+        assert numbers(spare) == ([margin["steps"], margin["covers"]] if margin else [])
         assert numbers(call) == [close(level["call_ms"][mark]) for mark in ("p50", "p95", "p99")]
         assert numbers(batch) == [close(level["batch_size"]["mean"])]
         assert numbers(waiting) == [close(level["queue"]["mean"])]
@@ -160,6 +167,14 @@ def test_every_level_has_its_tile_with_the_numbers_of_the_json(seen, fleets, pag
         {"curve-age": len(names) - 1} if len(names) > 1 else {}
     )
     assert all(path.startswith("M") for lines in seen[page]["curves"].values() for path in lines)
+
+
+@pytest.mark.parametrize("page", ["wide", "one level", "four levels", "empty"])
+def test_levels_that_are_too_late_are_told_with_what_would_do(seen, fleets, page):
+    late = [level for level in fleets[page][0]["levels"] if level["margin"] and level["margin"]["steps"] < 0]
+    assert bool(late) == (page in ("wide", "four levels"))
+    assert seen[page]["late"] == " ".join(f"Too late: {level['margin']['text']}." for level in late)
+    assert seen[page]["marked"] == [level["name"] for level in late]
 
 
 def test_refusals_are_told(seen):

@@ -138,6 +138,18 @@ def system(request, tmp_path_factory):
     return folder
 
 
+def test_robots_are_told_how_well_every_level_keeps_up_before_any_was_served(system):
+    async def work():
+        served = await Local(system).start()
+        told = Handshake.read(unpack(pack(served.core.greeting().message())))
+        assert list(told.margin_steps) == list(served.levels)
+        alone = {name: level._alone[served.core.weight_switch.weights] for name, level in served.levels.items()}
+        assert served.core.weight_switch.latencies == alone
+        assert all(0 < latency.p50_ms <= latency.p95_ms for latency in alone.values())
+
+    asyncio.run(work())
+
+
 def test_any_system_is_served_as_it_answers_offline(system):
     """One level, two or three: every chunk is what the policy itself says of the same intents, each of its own age."""
     policy = load_policy(system)

@@ -27,13 +27,13 @@ from libra_ray.serving.fleet_snapshot import (
     rounded,
     summary,
 )
-from libra_ray.serving.metrics import EVENTS, LEVEL_MEASURES, MEASURES, ROBOTS_CONNECTED
-from libra_ray.serving.telemetry import MAX_NAME, MAX_REASONS, MAX_ROBOTS, Telemetry
-from tests.serving.fleet_builders import LEVELS, Clock, busy_fleet, one_request
+from libra_ray.serving.metrics import EVENTS, LEVEL_MEASURES, MARGIN_STEPS, MEASURES, ROBOTS_CONNECTED
+from libra_ray.serving.telemetry import ENOUGH, MAX_NAME, MAX_REASONS, MAX_ROBOTS, Telemetry
+from tests.serving.fleet_builders import LEVELS, Clock, busy_fleet, judged, one_request
 
 DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana" / "libra_ray.json"
 DEPLOYMENT = "MeasuredGateway"
-ALL_METRICS = (*MEASURES.values(), *LEVEL_MEASURES.values(), *EVENTS.values(), ROBOTS_CONNECTED)
+ALL_METRICS = (*MEASURES.values(), *LEVEL_MEASURES.values(), *EVENTS.values(), MARGIN_STEPS, ROBOTS_CONNECTED)
 
 
 def tick(gateway, robot="a", latency_s=0.02, *, age=3, held=False, missed=False):
@@ -225,6 +225,35 @@ def test_any_latency_needs_few_counters():
     assert len(gateway.snapshot().measures.window["latency_s"]) < 1000
 
 
+def test_a_level_is_judged_by_its_last_minute_and_never_by_little():
+    clock = Clock()
+    gateway = Telemetry("g", register, LEVELS, clock=clock)
+    for _ in range(ENOUGH - 1):
+        gateway.intent("planner", 0.1)
+        tick(gateway)
+    assert gateway.latencies() == {}
+    gateway.intent("planner", 0.1)
+    gateway.call("planner", seconds=0.05, batch_size=4, queued=0)
+    tick(gateway, latency_s=0.02)
+    found = gateway.latencies()
+    assert found["planner"].p95_ms == pytest.approx(100, rel=0.01)
+    assert (found["planner"].robots, found["refiner"].p50_ms) == (4, pytest.approx(20, rel=0.01))
+    clock.now += WINDOW_S + 1
+    assert gateway.latencies() == {}
+
+
+def test_of_several_gateways_the_least_margin_is_the_fleets():
+    quick, slow = (Telemetry("g", register, LEVELS, clock=Clock()) for _ in range(2))
+    for _ in range(ENOUGH):
+        quick.intent("planner", 0.01)
+        slow.intent("planner", 0.2)
+    snapshots = [gateway.snapshot(judged(gateway)) for gateway in (quick, slow, quick)]
+    planner, refiner = FleetSnapshot.merged(snapshots, time=0.0).to_json()["levels"]
+    assert planner["margin"]["steps"] == judged(slow)["planner"].margin_steps < judged(quick)["planner"].margin_steps
+    assert planner["margin"]["text"] == judged(slow)["planner"].text
+    assert refiner["margin"] is None, "no request was seen"
+
+
 def test_a_reply_without_a_plan_has_no_age():
     gateway = Telemetry("g", register, LEVELS, clock=Clock())
     tick(gateway, age=None, held=True)
@@ -315,8 +344,13 @@ def test_no_panel_of_the_dashboard_lies_on_another(dashboard):
 
 
 def gateway_actor(name):
-    """A process that measures as a gateway replica does."""
+    """A process that measures as a gateway replica does, of whose levels one is late."""
     import ray
+
+    slow = Telemetry(DEPLOYMENT, register, LEVELS)
+    for _ in range(ENOUGH):
+        slow.intent("planner", 0.2)
+    late = judged(slow)
 
     @ray.remote(num_cpus=0)
     class Gateway:  # in here, so that it travels by value: workers do not know the tests
@@ -329,6 +363,7 @@ def gateway_actor(name):
             for _ in range(3):
                 self.telemetry.tick(name, latency_s=0.02, ages={"planner": (3, 0.15)}, **marks)
             self.telemetry.call("planner", seconds=0.1, batch_size=2, queued=3)
+            self.telemetry.intent("planner", 0.2)
             self.telemetry.call("refiner", seconds=0.01, batch_size=4, queued=0)
             self.telemetry.refused("wrong shape")
             self.telemetry.episode_ended(name, True)
@@ -338,7 +373,7 @@ def gateway_actor(name):
             """The fleet, as soon as an aggregator has heard of this gateway."""
             fleet = {"history": []}
             while not fleet["history"]:
-                await self.aggregator.report(self.telemetry.snapshot())
+                await self.aggregator.report(self.telemetry.snapshot(late))
                 fleet = await self.aggregator.fleet()
             return fleet
 
@@ -404,6 +439,8 @@ def test_gateways_share_an_aggregator_and_prometheus_sees_them(metrics_address):
     assert found["ray_libra_call_queue_bucket", "refiner", "0.5"] == 1
     assert found["ray_libra_call_queue_bucket", "planner", "0.5"] == 0
     assert found["ray_libra_intent_age_steps_count", "planner"] == 3
+    assert found["ray_libra_intent_latency_seconds_count", "planner"] == 1
+    assert found["ray_libra_margin_steps", "planner"] == 10 - 2 * 20, "16 steps late, taken up after 20"
     assert found["ray_libra_answered_requests_total",] == 3
     assert found["ray_libra_deadline_misses_total",] == found["ray_libra_held_actions_total",] == 3
     assert found["ray_libra_refused_requests_total", "wrong shape"] == 1

@@ -49,6 +49,11 @@ class Toy(System):
     def loss_weights(self):
         return {"goal": 1.0, "path": 1.0, "motor": 1.0}
 
+    @classmethod
+    def lengthened_by(cls, config, level, *, acts):
+        """The levels above the last are as long by themselves."""
+        return ("action.horizon", 1) if acts else None
+
     def parts(self):
         return {"goal": self.goal, "path": self.path, "motor": self.motor}
 

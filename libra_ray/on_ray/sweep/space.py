@@ -108,7 +108,8 @@ def load_space(name: str, config: Config, shipped: Path) -> Space:
     """A shipped space by its name, or one of the user's by the path of a Python file with `SPACE`.
 
     Args:
-        name: a file of `shipped` without its ending, or a path ending in `.py`. It may also say `OBJECTIVES` and `SEARCH`.
+        name: a file of `shipped` without its ending, or a path ending in `.py`. It may also say `OBJECTIVES` and `SEARCH`, and
+            have a function `check` that refuses, by a ValueError, a configuration that the space makes no sense for.
         config: what the trials start from; every value is tried on it.
         shipped: the folder of the shipped spaces.
 
@@ -127,6 +128,8 @@ def load_space(name: str, config: Config, shipped: Path) -> Space:
     )
     if space.search not in get_args(Search):
         raise ValueError(f"{name}: SEARCH={space.search!r} is not one of {', '.join(get_args(Search))}")
+    if refuses := getattr(module, "check", None):
+        refuses(config)
     _check(space, config)
     return space
 

@@ -1,6 +1,5 @@
 """One trial: train, be evaluated in closed loop at every rung, report; resumable at every point, and it fails alone."""
 
-import statistics
 import traceback
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,8 @@ from libra_ray import checkpoint
 from libra_ray.common.disk import NoRoomError, explained, lacks_room
 from libra_ray.common.files import append_jsonl, repair_jsonl
 from libra_ray.common.json_text import plain
-from libra_ray.config import Config, ControlConfig, SimConfig, override
-from libra_ray.control.lockstep import Latencies, drive
-from libra_ray.control.robot import RobotControl
+from libra_ray.config import Config, SimConfig, override
+from libra_ray.control.margin import measure
 from libra_ray.evaluation.log import read_evaluation
 from libra_ray.on_ray import evaluate as evaluation
 from libra_ray.on_ray import stages
@@ -28,12 +26,10 @@ from libra_ray.runs.folder import Clock, RunFolder
 from libra_ray.runs.results import TrainingLog
 from libra_ray.runs.trials import Rung, TrialResult
 from libra_ray.training.fit import Trainer
-from libra_ray.types import Observation
 
 LEFT_OUT = ("lr", "weight_", "samples_per_s", "data_wait_share")
 """Beginnings of the logged names that measure no policy."""
 GRADIENTS = "grad_"
-LATENCY_CALLS = 15
 LONGEST_ERROR = 4000
 NO_ROOM = "no_room"
 """In the last report of a trial that met a full disk: the line that says so."""
@@ -185,21 +181,9 @@ def latency_ms(folder: RunFolder) -> float:
     Medians of every level's calls, each divided by the steps that its answer is used for.
     """
     policy = load_policy(folder.path("checkpoint"), evaluation.device_of(folder.config))
-    config, facts = folder.config, policy.source.manifest
-    picture = np.zeros((config.sim.image_size, config.sim.image_size, 3), np.uint8)
-    seen = Observation(
-        images=dict.fromkeys(facts.image_keys, picture),
-        past=tuple(dict.fromkeys(facts.image_keys, picture) for _ in range(config.data.history - 1)),
-        state=np.zeros(facts.shape.state_dim, np.float32),
-        instruction=facts.instructions[0],
-        step=0,
-    )
-    latencies: Latencies = {}
-    for _ in range(LATENCY_CALLS):
-        drive({0: RobotControl(ControlConfig(), policy.levels)}, {0: seen}, policy, latencies)
     covers = {level.name: level.covers for level in policy.levels}
-    covers[policy.levels[-1].name] = config.control.execute_steps or policy.levels[-1].covers
-    return sum(statistics.median(calls.ms) / covers[name] for name, calls in latencies.items())
+    covers[policy.levels[-1].name] = folder.config.control.execute_steps or policy.levels[-1].covers
+    return sum(latency.p50_ms / covers[name] for name, latency in measure(policy, policy.blank()).items())
 
 
 def _episodes(folder: RunFolder, controller: str) -> dict[str, list[bool]]:

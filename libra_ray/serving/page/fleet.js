@@ -151,6 +151,8 @@ const LEVEL_ROWS = {
   "call, p50 / 95 / 99": level => marks(level.call_ms, " ms"),
   "robots a call": level => number(level.batch_size.mean),
   waiting: level => number(level.queue.mean),
+  "picture to intent": level => marks(level.intent_ready_ms, " ms"),
+  "to spare": level => level.margin ? `${number(level.margin.steps)} of ${plural(level.margin.covers, "step")}` : NONE,
   "intent's age": level => marks(level.intent_age_steps, " steps"),
 };
 
@@ -179,7 +181,10 @@ function showLevels(fleet) {
   fleet.levels.forEach((level, index) => {
     const cells = find("levels").children[index].querySelectorAll("b");
     Object.values(LEVEL_ROWS).forEach((read, row) => { cells[row].textContent = read(level); });
+    find("levels").children[index].classList.toggle("late", Boolean(level.margin && level.margin.steps < 0));
   });
+  const late = fleet.levels.filter(level => level.margin && level.margin.steps < 0);
+  find("late").textContent = late.map(level => `Too late: ${level.margin.text}.`).join(" ");
   const reasons = Object.entries(fleet.refused).sort((a, b) => b[1] - a[1]).map(([reason, count]) => `${reason} ${number(count)}`);
   find("refused").textContent = reasons.length ? `Refused requests since the start: ${reasons.join(", ")}` : "";
 }

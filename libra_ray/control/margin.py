@@ -1,0 +1,257 @@
+"""Whether intents and chunks come in time: what a level's latency leaves of the steps that its answers cover.
+
+The margin of a level above the last: the control steps of an intent that are left when the next one is in use. Intents are
+asked for, and taken up, where a chunk is asked for, so that both count in whole chunks; under `fifo` each is asked for when the
+one before is used up. Below 0 robots go on for as many steps without one.
+
+The margin of the last level: what is left of the time that its answer may take. That is what is executed of the chunk before,
+or with `committed_steps` those.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+
+from libra_ray.config import ControlConfig
+from libra_ray.control.delays import Delays
+from libra_ray.control.robot import chunk_period
+from libra_ray.types import Intent, Level, Observation, Policy
+
+CALLS, FEWEST_CALLS, LONGEST_S = 15, 3, 1.0
+"""A level is measured so often, or for so long, but at least a few times."""
+SPEAKS_FOR = 95
+"""The percentile of the latencies that a margin goes by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """Milliseconds from a picture to the answer of a level.
+
+    Attributes:
+        robots: whose latency that is: robots answered in the same call, their mean.
+        injected_steps: control steps that come on top, in simulated time.
+    """
+
+    p50_ms: float
+    p95_ms: float
+    robots: float = 1.0
+    injected_steps: int = 0
+
+    @classmethod
+    def of(cls, ms: Sequence[float], robots: float = 1.0, injected_steps: int = 0) -> "Latency":
+        """That of measured calls, at least one."""
+        p50, p95 = map(float, np.percentile(ms, (50, SPEAKS_FOR)))
+        return cls(p50_ms=p50, p95_ms=p95, robots=robots, injected_steps=injected_steps)
+
+    def steps(self, control_hz: float) -> int:
+        """Whole control steps: an answer is usable at the first step after it came."""
+        return self.injected_steps + math.ceil(round(self.p95_ms * control_hz / 1000, 6))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Margin:
+    """How well one level keeps up.
+
+    Attributes:
+        robots: answered in the measured calls, their mean.
+        late_steps: control steps until an answer is usable.
+        covers: control steps that one covers.
+        margin_steps: see above; below 0 it comes too late.
+        found: in words.
+        remedy: what would do; empty where it is in time.
+    """
+
+    level: str
+    p50_ms: float
+    p95_ms: float
+    robots: float
+    control_hz: float
+    late_steps: int
+    covers: int
+    margin_steps: int
+    found: str
+    remedy: str = ""
+
+    @property
+    def text(self) -> str:
+        """All of it in one line."""
+        return f"{self.found}; {self.remedy} would do" if self.remedy else self.found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cycle:
+    """How a level's intents follow one another, in control steps from the picture behind one.
+
+    Attributes:
+        asked: when the next one is asked for.
+        replaced: when that is in use; so much an intent has to cover.
+    """
+
+    asked: int
+    replaced: int
+
+
+def measure(policy: Policy, seen: Observation) -> dict[str, Latency]:
+    """The latency of every level on this machine for one robot, by name; the first call of each is not counted.
+
+    Args:
+        policy: whose levels are asked one after the other, each with the intent of the one that it reads.
+        seen: what the robot sees.
+    """
+    intents: dict[str | None, Intent | None] = {None: None}
+    found = {}
+    for level in policy.levels:
+        above = [intents[level.reads]]
+        [answer] = policy.infer(level.name, [seen], above)
+        ms: list[float] = []
+        while len(ms) < CALLS and (len(ms) < FEWEST_CALLS or sum(ms) < 1000 * LONGEST_S):
+            began = perf_counter()
+            policy.infer(level.name, [seen], above)
+            ms.append(1000 * (perf_counter() - began))
+        if isinstance(answer, Intent):
+            intents[level.name] = answer
+        found[level.name] = Latency.of(ms)
+    return found
+
+
+def injected_steps(delays: Delays, levels: Sequence[Level]) -> dict[str, int]:
+    """How late each level is made in simulated time, by name: as set, or by the measured latencies that are drawn from."""
+    fixed = {level.name: delays.config.intent_steps for level in levels} | {levels[-1].name: delays.config.chunk_steps}
+    return fixed | {name: math.ceil(np.percentile(steps, SPEAKS_FOR)) for name, steps in delays.measured.items()}
+
+
+def margins(
+    levels: Sequence[Level],
+    latencies: Mapping[str, Latency],
+    control_hz: float,
+    control: ControlConfig,
+    lengthened_by: Mapping[str, tuple[str, int]] | None = None,
+    *,
+    section: str = "control.",
+) -> list[Margin]:
+    """The margin of every level that was measured, slow to fast.
+
+    Args:
+        levels: of the policy.
+        latencies: by the level's name; those never measured may be left out.
+        control_hz: control steps per second.
+        control: when levels are asked.
+        lengthened_by: by the level's name the setting that lengthens its answers, and the steps that one more of it adds.
+        section: begins the names of the settings of `control` where the reader gives them.
+    """
+    last, found = levels[-1], {}
+    period = chunk_period(control.execute_steps, control.committed_steps, last.covers)
+    late = {name: latency.steps(control_hz) for name, latency in latencies.items()}
+    settings = lengthened_by or {}
+    if last.name in late:
+        found[last.name] = _of_chunk(last, late[last.name], control, period, settings.get(last.name), section)
+    readers = {level.reads: level for level in reversed(levels)}
+    # No chunk is asked for while another one is under way.
+    asked = {last.name: max(period, late.get(last.name, 0))}
+    for level in reversed(levels[:-1]):
+        reader = readers.get(level.name, last)
+        cycle = cycle_of(level.covers, late.get(level.name, 0), asked[reader.name], period, control, above_last=reader is last)
+        asked[level.name] = cycle.asked
+        if level.name in late:
+            by_overlap = _overlap(late[level.name], asked[reader.name], control.committed_steps if reader is last else 0)
+            found[level.name] = _of_intent(
+                level, late[level.name], control.rule, cycle, by_overlap.replaced, settings.get(level.name), section
+            )
+    return [_told(v, latencies[v.name], control_hz, late[v.name], *found[v.name]) for v in levels if v.name in found]
+
+
+def cycle_of(covers: int, late: int, every: int, period: int, control: ControlConfig, *, above_last: bool) -> Cycle:
+    """How intents follow one another under a rule.
+
+    Args:
+        covers: control steps of an intent.
+        late: control steps until it is usable.
+        every: between two requests to the level that reads it.
+        period: control steps from one request for a chunk to the next, where it comes in time.
+        control: the rule, and the steps that a chunk is executed beyond its own time.
+        above_last: whether the last level reads it.
+    """
+    if control.rule == "fifo":
+        asked = max(covers, late)
+        return Cycle(asked=asked, replaced=asked + late)
+    overlap = _overlap(late, every, control.committed_steps if above_last else 0)
+    if control.rule == "overlap":
+        return overlap
+    # The first request at which it ends within two chunks.
+    ending = every * ((covers - 2 * period) // every + 1)
+    asked = max(ending, overlap.asked)
+    return Cycle(asked=asked, replaced=overlap.replaced - overlap.asked + asked)
+
+
+def _overlap(late: int, every: int, beyond: int) -> Cycle:
+    taken_up = every * -(-late // every)
+    asked = max(taken_up, every)
+    return Cycle(asked=asked, replaced=asked + taken_up + beyond)
+
+
+type Verdict = tuple[int, str, str]
+"""The margin, what it means, and what would do."""
+
+
+def _of_intent(
+    level: Level, late: int, rule: str, cycle: Cycle, needed: int, setting: tuple[str, int] | None, section: str
+) -> Verdict:
+    margin = level.covers - cycle.replaced
+    if margin >= 0:
+        return margin, f"of the {_steps(level.covers)} of an intent {margin} are left when the next one is in use", ""
+    remedies = [] if rule == "overlap" else [f"{section}rule=overlap"]
+    if level.covers < needed:
+        remedies.append(_length(setting, needed, "intents"))
+    remedy = " with ".join(remedies)
+    if rule == "fifo":
+        return margin, f"{section}rule=fifo asks when an intent is used up, and then {_steps(late)} pass without one", remedy
+    return margin, f"an intent of {_steps(level.covers)} is used up {_steps(-margin)} before the next one is in use", remedy
+
+
+def _of_chunk(
+    level: Level, late: int, control: ControlConfig, period: int, setting: tuple[str, int] | None, section: str
+) -> Verdict:
+    committed = control.committed_steps
+    margin = (committed or period) - late
+    lasts = f"robots go on for {_steps(committed)} meanwhile" if committed else f"a chunk lasts for {_steps(period)}"
+    if margin >= 0:
+        return margin, lasts, ""
+    needed = 2 * late if committed else late
+    remedies = [_length(setting, needed, "chunks")] if level.covers < needed else []
+    if committed:
+        remedies.append(f"{section}committed_steps={late}")
+    elif control.execute_steps:
+        remedies.append(f"{section}execute_steps={late}")
+    return margin, f"{lasts}, then robots wait for {-margin} more", " with ".join(remedies)
+
+
+def _length(setting: tuple[str, int] | None, needed: int, answers: str) -> str:
+    if setting is None:
+        return f"{answers} of at least {_steps(needed)}"
+    name, each = setting
+    return f"{name}={-(-needed // each)} in training"
+
+
+def _told(level: Level, latency: Latency, control_hz: float, late: int, margin: int, meaning: str, remedy: str) -> Margin:
+    whose = "one robot" if latency.robots == 1 else f"{latency.robots:.3g} robots a call"
+    injected = f" and {_steps(latency.injected_steps)} of injected delay" if latency.injected_steps else ""
+    words = f"{level.name}: {latency.p95_ms:.3g} ms ({whose}){injected} are {_steps(late)} at {control_hz:g} Hz; {meaning}"
+    return Margin(
+        level=level.name,
+        p50_ms=latency.p50_ms,
+        p95_ms=latency.p95_ms,
+        robots=latency.robots,
+        control_hz=control_hz,
+        late_steps=late,
+        covers=level.covers,
+        margin_steps=margin,
+        found=words,
+        remedy=remedy,
+    )
+
+
+def _steps(count: int) -> str:
+    return f"{count} step{'' if count == 1 else 's'}"
