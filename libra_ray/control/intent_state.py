@@ -22,11 +22,19 @@ class Coming:
 
 @dataclass
 class IntentState:
-    """What one robot knows of one level above the last: its current intent, what is to come, and whether a request is open."""
+    """What one robot knows of one level above the last.
+
+    Attributes:
+        current: the intent in use, or used up.
+        pending: what is to come.
+        requested: whether a request is open.
+        took_steps: control steps from the picture behind the current intent to its first use; 0 of an episode's first one.
+    """
 
     current: Intent | None = None
     pending: list[Coming] = field(default_factory=list)
     requested: bool = False
+    took_steps: int = 0
 
     @property
     def is_first(self) -> bool:
@@ -43,4 +51,5 @@ class IntentState:
             self.requested = self.requested and not coming.ends
             intent = coming.intent
             if intent is not None and (self.current is None or intent.first_step >= self.current.first_step):
+                self.took_steps = 0 if self.current is None else step - intent.first_step
                 self.current = intent

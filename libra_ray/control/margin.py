@@ -10,7 +10,7 @@ or with `committed_steps` those.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 import numpy as np
@@ -153,13 +153,13 @@ def margins(
     asked = {last.name: max(period, late.get(last.name, 0))}
     for level in reversed(levels[:-1]):
         reader = readers.get(level.name, last)
-        cycle = cycle_of(level.covers, late.get(level.name, 0), asked[reader.name], period, control, above_last=reader is last)
+        cycle, by_overlap = (
+            cycle_of(level.covers, late.get(level.name, 0), asked[reader.name], period, each, above_last=reader is last)
+            for each in (control, replace(control, rule="overlap"))
+        )
         asked[level.name] = cycle.asked
         if level.name in late:
-            by_overlap = _overlap(late[level.name], asked[reader.name], control.committed_steps if reader is last else 0)
-            found[level.name] = _of_intent(
-                level, late[level.name], control.rule, cycle, by_overlap.replaced, settings.get(level.name), section
-            )
+            found[level.name] = _of_intent(level, control.rule, cycle, by_overlap.replaced, settings.get(level.name), section)
     return [_told(v, latencies[v.name], control_hz, late[v.name], *found[v.name]) for v in levels if v.name in found]
 
 
@@ -174,21 +174,16 @@ def cycle_of(covers: int, late: int, every: int, period: int, control: ControlCo
         control: the rule, and the steps that a chunk is executed beyond its own time.
         above_last: whether the last level reads it.
     """
-    if control.rule == "fifo":
-        asked = max(covers, late)
-        return Cycle(asked=asked, replaced=asked + late)
-    overlap = _overlap(late, every, control.committed_steps if above_last else 0)
-    if control.rule == "overlap":
-        return overlap
-    # The first request at which it ends within two chunks.
-    ending = every * ((covers - 2 * period) // every + 1)
-    asked = max(ending, overlap.asked)
-    return Cycle(asked=asked, replaced=overlap.replaced - overlap.asked + asked)
-
-
-def _overlap(late: int, every: int, beyond: int) -> Cycle:
     taken_up = every * -(-late // every)
-    asked = max(taken_up, every)
+    beyond = control.committed_steps if above_last else 0
+    if control.rule == "overlap":
+        asked = max(taken_up, every)
+    elif control.rule == "event":
+        # The first request at which it ends within two chunks and the time that the last one took.
+        asked = max(every * ((covers - 2 * period - taken_up) // every + 1), taken_up, every)
+    else:
+        # The first request at which it does not cover all that is done until the next one.
+        asked = max(every * (covers // every if above_last else -(-covers // every)), taken_up, every)
     return Cycle(asked=asked, replaced=asked + taken_up + beyond)
 
 
@@ -196,18 +191,16 @@ type Verdict = tuple[int, str, str]
 """The margin, what it means, and what would do."""
 
 
-def _of_intent(
-    level: Level, late: int, rule: str, cycle: Cycle, needed: int, setting: tuple[str, int] | None, section: str
-) -> Verdict:
+def _of_intent(level: Level, rule: str, cycle: Cycle, needed: int, setting: tuple[str, int] | None, section: str) -> Verdict:
     margin = level.covers - cycle.replaced
     if margin >= 0:
         return margin, f"of the {_steps(level.covers)} of an intent {margin} are left when the next one is in use", ""
-    remedies = [] if rule == "overlap" else [f"{section}rule=overlap"]
+    remedies = [f"{section}rule=overlap"] if rule == "fifo" else []
     if level.covers < needed:
         remedies.append(_length(setting, needed, "intents"))
     remedy = " with ".join(remedies)
     if rule == "fifo":
-        return margin, f"{section}rule=fifo asks when an intent is used up, and then {_steps(late)} pass without one", remedy
+        return margin, f"{section}rule=fifo asks when an intent is used up, and then {_steps(-margin)} pass without one", remedy
     return margin, f"an intent of {_steps(level.covers)} is used up {_steps(-margin)} before the next one is in use", remedy
 
 

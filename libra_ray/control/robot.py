@@ -29,8 +29,9 @@ class RobotControl:
             takes H steps per chunk, each with a fresh picture.
         overlap: the level runs freely. A new intent is asked for whenever the level below is asked and none is under way, and
             replaces the rest of the old one at the right step as soon as it arrives.
-        event: like overlap, but only where the intent will be used up before the next chunk ends, or where what is seen is a
-            surprise (`libra_ray.control.surprise`): the world has drifted from what the intent assumed.
+        event: like overlap, but only where the intent will be used up before the next chunk ends, and so much earlier as the
+            last one came late; or where what is seen is a surprise (`libra_ray.control.surprise`): the world has drifted from
+            what the intent assumed.
 
     Answers come when whoever drives the robot says; only the first ones of an episode are waited for. Until a chunk is there
     the robot goes on with the one that it has, which is why the next one is asked for `committed_steps` before that ends.
@@ -222,7 +223,7 @@ class RobotControl:
             return False
         if intent is None or self.control.rule == "fifo":
             return not self.covered(level.name, step)
-        ends_soon = intent.end_step < step + 2 * self.execute_steps
+        ends_soon = intent.end_step < step + 2 * self.execute_steps + self._states[level.name].took_steps
         return self.wants(self._reader[level.name], step) and (self.control.rule == "overlap" or ends_soon or self._surprised)
 
     def _wants_chunk(self, step: int) -> bool:

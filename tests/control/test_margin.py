@@ -77,7 +77,7 @@ def loops(draw):
     horizon = draw(st.integers(2, 8))
     committed = draw(st.integers(0, horizon // 2))
     control = ControlConfig(
-        rule=draw(st.sampled_from(["overlap", "event"])),
+        rule=draw(st.sampled_from(["fifo", "overlap", "event"])),
         execute_steps=draw(st.integers(max(1, committed), horizon)),
         committed_steps=committed,
         max_intent_age_steps=10_000,
@@ -116,13 +116,14 @@ def test_what_would_do_does(loop):
 
 
 @pytest.mark.parametrize("late", [1, 4, 8])
-def test_under_fifo_as_many_steps_pass_without_an_intent_as_it_is_late(late):
+def test_under_fifo_robots_are_without_an_intent_until_they_ask_after_it_has_come(late):
     control, levels = ControlConfig(rule="fifo", max_intent_age_steps=1000), two(2)
     margin = judged(levels, {"slow": late, "fast": 0}, control)["slow"]
-    assert margin.margin_steps == -late
+    without = -(-late // H) * H
+    assert margin.margin_steps == -without
     found = ages(levels, {"slow": late, "fast": 0}, control, at_requests=False)
-    assert max(found) + 1 == levels[0].covers + late
-    assert f"{late} step" in margin.text
+    assert max(found) + 1 == levels[0].covers + without
+    assert f"{without} steps pass without one" in margin.text
     assert "control.rule=overlap" in margin.remedy
     assert judged(levels, {"slow": 0, "fast": 0}, control)["slow"].remedy == ""
 
@@ -146,8 +147,9 @@ LATE = "an intent of 10 steps is used up 10 steps before the next one is in use;
     [
         (two(2), 8, {"rule": "overlap"}, LATE),
         (two(4), 8, {"rule": "overlap"}, "of the 20 steps of an intent 0 are left when the next one is in use"),
-        (two(4), 8, {"rule": "event"}, "used up 5 steps before the next one is in use; control.rule=overlap would do"),
-        (two(2), 8, {}, "8 steps pass without one; control.rule=overlap with action.chunks=4 in training would do"),
+        (two(4), 8, {"rule": "event"}, "of the 20 steps of an intent 0 are left when the next one is in use"),
+        (two(2), 8, {"rule": "event"}, LATE),
+        (two(2), 8, {}, "10 steps pass without one; control.rule=overlap with action.chunks=4 in training would do"),
         (ONE, 4, {}, "a chunk lasts for 5 steps"),
         (ONE, 8, {}, "a chunk lasts for 5 steps, then robots wait for 3 more; action.horizon=8 in training would do"),
         (ONE, 4, {"execute_steps": 2}, "lasts for 2 steps, then robots wait for 2 more; control.execute_steps=4 would do"),
