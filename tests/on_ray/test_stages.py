@@ -68,7 +68,7 @@ def test_a_trace_that_holds_no_latencies_is_refused_before_anything_is_done(make
 def test_an_evaluation_is_not_continued_under_another_delay(make_run):
     with make_run().stage("evaluate"):
         pass
-    with pytest.raises(ValueError, match="delay.intent_steps"):
+    with pytest.raises(ValueError, match=r"delay\.intent_steps"):
         make_run(delay__intent_steps=3)
 
 
