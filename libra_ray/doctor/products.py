@@ -23,8 +23,8 @@ def checks_of(config: Config, data: Path, policy: Path) -> dict[str, Check]:
     if config.data.root or data.exists():
         checks["data set"] = Check(look=partial(dataset, settings, data), fix="give another one: --data.root FOLDER")
     if config.evaluate.checkpoint or policy.exists():
-        look = partial(checkpoint, settings, policy)
-        checks["checkpoint"] = Check(look=look, fix="give another one: --evaluate.checkpoint FOLDER")
+        judge = partial(checkpoint, settings, policy)
+        checks["checkpoint"] = Check(look=judge, fix="give another one: --evaluate.checkpoint FOLDER")
     own_encoder = config.refiner.encoder != "conv" and config.refiner.vision == "own"
     if config.planner.backbone != "tiny" or own_encoder or config.train.start_from:
         look = partial(aside.call, try_model, settings, str(data), limit_s=600)

@@ -1,7 +1,8 @@
 """What a gateway needs of the engine that runs it, handed in: the gateway itself knows none."""
 
+import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from libra_ray.serving.fleet_snapshot import FleetSnapshot
@@ -30,8 +31,10 @@ class Engine:
         aggregator: the fleet's.
         register: of metrics.
         applications: the present state of every application, by name, in the form of Serve's REST API; may block.
+        log: where whoever runs the engine looks.
     """
 
     aggregator: Aggregator
     register: Register
     applications: Callable[[], Mapping[str, Any]]
+    log: logging.Logger = field(default_factory=lambda: logging.getLogger("libra_ray.serving"))

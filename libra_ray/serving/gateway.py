@@ -69,7 +69,7 @@ class GatewayCore:
         *_, self._last = handles
         self._upper = UpperLevels(self._scheduler, self._late)
         self._control_config = ControlConfig(**{f.name: getattr(settings, f.name) for f in fields(ControlConfig)})
-        self.keeping_up = KeepingUp(self._control_config, self.weight_switch)
+        self.keeping_up = KeepingUp(self._control_config, self.weight_switch, made.log)
         self._batcher = Batcher(
             lambda requests, weights: self._infer(self._last, requests, weights),
             max_batch=settings.levels[self._last].max_batch,

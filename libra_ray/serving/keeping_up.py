@@ -8,8 +8,6 @@ from libra_ray.config import ControlConfig
 from libra_ray.control.margin import Latency, Margin, margins
 from libra_ray.serving.weight_switch import WeightSwitch
 
-log = logging.getLogger(__name__)
-
 
 @dataclass
 class KeepingUp:
@@ -18,6 +16,7 @@ class KeepingUp:
     Args:
         control: when levels are asked.
         switch: knows the policy's levels, and how long each took for one robot before there were any.
+        log: where a level that is too late is said.
 
     Attributes:
         margins: by level, as `look` last found them.
@@ -25,6 +24,7 @@ class KeepingUp:
 
     control: ControlConfig
     switch: WeightSwitch
+    log: logging.Logger
     margins: dict[str, Margin] = field(default_factory=dict)
     _told: set[tuple[str, str]] = field(default_factory=set)
 
@@ -43,5 +43,5 @@ class KeepingUp:
             of = (margin.level, self.switch.weights)
             if margin.margin_steps < 0 and of not in self._told:
                 self._told.add(of)
-                log.warning("%s", margin.text)
+                self.log.warning("%s", margin.text)
         return self.margins

@@ -49,6 +49,29 @@ def test_on_a_cluster_without_a_gpu_here_it_is_said(monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_a_trace_that_holds_no_latencies_is_refused_before_anything_is_done(make_run, tmp_path, monkeypatch):
+    """And a relative one is the driver's: trials have other working folders."""
+    monkeypatch.chdir(tmp_path)
+    late = {"delay__trace": "drive.json"}
+    demonstrated, own = str(demonstrate(tmp_path / "d")), str(trained(tmp_path / "c"))
+    for folder, chosen in (
+        (make_run("whole", data__root=demonstrated, **late), ("train", "evaluate")),
+        (make_run("own", evaluate__checkpoint=own, **late), ("evaluate",)),
+    ):
+        assert folder.config.delay.trace == str(tmp_path / "drive.json")
+        with pytest.raises(ValueError, match=r"drive.json holds no latencies .* give a file that jobs/drive.py --out wrote"):
+            stages.check(folder, *chosen)
+    (tmp_path / "drive.json").write_text('{"level_latencies_ms": {"planner": [100.0], "refiner": [1.0]}}')
+    stages.check(folder, "evaluate")
+
+
+def test_an_evaluation_is_not_continued_under_another_delay(make_run):
+    with make_run().stage("evaluate"):
+        pass
+    with pytest.raises(ValueError, match=r"delay\.intent_steps"):
+        make_run(delay__intent_steps=3)
+
+
 def written(root: Path) -> set[Path]:
     return set(root.rglob("*"))
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,6 +43,7 @@ def engine(gateway: str) -> Engine:
         aggregator=AggregatorClient(gateway),
         register=register,
         applications=lambda: ray_private.serve_details()["applications"],
+        log=logging.getLogger("ray.serve"),
     )
 
 
