@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 SYSTEMS = {
     "libra": "libra_ray.model.libra:Libra",
     "monolithic": "libra_ray.model.monolithic:Monolithic",
+    "regression": "libra_ray.model.regression:Regression",
+    "coarse_to_fine": "libra_ray.model.coarse_to_fine:CoarseToFine",
+    "anchor_refine": "libra_ray.model.anchor_refine:AnchorRefine",
 }
 """Name -> `module:Class`. A system of one's own is given in this form as `model.system`, without an entry here."""
 
