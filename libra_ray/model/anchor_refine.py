@@ -55,7 +55,7 @@ class AnchorRefine(System):
         fast = Level(name=RESIDUAL, covers=action.horizon, reads=ANCHOR)
         self.two = self.settings.levels == "two"
         self.levels = (slow, fast) if self.two else (Level(name="policy", covers=action.horizon),)
-        value = IntentValue(shape=(slow.covers, dims), low=-1, high=UNKNOWN, unknown=UNKNOWN, dtype="float32")
+        value = IntentValue(shape=(slow.covers, dims), low=-1.0, high=float(UNKNOWN), unknown=float(UNKNOWN), dtype="float32")
         self.intents = {ANCHOR: {"anchor": value}} if self.two else {}
 
         within = replace(action, horizon=self.levels[0].covers, chunks=1)

@@ -26,7 +26,9 @@ class CoarseToFine(System):
     """One level: a shared head says one class per step and dimension, and a flow carries their centres to the actions.
 
     The flow's path begins at the decoded coarse action plus noise of scale `coarse_to_fine.noise`, in training as at inference,
-    and its network regresses the path's velocity (`refiner.predicts`). It reads the head's hidden states and its own encoder.
+    and its network regresses the path's velocity (`refiner.predicts`). It reads the head's hidden states, and sees by its own
+    encoder. Its loss stops at both: in the head it would drown the cross-entropy, which is small beside a velocity's error.
+
     Coarse and fine see the same picture, so nothing of it is ever old or missing: `refiner.condition_dropout` has no use here.
     The variant `coarse_only` executes the classes' centres.
     """
@@ -58,7 +60,7 @@ class CoarseToFine(System):
             batch = augmented(batch, self.config.train, generator)
         chunk, (hidden, context) = chunk_of(batch, self.config.action.horizon), self._read(seen_now(batch))
         logits, truth = self.planner.logits(hidden), self.tokenizer.encode(chunk.actions)
-        flow = self.refiner.loss(chunk, hidden, context, self._coarse, generator, begin=self._begin)
+        flow = self.refiner.loss(chunk, hidden.detach(), context, self._coarse, generator, begin=self._begin)
         return Losses(
             terms={"coarse": plan_loss(logits, truth, chunk.mask), "flow": flow},
             metrics={"coarse_accuracy": plan_accuracy(logits, truth, chunk.mask).detach()},
@@ -84,10 +86,8 @@ class CoarseToFine(System):
         return {"coarse": self.config.train.lambda_plan, "flow": self.config.train.lambda_diff}
 
     def reached(self) -> Mapping[str, list[nn.Parameter]]:
-        """Both losses the head; its classes learn by their cross-entropy alone."""
-        assert self.planner.to_logits is not None
-        classes = {id(p) for p in self.planner.to_logits.parameters()}
-        shared = [p for p in self.planner.parameters() if id(p) not in classes]
+        """Each loss its own network, and both the backbone where the flow sees through it."""
+        shared = self.planner.backbone.parameters() if self._sees_through_planner else ()
         reached = {"coarse": [*self.planner.parameters()], "flow": [*shared, *self.refiner.parameters()]}
         return {name: [p for p in weights if p.requires_grad] for name, weights in reached.items()}
 
@@ -99,6 +99,10 @@ class CoarseToFine(System):
         """Of both networks."""
         self.planner.save_processor(folder)
         self.refiner.save_processor(folder)
+
+    @property
+    def _sees_through_planner(self) -> bool:
+        return self.config.refiner.vision == "shared" or self.config.refiner.see_language
 
     def _read(self, seen: SystemInput) -> tuple[Float[Tensor, "B H d"], Float[Tensor, "B read"]]:
         """The head's hidden states, and what the flow sees."""

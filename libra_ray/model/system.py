@@ -30,14 +30,14 @@ class SystemInput:
         images: `(B, T, 3, height, width)` uint8; `T` is cameras x history.
         state: `(B, S)` normalised proprioception.
         text: the instructions' tokens.
-        committed: `(B, C, D)` normalised actions that the robots will execute from now on, whatever is answered; NaN where a
+        committed: `(B, K, D)` normalised actions that the robots will execute from now on, whatever is answered; NaN where a
             robot waits. None where all wait.
     """
 
     images: UInt8[Tensor, "B T C height width"]
     state: Float[Tensor, "B S"]
     text: Text
-    committed: Float[Tensor, "B C D"] | None = None
+    committed: Float[Tensor, "B K D"] | None = None
 
     def __len__(self) -> int:
         """The number of robots."""

@@ -144,6 +144,7 @@ def test_a_robot_is_driven_without_a_gap(policy):
 def test_every_system_appears_in_help():
     done = subprocess.run([sys.executable, "jobs/train.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert [name for name in SYSTEMS if f"`{name}`" not in done.stdout] == []
+    assert "MODULE:CLASS" in done.stdout, "one of a user's own"
 
 
 @pytest.mark.parametrize(
