@@ -90,7 +90,11 @@ def test_what_does_not_exist_is_refused(space, more, said, file):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("granularty", "balance, encoder, granularity, joint"), ("nowhere/mine.py", "no such file")]
+    ("name", "said"),
+    [
+        ("granularty", "anchor_refine, balance, coarse_to_fine, encoder, granularity, joint"),
+        ("nowhere/mine.py", "no such file"),
+    ],
 )
 def test_a_space_that_is_not_there(name, said):
     with pytest.raises(ValueError, match=said):

@@ -3,6 +3,7 @@
 from libra_ray.config.closed_loop import ControlConfig, DelayConfig, EvaluateConfig
 from libra_ray.config.presets import PRESETS, QUICKSTART_TASKS, TABLETOP_TASKS
 from libra_ray.config.saved import from_json, from_tree, to_json
+from libra_ray.config.systems import AnchorRefineConfig, CoarseToFineConfig
 from libra_ray.config.tree import (
     ActionConfig,
     Config,
@@ -24,6 +25,8 @@ __all__ = [
     "QUICKSTART_TASKS",
     "TABLETOP_TASKS",
     "ActionConfig",
+    "AnchorRefineConfig",
+    "CoarseToFineConfig",
     "Config",
     "ControlConfig",
     "DataConfig",

@@ -18,14 +18,15 @@ LEAST = {
     "ray.simulator_actors": 0, "ray.train_workers": 1, "ray.max_failures": -1, "record.settle_steps": 0, "record.seed": 0,
     "evaluate.seed": 0, "train.seed": 0, "train.balance_every": 1, "ray.train_cpus_per_worker": 0, "record.noise_std": 0,
     "train.augment_pixels": 0, "train.augment_state": 0, "sim.supersample": 1, "train.weight_decay": 0,
-    "train.lambda_plan": 0, "train.lambda_diff": 0, "refiner.sample_noise": 0,
+    "train.lambda_plan": 0, "train.lambda_diff": 0, "refiner.sample_noise": 0, "coarse_to_fine.steps": 1,
+    "coarse_to_fine.noise": 0, "anchor_refine.lambda_gripper": 0,
 }  # fmt: skip
 """The smallest value of each."""
-ABOVE_ZERO = ("train.lr", "train.grad_clip")
+ABOVE_ZERO = ("train.lr", "train.grad_clip", "anchor_refine.lambda_residual", "anchor_refine.gripper_margin")
 """Settings that would stop all learning at 0."""
 SHARES = (
     "data.holdout_share", "record.noise_share", "refiner.condition_dropout", "train.tau", "train.ema_decay",
-    "train.balance_memory", "train.lr_final_share", "delay.lost_share", "delay.reordered_share",
+    "train.balance_memory", "train.lr_final_share", "delay.lost_share", "delay.reordered_share", "anchor_refine.anchor_share",
 )  # fmt: skip
 """Settings in [0, 1]."""
 
@@ -78,6 +79,7 @@ def check(settings: Settings) -> None:
     _refuse_ranges(settings)
     _refuse_misfits(settings)
     _refuse_one_sided(settings)
+    _refuse_odd_systems(settings)
     _refuse_seen_seeds(settings)
     _refuse_names(settings)
 
@@ -133,6 +135,27 @@ def _refuse_one_sided(settings: Settings) -> None:
         raise ValueError(
             f"train.balance={balance} needs both train.lambda_plan={plan} and train.lambda_diff={diff} above 0; "
             "give train.balance=fixed to train one system alone"
+        )
+
+
+def _refuse_odd_systems(settings: Settings) -> None:
+    """Dials of single systems that do not go together."""
+    system, gripper = settings["model.system"], settings["anchor_refine.gripper"]
+    if gripper not in ("last", "none") and not gripper.isdecimal():
+        raise ValueError(f"anchor_refine.gripper={gripper!r} is no action dimension; give last, none, or its number from 0")
+    if system == "coarse_to_fine" and settings["refiner.objective"] != "flow":
+        raise ValueError("model.system=coarse_to_fine starts from a coarse action, not from noise; give refiner.objective=flow")
+    if system != "anchor_refine":
+        return
+    share, backbone = settings["anchor_refine.anchor_share"], settings["anchor_refine.backbone"]
+    if share == 1:
+        raise ValueError("anchor_refine.anchor_share=1 leaves no step to the residual; it must be below 1")
+    if share == 0 and not settings["train.start_from"]:
+        raise ValueError("anchor_refine.anchor_share=0 leaves no step to the anchor; give train.start_from, or a share above 0")
+    if backbone != "regression" and not settings["anchor_refine.stop_gradient"]:
+        raise ValueError(
+            f"anchor_refine.stop_gradient=false has no gradient through the denoising of anchor_refine.backbone={backbone}; "
+            "give anchor_refine.backbone=regression"
         )
 
 

@@ -1,10 +1,10 @@
 """One answer to blank pictures before anything long begins: whether a model loads and runs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 
-from libra_ray.model.system import System, SystemInput
+from libra_ray.model.system import System, SystemInput, asked
 
 LONGEST_REASON = 300
 
@@ -47,8 +47,5 @@ def _answer(system: System) -> None:
     size = config.sim.image_size
     pictures = torch.zeros(1, shape.cameras * config.data.history, 3, size, size, dtype=torch.uint8)
     seen = SystemInput(images=pictures, state=torch.zeros(1, shape.state_dim), text=system.tokenise([""]))
-    intents: dict[str, Mapping[str, torch.Tensor]] = {}
-    for level in system.levels:
-        above = {} if level.reads is None else system.aligned(level, intents[level.reads], torch.zeros(1, dtype=torch.long))
-        noise = system.noise_shape(level.name)
-        intents[level.name] = system.infer(level.name, seen, above, None if noise is None else torch.zeros(1, *noise))
+    noise = system.noise_shape(system.levels[-1].name)
+    asked(system, seen, None if noise is None else torch.zeros(1, *noise))

@@ -18,7 +18,8 @@ from libra_ray.model.parts.chunks import chunk_of
 from libra_ray.model.parts.planner import Planner, plan_accuracy, plan_loss
 from libra_ray.model.parts.refiner import Refiner
 from libra_ray.model.parts.token_measures import measure_tokens
-from libra_ray.model.system import IntentValue, Losses, Schedule, System, SystemInput, seen_first, seen_now
+from libra_ray.model.schedule import Schedule
+from libra_ray.model.system import IntentValue, Losses, System, SystemInput, seen_first, seen_now
 from libra_ray.types import Level, RobotShape
 
 PLANNER, REFINER = "planner", "refiner"
@@ -172,8 +173,10 @@ class Libra(System):
         return self.refiner.loss(chunk, intent, context, self.tokenizer.decode, generator)
 
 
-class Curriculum:
+class Curriculum(Schedule):
     """Whose tokens the refiner reads: ground truth until the planner passes `train.tau`, then sampled ones, as published."""
+
+    phases = (GROUND_TRUTH, SAMPLED)
 
     def __init__(self, config: TrainConfig) -> None:
         self._config = config
@@ -192,10 +195,6 @@ class Curriculum:
         unbiased = self.accuracy / (1 - ACCURACY_MEMORY**step)
         if self.switched_at < 0 and step >= self._config.warmup_steps and unbiased >= self._config.tau:
             self.switched_at = step
-
-    def row(self) -> Mapping[str, float]:
-        """`teacher_forcing`: 1 while the refiner reads ground truth."""
-        return {"teacher_forcing": float(self.phase == GROUND_TRUTH)}
 
     def state(self) -> dict[str, Any]:
         """The averaged accuracy, and the step of the switch."""

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 SYSTEMS = {
     "libra": "libra_ray.model.libra:Libra",
     "monolithic": "libra_ray.model.monolithic:Monolithic",
+    "regression": "libra_ray.model.regression:Regression",
+    "coarse_to_fine": "libra_ray.model.coarse_to_fine:CoarseToFine",
+    "anchor_refine": "libra_ray.model.anchor_refine:AnchorRefine",
 }
 """Name -> `module:Class`. A system of one's own is given in this form as `model.system`, without an entry here."""
 
@@ -80,6 +83,11 @@ def check_system(system: "System") -> None:
         )
     if balance != "fixed" and len(system.loss_weights()) < 2:
         raise ValueError(f"train.balance={balance} has nothing to balance: model.system={name} has one loss; give fixed")
+    if balance != "fixed" and not all(map(system.schedule().learns, system.parts())):
+        raise ValueError(
+            f"train.balance={balance} weighs losses that are learned together, those of model.system={name} are learned one "
+            "after another; give fixed"
+        )
 
 
 def lengthening(config: Config, levels: Sequence[Level]) -> dict[str, tuple[str, int]]:

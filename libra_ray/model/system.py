@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -18,6 +18,7 @@ from libra_ray.batch import Batch
 from libra_ray.config import Config
 from libra_ray.model.parts.backbone import Text
 from libra_ray.model.parts.chunks import chunk_of, mean_error
+from libra_ray.model.schedule import Schedule
 from libra_ray.types import Level, RobotShape
 
 
@@ -58,7 +59,7 @@ class Losses:
     """What one batch teaches.
 
     Attributes:
-        terms: unweighted losses by name; their weighted sum is minimised.
+        terms: unweighted losses by name, those that are learned in the phase; their weighted sum is minimised.
         metrics: further scalars by name, for the log and the schedule.
     """
 
@@ -84,47 +85,6 @@ class IntentValue:
     unknown: float
     dtype: str = "int64"
     per_step: bool = True
-
-
-@runtime_checkable
-class Schedule(Protocol):
-    """What changes in the course of training. `state` and `restore` let a resumed run go on exactly."""
-
-    @property
-    def phase(self) -> str:
-        """Of the next step; given to `System.losses`."""
-
-    def advance(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Take note of the losses and metrics of an optimiser step, means over all workers; `step` counts those done."""
-
-    def row(self) -> Mapping[str, float]:
-        """What the training log says of the phase."""
-
-    def state(self) -> dict[str, Any]:
-        """All that was learned."""
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` gave."""
-
-
-class Constant:
-    """The schedule of a system whose training has one phase."""
-
-    phase = ""
-
-    def advance(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Nothing changes."""
-
-    def row(self) -> Mapping[str, float]:
-        """Nothing to say."""
-        return {}
-
-    def state(self) -> dict[str, Any]:
-        """Nothing."""
-        return {}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Nothing."""
 
 
 class System(nn.Module, ABC):
@@ -203,7 +163,7 @@ class System(nn.Module, ABC):
 
     def schedule(self) -> Schedule:
         """A new schedule of its training."""
-        return Constant()
+        return Schedule()
 
     def noise_shape(self, level: str) -> tuple[int, ...] | None:
         """The shape of one robot's starting noise; by default the last level's `(H, D)`, and none of the others."""
@@ -267,28 +227,56 @@ class System(nn.Module, ABC):
 
 
 @torch.no_grad()
-def answered(system: System, batch: Batch, noise: Tensor) -> Tensor:
+def asked(system: System, seen: SystemInput, noise: Tensor | None) -> Tensor:
+    """The chunk `(B, H, D)` that the levels answer when all are asked about the same moment.
+
+    Args:
+        noise: of the last level; the others have none.
+    """
+    now, values = torch.zeros(len(seen), dtype=torch.long, device=seen.state.device), dict[str, Mapping[str, Tensor]]()
+    for level in system.levels:
+        above = {} if level.reads is None else system.aligned(level, values[level.reads], now)
+        own = noise if level is system.levels[-1] else _no_noise(system, level, seen.state)
+        values[level.name] = system.infer(level.name, seen, above, own)
+    return values[system.levels[-1].name]["actions"]
+
+
+@torch.no_grad()
+def answered(system: System, batch: Batch, noise: Tensor | None, variant: str = "") -> Tensor:
     """The chunk `(B, H, D)` that the levels together answer to a batch, each with what it would see."""
     intents: dict[str, Mapping[str, Tensor]] = {}
     *upper, last = system.levels
     for level in upper:
         seen = seen_first(batch)
         above = {} if level.reads is None else system.aligned(level, intents[level.reads], torch.zeros_like(batch.offset))
-        shape = system.noise_shape(level.name)
-        own = None if shape is None else torch.zeros(len(batch), *shape, device=batch.actions.device)
-        intents[level.name] = system.infer(level.name, seen, above, own)
+        intents[level.name] = system.infer(level.name, seen, above, _no_noise(system, level, batch.actions), variant)
     above = {} if last.reads is None else system.aligned(last, intents[last.reads], batch.offset)
-    return system.infer(last.name, seen_now(batch), above, noise)["actions"]
+    return system.infer(last.name, seen_now(batch), above, noise, variant)["actions"]
+
+
+def _no_noise(system: System, level: Level, like: Tensor) -> Tensor | None:
+    """The middle of a level's starting noise; None where it has no use for any."""
+    shape = system.noise_shape(level.name)
+    return None if shape is None else like.new_zeros(len(like), *shape)
 
 
 @torch.no_grad()
 def held_out(system: System, batch: Batch) -> dict[str, float]:
-    """The losses and metrics of a batch, as `loss_<term>` and by their names, and `action_error` of the answered chunk."""
-    chunk = chunk_of(batch, system.levels[-1].covers)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        losses = system.losses(batch, system.schedule().phase)
-        noise = torch.randn_like(chunk.actions)
-    found = {f"loss_{name}": float(value) for name, value in losses.terms.items()}
-    found |= {name: float(value) for name, value in losses.metrics.items()}
-    return found | {"action_error": mean_error((answered(system, batch, noise) - chunk.actions).abs(), chunk.mask)}
+    """What a batch says of all phases' losses and metrics, as `loss_<term>` and by their names, and of the answered chunk.
+
+    `action_error` is the chunk's mean absolute error in normalised units, `action_error_<variant>` that of every variant.
+    """
+    last, found = system.levels[-1], dict[str, float]()
+    chunk = chunk_of(batch, last.covers)
+    for phase in system.schedule().phases:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            losses = system.losses(batch, phase)
+            noise = torch.randn_like(chunk.actions)
+        found |= {f"loss_{name}": float(value) for name, value in losses.terms.items()}
+        found |= {name: float(value) for name, value in losses.metrics.items()}
+    given = noise if system.noise_shape(last.name) else None
+    for variant in ("", *system.variants):
+        error = (answered(system, batch, given, variant) - chunk.actions).abs()
+        found["_".join(filter(None, ("action_error", variant)))] = mean_error(error, chunk.mask)
+    return found

@@ -207,9 +207,13 @@ def advance(trainer: Trainer, data: TrainingData, root: Path, until: int, save: 
 
 
 def _distributed(model: System) -> nn.Module:
-    """The model in DDP; pretrained models carry parameters (a pooler, a last norm) that take no part in our losses."""
+    """The model in DDP; pretrained models carry parameters (a pooler, a last norm) that take no part in our losses.
+
+    Nor do the parts that learn in another phase.
+    """
     config = model.config
     unused = config.planner.backbone != "tiny" or config.refiner.encoder != "conv"
+    unused = unused or not all(map(model.schedule().learns, model.parts()))
     wrapped: nn.Module = ray.train.torch.prepare_model(model, parallel_strategy_kwargs={"find_unused_parameters": unused})
     return wrapped
 

@@ -4,11 +4,14 @@ TITLES = {
     "loss_plan": "Planner loss (cross-entropy)",
     "loss_diff": "Refiner loss (denoising)",
     "plan_accuracy": "Planner accuracy",
+    "loss_coarse": "Coarse loss (cross-entropy)",
+    "loss_flow": "Flow loss (velocity)",
 }
 """Logged metric -> title of its plot."""
 CONTROLLERS = {
     "expert": "The expert is the ceiling.",
-    "coarse_only": "Coarse only executes the planner’s bin centres without the refiner.",
+    "coarse_only": "Coarse only executes the bin centres of the coarse tokens, without refinement.",
+    "anchor_only": "Anchor only executes the anchor without its residual.",
     "zero_action": "Zero action is the floor.",
 }
 """Controller -> a sentence below the table of successes."""

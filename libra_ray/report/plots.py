@@ -136,9 +136,9 @@ def _curves(
         for name, (steps, values, colour, style) in known.items():
             marker = "." if style == ":" or len(steps) < 3 else ""
             axes.plot(steps, values, color=colour, linestyle=style, marker=marker, label=name)
-        if log.teacher_forcing_until is not None:
-            label = f"teacher forcing ends ({log.teacher_forcing_until:,})"
-            axes.axvline(log.teacher_forcing_until, color=COLOUR["mark"], linestyle="--", linewidth=1.2, label=label)
+        for phase in log.phases[1:]:
+            label = f"{phase.name.replace('_', ' ')} from {phase.first_step:,}"
+            axes.axvline(phase.first_step, color=COLOUR["mark"], linestyle="--", linewidth=1.2, label=label)
         if level is not None:
             axes.axhline(level, color=COLOUR["mark"], linestyle=":", linewidth=1.2, label=f"threshold {level:g}")
         positive = all(value > 0 for _, values, _, _ in known.values() for value in values)

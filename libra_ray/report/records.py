@@ -4,16 +4,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import BeforeValidator, GetCoreSchemaHandler
+
 from libra_ray.common.json_text import ABSENT, Flat
 from libra_ray.common.provenance import Hardware
 from libra_ray.control.margin import Margin
 from libra_ray.data.fingerprint import Fingerprint
+from libra_ray.runs.results import PhaseStart
 from libra_ray.runs.trials import Settings, TrialResult
 from libra_ray.stats.granularity_peak import Peak
 from libra_ray.stats.intervals import Percentiles
 
 Bounds = tuple[float, float]
 """The two ends of an interval of 95 %."""
+FORMER_CHANGE = "teacher_forcing_until"
+"""What earlier versions wrote of a change of phase: the first step with the planner's own tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,11 +119,22 @@ class Throughput:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How training ended: optimiser steps, the end of teacher forcing, and the last known value of every metric."""
+    """How training went: optimiser steps, the phases that it went through, and the last known value of every metric."""
 
     steps: int
-    teacher_forcing_until: int | None
+    phases: Sequence[PhaseStart] = ()
     last: Mapping[str, float]
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        """How pydantic reads the record: earlier versions knew one change of phase, the end of teacher forcing, or None."""
+
+        def upgraded(tree: Any) -> Any:
+            if not isinstance(tree, dict) or tree.get(FORMER_CHANGE) is None:
+                return tree
+            return tree | {"phases": [{"name": "sampled", "first_step": tree[FORMER_CHANGE]}]}
+
+        return BeforeValidator(upgraded).__get_pydantic_core_schema__(source, handler)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -216,7 +216,7 @@ def _throughput(evaluation: Evaluation, log: TrainingLog) -> Throughput:
 
 def _training(log: TrainingLog) -> Training:
     last = {name: value for name in log.names if (value := log.last(name)) is not None}
-    return Training(steps=log.rows[-1].step if log.rows else 0, teacher_forcing_until=log.teacher_forcing_until, last=last)
+    return Training(steps=log.rows[-1].step if log.rows else 0, phases=log.phases, last=last)
 
 
 def _difficulty(log: TrainingLog) -> dict[str, float]:

@@ -14,6 +14,9 @@ from libra_ray.common.files import append_jsonl
 from libra_ray.common.json_text import Flat, parse
 from libra_ray.types import EpisodeResult
 
+PHASE = "phase_"
+"""Begins the names of a training log that say which phase training is in."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LevelLatencies:
@@ -72,13 +75,21 @@ class LoggedStep(Flat):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PhaseStart:
+    """A phase of training, and the first logged optimiser step in it."""
+
+    name: str
+    first_step: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingLog:
     """The metrics of training, one row per logged optimiser step, in ascending order of `step`.
 
     Known names: `loss` and each of its terms, `loss_<term>`; `grad_norm_<part>` of each part's parameters under the weighted
     loss; `weight_<term>`, `grad_norm_loss_<term>` of each loss alone, and `grad_cosine_shared` between both where parts share
-    parameters; `plan_accuracy`; `teacher_forcing` (1 while ground-truth tokens are read), `samples_per_s`, `data_wait_share`,
-    and `val_*` on held-out episodes (`System.measure`).
+    parameters; `plan_accuracy`; `phase_<name>` (1 in that phase of the schedule, 0 in the others), `samples_per_s`,
+    `data_wait_share`, and `val_*` on held-out episodes (`System.measure`).
     """
 
     rows: Sequence[LoggedStep] = ()
@@ -128,13 +139,13 @@ class TrainingLog:
         return float(np.median(values[-max(1, len(values) // 10) :])) if values else None
 
     @property
-    def teacher_forcing_until(self) -> int | None:
-        """The first logged step at which the refiner read the planner's own tokens after ground truth; None if never."""
-        steps, shares = self.series("teacher_forcing")
-        for before, after, step in zip(shares, shares[1:], steps[1:], strict=False):
-            if before >= 0.5 > after:
-                return step
-        return None
+    def phases(self) -> list[PhaseStart]:
+        """The phases that training went through, in that order, with the first logged step of each."""
+        began: dict[str, int] = {}
+        for row in self.rows:
+            for name in _phases_of(row.metrics):
+                began.setdefault(name, row.step)
+        return [PhaseStart(name=name, first_step=step) for name, step in began.items()]
 
 
 def log_step(path: Path, step: int, metrics: Mapping[str, float]) -> None:
@@ -161,6 +172,13 @@ class RolloutVideo:
     success: bool
     frames: Sequence[NDArray[np.uint8]]
     fps: float = 20.0
+
+
+def _phases_of(metrics: Mapping[str, float]) -> list[str]:
+    """The phase of a row; earlier versions knew one switch alone, and logged whether it was still to come."""
+    if (forcing := metrics.get("teacher_forcing")) is not None:
+        return ["ground_truth" if forcing >= 0.5 else "sampled"]
+    return [name.removeprefix(PHASE) for name, value in metrics.items() if name.startswith(PHASE) and value >= 0.5]
 
 
 def _row(line: str, source: str) -> LoggedStep:

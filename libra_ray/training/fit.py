@@ -21,6 +21,8 @@ from libra_ray.training.loss_balance import GradientMeter, LossGradients, make_b
 Validate = Callable[[System], dict[str, float]]
 Save = Callable[[dict[str, float]], None]
 """Keeps `Trainer.state` and `Trainer.weights`; told the metrics of the step."""
+PHASE = "phase_"
+"""Begins the names of the phases in a training log: 1 in the present one, 0 in the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,8 @@ class Trainer:
     """One training run over a stream of batches.
 
     Every random draw of a step is seeded by (seed, step, rank) and the learning rate is a function of the step, so a run
-    resumed from `state()` continues exactly as if it had never stopped.
+    resumed from `state()` continues exactly as if it had never stopped. In which phases which parts learn says the system's
+    schedule.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Trainer:
         self._weights: list[Tensor] = [p for _, p in pairs]
         self._buffers = list(zip(self.ema.buffers(), model.buffers(), strict=True))
         self._parts = {name: list(part.parameters()) for name, part in model.parts().items()}
+        self._averages = {name: list(part.parameters()) for name, part in self.ema.parts().items()}
         self.optimiser = _optimiser(model, self.config)
         self.balance = make_balance(self.config, model.loss_weights())
         self.schedule = model.schedule()
@@ -159,7 +163,8 @@ class Trainer:
     def _optimise(self, batch: Batch) -> dict[str, float | Tensor]:
         config, weights = self.config, self.balance.weights
         torch.manual_seed(hash((config.seed, self.step, self.rank)) & 0x7FFFFFFF)
-        rate = learning_rate(config, self.step)
+        first, end = self.schedule.stretch(config.steps)
+        rate = learning_rate(config, self.step - first, end - first)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         if not self.wrapped.training:
@@ -167,14 +172,19 @@ class Trainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=uses_bf16(config.precision, self.device)):
             losses: Losses = self.wrapped(batch, self.schedule.phase)
             terms = losses.terms
-            loss = torch.stack([weights[name] * terms[name] for name in weights]).sum()
+            loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
         self.optimiser.zero_grad(set_to_none=True)
         self._backward(loss, losses, weights)
+        for name in self._resting():
+            for weight in self._parts[name]:
+                # Of a gradient of zeros the optimiser would still make steps, by its memory and by weight decay.
+                weight.grad = None
         norms = {name: _grad_norm(part) for name, part in self._parts.items()}
         total = torch.linalg.vector_norm(torch.stack(list(norms.values())))
         nn.utils.clip_grads_with_norm_(self._weights, config.grad_clip, total)
         self.optimiser.step()
-        row: dict[str, float | Tensor] = {"loss": loss.detach(), "lr": rate, **losses.metrics, **self.schedule.row()}
+        row: dict[str, float | Tensor] = {"loss": loss.detach(), "lr": rate, **losses.metrics}
+        row |= {f"{PHASE}{name}": float(name == self.schedule.phase) for name in self.schedule.phases if name}
         row |= {f"loss_{name}": term.detach() for name, term in terms.items()}
         row |= {f"weight_{name}": weight for name, weight in weights.items()}
         row |= {f"grad_norm_{name}": norm for name, norm in norms.items()}
@@ -207,14 +217,29 @@ class Trainer:
             means /= self.world
         scalars = dict(zip(found, means.tolist(), strict=True))
         self.balance.learn({name: scalars[name] for name in losses.terms})
+        rested = self._resting()
         self.schedule.advance(self.step, scalars)
+        if (resting := self._resting()) != rested:
+            self._settle(resting - rested)
+
+    def _settle(self, parts: set[str]) -> None:
+        """Give parts that have stopped learning the average of their weights; what comes after is learned with those."""
+        self.gradients = None
+        with torch.no_grad():
+            for name in parts:
+                for average, weight in zip(self._averages[name], self._parts[name], strict=True):
+                    weight.copy_(average)
+
+    def _resting(self) -> set[str]:
+        """The parts that do not learn in the present phase."""
+        return {name for name in self._parts if not self.schedule.learns(name)}
 
 
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """Linear warm-up, then a cosine down to `lr_final_share` of the peak at the last step."""
+def learning_rate(config: TrainConfig, step: int, steps: int | None = None) -> float:
+    """Linear warm-up, then a cosine down to `lr_final_share` of the peak at the last of `steps`, by default the run's."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
-    share = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    share = (step - config.warmup_steps) / max(1, (steps or config.steps) - config.warmup_steps)
     return config.lr * (config.lr_final_share + (1 - config.lr_final_share) * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
 
 

@@ -171,7 +171,7 @@ class GradientMeter:
     ones every loss but one is differentiated by itself, and the last one is what is left of the sum.
 
     Args:
-        reached: the trained weights that each loss reaches, by its name.
+        reached: the trained weights that each loss reaches, by its name. One that is not learned at the moment has no measure.
     """
 
     def __init__(self, reached: Mapping[str, list[nn.Parameter]]) -> None:
@@ -182,25 +182,28 @@ class GradientMeter:
         members = {name: {id(p) for p in weights} for name, weights in reached.items()}
         self._sharing = [name for name in reached if any(id(p) in members[name] for p in self._shared)]
         self._found: dict[str, Tensor] = {}
+        self._learned: list[str] = []
 
     def before(self, terms: Mapping[str, Tensor]) -> None:
         """Before the backward pass: the gradients of all sharing losses but the first, on the shared weights."""
-        self._found = {name: shared_gradient(terms[name], self._shared) for name in self._sharing[1:]}
+        self._learned = [name for name in self._own if name in terms]
+        sharing = [name for name in self._sharing if name in terms]
+        self._found = {name: shared_gradient(terms[name], self._shared) for name in sharing[1:]}
 
     def after(self, weights: Mapping[str, float]) -> LossGradients:
         """After it, and before clipping; every weight is above 0."""
-        norms = {name: _norm(own) / weights[name] for name, own in self._own.items()}
-        found = dict(self._found)
-        if self._sharing:
+        norms = {name: _norm(self._own[name]) / weights[name] for name in self._learned}
+        found, sharing = dict(self._found), [name for name in self._sharing if name in self._learned]
+        if sharing:
             total = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in self._shared])
             rest = total - sum((weights[name] * value for name, value in found.items()), torch.zeros_like(total))
-            found = {self._sharing[0]: rest / weights[self._sharing[0]], **found}
+            found = {sharing[0]: rest / weights[sharing[0]], **found}
         cosine = torch.nn.functional.cosine_similarity
         return LossGradients(
             norms={
                 name: math.hypot(norm, float(found[name].norm())) if name in found else norm for name, norm in norms.items()
             },
-            cosines={(a, b): float(cosine(found[a], found[b], dim=0)) for a, b in combinations(self._sharing, 2)},
+            cosines={(a, b): float(cosine(found[a], found[b], dim=0)) for a, b in combinations(sharing, 2)},
         )
 
 

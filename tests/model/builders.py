@@ -44,7 +44,7 @@ def open_gates(model: System) -> System:
     """Give the zeros small values, as a few steps of training would."""
     generator = torch.Generator().manual_seed(1)
     for name, weight in model.named_parameters():
-        if name.endswith(("to_modulation.weight", "to_action.weight")):
+        if name.endswith(("to_modulation.weight", "to_action.weight", "to_residual.weight")):
             weight.data.normal_(0, 0.1, generator=generator)
     return model
 

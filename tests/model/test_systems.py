@@ -24,54 +24,71 @@ from tests.training.builders import training_data
 ROOT = Path(__file__).parents[2]
 TOY = "toy_system:Toy"
 CPU = torch.device("cpu")
+REFINED = {"model.system": "anchor_refine"}
+FORMS = {
+    **{name: {"model.system": name} for name in [*SYSTEMS, TOY]},
+    "anchor_two_levels": REFINED | {"anchor_refine.levels": "two"},
+    "anchor_diffusion": REFINED | {"anchor_refine.backbone": "diffusion"},
+    "anchor_libra": REFINED | {"anchor_refine.backbone": "libra"},
+    "anchor_libra_two_levels": REFINED | {"anchor_refine.backbone": "libra", "anchor_refine.levels": "two"},
+    "anchor_own_context": REFINED | {"anchor_refine.levels": "two", "anchor_refine.context": "own"},
+    "anchor_not_frozen": REFINED | {"anchor_refine.stop_gradient": False, "anchor_refine.gripper": "none"},
+}
+"""Every system, and the forms of one that change what it is made of."""
 
 
-@pytest.fixture(params=[*SYSTEMS, TOY])
-def name(request) -> str:
+@pytest.fixture(params=FORMS.values(), ids=FORMS)
+def form(request) -> dict[str, object]:
     return request.param
 
 
 @pytest.fixture
-def policy(name, tmp_path):
-    save_checkpoint(tmp_path / "checkpoint", tiny_model({"model.system": name}))
+def policy(form, tmp_path):
+    save_checkpoint(tmp_path / "checkpoint", tiny_model(form))
     return load_policy(tmp_path / "checkpoint")
 
 
-def test_it_trains_and_every_loss_is_logged(name):
-    config = tiny_config({"model.system": name, "train.validate_every": 2})
+def test_it_trains_and_every_loss_is_logged(form):
+    config = tiny_config({**form, "train.validate_every": 2})
     data = training_data(config)
     torch.manual_seed(0)
     model = data.make_model()
     with data.stream(model, rank=0, world=1, start_step=0) as batches:
         rows = [p.metrics for p in Trainer(model, device=CPU).run(batches, data.validator(CPU))]
-    terms, parts = model.loss_weights(), model.parts()
-    for row in rows:
-        assert {f"loss_{term}" for term in terms} | {f"grad_norm_{part}" for part in parts} < row.keys()
-        assert row["loss"] == pytest.approx(sum(row[f"weight_{term}"] * row[f"loss_{term}"] for term in terms), rel=1e-4)
+    terms, parts, phases = model.loss_weights(), model.parts(), model.schedule().phases
+    logged = [{term for term in terms if f"loss_{term}" in row} for row in rows]
+    assert set.union(*logged) == set(terms)
+    for row, learned in zip(rows, logged, strict=True):
+        assert learned == set(terms) or len(phases) > 1
+        assert {f"grad_norm_{part}" for part in parts} < row.keys()
+        assert row["loss"] == pytest.approx(sum(row[f"weight_{term}"] * row[f"loss_{term}"] for term in learned), rel=1e-4)
         assert all(np.isfinite(value) for value in row.values())
+        assert sum(row[f"phase_{phase}"] for phase in phases if phase) == (1 if phases != ("",) else 0)
     assert {f"val_loss_{term}" for term in terms} | {"val_action_error"} < rows[-1].keys()
 
 
-def test_two_and_two_resumed_steps_are_four(name):
+def test_two_and_two_resumed_steps_are_four(form):
     def run(fit, until):
         list(fit.run([make_batch(fit.model, 4, seed=s) for s in range(until)][fit.step :], until=until))
         return fit
 
-    whole = run(Trainer(tiny_model({"model.system": name}), device=CPU), 4)
-    first = run(Trainer(tiny_model({"model.system": name}), device=CPU), 2)
-    second = run(Trainer(tiny_model({"model.system": name}), device=CPU, state=first.state()), 4)
+    whole = run(Trainer(tiny_model(form), device=CPU), 4)
+    first = run(Trainer(tiny_model(form), device=CPU), 2)
+    second = run(Trainer(tiny_model(form), device=CPU, state=first.state()), 4)
     assert all(torch.equal(second.weights()[key], value) for key, value in whole.weights().items())
 
 
-def test_its_parts_hold_all_weights_and_its_losses_reach_them(name):
-    model = make_system(tiny_config({"model.system": name}), SHAPE)
+def test_its_parts_hold_all_weights_and_its_losses_reach_them(form):
+    model = make_system(tiny_config(form), SHAPE)
     trained = {id(p) for p in model.parameters() if p.requires_grad}
     assert {id(p) for part in model.parts().values() for p in part.parameters() if p.requires_grad} == trained
     assert {id(p) for weights in model.reached().values() for p in weights} == trained
     assert model.reached().keys() == model.loss_weights().keys()
     for part in model.parts():
         assert any(key.startswith(f"{part}.") for key in model.state_dict()), "parts go by the names of their weights"
-    alone = model(make_batch(model), model.schedule().phase, torch.Generator().manual_seed(0)).terms
+    batch, alone = make_batch(model), {}
+    for phase in model.schedule().phases:
+        alone |= model(batch, phase, torch.Generator().manual_seed(0)).terms
     for term, weights in model.reached().items():
         model.zero_grad()
         alone[term].backward(retain_graph=True)
@@ -79,21 +96,21 @@ def test_its_parts_hold_all_weights_and_its_losses_reach_them(name):
         assert reached <= {id(p) for p in weights}, f"loss {term} reaches weights that it does not name"
 
 
-def test_the_setting_that_is_said_to_lengthen_a_level_does(name):
+def test_the_setting_that_is_said_to_lengthen_a_level_does(form):
     """Whatever the plans' length is: one that only happens to be that of a level lengthens nothing."""
     for chunks in (2, 4):
-        config = tiny_config({"model.system": name, "action.chunks": chunks})
+        config = tiny_config({**form, "action.chunks": chunks})
         levels = make_system(config, SHAPE).levels
         found = lengthening(config, levels)
         assert levels[-1].name in found
-        assert ("action.chunks", config.action.horizon) in found.values() or name != "libra"
+        assert ("action.chunks", config.action.horizon) in found.values() or form != FORMS["libra"]
         for level in (level for level in levels if level.name in found):
             setting, steps = found[level.name]
             longer = make_system(override(config, {setting: flatten(config)[setting] + 1}), SHAPE)
             assert longer.level(level.name).covers == level.covers + steps
 
 
-def test_a_checkpoint_answers_as_what_was_saved(name, policy, tmp_path):
+def test_a_checkpoint_answers_as_what_was_saved(policy, tmp_path):
     seen = [make_observation(robot) for robot in range(3)]
     again = load_policy(checkpoint.export(tmp_path / "checkpoint", tmp_path / "copy") and tmp_path / "copy")
     assert checkpoint.read_manifest(tmp_path / "copy").levels == again.levels == policy.levels
@@ -139,16 +156,16 @@ def test_a_robot_is_driven_without_a_gap(policy):
     assert [action.intent_age_steps for action in actions] == [step % covers for step in range(len(actions))]
 
 
-def test_it_appears_in_help(name):
+def test_every_system_appears_in_help():
     done = subprocess.run([sys.executable, "jobs/train.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
-    shown = " ".join(done.stdout.split())
-    assert name in shown or ("MODULE:CLASS" in shown and ":" in name)
+    assert [name for name in SYSTEMS if f"`{name}`" not in done.stdout] == []
+    assert "MODULE:CLASS" in done.stdout, "one of a user's own"
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("libre", "none of libra, monolithic, nor the address"),
+        ("libre", "none of libra, monolithic, regression, coarse_to_fine, anchor_refine, nor the address"),
         ("nowhere:Toy", "cannot be loaded"),
         ("toy_system:Tonic", "cannot be loaded"),
         ("tests.model.builders:Path", "no subclass of libra_ray.model.system.System"),

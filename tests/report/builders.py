@@ -73,7 +73,8 @@ def training_log(steps: int = 2000, every: int = 20, switch: int = 700) -> Train
         noise = rng.normal(1, 0.06)
         plan = (0.7 + 1.6 * np.exp(-step / 400)) * noise
         diff = (0.12 + 0.8 * np.exp(-step / 250)) * noise + 0.05 * (step >= switch)
-        row = {"step": step, "loss": plan + diff, "loss_plan": plan, "loss_diff": diff, "teacher_forcing": float(step < switch)}
+        row = {"step": step, "loss": plan + diff, "loss_plan": plan, "loss_diff": diff}
+        row |= {"phase_ground_truth": float(step < switch), "phase_sampled": float(step >= switch)}
         row |= {"grad_norm_planner": 0.9 * noise, "grad_norm_refiner": 0.2 * noise + np.exp(-step / 200)}
         row |= {
             "samples_per_s": 480 * noise,

@@ -138,11 +138,15 @@ def test_words_from_outside_are_escaped(written):
     assert "<careful>" not in page
 
 
-def test_the_end_of_teacher_forcing_is_marked():
-    report = builders.report(log=builders.training_log(switch=700))
-    assert "teacher forcing ends (700)" in render_page(report, [], builders.training_log(switch=700))
+def test_phases_are_named_and_their_beginnings_marked():
+    log = builders.training_log(switch=700)
+    page = render_page(builders.report(log=log), [], log)
+    assert "Phases: ground truth from step 20, sampled from step 700." in page
+    assert "sampled from 700" in page
     never = builders.training_log(switch=99_999)
-    assert "teacher forcing ends" not in render_page(builders.report(log=never), [], never)
+    page = render_page(builders.report(log=never), [], never)
+    assert "Phases: ground truth from step 20." in page
+    assert "from 20" not in page, "the beginning of all is no change"
 
 
 def test_a_plot_without_data_is_left_out():

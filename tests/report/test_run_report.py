@@ -96,9 +96,23 @@ def test_training_log_names_the_broken_line(tmp_path):
         TrainingLog.read(path)
 
 
-def test_training_log_finds_the_end_of_teacher_forcing():
-    assert builders.training_log(steps=400, every=20, switch=200).teacher_forcing_until == 200
-    assert builders.training_log(steps=400, every=20, switch=9999).teacher_forcing_until is None
+def phases(log) -> list[tuple[str, int]]:
+    return [(phase.name, phase.first_step) for phase in log.phases]
+
+
+def test_training_log_finds_the_phases():
+    assert phases(builders.training_log(steps=400, every=20, switch=200)) == [("ground_truth", 20), ("sampled", 200)]
+    assert phases(builders.training_log(steps=400, every=20, switch=9999)) == [("ground_truth", 20)]
+    three = [
+        {"step": step, **{f"phase_{name}": float(i == n) for n, name in enumerate("cab")}} for i, step in enumerate((2, 4, 6))
+    ]
+    assert phases(builders.log_of(*three)) == [("c", 2), ("a", 4), ("b", 6)]
+    assert phases(builders.log_of({"step": 2, "loss": 1.0})) == []
+
+
+def test_the_log_of_an_earlier_version_says_its_phases_too():
+    rows = [{"step": step, "teacher_forcing": float(step < 5)} for step in (2, 4, 6)]
+    assert phases(builders.log_of(*rows)) == [("ground_truth", 2), ("sampled", 6)]
 
 
 # report

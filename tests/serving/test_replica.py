@@ -8,10 +8,8 @@ import threading
 
 import numpy as np
 import pytest
-import torch
 
 from libra_ray.client.protocol import Handshake, Reply, pack, request, unpack
-from libra_ray.model.registry import make_system
 from libra_ray.policy import load_policy
 from libra_ray.serving.batches import InferenceBatch, InferenceRequest
 from libra_ray.serving.gateway import GatewayCore
@@ -21,7 +19,7 @@ from libra_ray.serving.settings import ServingSettings
 from libra_ray.serving.weights import pinned, weights_key
 from libra_ray.types import ActionChunk, Intent
 from tests.model import families, vision_models
-from tests.model.builders import INSTRUCTIONS, SHAPE, make_observation, save_checkpoint, tiny_config, tiny_model
+from tests.model.builders import INSTRUCTIONS, make_observation, save_checkpoint, tiny_model
 from tests.serving.bench import engine
 from tests.serving.stubs import LEVELS, LocalHandle, observe
 
@@ -126,15 +124,20 @@ def offline(policy, number, step, first_steps):
     return chunk.actions
 
 
-@pytest.fixture(scope="module", params=["libra", "monolithic", "tests.serving.three_levels:ThreeLevels"])
+SERVED = {
+    "libra": {},
+    "monolithic": {"evaluate.controllers": "policy"},
+    "coarse_to_fine": {},
+    "anchor_refine": {"anchor_refine.backbone": "diffusion", "anchor_refine.levels": "two"},
+    "tests.serving.three_levels:ThreeLevels": {},
+}
+
+
+@pytest.fixture(scope="module", params=SERVED.items(), ids=list(SERVED))
 def system(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("system") / "checkpoint"
-    changes = {"model.system": request.param, "control.rule": "fifo"}
-    if request.param == "monolithic":
-        changes["evaluate.controllers"] = "policy"
-    config = tiny_config(changes)
-    torch.manual_seed(0)
-    save_checkpoint(folder, make_system(config, SHAPE))
+    name, changes = request.param
+    save_checkpoint(folder, tiny_model({"model.system": name, "control.rule": "fifo", **changes}))
     return folder
 
 

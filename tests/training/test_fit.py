@@ -86,7 +86,7 @@ def test_training_stops_at_its_last_step_and_saves_there():
 
 def test_every_row_speaks_of_both_systems():
     rows = trained(Trainer(tiny_model(), device=CPU), 4)
-    names = {"loss", "lr", "teacher_forcing", "plan_accuracy", "samples_per_s", "data_wait_share"}
+    names = {"loss", "lr", "phase_ground_truth", "phase_sampled", "plan_accuracy", "samples_per_s", "data_wait_share"}
     names |= {f"{measure}_{part}" for measure, part in (("loss", "plan"), ("loss", "diff"))}
     names |= {f"grad_norm_{part}" for part in ("planner", "refiner")}
     for row in rows:
@@ -219,7 +219,7 @@ def test_a_resumed_run_does_not_go_back_to_the_truth():
     changes = {"train.curriculum": "threshold", "train.tau": 0.0}
     trainer = Trainer(tiny_model(changes), device=CPU)
     rows = trained(trainer, 2)
-    assert [row["teacher_forcing"] for row in rows] == [1, 0]
+    assert [(row["phase_ground_truth"], row["phase_sampled"]) for row in rows] == [(1, 0), (0, 1)]
     again = Trainer(tiny_model(changes), device=CPU, state=trainer.state())
     assert again.schedule.phase == SAMPLED
     assert again.schedule.state() == trainer.schedule.state()

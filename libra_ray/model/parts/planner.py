@@ -23,6 +23,14 @@ class PlannerOutput:
     features: BackboneOutput
 
 
+@dataclass(frozen=True, kw_only=True)
+class FeatureWidths:
+    """The widths of features that a head is handed, instead of a backbone of its own."""
+
+    width: int
+    summary_width: int
+
+
 class Planner(nn.Module):
     """A vision-language backbone joined by L learned queries in a bidirectional head (method.md, Libra-VLA).
 
@@ -31,12 +39,17 @@ class Planner(nn.Module):
     a function of both at once.
     """
 
-    def __init__(self, config: PlannerConfig, backbone: Backbone, *, plan_steps: int, dims: int, bins: int, state: int) -> None:
-        """With `bins=0` there are no classes, only hidden states (the monolithic baseline)."""
+    def __init__(
+        self, config: PlannerConfig, backbone: Backbone | FeatureWidths, *, plan_steps: int, dims: int, bins: int, state: int
+    ) -> None:
+        """With `bins=0` there are no classes, only hidden states (the monolithic baseline).
+
+        Where another's features are read, by `attend` alone, `backbone` is their widths.
+        """
         super().__init__()
         self.backbone = cast("nn.Module", backbone)
         self.plan_steps, self.dims, self.bins = plan_steps, dims, bins
-        self.frozen = config.freeze_backbone
+        self.frozen = config.freeze_backbone and isinstance(backbone, nn.Module)
         if self.frozen:
             self.backbone.requires_grad_(requires_grad=False)
         width = config.width
@@ -61,18 +74,27 @@ class Planner(nn.Module):
         self, images: UInt8[Tensor, "B T C height width"], state: Float[Tensor, "B S"], text: Text
     ) -> Float[Tensor, "B L D N"]:
         """Logits over the bins of every dimension of the L steps that follow the pictures."""
+        return self.logits(self.hidden_states(images, state, text).hidden)
+
+    def logits(self, hidden: Float[Tensor, "B L d"]) -> Float[Tensor, "B L D N"]:
+        """The logits of hidden states."""
         assert self.to_logits is not None, "a planner without classes has no logits"
-        hidden = self.hidden_states(images, state, text).hidden
-        return cast("Tensor", self.to_logits(hidden)).view(len(images), self.plan_steps, self.dims, self.bins)
+        return cast("Tensor", self.to_logits(hidden)).view(len(hidden), self.plan_steps, self.dims, self.bins)
 
     def hidden_states(
         self, images: UInt8[Tensor, "B T C height width"], state: Float[Tensor, "B S"], text: Text
     ) -> PlannerOutput:
         """The hidden states behind the logits, one per step."""
-        features = self.encode(images, text)
+        return self.attend(self.encode(images, text), state)
+
+    def attend(
+        self, features: BackboneOutput, state: Float[Tensor, "B S"], beside: Float[Tensor, "B L d"] | None = None
+    ) -> PlannerOutput:
+        """The hidden states from a backbone's features; `beside` is added to the queries."""
         context, mask = self.from_backbone(features.tokens), features.mask
         parts = [context] if self.from_state is None else [context, self.from_state(state)[:, None]]
-        x = torch.cat([*parts, self.queries.expand(len(context), -1, -1)], dim=1)
+        queries = self.queries.expand(len(context), -1, -1)
+        x = torch.cat([*parts, queries if beside is None else queries + beside], dim=1)
         everywhere = bool(mask.all())
         allowed = None if everywhere else functional.pad(mask, (0, x.shape[1] - mask.shape[1]), value=True)
         condition = self._condition(features, state)

@@ -19,6 +19,8 @@ from libra_ray.model.parts.vision import VISION_TOKENS, PretrainedEncoder, make_
 CODE_WIDTH = 16
 Modulation = Sequence[Tensor]
 """Per layer the adaLN modulation for one noise level and context, `(B, 6 width)`."""
+Begin = Callable[[Tensor, Tensor], Tensor]
+"""Of an intent and noise, `(B, H, D)`, where the path to the actions begins."""
 
 
 class Refiner(nn.Module):
@@ -146,11 +148,13 @@ class Refiner(nn.Module):
         context: Float[Tensor, "B d"],
         anchor: Callable[[Tensor], Tensor],
         generator: torch.Generator | None = None,
+        begin: Begin | None = None,
     ) -> Float[Tensor, ""]:
         """The denoising loss on the chunk's unmasked steps.
 
         Args:
             anchor: of the intent, the actions that an answer is counted from, where the network says a residual of them.
+            begin: by default the noise itself.
         """
         draws, most = self.config.noise_draws, self.config.max_committed_steps
         values = (chunk.actions, chunk.mask, intent, context)
@@ -162,7 +166,7 @@ class Refiner(nn.Module):
             mask = mask & ~prefix.mask
         noise = torch.randn(data.shape, generator=generator).to(data)
         level = torch.rand(len(data), generator=generator).to(data)
-        corrupted = self.objective.corrupt(data, noise, level)
+        corrupted = self.objective.corrupt(data, noise if begin is None else begin(intent, noise).to(data), level)
         said = self(corrupted.x, corrupted.t, intent, context, prefix).float()
         if self.config.predicts == "target":
             return masked_mean((said - corrupted.target).square().mean(-1), mask)
@@ -176,10 +180,12 @@ class Refiner(nn.Module):
         anchor: Callable[[Tensor], Tensor],
         noise: Float[Tensor, "B H D"],
         committed: Float[Tensor, "B K D"] | None = None,
+        begin: Begin | None = None,
     ) -> Float[Tensor, "B H D"]:
         """Normalised actions in [-1, 1], denoised from `noise`, which is scaled by `sample_noise`.
 
         Args:
+            begin: as in `loss`.
             committed: what the robots execute meanwhile, as in `SystemInput`; a refiner that did not learn to go on from it
                 does not read it.
         """
@@ -194,7 +200,8 @@ class Refiner(nn.Module):
             said = self.denoise(x, embedded_intent, next(modulations))
             return said if self.config.predicts == "target" else self.objective.target_of(start + said, x, t)
 
-        actions = self.objective.sample(predict, noise, steps).clamp(-1, 1)
+        first = noise if begin is None else begin(intent, noise).to(noise)
+        actions = self.objective.sample(predict, first, steps).clamp(-1, 1)
         return actions if prefix is None else prefix.into(actions)
 
     @property
