@@ -27,8 +27,8 @@ from libra_ray.on_ray.sweep import publish, runner
 from libra_ray.on_ray.sweep.space import Space, load_space
 from libra_ray.on_ray.sweep.sweep_folder import MAY_CHANGE, Identity, SweepFolder, TrialFolder, TrialSpec, differences
 from libra_ray.report.publish import tracked
-from libra_ray.report.sweep_plots import BINS, Curve, granularity_plot, standalone
-from libra_ray.report.sweep_report import configuration_row, curve_row, curves
+from libra_ray.report.sweep.plots import BINS, Curve, granularity_plot, standalone
+from libra_ray.report.sweep.report import configuration_row, curve_row, curves
 from libra_ray.runs.folder import locked
 from libra_ray.runs.trials import Settings, TrialResult, configurations
 from libra_ray.stats.granularity_peak import Estimate, Outcomes, paired_difference

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from libra_ray.report.records import ConfigurationRow, CurveRow
-from libra_ray.report.sweep_plots import BINS
-from libra_ray.report.sweep_report import peak_words, signed
+from libra_ray.report.sweep.plots import BINS
+from libra_ray.report.sweep.records import ConfigurationRow, CurveRow
+from libra_ray.report.sweep.report import peak_words, signed
 from libra_ray.runs.trials import PLAN_RESOLVED, VARIANCE_EXPLAINED
 from libra_ray.stats.granularity_peak import Estimate, Peak
 

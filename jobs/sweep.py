@@ -55,7 +55,7 @@ def _sweep(arguments: Arguments) -> None:
     from libra_ray.on_ray.sweep.space import load_space
     from libra_ray.on_ray.sweep.sweep_folder import SweepFolder, settings_of
     from libra_ray.report.publish import tracked
-    from libra_ray.report.sweep_report import sweep_table
+    from libra_ray.report.sweep.report import sweep_table
     from libra_ray.runs.folder import locked
 
     given, config = arguments.more, arguments.config

@@ -21,7 +21,7 @@ from libra_ray.common.json_text import plain, read
 from libra_ray.on_ray.sweep import publish, runner
 from libra_ray.on_ray.sweep.sweep_folder import SweepFolder, settings_of
 from libra_ray.report.publish import tracked
-from libra_ray.report.records import SweepReport
+from libra_ray.report.sweep.records import SweepReport
 from libra_ray.runs.results import TrainingLog
 from tests.processes import command, family
 from tests.spaces import load_space

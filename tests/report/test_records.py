@@ -12,9 +12,10 @@ from libra_ray.common.json_text import dump, plain, read
 from libra_ray.evaluation.log import LOG_NAME, LogRow, read_evaluation
 from libra_ray.on_ray.sweep.sweep_folder import RUNGS_NAME, Identity, TrialFolder, WrittenOrder
 from libra_ray.on_ray.sweep.trial import measures
-from libra_ray.report.records import Report, SweepReport
+from libra_ray.report.records import Report
 from libra_ray.report.run_report import build_report, write_report
-from libra_ray.report.sweep_report import build_sweep, sweep_table, write_sweep
+from libra_ray.report.sweep.records import SweepReport
+from libra_ray.report.sweep.report import build_sweep, sweep_table, write_sweep
 from libra_ray.report.table import summary_table
 from libra_ray.runs.folder import RunFolder
 from libra_ray.runs.results import LoggedStep, TrainingLog

@@ -11,7 +11,14 @@ from libra_ray.common.json_text import dump, parse, read
 from libra_ray.common.provenance import Hardware, describe_hardware, git_revision, public_config
 from libra_ray.config import override, preset
 from libra_ray.report.publish import margin_figures
-from libra_ray.report.records import AgeHistogram, EpisodeError, Errors, HeldActions, Report, Throughput
+from libra_ray.report.records import (
+    AgeHistogram,
+    EpisodeError,
+    Errors,
+    HeldActions,
+    Report,
+    Throughput,
+)
 from libra_ray.report.run_report import write_report
 from libra_ray.report.table import summary_table
 from libra_ray.runs.results import Evaluation, LevelLatencies, TrainingLog

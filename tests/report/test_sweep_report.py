@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from libra_ray.common.json_text import dump, parse, read
 from libra_ray.config import preset
-from libra_ray.report.records import SweepReport
-from libra_ray.report.sweep_report import build_sweep, sweep_table, write_sweep
+from libra_ray.report.sweep.records import SweepReport
+from libra_ray.report.sweep.report import build_sweep, sweep_table, write_sweep
 from libra_ray.runs.trials import Settings, TrialResult, best, configurations, pareto_front
 from tests.report.builders import HARDWARE
 

@@ -11,8 +11,8 @@ from libra_ray.config import Config, preset
 from libra_ray.config.overrides import flatten
 from libra_ray.on_ray.sweep.importance import parameter_importance
 from libra_ray.on_ray.sweep.sweep_folder import SweepFolder, TrialFolder
-from libra_ray.report.records import SweepReport
-from libra_ray.report.sweep_report import build_sweep, write_sweep
+from libra_ray.report.sweep.records import SweepReport
+from libra_ray.report.sweep.report import build_sweep, write_sweep
 from libra_ray.runs.trials import TrialResult, best, configurations
 from libra_ray.tracking import Tracker, publishing
 

@@ -14,8 +14,8 @@ from libra_ray.common.json_text import dump, plain
 from libra_ray.common.provenance import Hardware, git_revision, public_config
 from libra_ray.config import Config
 from libra_ray.report.page import duration, page_environment
-from libra_ray.report.records import ConfigurationRow, CurveRow, SweepReport, TrialCounts
-from libra_ray.report.sweep_plots import BINS, Curve, granularity_plot, importance_plot, pareto_plot
+from libra_ray.report.sweep.plots import BINS, Curve, granularity_plot, importance_plot, pareto_plot
+from libra_ray.report.sweep.records import ConfigurationRow, CurveRow, SweepReport, TrialCounts
 from libra_ray.runs.trials import (
     PLAN_RESOLVED,
     VARIANCE_EXPLAINED,

@@ -1,0 +1,1 @@
+"""What a sweep found: records, plots, and the page."""
