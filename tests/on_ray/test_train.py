@@ -1,5 +1,7 @@
 """Training on Ray Train: restarted from its last checkpoint after a death, on one worker or two, and never done twice."""
 
+import contextlib
+import io
 import itertools
 import math
 import os
@@ -56,11 +58,12 @@ class Killer:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run, what it published, and the workers that were killed in it."""
+    """A run, what it published and said, and the workers that were killed in it."""
 
     folder: RunFolder
     tracker: "StubTracker"
     killed: list[int]
+    said: list[str]
 
 
 @dataclass
@@ -100,9 +103,9 @@ def killed_run(ray_cluster, demonstrations, runs_dir) -> Run:
         patch.chdir(demonstrations.parent)
         config = debug_config(**changes)
         folder = RunFolder.open(runs_dir / "killed", config)
-        with Killer(folder.path(training.LOG_NAME), step=60) as killer:
+        with Killer(folder.path(training.LOG_NAME), step=60) as killer, contextlib.redirect_stderr(io.StringIO()) as said:
             stages.train(folder, tracker)
-    return Run(folder=folder, tracker=tracker, killed=killer.killed)
+    return Run(folder=folder, tracker=tracker, killed=killer.killed, said=said.getvalue().splitlines())
 
 
 def test_killed_workers_go_on_from_the_last_checkpoint(killed_run):
@@ -119,11 +122,12 @@ def test_killed_workers_go_on_from_the_last_checkpoint(killed_run):
 
 
 def test_how_well_levels_keep_up_is_measured_before_the_first_step(killed_run):
-    """Of one robot, by the rank that writes, and published as of step 0."""
+    """Of one robot, by the rank that writes; said once, and published as of step 0."""
     planner, refiner = training.read_margins(killed_run.folder.root)
     assert (planner.level, refiner.level) == ("planner", "refiner")
     assert {planner.robots, refiner.robots} == {1}
     assert planner.p95_ms > 0
+    assert [killed_run.said.count(margin.text) for margin in (planner, refiner)] == [1, 1]
     assert planner.late_steps == math.ceil(planner.p95_ms * planner.control_hz / 1000)
     assert killed_run.tracker.begins == {
         f"{name}_{margin.level}": value
