@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from libra_ray.control.disagreement import Replan, replanned
 from libra_ray.types import Intent
 
 
@@ -27,6 +28,7 @@ class IntentState:
     current: Intent | None = None
     pending: list[Coming] = field(default_factory=list)
     requested: bool = False
+    replans: list[Replan] = field(default_factory=list)
 
     @property
     def is_first(self) -> bool:
@@ -43,4 +45,5 @@ class IntentState:
             self.requested = self.requested and not coming.ends
             intent = coming.intent
             if intent is not None and (self.current is None or intent.first_step >= self.current.first_step):
+                self.replans += replanned(self.current, intent, step)
                 self.current = intent

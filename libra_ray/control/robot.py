@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from libra_ray.config import ControlConfig
+from libra_ray.control.disagreement import Replan
 from libra_ray.control.intent_state import Coming, IntentState
 from libra_ray.control.surprise import SurpriseDetector
 from libra_ray.types import Action, ActionChunk, Intent, Level, Observation
@@ -168,7 +169,8 @@ class RobotControl:
         chunk = self.chunk
         if chunk is not None and 0 <= step - chunk.first_step < len(chunk.actions):
             value = chunk.actions[step - chunk.first_step]
-            self._last = Action(value=value, label=value, intent_age_steps=step - chunk.intent_first_step)
+            age, begins = step - chunk.intent_first_step, chunk.first_step
+            self._last = Action(value=value, label=value, intent_age_steps=age, chunk_first_step=begins)
             return self._last
         if self._last is None:
             raise ValueError(f"step {step} has no action and none to hold: the first answer of an episode must be waited for")
@@ -180,6 +182,13 @@ class RobotControl:
         reads = self.acting.reads
         intent = None if reads is None else self.current(reads, step)
         return None if intent is None else step - intent.first_step
+
+    def take_replans(self) -> list[Replan]:
+        """How far intents differed from those that they replaced since this was last asked, or since the episode began."""
+        taken: list[Replan] = []
+        for state in self._states.values():
+            taken, state.replans = taken + state.replans, []
+        return taken
 
     def held_actions(self, step: int) -> NDArray[np.float32] | None:
         """Safe actions `(H, D)` for a robot that executes whole chunks; None where nothing was executed yet.

@@ -7,6 +7,7 @@ from typing import Any
 from libra_ray.common.json_text import ABSENT, Flat
 from libra_ray.common.provenance import Hardware
 from libra_ray.data.fingerprint import Fingerprint
+from libra_ray.report.asynchrony import Asynchrony
 from libra_ray.runs.trials import Settings, TrialResult
 from libra_ray.stats.granularity_peak import Peak
 from libra_ray.stats.intervals import Percentiles
@@ -186,6 +187,7 @@ class Report:
         difficulty: held-out measures and gradient norms by name; empty where nothing was held out.
         config: dotted name -> value.
         measured: only where a benchmark has measured the job.
+        asynchrony: of whom `intent_age_steps` speaks; left out where nothing of it was measured.
     """
 
     preset: str
@@ -208,6 +210,7 @@ class Report:
     git_revision: str | None
     config: Mapping[str, Any]
     measured: Measured | None = field(default=None, metadata=ABSENT)
+    asynchrony: Asynchrony | None = field(default=None, metadata=ABSENT)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from libra_ray.common.files import write_text
 from libra_ray.common.json_text import dump, plain
 from libra_ray.common.provenance import Hardware, git_revision, public_config
 from libra_ray.config import Config
+from libra_ray.report.asynchrony import measured_asynchrony
 from libra_ray.report.records import (
     AgeHistogram,
     Bounds,
@@ -28,9 +29,8 @@ from libra_ray.report.records import (
     Training,
     WallTime,
 )
-from libra_ray.runs.results import Evaluation, LevelLatencies, RolloutVideo, TrainingLog
+from libra_ray.runs.results import EpisodeResult, Evaluation, LevelLatencies, RolloutVideo, TrainingLog
 from libra_ray.stats.intervals import Interval, percentiles, wilson
-from libra_ray.types import EpisodeResult
 
 EXPERT, POLICY, ZERO_ACTION = "expert", "policy", "zero_action"
 LISTED_ERRORS = 20
@@ -49,12 +49,14 @@ def build_report(
     checkpoint: CheckpointFacts,
     mlflow_run_id: str | None,
     hardware: Hardware,
+    covered_ms: Mapping[str, float] | None = None,
 ) -> Report:
     """The report of a run. An episode that raised counts as failed.
 
     Args:
         levels: the policy's, in the order in which they are shown; one that was never called has no latencies.
         hardware: as `provenance.describe_hardware` returns it.
+        covered_ms: level -> how long what one of its answers covers lasts, where that is known.
     """
     rows = _task_rows(config, evaluation.results)
     speakers = _speakers(evaluation.results)
@@ -78,6 +80,7 @@ def build_report(
         hardware=hardware,
         git_revision=git_revision(),
         config=plain(public_config(config)),
+        asynchrony=measured_asynchrony(speakers, evaluation.latencies, covered_ms or {}),
     )
 
 
@@ -115,7 +118,7 @@ def _task_rows(config: Config, results: Sequence[EpisodeResult]) -> list[TaskRow
 
 
 def _row(episodes: Sequence[EpisodeResult]) -> TaskRow:
-    successes = sum(_succeeded(episode) for episode in episodes)
+    successes = sum(episode.succeeded for episode in episodes)
     errors = [episode.error for episode in episodes if episode.error is not None]
     return TaskRow(
         task=episodes[0].task,
@@ -129,10 +132,6 @@ def _row(episodes: Sequence[EpisodeResult]) -> TaskRow:
         error_messages=list(dict.fromkeys(errors))[:3],
         mean_steps=float(np.mean([episode.steps for episode in episodes])),
     )
-
-
-def _succeeded(episode: EpisodeResult) -> bool:
-    return episode.success and episode.error is None
 
 
 def _bounds(interval: Interval | None) -> Bounds:

@@ -8,8 +8,7 @@ from libra_ray.common.provenance import Hardware
 from libra_ray.config import Config, override, preset
 from libra_ray.report.records import CheckpointFacts, DatasetFacts, Report, WallTime
 from libra_ray.report.run_report import build_report
-from libra_ray.runs.results import Evaluation, LevelLatencies, LoggedStep, RolloutVideo, TrainingLog
-from libra_ray.types import EpisodeResult
+from libra_ray.runs.results import EpisodeResult, Evaluation, LevelLatencies, LoggedStep, RolloutVideo, TrainingLog
 
 CONTROLLERS = ("expert", "policy", "coarse_only", "zero_action")
 SUCCESS = {"expert": 1.0, "policy": 0.92, "coarse_only": 0.6, "zero_action": 0.0}
