@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from libra_ray.control.disagreement import Replan
 from libra_ray.serving.engine import Register
 from libra_ray.serving.fleet_snapshot import WINDOW_S, FleetSnapshot, Measures, RobotRow, SlidingCounts, rounded
 from libra_ray.serving.metrics import EVENTS, LEVEL_MEASURES, MEASURES, ROBOTS_CONNECTED
@@ -127,6 +128,14 @@ class Telemetry:
         """A batched call of a level was answered; `queued` requests waited for another when it was sent."""
         self._advance(self._clock())
         self._measured(level, True, call_s=seconds, call_batch=batch_size, queue=queued)
+
+    def replanned(self, replans: Sequence[Replan]) -> None:
+        """Fresh intents replaced those in use: how far they differ."""
+        for replan in replans:
+            observed = random.random() < self._observed_share
+            self._measured(replan.level, observed, replan_difference=replan.difference)
+            if replan.share is not None:
+                self._measured(replan.level, observed, replan_share=replan.share)
 
     def refused(self, reason: str) -> None:
         """A request was refused; `reason` is one of a few words of ours, such as `wrong shape`, never the request's."""

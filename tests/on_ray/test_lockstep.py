@@ -33,6 +33,16 @@ def test_every_job_is_played_once_in_batches():
     assert all(pictures > 0 for pictures in noted.pictures.values())
 
 
+def test_each_episode_has_the_replans_of_its_own_robot():
+    """Plans at 0, 5 and 10 of 12 steps, of which two replace one in use; slots are used again."""
+    noted, _ = _play(_jobs(7), LocalFleet(StubSimulators()), debug_config(evaluate__robots=3, control__rule="overlap"))
+    assert [len(replans) for replans in noted.replans.values()] == [2] * 7
+    lost, _ = _play(
+        _jobs(6), LocalFleet(StubSimulators(), dies_at=(3,)), debug_config(evaluate__robots=3, control__rule="overlap")
+    )
+    assert [len(replans) for replans in lost.replans.values()] == [2] * 6, "what was begun again counts once"
+
+
 def test_an_environment_that_raises_is_one_counted_error():
     simulators = StubSimulators(broken=(1, 4))
     noted, _ = _play(_jobs(7), LocalFleet(simulators))

@@ -152,6 +152,8 @@ const LEVEL_ROWS = {
   "robots a call": level => number(level.batch_size.mean),
   waiting: level => number(level.queue.mean),
   "intent's age": level => marks(level.intent_age_steps, " steps"),
+  "a re-plan changes": level => level.replan_share.count ? `${percent(level.replan_share.mean)}, p95 ${percent(level.replan_share.p95)}` : NONE,
+  "by, p50 / 95 / 99": level => marks(level.replan_difference),
 };
 
 let shownLevels = null;
