@@ -104,13 +104,13 @@ def publish_evaluation(
     )
     page = write_report(folder.root, report, rollouts, log)
     with publishing(tracker, "the evaluation"):
-        tracker.log_metrics(manifest.step, _figures(report))
+        tracker.log_metrics(manifest.step, figures_of(report))
         tracker.log_artifact(page)
         tracker.log_artifact(folder.path("report.json"))
     return report
 
 
-def _figures(report: Report) -> dict[str, float | None]:
+def figures_of(report: Report) -> dict[str, float | None]:
     """What of a report is a metric of its run in MLflow."""
     found: dict[str, float | None] = {f"success_{name}": value for name, value in report.success_mean.items()}
     found |= {f"wall_s_{name}": value for name, value in vars(report.wall_s).items()}
