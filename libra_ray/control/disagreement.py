@@ -1,4 +1,4 @@
-"""Re-plan disagreement: how far a fresh intent differs from the one that it replaces while that still covers steps."""
+"""Re-plan disagreement: how far a fresh intent differs from the one in use, which still covered steps when it was made."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -25,18 +25,20 @@ class Replan:
     difference: float
 
 
-def replanned(used: Intent | None, fresh: Intent, step: int) -> list[Replan]:
-    """What a fresh intent that is taken over at this step says otherwise than the one in use.
+def replanned(used: Intent | None, fresh: Intent) -> list[Replan]:
+    """What a fresh intent says otherwise than the one in use that it replaces, however late it does.
 
     Compared are numeric values with a row a control step (as many rows as the intent covers) and of one shape in both.
     Integers and booleans are classes: unequal ones differ.
 
     Returns:
-        One entry a value; none where no intent is in use, or it no longer covers the step.
+        One entry a value; none where no intent is in use, or no step is covered by both.
     """
-    if used is None or used.end_step <= step:
+    if used is None:
         return []
     first, end = max(used.first_step, fresh.first_step), min(used.end_step, fresh.end_step)
+    if end <= first:
+        return []
     found = []
     for name, new in fresh.values.items():
         old = used.values.get(name)

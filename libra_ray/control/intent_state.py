@@ -45,5 +45,5 @@ class IntentState:
             self.requested = self.requested and not coming.ends
             intent = coming.intent
             if intent is not None and (self.current is None or intent.first_step >= self.current.first_step):
-                self.replans += replanned(self.current, intent, step)
+                self.replans += replanned(self.current, intent)
                 self.current = intent

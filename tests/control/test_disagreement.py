@@ -20,18 +20,18 @@ def intent(first: int, covers: int = 4, **values) -> Intent:
 def test_classes_are_compared_over_the_steps_that_both_cover():
     used = intent(0, tokens=[[0, 0], [1, 1], [2, 2], [3, 3]])
     fresh = intent(2, tokens=[[2, 5], [3, 2], [9, 9], [9, 9]])
-    assert replanned(used, fresh, 2) == [Replan(level="planner", value="tokens", share=0.5, difference=1.0)]
+    assert replanned(used, fresh) == [Replan(level="planner", value="tokens", share=0.5, difference=1.0)]
 
 
 def test_a_small_unsigned_type_does_not_wrap():
     used, fresh = (intent(0, tokens=np.full((4, 1), value, np.uint8)) for value in (200, 10))
-    assert replanned(used, fresh, 0)[0].difference == 190
-    assert replanned(fresh, used, 0)[0].difference == 190
+    assert replanned(used, fresh)[0].difference == 190
+    assert replanned(fresh, used)[0].difference == 190
 
 
 def test_real_numbers_have_a_difference_and_no_share():
     used, fresh = intent(0, pace=np.zeros((4, 2))), intent(1, pace=np.full((4, 2), 0.25))
-    assert replanned(used, fresh, 1) == [Replan(level="planner", value="pace", share=None, difference=0.25)]
+    assert replanned(used, fresh) == [Replan(level="planner", value="pace", share=None, difference=0.25)]
 
 
 def test_only_numbers_with_a_row_a_step_and_one_shape_in_both_are_compared():
@@ -39,7 +39,7 @@ def test_only_numbers_with_a_row_a_step_and_one_shape_in_both_are_compared():
         0, mean=np.zeros(2), scalar=3, words=["a"] * 4, wide=np.zeros((4, 2)), gone=np.zeros(4), same=np.zeros(4, int)
     )
     fresh = intent(1, mean=np.ones(2), scalar=4, words=["b"] * 4, wide=np.zeros((4, 3)), new=np.zeros(4), same=np.zeros(4, int))
-    assert [replan.value for replan in replanned(used, fresh, 1)] == ["same"]
+    assert [replan.value for replan in replanned(used, fresh)] == ["same"]
 
 
 @pytest.mark.parametrize("covers", [2, 4, 7])
@@ -47,15 +47,14 @@ def test_only_numbers_with_a_row_a_step_and_one_shape_in_both_are_compared():
 def test_whatever_each_covers_steps_are_matched(first, covers):
     """A plan that says at every step what the one in use said never differs, however both lie."""
     used, fresh = intent(0, tokens=np.arange(4)), intent(first, covers, tokens=np.arange(first, first + covers))
-    (found,) = replanned(used, fresh, first)
+    (found,) = replanned(used, fresh)
     assert (found.share, found.difference) == (0.0, 0.0)
 
 
-def test_nothing_is_replaced_where_nothing_is_in_use():
-    used, fresh = intent(0, tokens=np.arange(4)), intent(1, tokens=np.arange(4))
-    assert replanned(None, fresh, 1) == []
-    assert replanned(used, fresh, 4) == []
-    assert replanned(used, fresh, 3) != []
+def test_there_is_nothing_to_compare_where_no_step_is_covered_by_both():
+    used = intent(0, tokens=np.arange(4))
+    assert replanned(None, used) == []
+    assert [len(replanned(used, intent(first, tokens=np.arange(4)))) for first in (3, 4, 5)] == [1, 0, 0]
 
 
 def replans_of(policy, steps=60, **control):
@@ -67,10 +66,14 @@ def replans_of(policy, steps=60, **control):
     return robot, robot.take_replans()
 
 
-def test_every_replacement_of_an_intent_in_use_is_noted_once():
-    """The stub's plans say of which step they speak and since when they hold: one of three entries differs, by H."""
-    robot, noted = replans_of(StubPolicy(), rule="overlap")
-    assert len(noted) == 60 // H - 1
+@pytest.mark.parametrize("delay", [0, 1, H])
+def test_every_replacement_of_an_intent_in_use_is_noted_once(delay):
+    """However late it is: as long as no more than one is under way, the same ones are compared over the same steps.
+
+    The stub's plans say of which step they speak and since when they hold: one of three entries differs, by H.
+    """
+    robot, noted = replans_of(StubPolicy(), rule="overlap", delays=late(delay))
+    assert len(noted) == len(range(H, 60 - delay, H))
     assert {(replan.level, replan.value) for replan in noted} == {("planner", "tokens")}
     assert [replan.share for replan in noted] == pytest.approx([1 / 3] * len(noted))
     assert [replan.difference for replan in noted] == pytest.approx([H / 3] * len(noted))
