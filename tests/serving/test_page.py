@@ -159,7 +159,7 @@ def test_every_level_has_its_tile_with_the_numbers_of_the_json(seen, fleets, pag
         assert numbers(age) == [close(value) for value in ages]
         above = level["name"] != names[-1]
         shares = [100 * level["replan_share"][mark] for mark in ("mean", "p95")] if above else []
-        assert numbers(share.replace("p95", "")) == [close(value) for value in shares]
+        assert numbers(share.replace(", p95", "")) == [close(value) for value in shares]
         assert numbers(difference) == [close(level["replan_difference"][mark]) for mark in ("p50", "p95", "p99") if above]
     drawn = {curve: len(lines) for curve, lines in seen[page]["curves"].items()}
     assert drawn == {"curve-latency": 2, "curve-requests": 1, "curve-calls": len(names)} | (
