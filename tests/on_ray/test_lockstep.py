@@ -5,6 +5,7 @@ import pytest
 
 from libra_ray.evaluation.lockstep import Lockstep
 from libra_ray.evaluation.log import EpisodeJob
+from libra_ray.evaluation.measures import asynchrony_of
 from libra_ray.evaluation.simulators import DIED, TRIES, EpisodeRequest, Simulators
 from libra_ray.types import Action
 from tests.on_ray.doubles import STEPS, LocalFleet, Noted, StubPolicy, StubSimulators, debug_config
@@ -92,6 +93,20 @@ def test_observations_carry_as_many_pictures_as_asked(history):
     moved = simulators.advance({0: [Action(value=zeros, label=zeros)] * 4})[0]
     assert len(begun.observation.past) == 0
     assert len(moved.observation.past) == history - 1
+
+
+def test_a_moved_goal_is_in_the_episode_and_its_record():
+    """From the simulator's process to the row: the goal moves at step 7, chunks begin at every fifth."""
+    changes = {"sim__family": "tabletop", "sim__tasks": ("place",), "sim__max_steps": 14, "sim__goal_moves_at": 7}
+    config = debug_config(evaluate__robots=2, control__rule="overlap", **changes)
+    noted, jobs = Noted(), _jobs(3, "place")
+    Lockstep(config, config, LocalFleet(Simulators(config.sim)), StubPolicy(), noted).play(jobs)
+    for job, episode in noted.episodes.items():
+        found = asynchrony_of(episode, noted.replans[job])
+        assert episode.goal_moved_at == 7
+        assert (found.reaction.chunk_steps, found.reaction.intent_steps) == (3, 3)
+        assert (found.jerk.boundary, found.jerk.within) == (0, 0)
+        assert [len(of.differences) for of in found.replans] == [2]
 
 
 def test_lockstep_is_what_a_single_robot_does(untrained):
