@@ -40,7 +40,8 @@ from libra_ray.on_ray.sweep.trial import train_until
 from libra_ray.report.comparison import Line, Sample, markdown, short, summarise
 from libra_ray.report.interval_plot import Panel, interval_plot
 from libra_ray.runs.folder import RunFolder, locked
-from libra_ray.types import EpisodeResult, Json
+from libra_ray.runs.results import EpisodeResult
+from libra_ray.types import Json
 
 PAGE = ROOT / "docs" / "components.md"
 README = ROOT / "README.md"

@@ -5,7 +5,7 @@ a plan, `D` action dimensions, `S` state dimensions. Time inside an episode is c
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -133,12 +133,14 @@ class Action:
         label: `(D,)` float32, what should be learned; differs from `value` only where noise was added for coverage.
         intent_age_steps: control steps between the observation behind the intent in use and this action; None without one.
         held: True where no fresh action was there and the last safe one was repeated.
+        chunk_first_step: of the chunk that it comes from, which is the step of the picture behind that; None of no chunk.
     """
 
     value: NDArray[np.float32]
     label: NDArray[np.float32]
     intent_age_steps: int | None = None
     held: bool = False
+    chunk_first_step: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +175,7 @@ class Episode:
         error: the exception's text if the episode raised; such an episode counts as a failed one.
         frames: rendered frames `(height, width, 3)` uint8 for a video, where one was asked for.
         position_error_mm: how far from its goal the task's object ended, where the task is about that.
+        goal_moved_at: the control step whose observation is the first to show the goal at another place; None where it stayed.
     """
 
     task: str
@@ -183,27 +186,12 @@ class Episode:
     error: str | None = None
     frames: Sequence[NDArray[np.uint8]] = ()
     position_error_mm: float | None = None
+    goal_moved_at: int | None = None
 
     @property
     def instructions(self) -> list[str]:
         """What the robot was told at its steps, every instruction once, in the order of their first steps."""
         return list(dict.fromkeys(step.observation.instruction for step in self.steps))
-
-
-@dataclass(frozen=True, kw_only=True)
-class EpisodeResult:
-    """The small record of an evaluated episode, as reports and trackers keep it; see `Episode` for what its fields mean."""
-
-    task: str
-    instruction: str
-    controller: str
-    seed: int
-    success: bool
-    steps: int
-    error: str | None = None
-    held_actions: int = 0
-    intent_age_steps: Sequence[int] = field(default_factory=tuple)
-    position_error_mm: float | None = None
 
 
 class Environment(Protocol):

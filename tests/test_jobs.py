@@ -154,6 +154,8 @@ def test_one_mlflow_run_holds_it_all(interrupted):
     assert kept.info.run_id == json.loads((run / "report.json").read_text())["mlflow_run_id"]
     assert kept.data.params["train.steps"] == "150"
     assert {"loss_plan", "loss_diff", "grad_norm_planner", "grad_norm_refiner", "success_policy"} <= set(kept.data.metrics)
+    between = {"intent_age_steps_p95", "latency_ms_refiner_p99", "deadline_misses_planner", "jerk_boundary"}
+    assert between <= set(kept.data.metrics)
     client = mlflow.MlflowClient()
     history = [metric.step for metric in client.get_metric_history(kept.info.run_id, "loss_plan")]
     assert history == sorted(set(history)), "no step twice"

@@ -14,7 +14,7 @@ LEAST = {
     "train.checkpoint_every": 1, "train.validate_every": 0, "train.warmup_steps": 0, "delay.intent_steps": 0,
     "delay.chunk_steps": 0, "delay.seed": 0, "refiner.max_committed_steps": 0, "control.committed_steps": 0,
     "control.execute_steps": 0, "control.max_intent_age_steps": 0, "evaluate.episodes_per_task": 1, "evaluate.robots": 1,
-    "evaluate.videos_per_task": 0,
+    "evaluate.videos_per_task": 0, "sim.goal_moves_at": 0,
     "ray.simulator_actors": 0, "ray.train_workers": 1, "ray.max_failures": -1, "record.settle_steps": 0, "record.seed": 0,
     "evaluate.seed": 0, "train.seed": 0, "train.balance_every": 1, "ray.train_cpus_per_worker": 0, "record.noise_std": 0,
     "train.augment_pixels": 0, "train.augment_state": 0, "sim.supersample": 1, "train.weight_decay": 0,
@@ -118,6 +118,11 @@ def _refuse_misfits(settings: Settings) -> None:
             raise ValueError(f"{system}.width={width} is not a multiple of {system}.heads={heads}")
     if settings["sim.wrist_camera"] and settings["sim.family"] != "tabletop":
         raise ValueError("sim.wrist_camera=true needs sim.family=tabletop: the robots of other families have no such camera")
+    moves, steps = settings["sim.goal_moves_at"], settings["sim.max_steps"]
+    if moves and settings["sim.family"] != "tabletop":
+        raise ValueError(f"sim.goal_moves_at={moves} needs sim.family=tabletop: other families' goals stay where they are")
+    if moves >= steps:
+        raise ValueError(f"sim.goal_moves_at={moves} must be below sim.max_steps={steps}, or no goal would ever be moved")
     if not tasks or len(set(tasks)) < len(tasks):
         raise ValueError(f"sim.tasks={','.join(tasks)!r} must name at least one task, and each only once")
     renames_of(settings["data.keys"])

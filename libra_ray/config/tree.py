@@ -31,6 +31,9 @@ class SimConfig:
     """Pixels drawn per pixel and axis, averaged; 2 shows goals of a pixel or two steadily and costs about 1 ms a picture."""
     wrist_camera: bool = False
     """A second picture, from the hand (tabletop only)."""
+    goal_moves_at: int = 0
+    """The control step at which what the task is about is put elsewhere, drawn from the episode's seed (tabletop only: touch,
+    push, place, putdown, stack, insert); 0: never."""
     max_steps: int = 500
     """Control steps after which an episode is truncated (Meta-World's own limit is 500)."""
 

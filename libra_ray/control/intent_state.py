@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from libra_ray.control.disagreement import Replan, replanned
 from libra_ray.types import Intent
 
 
@@ -36,6 +37,8 @@ class IntentState:
     requested: bool = False
     took_steps: int = 0
 
+    replans: list[Replan] = field(default_factory=list)
+
     @property
     def is_first(self) -> bool:
         """Whether the episode has no intent of this level yet, nor one to come."""
@@ -52,4 +55,6 @@ class IntentState:
             intent = coming.intent
             if intent is not None and (self.current is None or intent.first_step >= self.current.first_step):
                 self.took_steps = 0 if self.current is None else step - intent.first_step
+
+                self.replans += replanned(self.current, intent)
                 self.current = intent

@@ -179,8 +179,8 @@ def cycle_of(covers: int, late: int, every: int, period: int, control: ControlCo
     if control.rule == "overlap":
         asked = max(taken_up, every)
     elif control.rule == "event":
-        # The first request at which it ends within two chunks and the time that the last one took.
-        asked = max(every * ((covers - 2 * period - taken_up) // every + 1), taken_up, every)
+        # The first request at which it ends before the chunk does that the next one could be in use for.
+        asked = max(every * ((covers - period - max(period, taken_up) - beyond) // every + 1), taken_up, every)
     else:
         # The first request at which it does not cover all that is done until the next one.
         asked = max(every * (covers // every if above_last else -(-covers // every)), taken_up, every)

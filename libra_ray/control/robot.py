@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from libra_ray.config import ControlConfig
+from libra_ray.control.disagreement import Replan
 from libra_ray.control.intent_state import Coming, IntentState
 from libra_ray.control.surprise import SurpriseDetector
 from libra_ray.types import Action, ActionChunk, Intent, Level, Observation
@@ -29,10 +30,9 @@ class RobotControl:
             takes H steps per chunk, each with a fresh picture.
         overlap: the level runs freely. A new intent is asked for whenever the level below is asked and none is under way, and
             replaces the rest of the old one at the right step as soon as it arrives.
-        event: like overlap, but only where the intent will be used up before the next chunk ends, and so much earlier as the
-            last one came late; or where what is seen is a surprise (`libra_ray.control.surprise`): the world has drifted from
-            what the intent assumed.
-
+        event: like overlap, but only where the intent will be used up before the chunk ends from which on the next one could
+            be in use, by the time that the last one took; or where what is seen is a surprise
+            (`libra_ray.control.surprise`): the world has drifted from what the intent assumed.
     Answers come when whoever drives the robot says; only the first ones of an episode are waited for. Until a chunk is there
     the robot goes on with the one that it has, which is why the next one is asked for `committed_steps` before that ends.
     Past an intent's end the last level goes on by what it sees, with nothing known of the intent, until that is older than
@@ -179,7 +179,8 @@ class RobotControl:
         lasts = self.execute_steps if self._coming_chunk is None else self.acting.covers
         if chunk is not None and 0 <= step - chunk.first_step < min(lasts, len(chunk.actions)):
             value = chunk.actions[step - chunk.first_step]
-            self._last = Action(value=value, label=value, intent_age_steps=step - chunk.intent_first_step)
+            age, begins = step - chunk.intent_first_step, chunk.first_step
+            self._last = Action(value=value, label=value, intent_age_steps=age, chunk_first_step=begins)
             return self._last
         if self._last is None:
             raise ValueError(f"step {step} has no action and none to hold: the first answer of an episode must be waited for")
@@ -191,6 +192,13 @@ class RobotControl:
         reads = self.acting.reads
         intent = None if reads is None else self.current(reads, step)
         return None if intent is None else step - intent.first_step
+
+    def take_replans(self) -> list[Replan]:
+        """How far intents differed from those that they replaced since this was last asked, or since the episode began."""
+        taken: list[Replan] = []
+        for state in self._states.values():
+            taken, state.replans = taken + state.replans, []
+        return taken
 
     def held_actions(self, step: int) -> NDArray[np.float32] | None:
         """Safe actions `(H, D)` for a robot that executes whole chunks; None where nothing was executed yet.
@@ -223,7 +231,8 @@ class RobotControl:
             return False
         if intent is None or self.control.rule == "fifo":
             return not self.covered(level.name, step)
-        ends_soon = intent.end_step < step + 2 * self.execute_steps + self._states[level.name].took_steps
+        comes_in = max(self.execute_steps, self._states[level.name].took_steps)
+        ends_soon = intent.end_step < step + self.execute_steps + comes_in + self.control.committed_steps
         return self.wants(self._reader[level.name], step) and (self.control.rule == "overlap" or ends_soon or self._surprised)
 
     def _wants_chunk(self, step: int) -> bool:

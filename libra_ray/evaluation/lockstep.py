@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from libra_ray.config import Config
 from libra_ray.control.delays import Delays
+from libra_ray.control.disagreement import Replan
 from libra_ray.control.lockstep import IN_TIME, Latencies, drive
 from libra_ray.control.robot import RobotControl
 from libra_ray.evaluation.log import EpisodeJob
@@ -23,8 +24,10 @@ FLUSH_CALLS = 200
 class ResultSink(Protocol):
     """Takes results as they come."""
 
-    def episode(self, job: EpisodeJob, episode: Episode, frames: Sequence[NDArray[np.uint8]] = ()) -> None:
-        """A finished episode, with the pictures that the policy saw."""
+    def episode(
+        self, job: EpisodeJob, episode: Episode, frames: Sequence[NDArray[np.uint8]] = (), replans: Sequence[Replan] = ()
+    ) -> None:
+        """A finished episode, with the pictures that the policy saw, and how far its intents differed from those before."""
 
     def latencies(self, controller: str, latencies: Latencies) -> None:
         """The wall time of batched calls."""
@@ -115,7 +118,7 @@ class Lockstep:
                     continue
                 episode = died(job.task, job.seed)
             del self.running[slot]
-            self.sink.episode(job, episode, self.frames[slot])
+            self.sink.episode(job, episode, self.frames[slot], self.robots[slot].take_replans())
             if (following := next(queue, None)) is not None:
                 fresh[slot] = following
         return observations | (self._begin(fresh, queue) if fresh else {})

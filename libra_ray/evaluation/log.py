@@ -9,10 +9,12 @@ from numpy.typing import NDArray
 from libra_ray.common.files import append_jsonl, read_jsonl
 from libra_ray.common.json_text import ABSENT, plain
 from libra_ray.common.progress import ProgressBar
+from libra_ray.control.disagreement import Replan
 from libra_ray.control.lockstep import Latencies
+from libra_ray.evaluation.measures import asynchrony_of
 from libra_ray.runs.folder import Clock, RunFolder
-from libra_ray.runs.results import Evaluation, LevelLatencies, RolloutVideo
-from libra_ray.types import Episode, EpisodeResult
+from libra_ray.runs.results import EpisodeResult, Evaluation, LevelLatencies, RolloutVideo
+from libra_ray.types import Episode
 
 LOG_NAME = "evaluation.jsonl"
 ROLLOUTS_FOLDER = "rollouts"
@@ -50,7 +52,9 @@ class EvaluationLogWriter:
     clock: Clock
     bar: ProgressBar
 
-    def episode(self, job: EpisodeJob, episode: Episode, frames: Sequence[NDArray[np.uint8]] = ()) -> None:
+    def episode(
+        self, job: EpisodeJob, episode: Episode, frames: Sequence[NDArray[np.uint8]] = (), replans: Sequence[Replan] = ()
+    ) -> None:
         """Note a finished episode; only its row, written last and at once, makes it one that is not run again."""
         if job.controller == "policy" and frames:
             self._rollout(job, episode.success, frames)
@@ -65,6 +69,7 @@ class EvaluationLogWriter:
             held_actions=sum(s.action.held for s in episode.steps),
             intent_age_steps=[s.action.intent_age_steps for s in episode.steps if s.action.intent_age_steps is not None],
             position_error_mm=episode.position_error_mm,
+            asynchrony=asynchrony_of(episode, replans),
         )
         append_jsonl(self.folder.path(LOG_NAME), [plain(LogRow(episode=result))])
         self.bar.to(self.bar.count + 1)

@@ -14,7 +14,14 @@ import numpy as np
 
 from libra_ray.common.json_text import plain
 from libra_ray.report.names import CONTROLLERS
-from libra_ray.report.plots import controller_name, intent_age_plot, latency_plot, success_plot, training_plots
+from libra_ray.report.plots import (
+    controller_name,
+    intent_age_plot,
+    latency_plot,
+    success_by_age_plot,
+    success_plot,
+    training_plots,
+)
 from libra_ray.report.records import Report, TaskRow
 from libra_ray.runs.results import RolloutVideo, TrainingLog
 
@@ -73,6 +80,7 @@ def render_page(report: Report, rollouts: Sequence[RolloutVideo], training_log: 
             success_svg=success_plot(report.tasks, report.success_mean, report.success_interval),
             training=training_plots(training_log, thresholds),
             sentences=[CONTROLLERS[name] for name in report.success_mean if name in CONTROLLERS],
+            success_by_age_svg=success_by_age_plot(report.asynchrony.success_by_age if report.asynchrony else ()),
             timing={title: svg for title, svg in timing.items() if svg},
             clips=clips,
             hidden_rollouts=len(rollouts) - len(clips),

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from libra_ray.report.asynchrony import AgeGroup
 from libra_ray.report.names import title_of
 from libra_ray.report.records import IntentAge, LevelLatency, TaskRow
 from libra_ray.runs.results import TrainingLog
@@ -188,6 +189,26 @@ def intent_age_plot(intent_age: IntentAge) -> str:
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         legend(axes, columns=3)
         return svg_text(figure, "Age of the intent")
+
+
+def success_by_age_plot(groups: Sequence[AgeGroup]) -> str:
+    """Success with Wilson 95 % intervals over the ages of each group of episodes; empty text where there is no group."""
+    if not groups:
+        return ""
+    title = "Success by the intent’s age"
+    with mpl.rc_context({**STYLE, "svg.hashsalt": title}):
+        figure = Figure(figsize=CARD_INCHES, layout="constrained")
+        axes = figure.add_subplot()
+        shares = np.array([group.success for group in groups])
+        bounds = np.array([group.interval for group in groups])
+        reach = np.clip(np.stack([shares - bounds[:, 0], bounds[:, 1] - shares]), 0, None)
+        axes.errorbar(range(len(groups)), shares, yerr=reach, fmt="o", color=COLOUR["policy"], markersize=4.5, elinewidth=1.6)
+        names = [f"{group.lowest:.1f} to {group.highest:.1f}\n{group.successes} of {group.episodes}" for group in groups]
+        axes.set_xticks(range(len(groups)), names)
+        axes.set(xlim=(-0.5, len(groups) - 0.5), ylim=(-0.03, 1.03))
+        axes.set_xlabel("mean age of an episode’s intents, control steps; successes of episodes")
+        axes.grid(visible=False, axis="x")
+        return svg_text(figure, title)
 
 
 def _percentile_lines(axes: Axes, marks: Percentiles, unit: str) -> None:

@@ -10,13 +10,16 @@ from libra_ray.common.provenance import describe_hardware
 from libra_ray.control.margin import Margin
 from libra_ray.data.dataset import open_dataset
 from libra_ray.data.fingerprint import Fingerprint
+from libra_ray.report.asynchrony import figures
 from libra_ray.report.records import CheckpointFacts, DatasetFacts, Report, WallTime
 from libra_ray.report.run_report import build_report, write_report
 from libra_ray.runs.folder import RunFolder
 from libra_ray.runs.results import Evaluation, RolloutVideo, TrainingLog
+from libra_ray.stats.intervals import PERCENTILES
 from libra_ray.tracking import Tracker, TrackingError, check, observation_action_schema, publishing
 
 RUN_ID = "mlflow_run_id"
+MARKS = tuple(f"p{p}" for p in PERCENTILES)
 
 
 def tracked(folder: RunFolder) -> Tracker:
@@ -106,27 +109,35 @@ def publish_evaluation(
     record, train, evaluate = folder.wall_s("record"), folder.wall_s("train"), folder.wall_s("evaluate")
     # The pipeline's own clock also counts imports, starting Ray and publishing; jobs run one by one have only their stages.
     total = round(max(folder.wall_s("total"), record + train + evaluate), 2)
+    manifest = checkpoint.read_manifest(folder.checkpoint)
     report = build_report(
         config=folder.config,
         evaluation=evaluation,
         training_log=log,
         wall_s=WallTime(record=record, train=train, evaluate=evaluate, total=total),
-        levels=[level.name for level in checkpoint.read_manifest(folder.checkpoint).levels] or list(evaluation.latencies),
+        levels=[level.name for level in manifest.levels] or list(evaluation.latencies),
         dataset=dataset_facts(folder),
         checkpoint=checkpoint_facts(folder.checkpoint),
         mlflow_run_id=tracker.run_id or None,
         hardware=describe_hardware(),
         margins=[*trained_margins, *evaluated_margins],
+        covered_ms={level.name: 1000 * level.covers / manifest.control_hz for level in manifest.levels},
     )
     page = write_report(folder.root, report, rollouts, log)
-    figures = {f"success_{name}": value for name, value in report.success_mean.items()}
-    figures |= {f"wall_s_{name}": value for name, value in vars(report.wall_s).items()}
-    figures |= margin_figures(evaluated_margins, "evaluated_")
     with publishing(tracker, "the evaluation"):
-        tracker.log_metrics(checkpoint.read_manifest(folder.checkpoint).step, figures)
+        tracker.log_metrics(manifest.step, figures_of(report) | margin_figures(evaluated_margins, "evaluated_"))
         tracker.log_artifact(page)
         tracker.log_artifact(folder.path("report.json"))
     return report
+
+
+def figures_of(report: Report) -> dict[str, float | None]:
+    """What of a report is a metric of its run in MLflow."""
+    found: dict[str, float | None] = {f"success_{name}": value for name, value in report.success_mean.items()}
+    found |= {f"wall_s_{name}": value for name, value in vars(report.wall_s).items()}
+    found |= {f"intent_age_steps_{mark}": getattr(report.intent_age_steps, mark) for mark in MARKS}
+    found |= {f"latency_ms_{level}_{m}": getattr(marks, m) for level, marks in report.latency_ms.items() for m in MARKS}
+    return found | {"held_share": report.held_actions.share} | figures(report.asynchrony)
 
 
 def dataset_facts(folder: RunFolder) -> DatasetFacts:

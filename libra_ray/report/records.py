@@ -10,6 +10,7 @@ from libra_ray.common.json_text import ABSENT, Flat
 from libra_ray.common.provenance import Hardware
 from libra_ray.control.margin import Margin
 from libra_ray.data.fingerprint import Fingerprint
+from libra_ray.report.asynchrony import Asynchrony
 from libra_ray.runs.results import PhaseStart
 from libra_ray.stats.intervals import Percentiles
 
@@ -202,6 +203,8 @@ class Report:
         config: dotted name -> value.
         measured: only where a benchmark has measured the job.
         margins: how well each level keeps up with its robots: before training with one, then with those of the evaluation.
+
+        asynchrony: of whom `intent_age_steps` speaks; left out where nothing of it was measured.
     """
 
     preset: str
@@ -225,3 +228,5 @@ class Report:
     config: Mapping[str, Any]
     measured: Measured | None = field(default=None, metadata=ABSENT)
     margins: Sequence[Margin] | None = field(default=None, metadata=ABSENT)
+
+    asynchrony: Asynchrony | None = field(default=None, metadata=ABSENT)

@@ -12,6 +12,7 @@ from libra_ray.common.json_text import dump, plain
 from libra_ray.common.provenance import Hardware, git_revision, public_config
 from libra_ray.config import Config
 from libra_ray.control.margin import Margin
+from libra_ray.report.asynchrony import measured_asynchrony
 from libra_ray.report.records import (
     AgeHistogram,
     Bounds,
@@ -29,9 +30,8 @@ from libra_ray.report.records import (
     Training,
     WallTime,
 )
-from libra_ray.runs.results import Evaluation, LevelLatencies, RolloutVideo, TrainingLog
+from libra_ray.runs.results import EpisodeResult, Evaluation, LevelLatencies, RolloutVideo, TrainingLog
 from libra_ray.stats.intervals import Interval, percentiles, wilson
-from libra_ray.types import EpisodeResult
 
 EXPERT, POLICY, ZERO_ACTION = "expert", "policy", "zero_action"
 LISTED_ERRORS = 20
@@ -51,6 +51,7 @@ def build_report(
     mlflow_run_id: str | None,
     hardware: Hardware,
     margins: Sequence[Margin] = (),
+    covered_ms: Mapping[str, float] | None = None,
 ) -> Report:
     """The report of a run. An episode that raised counts as failed.
 
@@ -58,6 +59,8 @@ def build_report(
         levels: the policy's, in the order in which they are shown; one that was never called has no latencies.
         hardware: as `provenance.describe_hardware` returns it.
         margins: of the levels, as they are to be shown.
+
+        covered_ms: level -> how long what one of its answers covers lasts, where that is known.
     """
     rows = _task_rows(config, evaluation.results)
     speakers = _speakers(evaluation.results)
@@ -82,6 +85,7 @@ def build_report(
         git_revision=git_revision(),
         config=plain(public_config(config)),
         margins=list(margins) or None,
+        asynchrony=measured_asynchrony(speakers, evaluation.latencies, covered_ms or {}),
     )
 
 
@@ -119,7 +123,7 @@ def _task_rows(config: Config, results: Sequence[EpisodeResult]) -> list[TaskRow
 
 
 def _row(episodes: Sequence[EpisodeResult]) -> TaskRow:
-    successes = sum(_succeeded(episode) for episode in episodes)
+    successes = sum(episode.succeeded for episode in episodes)
     errors = [episode.error for episode in episodes if episode.error is not None]
     return TaskRow(
         task=episodes[0].task,
@@ -133,10 +137,6 @@ def _row(episodes: Sequence[EpisodeResult]) -> TaskRow:
         error_messages=list(dict.fromkeys(errors))[:3],
         mean_steps=float(np.mean([episode.steps for episode in episodes])),
     )
-
-
-def _succeeded(episode: EpisodeResult) -> bool:
-    return episode.success and episode.error is None
 
 
 def _bounds(interval: Interval | None) -> Bounds:

@@ -37,6 +37,21 @@ def _cell(success: float, interval: Sequence[float], errors: int = 0) -> str:
     return f"{success:.2f} ({interval[0]:.2f}, {interval[1]:.2f}){note}"
 
 
+def _asynchrony(report: Report) -> list[str]:
+    found, lines = report.asynchrony, []
+    for row in () if found is None else found.replans:
+        changed = "" if row.share is None else f"{row.share:.1%} changed, "
+        by = f"by {row.mean:.3g} on average, p95 {row.p95:.3g}"
+        lines.append(f"{row.level} re-plans, {row.value}: {changed}{by} ({row.count} re-plans)")
+    if found is not None and found.reaction is not None:
+        for name, steps in (("chunk", found.reaction.chunk), ("intent", found.reaction.intent)):
+            marks = f"{steps.p50:.0f}/{steps.p95:.0f} control steps" if steps.count else "–"
+            lines.append(
+                f"moved goal known to a {name} after p50/p95: {marks} ({steps.count} of {found.reaction.moved} episodes)"
+            )
+    return lines
+
+
 def _facts(report: Report) -> list[str]:
     lines = []
     for system, latency in report.latency_ms.items():
@@ -50,6 +65,7 @@ def _facts(report: Report) -> list[str]:
     age = report.intent_age_steps
     if age.count:
         lines.append(f"intent age p50/p95/p99: {age.p50:.0f}/{age.p95:.0f}/{age.p99:.0f} control steps")
+    lines += _asynchrony(report)
     rates = {
         "training {:,.0f} samples/s": report.throughput.train_samples_per_s,
         "simulation {:,.0f} steps/s": report.throughput.env_steps_per_s,

@@ -40,9 +40,12 @@ Stage = Literal["record", "train", "evaluate", "total"]
 
 STAGE_KEYS: dict[Stage, tuple[str, ...]] = {
     "record": ("sim.", "record.", "data.root"),
-    "train": ("sim.image_size", "data.", "action.", "model.", "planner.", "refiner.", "train.", "ray.train_workers"),
+    "train": (
+        "sim.image_size", "data.", "action.", "model.", "planner.", "refiner.", "coarse_to_fine.", "anchor_refine.", "train.",
+        "ray.train_workers",
+    ),
     "evaluate": ("sim.", "control.", "delay.", "evaluate."),
-}
+}  # fmt: skip
 """The settings that a stage's result depends on; the others may change between a stop and a resumption."""
 
 PRODUCTS: dict[Stage, tuple[str, ...]] = {

@@ -11,8 +11,83 @@ import numpy as np
 from numpy.typing import NDArray
 
 from libra_ray.common.files import append_jsonl
-from libra_ray.common.json_text import Flat, parse
-from libra_ray.types import EpisodeResult
+from libra_ray.common.json_text import ABSENT, Flat, parse
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeReplans:
+    """How far one value of a level's fresh intents differed from what was in use, an entry a replacement; see `Replan`."""
+
+    level: str
+    value: str
+    shares: Sequence[float] = ()
+    differences: Sequence[float] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkJerk:
+    """Mean norm of the second difference of consecutive executed actions, in action units a control step squared.
+
+    All three actions are fresh ones; actions are position changes, so this is the third difference of the position.
+
+    Attributes:
+        boundary: at steps whose action comes from another chunk than the one before.
+        within: where all three come from one chunk. None, like the other, where there was no such step.
+    """
+
+    boundary: float | None
+    within: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoalReaction:
+    """When a policy's actions first knew of a goal that was moved.
+
+    Attributes:
+        moved_at: the control step whose picture is the first to show it.
+        chunk_steps: from there to the first executed action whose chunk was made from that picture or a later one; None where
+            the episode ended before. `intent_steps`: to the first whose intent was.
+    """
+
+    moved_at: int
+    chunk_steps: int | None
+    intent_steps: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeAsynchrony:
+    """What happened between the levels in one episode; what does not apply is left out."""
+
+    replans: Sequence[EpisodeReplans] = ()
+    jerk: ChunkJerk | None = field(default=None, metadata=ABSENT)
+    reaction: GoalReaction | None = field(default=None, metadata=ABSENT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeResult:
+    """The small record of an evaluated episode, as reports and trackers keep it; see `Episode` for what its fields mean.
+
+    Attributes:
+        asynchrony: None where no policy acted, or an earlier version wrote the row.
+    """
+
+    task: str
+    instruction: str
+    controller: str
+    seed: int
+    success: bool
+    steps: int
+    error: str | None = None
+    held_actions: int = 0
+    intent_age_steps: Sequence[int] = field(default_factory=tuple)
+    position_error_mm: float | None = None
+    asynchrony: EpisodeAsynchrony | None = field(default=None, metadata=ABSENT)
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether it counts as a success: one that raised does not."""
+        return self.success and self.error is None
+
 
 PHASE = "phase_"
 """Begins the names of a training log that say which phase training is in."""

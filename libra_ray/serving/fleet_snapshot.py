@@ -151,6 +151,8 @@ LEVEL_FIGURES = {
     "queue": ("queue", 1),
     "intent_age_steps": ("intent_age_steps", 1),
     "intent_age_s": ("intent_age_s", 1),
+    "replan_share": ("replan_share", 1),
+    "replan_difference": ("replan_difference", 1),
 }
 """What the page shows of a level: the measure and its scale."""
 

@@ -159,6 +159,7 @@ class GatewayCore:
         robot.control.observe(observation)
         waits = self.settings.first_intent_timeout_s, self.settings.intent_wait_s
         intents = await self._upper.show(robot, observation.step, *waits)
+        self.telemetry.replanned(robot.control.take_replans())
         result = await self._act(robot, observation)
         robot.next_step = observation.step + self.handshake.execute_steps
         return answer | self._reply(robot, observation.step, arrived, intents, result)

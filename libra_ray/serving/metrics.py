@@ -10,6 +10,8 @@ _SECONDS = (
 _AGES_STEPS = (1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 50.0, 100.0)
 _AGES_S = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
 _ROBOTS = (1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0)
+_SHARES = (0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
+_DIFFERENCES = (0.001, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
 _WAITING = (0.5, *_ROBOTS)
 """A bucket of its own for an empty queue."""
 
@@ -38,6 +40,10 @@ LEVEL_MEASURES = {
     "call_s": Metric("libra_call_seconds", "One batched call of a level, as the gateway sees it.", _SECONDS, "level"),
     "call_batch": Metric("libra_call_batch_size", "Robots per call of a level.", _ROBOTS, "level"),
     "queue": Metric("libra_call_queue", "Requests that wait while a call of a level is sent.", _WAITING, "level"),
+    "replan_share": Metric("libra_replan_share", "Share of an intent in use that a fresh one changes.", _SHARES, "level"),
+    "replan_difference": Metric(
+        "libra_replan_difference", "Mean absolute difference of a fresh intent from the one in use.", _DIFFERENCES, "level"
+    ),
 }
 """Measured values of each level."""
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
+from libra_ray.control.disagreement import Replan
 from libra_ray.control.margin import Latency, Margin
 from libra_ray.serving.engine import Register
 from libra_ray.serving.fleet_snapshot import WINDOW_S, FleetSnapshot, Measures, RobotRow, SlidingCounts, rounded, summary
@@ -151,6 +152,14 @@ class Telemetry:
                 robots = summary(self._windows[level]["call_batch"].total)["mean"] or 1.0
                 found[level] = Latency(p50_ms=marks["p50"], p95_ms=marks["p95"], robots=robots)
         return found
+
+    def replanned(self, replans: Sequence[Replan]) -> None:
+        """Fresh intents replaced those in use: how far they differ."""
+        for replan in replans:
+            observed = random.random() < self._observed_share
+            self._measured(replan.level, observed, replan_difference=replan.difference)
+            if replan.share is not None:
+                self._measured(replan.level, observed, replan_share=replan.share)
 
     def refused(self, reason: str) -> None:
         """A request was refused; `reason` is one of a few words of ours, such as `wrong shape`, never the request's."""

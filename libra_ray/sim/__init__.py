@@ -23,11 +23,13 @@ class _Family:
             task asks for in the episode of a seed.
         environment: its class, made from `(SimConfig, task)`, with an attribute `control_hz`.
         check: its function that refuses an unknown task name.
+        check_moves: its function that refuses a task whose goal cannot be moved; empty where none can.
     """
 
     module: str
     environment: str
     check: str
+    check_moves: str = ""
 
     def load(self, name: str) -> Any:
         needs("mujoco", extra="sim")
@@ -39,7 +41,12 @@ class _Family:
 _FAMILIES: Mapping[str, _Family] = MappingProxyType(
     {
         "metaworld": _Family(module="libra_ray.sim.metaworld", environment="Metaworld", check="task_name"),
-        "tabletop": _Family(module="libra_ray.sim.tabletop.environment", environment="Tabletop", check="parse_task"),
+        "tabletop": _Family(
+            module="libra_ray.sim.tabletop.environment",
+            environment="Tabletop",
+            check="parse_task",
+            check_moves="check_goal_moves",
+        ),
     }
 )
 
@@ -63,16 +70,20 @@ def check_tasks(sim: SimConfig, others: Iterable[str] = ()) -> None:
     """Refuse task names that the family does not have, before anything is started.
 
     Args:
-        sim: family and tasks.
+        sim: family and tasks, and whether their goals are moved.
         others: more names.
 
     Raises:
-        ValueError: names tasks that the family has.
+        ValueError: names tasks that the family has, or those whose goal can be moved.
     """
     family = _FAMILIES[sim.family]
     check = family.load(family.check)
     for task in (*sim.tasks, *others):
         check(task)
+    if sim.goal_moves_at and family.check_moves:
+        check_moves = family.load(family.check_moves)
+        for task in sim.tasks:
+            check_moves(task)
 
 
 def control_hz(sim: SimConfig) -> int:

@@ -20,9 +20,9 @@ from libra_ray.data.stream import BatchStream
 from libra_ray.data.transforms import compute_stats
 from libra_ray.policy import act
 from libra_ray.runs.folder import RunFolder
-from libra_ray.runs.results import Evaluation
+from libra_ray.runs.results import EpisodeResult, Evaluation
 from libra_ray.training.data import TrainingData
-from libra_ray.types import IMAGE_KEY, EpisodeResult, Observation, RobotShape
+from libra_ray.types import IMAGE_KEY, Observation, RobotShape
 from tests.data.builders import make_frames, make_recorded
 from tests.report import builders
 

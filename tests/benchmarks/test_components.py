@@ -9,7 +9,7 @@ from benchmarks.components import PAGE, README, Cell, Study, for_readme, kept_ce
 from benchmarks.results_table import RESULTS, read_between
 from libra_ray.common.json_text import plain, read
 from libra_ray.config.overrides import flatten
-from libra_ray.types import EpisodeResult
+from libra_ray.runs.results import EpisodeResult
 
 PAPER = {
     "monolithic diffusion": ("monolithic", "shared"),

@@ -119,6 +119,11 @@ STEPS = [
     ),
     Step(
         line=JOB
+        + "evaluate.py tabletop --name moved --sim.tasks touch,push,place-5mm --sim.goal_moves_at 5 --evaluate.checkpoint runs/tabletop/checkpoint",
+        leaves=("runs/moved/report.json",),
+    ),
+    Step(
+        line=JOB
         + "pipeline.py --sim.family tabletop --sim.tasks place-1mm,stack,chain2 --sim.max_steps 200 --planner.max_text_tokens 256",
         leaves=("runs/quickstart/report.html",),
         smaller={"--sim.family": "--name blocks --sim.family"},

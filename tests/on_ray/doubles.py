@@ -151,11 +151,12 @@ class Noted:
 
     episodes: dict = field(default_factory=dict)
     pictures: dict = field(default_factory=dict)
+    replans: dict = field(default_factory=dict)
     calls: int = 0
 
-    def episode(self, job, episode, frames=()):
+    def episode(self, job, episode, frames=(), replans=()):
         assert job not in self.episodes, f"{job} was noted twice"
-        self.episodes[job], self.pictures[job] = episode, len(frames)
+        self.episodes[job], self.pictures[job], self.replans[job] = episode, len(frames), list(replans)
 
     def latencies(self, controller, latencies):
         self.calls += len(latencies["refiner"].ms)

@@ -12,7 +12,7 @@ from libra_ray.evaluation.log import LOG_NAME, EpisodeJob, EvaluationLogWriter, 
 from libra_ray.on_ray import evaluate as evaluation
 from libra_ray.on_ray import stages
 from libra_ray.runs.folder import RunFolder
-from libra_ray.types import EpisodeResult
+from libra_ray.runs.results import EpisodeResult
 from tests.on_ray.doubles import StubEnvironment, debug_config, dying
 
 

@@ -5,6 +5,7 @@ import pytest
 
 from libra_ray.evaluation.lockstep import Lockstep
 from libra_ray.evaluation.log import EpisodeJob
+from libra_ray.evaluation.measures import asynchrony_of
 from libra_ray.evaluation.simulators import DIED, TRIES, EpisodeRequest, Simulators
 from libra_ray.types import Action
 from tests.on_ray.doubles import STEPS, LocalFleet, Noted, StubPolicy, StubSimulators, debug_config
@@ -31,6 +32,16 @@ def test_every_job_is_played_once_in_batches():
     assert max(policy.batches) == 3
     assert noted.calls == len(policy.batches)
     assert all(pictures > 0 for pictures in noted.pictures.values())
+
+
+def test_each_episode_has_the_replans_of_its_own_robot():
+    """Plans at 0, 5 and 10 of 12 steps, of which two replace one in use; slots are used again."""
+    noted, _ = _play(_jobs(7), LocalFleet(StubSimulators()), debug_config(evaluate__robots=3, control__rule="overlap"))
+    assert [len(replans) for replans in noted.replans.values()] == [2] * 7
+    lost, _ = _play(
+        _jobs(6), LocalFleet(StubSimulators(), dies_at=(3,)), debug_config(evaluate__robots=3, control__rule="overlap")
+    )
+    assert [len(replans) for replans in lost.replans.values()] == [2] * 6, "what was begun again counts once"
 
 
 def test_an_environment_that_raises_is_one_counted_error():
@@ -82,6 +93,20 @@ def test_observations_carry_as_many_pictures_as_asked(history):
     moved = simulators.advance({0: [Action(value=zeros, label=zeros)] * 4})[0]
     assert len(begun.observation.past) == 0
     assert len(moved.observation.past) == history - 1
+
+
+def test_a_moved_goal_is_in_the_episode_and_its_record():
+    """From the simulator's process to the row: the goal moves at step 7, chunks begin at every fifth."""
+    changes = {"sim__family": "tabletop", "sim__tasks": ("place",), "sim__max_steps": 14, "sim__goal_moves_at": 7}
+    config = debug_config(evaluate__robots=2, control__rule="overlap", **changes)
+    noted, jobs = Noted(), _jobs(3, "place")
+    Lockstep(config, config, LocalFleet(Simulators(config.sim)), StubPolicy(), noted).play(jobs)
+    for job, episode in noted.episodes.items():
+        found = asynchrony_of(episode, noted.replans[job])
+        assert episode.goal_moved_at == 7
+        assert (found.reaction.chunk_steps, found.reaction.intent_steps) == (3, 3)
+        assert (found.jerk.boundary, found.jerk.within) == (0, 0)
+        assert [len(of.differences) for of in found.replans] == [2]
 
 
 def test_lockstep_is_what_a_single_robot_does(untrained):

@@ -9,8 +9,19 @@ from libra_ray.config import Config, ControlConfig, override, preset
 from libra_ray.control.margin import Latency, margins
 from libra_ray.report.records import CheckpointFacts, DatasetFacts, Report, WallTime
 from libra_ray.report.run_report import build_report
-from libra_ray.runs.results import Evaluation, LevelLatencies, LoggedStep, RolloutVideo, TrainingLog
-from libra_ray.types import EpisodeResult, Level
+from libra_ray.runs.results import (
+    ChunkJerk,
+    EpisodeAsynchrony,
+    EpisodeReplans,
+    EpisodeResult,
+    Evaluation,
+    GoalReaction,
+    LevelLatencies,
+    LoggedStep,
+    RolloutVideo,
+    TrainingLog,
+)
+from libra_ray.types import Level
 
 CONTROLLERS = ("expert", "policy", "coarse_only", "zero_action")
 SUCCESS = {"expert": 1.0, "policy": 0.92, "coarse_only": 0.6, "zero_action": 0.0}
@@ -25,6 +36,7 @@ CHECKPOINT = CheckpointFacts(
     path="run/checkpoint", step=2000, digest="9f2c1b7de0a4456182aa0c1c34f0d7b1", manifest={"shape": {"action_dim": 4}}
 )
 LEVELS = ("planner", "refiner")
+COVERED_MS = {"planner": 250.0, "refiner": 12.5}
 
 
 def evaluation(config: Config, seed: int = 0, error_rate: float = 0.03) -> Evaluation:
@@ -51,7 +63,8 @@ def _result(rng: np.random.Generator, task: str, controller: str, seed: int, sha
     raised = controller == "policy" and rng.random() < error_rate
     success = bool(rng.random() < share) and not raised
     steps = int(rng.integers(50, 120)) if success else 30 if raised else 200
-    ages = [step % 10 for step in range(steps)] if controller in ("policy", "coarse_only") else []
+    of_levels = controller in ("policy", "coarse_only")
+    ages = [step % 10 + seed % 3 for step in range(steps)] if of_levels else []
     return EpisodeResult(
         task=task,
         instruction=f"Do what {task} asks & be <careful>",
@@ -62,6 +75,19 @@ def _result(rng: np.random.Generator, task: str, controller: str, seed: int, sha
         error="RuntimeError: the simulator diverged at step 30" if raised else None,
         held_actions=int(rng.integers(0, 3)) if ages else 0,
         intent_age_steps=ages,
+        asynchrony=_between_levels(rng, steps) if of_levels else None,
+    )
+
+
+def _between_levels(rng: np.random.Generator, steps: int) -> EpisodeAsynchrony:
+    shares = rng.choice((0.0, 0.05, 0.2), steps // 5)
+    return EpisodeAsynchrony(
+        replans=[
+            EpisodeReplans(level="planner", value="tokens", shares=shares.tolist(), differences=(1.4 * shares).tolist()),
+            EpisodeReplans(level="planner", value="pace", differences=shares.tolist()),
+        ],
+        jerk=ChunkJerk(boundary=0.12 * rng.uniform(0.9, 1.1), within=0.08),
+        reaction=GoalReaction(moved_at=20, chunk_steps=int(rng.integers(1, 6)), intent_steps=int(rng.integers(5, 12))),
     )
 
 
@@ -141,6 +167,7 @@ def report(config: Config | None = None, measured: Evaluation | None = None, log
         mlflow_run_id="3f6b8f0f4a8b4d7c9a0e6d0b6a1f9e11",
         hardware=HARDWARE,
         margins=MARGINS,
+        covered_ms=COVERED_MS,
     )
 
 

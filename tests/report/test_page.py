@@ -86,7 +86,7 @@ def test_everything_loads_and_nothing_overlaps(written, width):
     assert found["requests"] == []
     assert found["overlaps"] == []
     assert found["page_width"] <= found["window_width"]
-    assert len(found["plots"]) == 8
+    assert len(found["plots"]) == 9
     assert len(found["videos"]) == 15
     for video in found["videos"]:
         assert video["error"] is None

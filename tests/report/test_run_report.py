@@ -21,9 +21,8 @@ from libra_ray.report.records import (
 )
 from libra_ray.report.run_report import write_report
 from libra_ray.report.table import summary_table
-from libra_ray.runs.results import Evaluation, LevelLatencies, TrainingLog
+from libra_ray.runs.results import EpisodeResult, Evaluation, LevelLatencies, TrainingLog
 from libra_ray.stats.intervals import percentiles, wilson
-from libra_ray.types import EpisodeResult
 from tests.report import builders
 
 

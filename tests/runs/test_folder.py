@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from libra_ray.common.files import append_jsonl, read_jsonl, repair_jsonl, write_text
-from libra_ray.config import override, preset
+from libra_ray.config import Config, override, preset
+from libra_ray.config.overrides import flatten
 from libra_ray.runs import folder as run_folder
-from libra_ray.runs.folder import RunFolder, StageTime, locked
+from libra_ray.runs.folder import STAGE_KEYS, RunFolder, StageTime, locked
 
 CONFIG = preset("debug")
 
@@ -247,3 +248,10 @@ def test_a_folder_that_cannot_be_is_refused_in_words(name, tmp_path):
 def test_locking_makes_no_folder_that_starting_over_would_keep(tmp_path):
     with locked(tmp_path / "runs" / "run"):
         assert not (tmp_path / "runs" / "run").exists()
+
+
+def test_every_section_of_the_configuration_belongs_to_a_stage_or_to_none_on_purpose():
+    """A setting that no stage depends on could change between two starts of a run without a word."""
+    sections = {name.partition(".")[0] for name in flatten(Config())}
+    known = {key.partition(".")[0] for keys in STAGE_KEYS.values() for key in keys}
+    assert sections - known == {"preset", "tracking"}

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
 
 from libra_ray.config import ControlConfig
+from libra_ray.control.disagreement import Replan
 from libra_ray.control.margin import Margin, margins
 from libra_ray.on_ray.serving.prometheus import register
 from libra_ray.serving.fleet_aggregator import FleetAggregator
@@ -82,6 +83,9 @@ def one_request(gateway: Telemetry, robot: str, noise: random.Random, *, late: b
     if noise.random() < 0.2:
         gateway.call(last, seconds=0.7 * latency, batch_size=noise.randrange(4, 9), queued=noise.randrange(3))
     for level in upper:
+        if noise.random() < 0.3:
+            share = noise.choice((0.0, 0.05, 0.2))
+            gateway.replanned([Replan(level=level, value="tokens", share=share, difference=1.5 * share)])
         if noise.random() < 0.1:
             seconds = noise.lognormvariate(-2.8, 0.3)
             gateway.call(level, seconds=seconds, batch_size=noise.randrange(2, 6), queued=noise.randrange(2))

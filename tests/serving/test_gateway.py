@@ -460,6 +460,24 @@ def test_new_weights_take_over_without_a_break():
     run(work())
 
 
+def test_new_plans_are_compared_with_those_in_use():
+    """The stub's plans agree on every step; those of other weights differ in one entry of five."""
+
+    async def work():
+        bench = await Bench().start()
+        await bench.drive(1, 6)
+        same = bench.core.telemetry.snapshot().to_json()["levels"][0]["replan_share"]
+        assert same["count"] > 0
+        assert same["max"] == 0
+        await bench.use({"checkpoint": "second"})
+        await bench.drive(1, 6, first=6 * HORIZON)
+        changed = bench.core.telemetry.snapshot().to_json()["levels"][0]
+        assert changed["replan_share"]["max"] == pytest.approx(1 / DIMS, rel=0.01)
+        assert changed["replan_difference"]["max"] == pytest.approx(1 / DIMS, rel=0.01)
+
+    run(work())
+
+
 def test_weights_of_another_action_space_make_robots_shake_hands_again():
     async def work():
         bench, told = await Bench().start(), []

@@ -150,7 +150,7 @@ def numbers(text):
 )
 def test_every_level_has_its_tile_with_the_numbers_of_the_json(seen, fleets, page, names):
     assert [name for name, _ in seen[page]["levels"]] == names
-    for level, (_, (call, batch, waiting, ready, spare, age)) in zip(
+    for level, (_, (call, batch, waiting, ready, spare, age, share, difference)) in zip(
         fleets[page][0]["levels"], seen[page]["levels"], strict=True
     ):
         latency = level["intent_ready_ms"]
@@ -162,6 +162,10 @@ def test_every_level_has_its_tile_with_the_numbers_of_the_json(seen, fleets, pag
         assert numbers(waiting) == [close(level["queue"]["mean"])]
         ages = [level["intent_age_steps"][mark] for mark in ("p50", "p95", "p99")] if level["name"] != names[-1] else []
         assert numbers(age) == [close(value) for value in ages]
+        above = level["name"] != names[-1]
+        shares = [100 * level["replan_share"][mark] for mark in ("mean", "p95")] if above else []
+        assert numbers(share.replace(", p95", "")) == [close(value) for value in shares]
+        assert numbers(difference) == [close(level["replan_difference"][mark]) for mark in ("p50", "p95", "p99") if above]
     drawn = {curve: len(lines) for curve, lines in seen[page]["curves"].items()}
     assert drawn == {"curve-latency": 2, "curve-requests": 1, "curve-calls": len(names)} | (
         {"curve-age": len(names) - 1} if len(names) > 1 else {}

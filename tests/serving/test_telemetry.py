@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+from libra_ray.control.disagreement import Replan
 from libra_ray.on_ray.serving.aggregator_client import AGGREGATOR_NAME, AggregatorClient
 from libra_ray.on_ray.serving.prometheus import register
 from libra_ray.serving import telemetry as telemetry_module
@@ -264,6 +265,24 @@ def test_a_reply_without_a_plan_has_no_age():
     assert told["robots"][0]["holding"]
 
 
+def test_replans_are_told_level_by_level():
+    clock = Clock()
+    gateway = Telemetry("g", register, LEVELS, clock=clock)
+    for share in (0.0, 0.0, 0.0, 0.5):
+        gateway.replanned([Replan(level="planner", value="tokens", share=share, difference=2 * share)])
+    gateway.replanned([Replan(level="planner", value="pace", share=None, difference=0.25)])
+    planner, refiner = gateway.snapshot().to_json()["levels"]
+    assert (planner["replan_share"]["count"], planner["replan_share"]["mean"], planner["replan_share"]["p95"]) == (
+        4,
+        0.125,
+        0.5,
+    )
+    assert (planner["replan_difference"]["count"], planner["replan_difference"]["max"]) == (5, 1.0)
+    assert refiner["replan_share"]["count"] == refiner["replan_difference"]["count"] == 0
+    clock.now += WINDOW_S + 1
+    assert gateway.snapshot().to_json()["levels"][0]["replan_share"]["count"] == 0
+
+
 def test_the_board_forgets_a_silent_gateway():
     clock = Clock()
     aggregator, gateways = FleetAggregator(clock), [Telemetry("g", register, LEVELS, clock=clock) for _ in range(2)]
@@ -365,6 +384,7 @@ def gateway_actor(name):
             self.telemetry.call("planner", seconds=0.1, batch_size=2, queued=3)
             self.telemetry.intent("planner", 0.2)
             self.telemetry.call("refiner", seconds=0.01, batch_size=4, queued=0)
+            self.telemetry.replanned([Replan(level="planner", value="tokens", share=0.04, difference=0.06)])
             self.telemetry.refused("wrong shape")
             self.telemetry.episode_ended(name, True)
             return await self.say()
@@ -441,6 +461,9 @@ def test_gateways_share_an_aggregator_and_prometheus_sees_them(metrics_address):
     assert found["ray_libra_intent_age_steps_count", "planner"] == 3
     assert found["ray_libra_intent_latency_seconds_count", "planner"] == 1
     assert found["ray_libra_margin_steps", "planner"] == 10 - 2 * 20, "16 steps late, taken up after 20"
+
+    assert found["ray_libra_replan_share_bucket", "planner", "0.05"] == 1
+    assert found["ray_libra_replan_share_bucket", "planner", "0.02"] == 0
     assert found["ray_libra_answered_requests_total",] == 3
     assert found["ray_libra_deadline_misses_total",] == found["ray_libra_held_actions_total",] == 3
     assert found["ray_libra_refused_requests_total", "wrong shape"] == 1

@@ -154,6 +154,8 @@ const LEVEL_ROWS = {
   "picture to intent": level => marks(level.intent_ready_ms, " ms"),
   "to spare": level => level.margin ? `${number(level.margin.steps)} of ${plural(level.margin.covers, "step")}` : NONE,
   "intent's age": level => marks(level.intent_age_steps, " steps"),
+  "a re-plan changes": level => level.replan_share.count ? `${percent(level.replan_share.mean)}, p95 ${percent(level.replan_share.p95)}` : NONE,
+  "by, p50 / 95 / 99": level => marks(level.replan_difference),
 };
 
 let shownLevels = null;

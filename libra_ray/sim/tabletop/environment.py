@@ -9,6 +9,7 @@ from libra_ray.config import SimConfig
 from libra_ray.sim.render.offscreen import OffscreenRenderer
 from libra_ray.sim.tabletop.expert import expert_action
 from libra_ray.sim.tabletop.goals import GoalProgress
+from libra_ray.sim.tabletop.moves import check_goal_moves, move_goal, spots_of
 from libra_ray.sim.tabletop.physics import CONTROL_HZ, MOUTH_CLEARANCE_M, Placement, World, draw_placement
 from libra_ray.sim.tabletop.tasks import Part, Task, any_push, draw_parts, instruction, parse_task
 from libra_ray.sim.validation import checked_action, checked_seed
@@ -44,16 +45,17 @@ class Tabletop:
     several threads at once.
 
     Args:
-        sim: picture size, episode length, and whether there is a second camera at the wrist.
+        sim: picture size, episode length, whether there is a second camera at the wrist, and when the goal is moved.
         task: `touch`, `push`, `bin`, `place`, `putdown` (a `place` that begins with its block in the hand), `stack`, `insert`,
             or `chain1` to `chain4`; `place`, `putdown`, `insert` and chains take a tolerance, e.g. `place-1mm`.
 
     Attributes:
         instruction: of the present episode; before the first one, the task's name.
         parts: the instruction's sub-goals, in order.
+        goal_moved_at: the control step whose observation is the first to show the goal moved; None as long as it was not.
 
     Raises:
-        ValueError: there is no such task.
+        ValueError: there is no such task, or its goal is to be moved and has no other place.
     """
 
     state_dim = STATE_DIM
@@ -64,7 +66,10 @@ class Tabletop:
         self._task = parse_task(task)
         self.task = self.instruction = task
         self.parts: tuple[Part, ...] = ()
-        self.max_steps = sim.max_steps
+        self.max_steps, self._goal_moves_at = sim.max_steps, sim.goal_moves_at
+        if sim.goal_moves_at:
+            check_goal_moves(task)
+        self.goal_moved_at: int | None = None
         self._supersample = sim.supersample
         shape = (sim.image_size, sim.image_size, 3)
         self.image_shapes: Mapping[str, tuple[int, int, int]] = dict.fromkeys(robot_spec(sim).cameras, shape)
@@ -101,6 +106,7 @@ class Tabletop:
         if self._task.in_hand:
             self._world.take(self.parts[0].item, np.random.default_rng([checked_seed(seed), _GRASP_STREAM]))
         self._progress, self._steps = GoalProgress(self._world, self.parts, self._task.tolerance_mm), 0
+        self._seed, self.goal_moved_at = checked_seed(seed), None
         return self._observation(render)
 
     def step(self, action: NDArray[np.float32], *, render: bool = True) -> Transition:
@@ -119,6 +125,8 @@ class Tabletop:
         self._steps += 1
         before = progress.parts_done
         progress.update()
+        if self._steps == self._goal_moves_at and not progress.done:
+            self._move_goal(progress)
         return Transition(
             observation=self._observation(render),
             reward=(progress.parts_done - before) / len(self.parts),
@@ -151,6 +159,13 @@ class Tabletop:
             renderer.close()
         self._renderers.clear()
         self._closed = True
+
+    def _move_goal(self, progress: GoalProgress) -> None:
+        thing = move_goal(self._world, progress.current, spots_of(self._seed))
+        if thing is not None:
+            self.goal_moved_at = self._steps
+            if thing in progress.start:
+                progress.moved(thing)
 
     def _picture(self, key: str, height: int, width: int) -> NDArray[np.uint8]:
         view = (CAMERAS[key], height, width)

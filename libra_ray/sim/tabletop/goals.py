@@ -51,6 +51,10 @@ class GoalProgress:
         """Distance on the table between the current part's object and its goal; None for touch, push and bin."""
         return _distance_m(self._world, self.current) * 1000 if self.current.kind in _ERROR_KINDS else None
 
+    def moved(self, name: str) -> None:
+        """Somebody else has put a thing elsewhere: how far it is pushed counts from there."""
+        self.start[name] = self._world.position(name).copy()
+
     def update(self) -> None:
         """Look at the table after a control step."""
         if self.done:

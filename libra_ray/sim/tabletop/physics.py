@@ -28,7 +28,7 @@ MOUTH_CLEARANCE_M = 0.005
 
 _LEASH_M = 0.012
 """How far the set point may run ahead of a blocked hand: bounds the force it presses with."""
-_SPACING_M = 0.048
+SPACING_M = 0.048
 """Between centres, so that the open fingers fit around every object."""
 _NEAR_ZONE_M = ((-0.125, 0.125), (-0.11, 0.02))
 _ROW_M, _JITTER_M = 0.088, 0.006
@@ -49,13 +49,13 @@ class Placement:
 
 def draw_placement(rng: np.random.Generator) -> Placement:
     """A random scene: blocks, peg and marks apart from one another in front, bins and sockets in a row behind them."""
-    names, (xs, ys) = (*OBJECTS, *MARKS), _NEAR_ZONE_M
+    names = (*OBJECTS, *MARKS)
     spots: list[NDArray[np.float64]] = []
     while len(spots) < len(names):
         spots = []
         for _ in range(100):
-            spot = rng.uniform((xs[0], ys[0]), (xs[1], ys[1]))
-            if all(np.linalg.norm(spot - other) >= _SPACING_M for other in spots):
+            (spot,) = random_spots(rng, 1)
+            if all(np.linalg.norm(spot - other) >= SPACING_M for other in spots):
                 spots.append(spot)
             if len(spots) == len(names):
                 break
@@ -63,6 +63,12 @@ def draw_placement(rng: np.random.Generator) -> Placement:
     rows = {"bin_left": -0.118, "bin_right": 0.118} | dict(zip(rng.permutation(SOCKETS), (-0.036, 0.036), strict=True))
     positions |= {str(name): np.array((x, _ROW_M)) + rng.uniform(-_JITTER_M, _JITTER_M, 2) for name, x in rows.items()}
     return Placement(hand=rng.uniform((-0.06, -0.06, 0.09), (0.06, 0.02, 0.13)), positions=positions)
+
+
+def random_spots(rng: np.random.Generator, count: int) -> NDArray[np.float64]:
+    """Points `(count, 2)` on the table in front of bins and sockets, in metres."""
+    (left, right), (near, far) = _NEAR_ZONE_M
+    return rng.uniform((left, near), (right, far), (count, 2))
 
 
 class World:
@@ -101,6 +107,17 @@ class World:
                 self.data.qpos[at : at + 2] = spot
             else:
                 self.data.mocap_pos[self.model.body_mocapid[body], :2] = spot
+        mujoco.mj_forward(self.model, self.data)
+
+    def move(self, name: str, spot: NDArray[np.float64]) -> None:
+        """Put a thing elsewhere on the table `(2,)`, at rest and as it stood at first."""
+        body = self._body[name]
+        if name in self._free:
+            at, v = self.model.jnt_qposadr[self._free[name]], self.model.jnt_dofadr[self._free[name]]
+            self.data.qpos[at : at + 7] = (*spot, *self.model.qpos0[at + 2 : at + 7])
+            self.data.qvel[v : v + 6] = 0
+        else:
+            self.data.mocap_pos[self.model.body_mocapid[body], :2] = spot
         mujoco.mj_forward(self.model, self.data)
 
     def take(self, item: str, rng: np.random.Generator) -> None:

@@ -140,7 +140,7 @@ def _options(kind: str, positions: Mapping[str, NDArray[np.float64]]) -> list[Pa
         case "touch":
             return [Part(kind=kind, item=block) for block in BLOCKS]
         case "push":
-            pairs = [(block, way) for block in BLOCKS for way in DIRECTIONS if _can_be_pushed(block, way, positions)]
+            pairs = [(block, way) for block in BLOCKS for way in DIRECTIONS if can_be_pushed(block, way, positions)]
         case "bin":
             pairs = [(block, goal) for block in BLOCKS for goal in BINS]
         case "place":
@@ -152,7 +152,7 @@ def _options(kind: str, positions: Mapping[str, NDArray[np.float64]]) -> list[Pa
     return [Part(kind=kind, item=item, goal=goal) for item, goal in pairs]
 
 
-def _can_be_pushed(block: str, direction: str, positions: Mapping[str, NDArray[np.float64]]) -> bool:
+def can_be_pushed(block: str, direction: str, positions: Mapping[str, NDArray[np.float64]]) -> bool:
     """Whether the way, and the place behind the block where the hand starts, are free and within reach."""
     unit, start = DIRECTIONS[direction], positions[block][:2]
     end, behind = start + unit * (PUSH_M + 0.004), start - unit * 0.03

@@ -12,6 +12,7 @@ from libra_ray.sim.gym_adapter import GymEnvironment
 from libra_ray.sim.scripted_controllers import ExpertController
 from libra_ray.sim.tabletop.environment import Tabletop
 from libra_ray.sim.tabletop.goals import GoalProgress
+from libra_ray.sim.tabletop.moves import FAR_M
 from libra_ray.sim.tabletop.physics import BLOCK_HALF_M, OPENING_M, PEG_HALF_M
 from libra_ray.sim.tabletop.tasks import TOLERANCES_MM, Part, parse_task
 from libra_ray.types import IMAGE_KEY, STATE_KEY
@@ -319,6 +320,134 @@ def test_actions_move_the_hand_by_two_centimetres(make):
         moved = environment._observation(render=False).state - before
         assert moved[axis] == pytest.approx(0.02, abs=2e-4)
         assert np.abs(np.delete(moved[:3], axis)).max() < 2e-4
+
+
+MOVES = {"touch": 4, "push": 9, "place-5mm": 20, "putdown-5mm": 5, "stack": 22, "insert-1mm": 20}
+"""Task -> a step at which its expert is well under way."""
+
+
+def thing_of(part: Part) -> str:
+    """What is moved: the mark, block or socket that something goes to, else what is touched or pushed."""
+    return part.goal if "_" in part.goal else part.item
+
+
+@pytest.mark.parametrize(("task", "at"), MOVES.items())
+def test_the_expert_follows_a_goal_that_is_moved(task, at, make):
+    """What it is asked for stays, the place is another, and only there it succeeds: the ceiling stays a ceiling."""
+    environment, moved = make(task, goal_moves_at=at), 0
+    for seed in range(5):
+        environment.reset(seed, render=False)
+        thing = thing_of(environment.parts[0])
+        before = environment._world.position(thing).copy()
+        while environment._steps < at and not environment._progress.done:
+            assert environment.goal_moved_at is None
+            before = environment._world.position(thing).copy()
+            environment.step(environment.expert_action(), render=False)
+        if environment._progress.done:
+            assert environment.goal_moved_at is None, "there is nothing left to do"
+            continue
+        moved += 1
+        assert environment.goal_moved_at == at
+        assert np.linalg.norm((environment._world.position(thing) - before)[:2]) > 0.9 * FAR_M
+        while not environment._progress.done:
+            environment.step(environment.expert_action(), render=False)
+        if environment.position_error_mm is not None and task != "stack":
+            assert environment.position_error_mm <= environment._task.tolerance_mm
+    assert moved >= 3
+
+
+def test_the_picture_after_the_move_is_the_first_that_shows_it(make):
+    still, moving = make("place", max_steps=30), make("place", max_steps=30, goal_moves_at=6)
+    pairs = [(environment.reset(3), environment) for environment in (still, moving)]
+    assert pairs[0][0].images[IMAGE_KEY].tobytes() == pairs[1][0].images[IMAGE_KEY].tobytes()
+    for step in range(1, 8):
+        seen = [environment.step(STILL).observation for environment in (still, moving)]
+        same = seen[0].images[IMAGE_KEY].tobytes() == seen[1].images[IMAGE_KEY].tobytes()
+        assert same is (step < 6)
+        np.testing.assert_array_equal(seen[0].state, seen[1].state)
+    assert moving.reset(3).images[IMAGE_KEY].tobytes() == pairs[0][0].images[IMAGE_KEY].tobytes()
+    assert moving.goal_moved_at is None
+
+
+@pytest.mark.parametrize("task", MOVES)
+def test_the_seed_says_where_the_goal_is_moved_to(task, make):
+    """Not who acts: the same place whether nobody moves or the hand does; and another one of another seed."""
+    places = {}
+    for seed in (0, 1):
+        for action in (STILL, np.array((0.2, 0.1, 0, -1), np.float32)):
+            environment = make(task, goal_moves_at=2)
+            environment.reset(seed, render=False)
+            for _ in range(2):
+                environment.step(action, render=False)
+            spot = environment._world.position(thing_of(environment.parts[0]))[:2]
+            places.setdefault(seed, []).append(tuple(np.round(spot, 6)))
+    assert places[0][0] == places[0][1]
+    assert places[1][0] == places[1][1]
+    assert places[0][0] != places[1][0]
+
+
+def test_in_one_scene_every_seed_has_a_place_of_its_own(make):
+    environment, places = make("touch", goal_moves_at=1), {}
+    for seed in range(12):
+        environment.reset(seed, render=False, scene_seed=7)
+        environment.step(STILL, render=False)
+        thing = environment.parts[0].item
+        places.setdefault(thing, []).append(tuple(environment._world.position(thing)[:2]))
+    assert all(len(set(spots)) == len(spots) for spots in places.values())
+
+
+def test_what_is_done_is_not_undone(make):
+    steps = len(run(make("touch"), ExpertController(), 0).steps)
+    environment = make("touch", goal_moves_at=steps)
+    episode = run(environment, ExpertController(), 0, settle_steps=3)
+    assert episode.success
+    assert (len(episode.steps), episode.goal_moved_at) == (steps + 3, None)
+    assert run(make("touch", goal_moves_at=steps - 1), ExpertController(), 0).goal_moved_at == steps - 1
+
+
+def test_success_means_the_moved_goal(make):
+    environment = make("place-5mm", goal_moves_at=3)
+    for at_new_place in (False, True):
+        environment.reset(0, render=False)
+        (part,) = environment.parts
+        old = environment._world.position(part.goal).copy()
+        wait(environment)
+        there = environment._world.position(part.goal) if at_new_place else old
+        put(environment, part.item, *there[:2], BLOCK_HALF_M)
+        assert wait(environment) is at_new_place
+
+
+def test_a_push_counts_from_where_the_block_was_put(make):
+    """The move itself is no push, however far it goes the right way."""
+    environment = make("push", goal_moves_at=2)
+    for seed in range(30):
+        environment.reset(seed, render=False)
+        assert not wait(environment, 6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sim.goal_moves_at": 5}, r"sim.goal_moves_at=5 needs sim.family=tabletop"),
+        ({"sim.family": "tabletop", "sim.tasks": "touch", "sim.goal_moves_at": -1}, "at least 0"),
+        (
+            {"sim.family": "tabletop", "sim.tasks": "touch", "sim.max_steps": 40, "sim.goal_moves_at": 40},
+            r"sim.goal_moves_at=40 must be below sim.max_steps=40",
+        ),
+    ],
+)
+def test_a_move_that_cannot_be_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        override(Config(), changes)
+
+
+@pytest.mark.parametrize("task", ["bin", "chain1", "chain3-5mm"])
+def test_goals_without_another_place_are_refused(task):
+    sim = SimConfig(family="tabletop", tasks=("touch", task), goal_moves_at=5)
+    for refuse in (lambda: check_tasks(sim), lambda: make_environment(sim, task)):
+        with pytest.raises(ValueError, match=f"{task} has bins; valid are touch, push, place, putdown, stack and insert"):
+            refuse()
+    check_tasks(SimConfig(family="tabletop", tasks=tuple(MOVES), goal_moves_at=5))
 
 
 def test_gymnasium_accepts_the_environment(make):
