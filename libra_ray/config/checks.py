@@ -102,8 +102,8 @@ def _refuse_misfits(settings: Settings) -> None:
     for name in ("control.committed_steps", "refiner.max_committed_steps"):
         if 2 * settings[name] > horizon:
             raise ValueError(
-                f"{name}={settings[name]} is more than half of action.horizon={horizon}: while a chunk is computed the one before "
-                "would end, before another can be asked for"
+                f"{name}={settings[name]} is more than half of action.horizon={horizon}: while a chunk is computed the one "
+                "before would end, before another can be asked for"
             )
     lost, reordered = settings["delay.lost_share"], settings["delay.reordered_share"]
     if lost + reordered > 1:

@@ -17,6 +17,9 @@ SYSTEMS = {
 """Name -> `module:Class`. A system of one's own is given in this form as `model.system`, without an entry here."""
 
 
+LONGEST_REASON = 300
+
+
 def check_name(name: str) -> None:
     """Refuse what can be no system.
 
@@ -34,7 +37,7 @@ def system_class(name: str) -> "type[System]":
     """The class of a system.
 
     Raises:
-        ValueError: there is none of that name, or at that address.
+        ValueError: there is none of that name, or at that address; or its module raises something.
     """
     from libra_ray.model.system import System
 
@@ -42,8 +45,9 @@ def system_class(name: str) -> "type[System]":
     module, _, cls = SYSTEMS.get(name, name).partition(":")
     try:
         found = getattr(importlib.import_module(module), cls)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"model.system={name!r} cannot be loaded ({error}); systems are {', '.join(SYSTEMS)}") from error
+    except (Exception, SystemExit) as error:
+        # A module of a user's own may raise anything, or be a program.
+        raise ValueError(f"model.system={name!r} cannot be loaded ({said(error)}); systems are {', '.join(SYSTEMS)}") from error
     if not (isinstance(found, type) and issubclass(found, System)):
         raise ValueError(f"model.system={name!r} is no subclass of libra_ray.model.system.System")
     return found
@@ -56,10 +60,22 @@ def make_system(config: Config, shape: "RobotShape", folder: Path | None = None)
         folder: a checkpoint whose architectures replace the configured sources of pretrained parts.
 
     Raises:
-        ValueError: it cannot be made of this configuration.
+        ValueError: it cannot be made of this configuration. Of a system of a user's own, whatever its constructor raises.
     """
     from libra_ray.model.system import check_system
 
-    system = system_class(config.model.system)(config, shape, folder)
-    check_system(system)
+    name = config.model.system
+    cls = system_class(name)
+    try:
+        system = cls(config, shape, folder)
+        check_system(system)
+    except Exception as error:
+        if name in SYSTEMS:
+            raise
+        raise ValueError(f"model.system={name!r} cannot be made ({said(error)}); see docs/systems.md") from error
     return system
+
+
+def said(error: BaseException) -> str:
+    """What was raised, as part of one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST_REASON]

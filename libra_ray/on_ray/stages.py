@@ -10,6 +10,7 @@ from libra_ray.config import Config
 from libra_ray.data.dataset import Demonstrations, open_dataset
 from libra_ray.evaluation import log as evaluation_log
 from libra_ray.model.dry_run import dry_run
+from libra_ray.model.system import System
 from libra_ray.on_ray import evaluate as evaluation
 from libra_ray.on_ray import record as recording
 from libra_ray.on_ray import session
@@ -44,6 +45,7 @@ def check(folder: RunFolder, *stages: Stage, fresh: bool = False) -> None:
     if ("record" in stages and not config.data.root) or "evaluate" in stages:
         check_tasks(config.sim, config.record.counted_tasks)
     recorded = _recorded(folder, stages, fresh=fresh) if "train" in stages else None
+    model: System | None = None
     if "train" in stages:
         if config.train.batch_size % config.ray.train_workers:
             raise ValueError(
@@ -52,18 +54,32 @@ def check(folder: RunFolder, *stages: Stage, fresh: bool = False) -> None:
         if fresh or not folder.done("train"):
             read = _to_record(config) if recorded is None else recorded.instructions
             told = evaluation.evaluated_instructions(config) if "evaluate" in stages else ()
-            _check_model(folder, recorded, sorted({*read, *told}), begun=folder.begun("train") and not fresh)
+            model = _checked_model(folder, recorded, sorted({*read, *told}), begun=folder.begun("train") and not fresh)
     if "evaluate" in stages:
-        if config.evaluate.checkpoint or "train" not in stages:
-            trained = checkpoint.read_config(folder.checkpoint)
-            evaluation.check_fits(config, trained)
-            drives = set(evaluation.controllers_of(config, trained)) - set(evaluation.SCRIPTED)
-            if not folder.done("evaluate") and drives:
-                evaluation.check_drives(config, folder.checkpoint)
-        else:
-            evaluation.check_fits(config, config)
-            if recorded is not None:
-                _check_drives(config, recorded)
+        _check_evaluation(folder, recorded, model, done=folder.done("evaluate") and not fresh)
+
+
+def _check_evaluation(folder: RunFolder, recorded: Demonstrations | None, model: System | None, *, done: bool) -> None:
+    """Refuse an evaluation that its policy, simulator or settings do not allow.
+
+    Args:
+        folder: the run's.
+        recorded: the data set of a training before it, if there is one yet.
+        model: that will be trained before it; None where there is a checkpoint.
+        done: it is over already, and only its report is made again.
+    """
+    config = folder.config
+    of_its_own = model is not None and not config.evaluate.checkpoint
+    trained = config if of_its_own else checkpoint.read_config(folder.checkpoint)
+    evaluation.check_fits(config, trained)
+    if of_its_own and recorded is not None:
+        _check_drives(config, recorded)
+    if done or not set(evaluation.controllers_of(config, trained)) - set(evaluation.SCRIPTED):
+        return
+    if not of_its_own:
+        evaluation.check_drives(config, folder.checkpoint)
+    levels = model.levels if model is not None and of_its_own else checkpoint.read_levels(folder.checkpoint)
+    evaluation.delays_of(config, levels)
 
 
 def _recorded(folder: RunFolder, stages: Sequence[Stage], *, fresh: bool) -> Demonstrations | None:
@@ -87,11 +103,12 @@ def _check_drives(config: Config, recorded: Demonstrations) -> None:
         )
 
 
-def _check_model(folder: RunFolder, recorded: Demonstrations | None, words: Sequence[str], *, begun: bool) -> None:
+def _checked_model(folder: RunFolder, recorded: Demonstrations | None, words: Sequence[str], *, begun: bool) -> System:
     """Make the model as training will, ask it once, and let it read every instruction."""
     robot = robot_spec(folder.config.sim) if recorded is None else recorded.robot
     model = dry_run(lambda: make_model(folder.config, shape_of(robot), begun=begun))
     distinct_tokens(model.tokenise, words)
+    return model
 
 
 def _to_record(config: Config) -> tuple[str, ...]:

@@ -40,7 +40,7 @@ Stage = Literal["record", "train", "evaluate", "total"]
 STAGE_KEYS: dict[Stage, tuple[str, ...]] = {
     "record": ("sim.", "record.", "data.root"),
     "train": ("sim.image_size", "data.", "action.", "model.", "planner.", "refiner.", "train.", "ray.train_workers"),
-    "evaluate": ("sim.", "control.", "evaluate."),
+    "evaluate": ("sim.", "control.", "delay.", "evaluate."),
 }
 """The settings that a stage's result depends on; the others may change between a stop and a resumption."""
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from libra_ray.config import PRESETS, Config, from_json, from_tree, override, preset, to_json
 from libra_ray.config.overrides import flatten, flatten_mapping, leaf_types
-from libra_ray.config.paths import FOLDERS, NAMES_OR_FOLDERS
+from libra_ray.config.paths import NAMES_OR_FOLDERS, PLACES
 
 LEAVES = leaf_types(Config)
 
@@ -84,7 +84,7 @@ def test_overrides_of_different_names_commute_and_touch_nothing_else(steps, widt
         *[({name: -1}, f"{name}.*at least 0") for name in ("train.weight_decay", "train.lambda_plan", "refiner.sample_noise")],
         ({"sim.tasks": 5}, "sim.tasks=5.*list"),
         ({"sim.tasks": None}, "sim.tasks=None.*list"),
-        *[({name: "~nobody-of-this-name/x"}, f"{name}.*home") for name in (*FOLDERS, *NAMES_OR_FOLDERS)],
+        *[({name: "~nobody-of-this-name/x"}, f"{name}.*home") for name in (*PLACES, *NAMES_OR_FOLDERS)],
         *[({name: "x" * 300}, f"{name}.*too long") for name in NAMES_OR_FOLDERS],
         ({"planner.see_state": "perhaps"}, "true or false"),
         ({"refiner.vision": "eyes"}, "own, shared"),
@@ -212,8 +212,8 @@ def test_a_task_named_twice_is_refused():
         override(Config(), {"sim.tasks": "reach-v3,reach-v3"})
 
 
-@pytest.mark.parametrize("name", FOLDERS)
-def test_a_folder_is_the_same_wherever_it_is_read(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", PLACES)
+def test_a_place_is_the_same_wherever_it_is_read(name, tmp_path, monkeypatch):
     """Workers, and a run that is continued, may be in another working folder than the one where it was typed."""
     monkeypatch.chdir(tmp_path)
     config = override(Config(), {name: "mine/of-today"})

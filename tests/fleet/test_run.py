@@ -17,6 +17,8 @@ from websockets.exceptions import ConnectionClosed
 
 from libra_ray.client.protocol import GOING_AWAY, Handshake, Reply, pack, unpack
 from libra_ray.common.json_text import dump, read
+from libra_ray.config import DelayConfig
+from libra_ray.control.delays import open_delays
 from libra_ray.fleet.log import DriveLog, FinishedEpisode
 from libra_ray.fleet.records import Rates
 from libra_ray.fleet.replay import open_recording, synthetic
@@ -393,6 +395,9 @@ def test_the_job_drives_simulated_robots_in_their_own_processes(job, tmp_path, c
     assert result.success.tasks["touch"].episodes >= 1  # cut off after 15 steps
     assert result.rates == Rates(control_hz=20, chunk_requests_hz_per_robot=4)
     assert result.physics_cpu_share > 0
+    assert result.level_latencies_ms
+    levels = [Level(name=name, covers=5) for name in result.level_latencies_ms]
+    assert open_delays(DelayConfig(trace=str(out)), levels, control_hz=20).measured.keys() == result.level_latencies_ms.keys()
     picture = server.requests[0][IMAGE_KEY]
     assert picture.shape == (16, 16, 3)
     assert picture.std() > 5
@@ -406,6 +411,7 @@ def test_the_job_drives_simulated_robots_in_their_own_processes(job, tmp_path, c
         ([], "no server at ws://127.0.0.1:1"),
         (["--robots", 0], "robots=0 is out of range"),
         (["--out", "/no/such/folder/a.json"], "folder does not exist"),
+        (["--out", "/tmp"], "is a folder itself"),
         (["--robot", 3], "unrecognized arguments: --robot"),
     ],
 )
@@ -416,3 +422,17 @@ def test_the_job_refuses_in_one_line(job, capsys, options, words):
     assert ended.value.code == 2
     assert said.startswith("drive.py: error: ")
     assert words in said
+
+
+def test_interrupted_while_still_importing(job, capsys, monkeypatch):
+    class Interrupting:
+        def find_spec(self, name, path=None, target=None):
+            if name == "libra_ray.fleet.run":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "libra_ray.fleet.run")
+    monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
+    with pytest.raises(SystemExit) as ended:
+        job("127.0.0.1:1", "--stub", SYNTHETIC)
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "drive.py: interrupted\n"
