@@ -21,7 +21,7 @@ def read(tmp_path, numbers, **columns):
 def test_every_frame_has_the_words_of_its_number(tmp_path, name):
     """Unused words are left out, an empty instruction is one, and two numbers of the same words are the same."""
     instructions, places = read(
-        tmp_path, [9, 2, 9, 5, 7], **{"task_index": [2, 5, 7, 9, 11], name: ["push", "", "pull", "pull", "never"]}
+        tmp_path, [9, 2, 9, 5, 7], **{"task_index": [9, 2, 11, 7, 5], name: ["pull", "push", "never", "pull", ""]}
     )
     assert instructions == ("", "pull", "push")
     assert [instructions[place] for place in places] == ["pull", "push", "pull", "", "pull"]
