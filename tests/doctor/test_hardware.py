@@ -107,6 +107,7 @@ def test_a_backend_that_draws_something_else_is_refused(monkeypatch):
         def render(self, _):
             return self.picture
 
+    monkeypatch.setattr("libra_ray.sim.choose_backend", lambda: "egl")
     monkeypatch.setattr(known_scene, "OffscreenRenderer", Upside)
     finding = looked(hardware.try_rendering)
     assert finding.level == "blocker"
@@ -119,6 +120,7 @@ def test_without_opengl(monkeypatch, tmp_path):
         (tmp_path / name).touch()
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
     monkeypatch.setenv("MUJOCO_GL", "egl")
+    monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID", raising=False)
     finding = looked(hardware.rendering)
     assert finding.level == "blocker"
     assert finding.found == "neither EGL nor OSMesa can render on this machine (MUJOCO_GL=egl)"
