@@ -52,9 +52,8 @@ def _answer(system: System) -> None:
         above = {} if level.reads is None else system.aligned(level, intents[level.reads], torch.zeros(1, dtype=torch.long))
         noise = system.noise_shape(level.name)
         answer = system.infer(level.name, seen, above, None if noise is None else torch.zeros(1, *noise))
-        if level is system.levels[-1]:
-            promised = {"actions": (level.covers, shape.action_dim)}
-        else:
+        promised: dict[str, tuple[int, ...]] = {"actions": (level.covers, shape.action_dim)}
+        if level is not system.levels[-1]:
             promised = {name: tuple(value.shape) for name, value in system.intents[level.name].items()}
         if (found := {name: tuple(value.shape[1:]) for name, value in answer.items()}) != promised:
             raise ValueError(f"level {level.name} answers {found}, and promises {promised}")
