@@ -56,30 +56,34 @@ def check(folder: RunFolder, *stages: Stage, fresh: bool = False) -> None:
             told = evaluation.evaluated_instructions(config) if "evaluate" in stages else ()
             model = _checked_model(folder, recorded, sorted({*read, *told}), begun=folder.begun("train") and not fresh)
     if "evaluate" in stages:
-        _check_evaluation(folder, recorded, model, done=folder.done("evaluate") and not fresh)
+        own = "train" in stages and not config.evaluate.checkpoint
+        _check_evaluation(folder, recorded if own else None, model if own else None, own=own, fresh=fresh)
 
 
-def _check_evaluation(folder: RunFolder, recorded: Demonstrations | None, model: System | None, *, done: bool) -> None:
+def _check_evaluation(
+    folder: RunFolder, recorded: Demonstrations | None, model: System | None, *, own: bool, fresh: bool
+) -> None:
     """Refuse an evaluation that its policy, simulator or settings do not allow.
 
     Args:
         folder: the run's.
-        recorded: the data set of a training before it, if there is one yet.
-        model: that will be trained before it; None where there is a checkpoint.
-        done: it is over already, and only its report is made again.
+        recorded: the data set that its policy is trained on before; None where there is none yet, or another policy is meant.
+        model: that policy, if it is not trained already.
+        own: whether this run's training makes the policy.
+        fresh: whether an evaluation that is over counts for nothing.
     """
     config = folder.config
-    of_its_own = model is not None and not config.evaluate.checkpoint
-    trained = config if of_its_own else checkpoint.read_config(folder.checkpoint)
+    trained = config if own else checkpoint.read_config(folder.checkpoint)
     evaluation.check_fits(config, trained)
-    if of_its_own and recorded is not None:
+    if recorded is not None:
         _check_drives(config, recorded)
-    if done or not set(evaluation.controllers_of(config, trained)) - set(evaluation.SCRIPTED):
+    over = folder.done("evaluate") and not fresh
+    if over or not set(evaluation.controllers_of(config, trained)) - set(evaluation.SCRIPTED):
         return
-    if not of_its_own:
+    if not own:
         evaluation.check_drives(config, folder.checkpoint)
-    levels = model.levels if model is not None and of_its_own else checkpoint.read_levels(folder.checkpoint)
-    evaluation.delays_of(config, levels)
+    if config.delay.trace:
+        evaluation.delays_of(config, model.levels if model is not None else checkpoint.read_levels(folder.checkpoint))
 
 
 def _recorded(folder: RunFolder, stages: Sequence[Stage], *, fresh: bool) -> Demonstrations | None:
