@@ -22,12 +22,12 @@ def main() -> None:
 
     from arguments import parse
 
-    from libra_ray.doctor.finding import chosen, examined, page, summary
-
     arguments = parse(None, __doc__, stage="doctor", more=OPTIONS)
     colour, width = sys.stdout.isatty(), shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     findings = []
     with arguments.refusing():
+        from libra_ray.doctor.finding import chosen, examined, page, summary
+
         for name, finding in examined(chosen(checks_of(arguments), arguments.more["only"])):
             findings.append(finding)
             print(page(name, finding, colour=colour, width=width), flush=True)

@@ -51,24 +51,24 @@ def main() -> None:
     arguments = parser()
     given = vars(arguments.parse_args())
     out, tasks = given.pop("out"), given.pop("tasks")
-    from libra_ray.client.client import RefusedError
-    from libra_ray.common.files import write_text
-    from libra_ray.common.json_text import dump
-    from libra_ray.common.progress import ProgressBar
-    from libra_ray.fleet.run import LoadSpec, run, table
-
     renamed = {"warmup_s": given.pop("warmup"), "patience_s": given.pop("patience"), "jpeg_quality": given.pop("jpeg")}
     try:
+        from libra_ray.client.client import RefusedError
+        from libra_ray.common.files import write_text
+        from libra_ray.common.json_text import dump
+        from libra_ray.common.progress import ProgressBar
+        from libra_ray.fleet.run import LoadSpec, run, table
+
         load = LoadSpec(**given, **renamed, tasks=tuple(name.strip() for name in tasks.split(",") if name.strip()))
-        if out is not None and not out.resolve().parent.is_dir():
-            raise ValueError(f"--out {out}: its folder does not exist")
+        if out is not None and (out.is_dir() or not out.resolve().parent.is_dir()):
+            raise ValueError(f"--out {out} is a folder itself, or its folder does not exist; give a file to write")
         with ProgressBar("drive", round(load.warmup_s + load.seconds), "s") as bar:
             result = asyncio.run(run(load, os.environ.get(TOKEN), lambda seconds: bar.to(round(seconds))))
             bar.to(bar.total)
-    except (ValueError, ConnectionError, RefusedError) as mistake:
-        arguments.error(str(mistake))
     except KeyboardInterrupt:
         arguments.exit(130, "drive.py: interrupted\n")
+    except (ValueError, ConnectionError, RefusedError) as mistake:
+        arguments.error(str(mistake))
     print(table(result), end="")
     if out is not None:
         write_text(out, dump(result))

@@ -146,7 +146,7 @@ def load(folder: Path | str, device: torch.device | str = "cpu") -> Checkpoint:
             f"checkpoint {folder} was changed after it was written (digest {found[:12]}, manifest says "
             f"{manifest.digest[:12]}); restore its files or train again"
         )
-    config = configuration.from_json((folder / "config.json").read_text(encoding="utf-8"))
+    config = configuration.read_saved(folder / "config.json")
     stats = NormStats.from_json((folder / "stats.json").read_text(encoding="utf-8"))
     stats.check_fits(manifest.shape.state_dim, manifest.shape.action_dim)
     model = make_system(config, manifest.shape, folder)

@@ -80,10 +80,10 @@ def read_config(folder: Path | str) -> Config:
     """The configuration that a checkpoint was trained with, without loading weights.
 
     Raises:
-        ValueError: the folder is not a checkpoint of this format.
+        ValueError: the folder is not a checkpoint of this format, or its configuration is damaged.
     """
     read_manifest(folder)
-    return configuration.from_json((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    return configuration.read_saved(Path(folder) / "config.json")
 
 
 def read_levels(folder: Path | str) -> tuple[Level, ...]:

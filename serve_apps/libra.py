@@ -32,4 +32,5 @@ def app(arguments: Mapping[str, Any]) -> Application:
     try:
         return started(ServingSettings.read(arguments), command.params)
     except (ValueError, RuntimeError) as mistake:
-        sys.exit(f"serve run: error: {' '.join(str(mistake).split())}")
+        click.echo(f"serve run: error: {' '.join(str(mistake).split())}", err=True)
+        sys.exit(2)

@@ -17,6 +17,7 @@ from libra_ray import config as configuration
 from libra_ray.common.disk import NoRoomError
 from libra_ray.data.fingerprint import Fingerprint
 from libra_ray.policy import SystemPolicy
+from libra_ray.runs.folder import RunFolder
 from libra_ray.training.fine_tuning import start_from
 from libra_ray.types import RobotShape, RobotSpec
 from tests.model.builders import (
@@ -204,6 +205,25 @@ def test_a_damaged_manifest_is_refused(folder, text):
     (folder / "manifest.json").write_text(text)
     with pytest.raises(ValueError, match=r"damaged manifest\.json"):
         checkpoint.load(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"null", b"\xff", b'{"train": 3}', b'{"action": {"bins": "many"}}'])
+def test_a_damaged_configuration_is_refused_by_whoever_reads_it_first(folder, content):
+    (folder / "config.json").write_bytes(content)
+    for read in (checkpoint.read_config, lambda path: RunFolder.open(path, tiny_config())):
+        with pytest.raises(
+            ValueError, match=r"/config\.json holds no configuration that can be used \(.*; restore it"
+        ) as refused:
+            read(folder)
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\x00" * 64])
+def test_damaged_weights_are_no_start(folder, content):
+    (folder / "weights.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"train.start_from=\S+: its weights cannot be read \(.*; give another") as refused:
+        start_from(tiny_model(), folder, ["planner"])
+    assert "\n" not in str(refused.value)
 
 
 def test_unknown_settings_are_refused(folder):

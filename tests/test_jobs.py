@@ -28,13 +28,14 @@ from tests.processes import command, family, survivors
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.timeout(1200)  # one fixture starts the main job four times
 PATIENCE_S = 240
+STEPS = 60
 SMALL = (
     "--record.episodes_per_task=3",
     "--sim.max_steps=80",
-    "--train.steps=150",
+    f"--train.steps={STEPS}",
     "--train.checkpoint_every=5",
     "--train.log_every=1",
-    "--train.validate_every=50",
+    "--train.validate_every=30",
     "--evaluate.episodes_per_task=2",
 )
 REPORT_KEYS = {
@@ -123,7 +124,7 @@ def test_nothing_is_lost_or_duplicated(interrupted):
     dataset = open_dataset(run / "dataset")
     assert len(set(dataset.seeds)) == len(dataset.seeds) == 3
     steps = TrainingLog.read(run / "train_log.jsonl").series("loss")[0]
-    assert steps == list(range(1, 151))
+    assert steps == list(range(1, STEPS + 1))
     rows = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
     episodes = [(row["episode"]["controller"], row["episode"]["seed"]) for row in rows if "episode" in row]
     controllers = ("expert", "policy", "coarse_only", "zero_action")
@@ -139,7 +140,7 @@ def test_the_report_has_what_was_promised(interrupted):
     assert all(row["episodes"] == 2 and row["errors"] == 0 for row in report["tasks"])
     assert set(report["success_mean"]) == {"expert", "policy", "coarse_only", "zero_action"}
     assert set(report["throughput"]) >= {"train_samples_per_s", "env_steps_per_s"}
-    assert report["checkpoint"]["step"] == 150
+    assert report["checkpoint"]["step"] == STEPS
     assert report["dataset"]["episodes"] == 3
     assert np.isfinite(report["latency_ms"]["planner"]["p99"])
     page = (run / "report.html").read_text()
@@ -152,7 +153,7 @@ def test_one_mlflow_run_holds_it_all(interrupted):
     kept = _mlflow_run(run)
     assert kept.info.status == "FINISHED"
     assert kept.info.run_id == json.loads((run / "report.json").read_text())["mlflow_run_id"]
-    assert kept.data.params["train.steps"] == "150"
+    assert kept.data.params["train.steps"] == str(STEPS)
     assert {"loss_plan", "loss_diff", "grad_norm_planner", "grad_norm_refiner", "success_policy"} <= set(kept.data.metrics)
     between = {"intent_age_steps_p95", "latency_ms_refiner_p99", "deadline_misses_planner", "jerk_boundary"}
     assert between <= set(kept.data.metrics)

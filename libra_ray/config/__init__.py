@@ -2,7 +2,7 @@
 
 from libra_ray.config.closed_loop import ControlConfig, DelayConfig, EvaluateConfig
 from libra_ray.config.presets import PRESETS, QUICKSTART_TASKS, TABLETOP_TASKS
-from libra_ray.config.saved import from_json, from_tree, to_json
+from libra_ray.config.saved import from_json, from_tree, read_saved, to_json
 from libra_ray.config.systems import AnchorRefineConfig, CoarseToFineConfig
 from libra_ray.config.tree import (
     ActionConfig,
@@ -44,5 +44,6 @@ __all__ = [
     "from_tree",
     "override",
     "preset",
+    "read_saved",
     "to_json",
 ]

@@ -5,16 +5,16 @@ from pathlib import Path
 from typing import Any
 
 PLACES = ("data.root", "train.start_from", "evaluate.checkpoint", "delay.trace")
-"""Always folders or files; empty where there is none."""
+"""Always a folder or file; empty where there is none."""
 NAMES_OR_FOLDERS = {"planner.backbone": "tiny", "refiner.encoder": "conv"}
 """Names, unless there is a folder of that name; and what is built in, which no folder changes."""
 
 
 def in_full(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The changes of a configuration, with every place in them as an absolute path; `~` is the home folder.
+    """The changes of a configuration, with every folder and file in them as an absolute path; `~` is the home folder.
 
     Raises:
-        ValueError: there is no such home folder, or no folder can have such a name.
+        ValueError: there is no such home folder, or nothing on disk can have such a name.
     """
     return {name: _in_full(name, value) for name, value in changes.items()}
 
@@ -26,4 +26,4 @@ def _in_full(name: str, value: Any) -> Any:
         path = Path(value).expanduser()
         return str(path.resolve()) if name in PLACES or path.is_dir() else value
     except (RuntimeError, OSError, ValueError) as error:
-        raise ValueError(f"{name}={value!r} is no folder: {getattr(error, 'strerror', None) or error}") from None
+        raise ValueError(f"{name}={value!r} is no place on disk: {getattr(error, 'strerror', None) or error}") from None

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from libra_ray.config.former import upgraded
@@ -18,6 +19,18 @@ def to_json(config: Config) -> str:
 def from_json(text: str) -> Config:
     """The configuration that `to_json` wrote; see `from_tree`."""
     return from_tree(json.loads(text))
+
+
+def read_saved(path: Path) -> Config:
+    """The configuration in the file that `to_json` was written to; see `from_tree`.
+
+    Raises:
+        ValueError: it cannot be read, holds something else, or a setting or value that there is none of; names the file.
+    """
+    try:
+        return from_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} holds no configuration that can be used ({error}); restore it, or run again") from error
 
 
 def from_tree(tree: Mapping[str, Any]) -> Config:

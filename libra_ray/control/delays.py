@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,17 +76,28 @@ def open_delays(config: DelayConfig, levels: Sequence[Level], control_hz: float)
     if not config.trace:
         return Delays(config)
     try:
-        latencies = json.loads(Path(config.trace).read_text(encoding="utf-8"))[LATENCIES]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        kept = json.loads(Path(config.trace).read_bytes())[LATENCIES]
+        latencies = {level: _latencies(level, values) for level, values in kept.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(
             f"delay.trace={config.trace} holds no latencies ({type(error).__name__}: {error}); "
             "give a file that jobs/drive.py --out wrote"
         ) from None
-    return Delays(config, in_steps(latencies, levels, control_hz))
+    try:
+        return Delays(config, in_steps(latencies, levels, control_hz))
+    except ValueError as error:
+        raise ValueError(f"delay.trace={config.trace}: {error}; give one of a served policy with these levels") from None
+
+
+def _latencies(level: str, values: Any) -> NDArray[np.float64]:
+    found = np.asarray(values, np.float64)
+    if found.ndim != 1 or not (np.isfinite(found) & (found >= 0)).all():
+        raise ValueError(f"those of level {level} are not all numbers of milliseconds from 0 on")
+    return found
 
 
 def in_steps(
-    latencies_ms: Mapping[str, Sequence[float]], levels: Sequence[Level], control_hz: float
+    latencies_ms: Mapping[str, Sequence[float] | NDArray[np.float64]], levels: Sequence[Level], control_hz: float
 ) -> dict[str, NDArray[np.int64]]:
     """Measured latencies as whole control steps, rounded up: an answer is usable at the first step after it came.
 
@@ -95,5 +107,5 @@ def in_steps(
     if missing := [level.name for level in levels if not len(latencies_ms.get(level.name, ()))]:
         has = ", ".join(latencies_ms) or "none"
         names = ", ".join(level.name for level in levels)
-        raise ValueError(f"the trace has no latencies of level {missing[0]}; it has {has}, the policy's levels are {names}")
+        raise ValueError(f"it has no latencies of level {missing[0]}, but of {has}; the policy's levels are {names}")
     return {v.name: np.ceil(np.asarray(latencies_ms[v.name]) * control_hz / 1000).astype(np.int64) for v in levels}

@@ -56,5 +56,12 @@ def _task_names(root: Path) -> dict[int, str]:
     texts = next((name for name in columns if name != "task_index"), None)
     if texts is None or "task_index" not in table.column_names:
         raise DatasetError(f"{path} needs task_index and the instructions; it has {', '.join(table.column_names)}")
-    rows = zip(table["task_index"].to_pylist(), table[texts].to_pylist(), strict=True)
-    return {int(number): text for number, text in rows if isinstance(text, str)}
+    names: dict[int, str] = {}
+    for number, text in zip(table["task_index"].to_pylist(), table[texts].to_pylist(), strict=True):
+        if not isinstance(text, str):
+            continue
+        if not isinstance(number, int | float) or not float(number).is_integer():
+            raise DatasetError(f"{path}: {text!r} has the task_index {number!r}, which is no whole number; write it again")
+        if (other := names.setdefault(int(number), text)) != text:
+            raise DatasetError(f"{path} has two instructions of task_index {number}: {other!r} and {text!r}; write it again")
+    return names

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from libra_ray.client.protocol import Handshake, Reply
-from libra_ray.config import DataConfig, from_json
+from libra_ray.config import DataConfig, read_saved
 from libra_ray.data.dataset import Demonstrations, open_dataset
 from libra_ray.data.frames import frame_cache
 from libra_ray.fleet.robots import StubObservation
@@ -55,7 +55,7 @@ def open_recording(server: Handshake, source: Path) -> "Recording":
         ValueError: there is no data set, or the server needs other cameras or another state.
     """
     config = source / "config.json"
-    settings = from_json(config.read_text(encoding="utf-8")).data if config.is_file() else DataConfig()
+    settings = read_saved(config).data if config.is_file() else DataConfig()
     folder = Path(settings.root) if settings.root else source / "dataset" if (source / "dataset").is_dir() else source
     state_dim = int(server.observation[STATE_KEY]["shape"][0])
     data = open_dataset(folder, replace(settings, cameras=server.cameras), state_dim=state_dim)

@@ -6,8 +6,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Self
@@ -45,8 +46,6 @@ class _WorkerResult:
 
 def _open(sim: SimConfig, history: int) -> None:
     global _worker
-    # Ctrl-C is the driver's business; its end is ours.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_driver, daemon=True).start()
     _worker = _Worker(sim, history)
 
@@ -84,6 +83,19 @@ def _result(rollout: Rollout, executed: int) -> _WorkerResult:
     return _WorkerResult(motion=motion, cpu_s=time.process_time())
 
 
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Processes that start meanwhile never hear Ctrl-C, from their first instruction on: it is the driver's business.
+
+    The driver hears it, afterwards.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class SimulatedFleet:
     """A fleet's robots. Robot number i has task `tasks[i % len(tasks)]`; its episodes have seeds that no other robot has.
 
@@ -103,6 +115,10 @@ class SimulatedFleet:
         number = processes or max(1, min(cores, -(-robots // 4)))
         context = multiprocessing.get_context("spawn")
         pools = [ProcessPoolExecutor(1, mp_context=context, initializer=_open, initargs=(sim, history)) for _ in range(number)]
+        with _deaf_to_interrupts():
+            for pool in pools:
+                # A pool starts its process at its first call.
+                pool.submit(int)
         self._pools = pools
         self._cpu_s = [0.0] * number
         self.robots = [
@@ -111,7 +127,7 @@ class SimulatedFleet:
         ]
 
     def __enter__(self) -> Self:
-        """Processes start with the first episodes."""
+        """Its processes have begun to start."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -120,7 +136,7 @@ class SimulatedFleet:
             pool.shutdown(wait=True, cancel_futures=True)
 
     async def ready(self) -> None:
-        """Start the processes and build every robot, so that nobody has to when the clock runs."""
+        """Build every robot, so that nobody has to when the clock runs."""
         await asyncio.gather(*(robot.build() for robot in self.robots))
 
     @property

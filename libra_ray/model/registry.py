@@ -22,6 +22,9 @@ SYSTEMS = {
 """Name -> `module:Class`. A system of one's own is given in this form as `model.system`, without an entry here."""
 
 
+LONGEST_REASON = 300
+
+
 def check_name(name: str) -> None:
     """Refuse what can be no system.
 
@@ -39,7 +42,7 @@ def system_class(name: str) -> "type[System]":
     """The class of a system.
 
     Raises:
-        ValueError: there is none of that name, or at that address.
+        ValueError: there is none of that name, or at that address; or its module raises something.
     """
     from libra_ray.model.system import System
 
@@ -47,8 +50,9 @@ def system_class(name: str) -> "type[System]":
     module, _, cls = SYSTEMS.get(name, name).partition(":")
     try:
         found = getattr(importlib.import_module(module), cls)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"model.system={name!r} cannot be loaded ({error}); systems are {', '.join(SYSTEMS)}") from error
+    except (Exception, SystemExit) as error:
+        # A module of a user's own may raise anything, or be a program.
+        raise ValueError(f"model.system={name!r} cannot be loaded ({said(error)}); systems are {', '.join(SYSTEMS)}") from error
     if not (isinstance(found, type) and issubclass(found, System)):
         raise ValueError(f"model.system={name!r} is no subclass of libra_ray.model.system.System")
     return found
@@ -61,10 +65,17 @@ def make_system(config: Config, shape: "RobotShape", folder: Path | None = None)
         folder: a checkpoint whose architectures replace the configured sources of pretrained parts.
 
     Raises:
-        ValueError: it cannot be made of this configuration.
+        ValueError: it cannot be made of this configuration. Of a system of a user's own, whatever its constructor raises.
     """
-    system = system_class(config.model.system)(config, shape, folder)
-    check_system(system)
+    name = config.model.system
+    cls = system_class(name)
+    try:
+        system = cls(config, shape, folder)
+        check_system(system)
+    except Exception as error:
+        if name in SYSTEMS:
+            raise
+        raise ValueError(f"model.system={name!r} cannot be made ({said(error)}); see docs/systems.md") from error
     return system
 
 
@@ -99,3 +110,8 @@ def lengthening(config: Config, levels: Sequence[Level]) -> dict[str, tuple[str,
     system = system_class(config.model.system)
     found = {level.name: system.lengthened_by(config, level, acts=level is levels[-1]) for level in levels}
     return {name: setting for name, setting in found.items() if setting is not None}
+
+
+def said(error: BaseException) -> str:
+    """What was raised, as part of one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST_REASON]

@@ -11,7 +11,7 @@ from libra_ray import checkpoint
 from libra_ray.common.files import repair_jsonl
 from libra_ray.common.progress import ProgressBar, print_status
 from libra_ray.config import Config
-from libra_ray.control.delays import open_delays
+from libra_ray.control.delays import Delays, open_delays
 from libra_ray.control.margin import Latency, Margin, injected_steps, margins
 from libra_ray.evaluation.lockstep import Lockstep
 from libra_ray.evaluation.log import LOG_NAME, EpisodeJob, EvaluationLogWriter, read_evaluation
@@ -25,7 +25,7 @@ from libra_ray.runs.folder import Clock, RunFolder
 from libra_ray.runs.results import Evaluation
 from libra_ray.sim import check_robot, control_hz, instructions
 from libra_ray.training.data import distinct_tokens
-from libra_ray.types import Policy
+from libra_ray.types import Level, Policy
 
 EXPERT, POLICY, ZERO_ACTION = "expert", "policy", "zero_action"
 SCRIPTED = (EXPERT, ZERO_ACTION)
@@ -76,7 +76,7 @@ def evaluate(folder: RunFolder, clock: Clock, load: Load = load_trained, pool: S
             check_fits(config, trained)
             if pool is None:
                 torch.set_num_threads(1 if config.ray.use_gpu else min(available_cpus(), os.cpu_count() or 1))
-            delays = open_delays(config.delay, policy.levels, control_hz(config.sim))
+            delays = delays_of(config, policy.levels)
             fleet = Lockstep(config, trained, robots, policy, writer, delays)
             fleet.play([job for job in todo if job.controller == controller])
 
@@ -93,6 +93,15 @@ def margins_of(folder: RunFolder, evaluation: Evaluation) -> list[Margin]:
     }
     lengthened_by = lengthening(checkpoint.read_config(folder.checkpoint), levels)
     return margins(levels, latencies, manifest.control_hz, config.control, lengthened_by)
+
+
+def delays_of(config: Config, levels: Sequence[Level]) -> Delays:
+    """How late a policy's answers are.
+
+    Raises:
+        ValueError: `delay.trace` is no trace of a policy with these levels.
+    """
+    return open_delays(config.delay, levels, control_hz(config.sim))
 
 
 def controllers_of(config: Config, trained: Config) -> tuple[str, ...]:
@@ -122,8 +131,8 @@ def all_jobs(config: Config, controllers: Sequence[str]) -> list[EpisodeJob]:
 def check_fits(config: Config, trained: Config) -> None:
     """Refuse a checkpoint that does not fit the run.
 
-    It may be trained on other pictures than the fleet will make, for shorter chunks than it executes, or be of a system without
-    a variant that is to be evaluated.
+    It may be trained on other pictures than the fleet will make, for shorter chunks than it executes or commits to, or be of a
+    system without a variant that is to be evaluated.
 
     Raises:
         ValueError: names both values, or the controllers that are left.
@@ -133,9 +142,13 @@ def check_fits(config: Config, trained: Config) -> None:
         if ours != theirs:
             value = str(theirs).lower() if isinstance(theirs, bool) else theirs
             raise ValueError(f"sim.{name}={ours}, but the checkpoint was trained with {theirs}; give --sim.{name} {value}")
-    if config.control.execute_steps > trained.action.horizon:
+    executed, committed, horizon = config.control.execute_steps, config.control.committed_steps, trained.action.horizon
+    if executed > horizon:
+        raise ValueError(f"control.execute_steps={executed} exceeds the checkpoint's horizon of {horizon}")
+    if 2 * committed > horizon:
         raise ValueError(
-            f"control.execute_steps={config.control.execute_steps} exceeds the checkpoint's horizon of {trained.action.horizon}"
+            f"control.committed_steps={committed} is more than half of the checkpoint's horizon of {horizon}; "
+            f"give at most {horizon // 2}"
         )
     controllers_of(config, trained)
 

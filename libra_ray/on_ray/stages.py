@@ -7,10 +7,10 @@ import numpy as np
 from libra_ray import checkpoint
 from libra_ray.common.progress import print_status
 from libra_ray.config import Config
-from libra_ray.control.delays import open_delays
 from libra_ray.data.dataset import Demonstrations, open_dataset
 from libra_ray.evaluation import log as evaluation_log
 from libra_ray.model.dry_run import dry_run
+from libra_ray.model.system import System
 from libra_ray.on_ray import evaluate as evaluation
 from libra_ray.on_ray import record as recording
 from libra_ray.on_ray import session
@@ -45,6 +45,7 @@ def check(folder: RunFolder, *stages: Stage, fresh: bool = False) -> None:
     if ("record" in stages and not config.data.root) or "evaluate" in stages:
         check_tasks(config.sim, config.record.counted_tasks)
     recorded = _recorded(folder, stages, fresh=fresh) if "train" in stages else None
+    model: System | None = None
     if "train" in stages:
         if config.train.batch_size % config.ray.train_workers:
             raise ValueError(
@@ -53,20 +54,36 @@ def check(folder: RunFolder, *stages: Stage, fresh: bool = False) -> None:
         if fresh or not folder.done("train"):
             read = _to_record(config) if recorded is None else recorded.instructions
             told = evaluation.evaluated_instructions(config) if "evaluate" in stages else ()
-            _check_model(folder, recorded, sorted({*read, *told}), begun=folder.begun("train") and not fresh)
+            model = _checked_model(folder, recorded, sorted({*read, *told}), begun=folder.begun("train") and not fresh)
     if "evaluate" in stages:
-        if config.evaluate.checkpoint or "train" not in stages:
-            trained = checkpoint.read_config(folder.checkpoint)
-            evaluation.check_fits(config, trained)
-            drives = set(evaluation.controllers_of(config, trained)) - set(evaluation.SCRIPTED)
-            if not folder.done("evaluate") and drives:
-                evaluation.check_drives(config, folder.checkpoint)
-                hz = checkpoint.read_manifest(folder.checkpoint).control_hz
-                open_delays(config.delay, checkpoint.read_levels(folder.checkpoint), hz)
-        else:
-            evaluation.check_fits(config, config)
-            if recorded is not None:
-                _check_drives(config, recorded)
+        own = "train" in stages and not config.evaluate.checkpoint
+        _check_evaluation(folder, recorded if own else None, model if own else None, own=own, fresh=fresh)
+
+
+def _check_evaluation(
+    folder: RunFolder, recorded: Demonstrations | None, model: System | None, *, own: bool, fresh: bool
+) -> None:
+    """Refuse an evaluation that its policy, simulator or settings do not allow.
+
+    Args:
+        folder: the run's.
+        recorded: the data set that its policy is trained on before; None where there is none yet, or another policy is meant.
+        model: that policy, if it is not trained already.
+        own: whether this run's training makes the policy.
+        fresh: whether an evaluation that is over counts for nothing.
+    """
+    config = folder.config
+    trained = config if own else checkpoint.read_config(folder.checkpoint)
+    evaluation.check_fits(config, trained)
+    if recorded is not None:
+        _check_drives(config, recorded)
+    over = folder.done("evaluate") and not fresh
+    if over or not set(evaluation.controllers_of(config, trained)) - set(evaluation.SCRIPTED):
+        return
+    if not own:
+        evaluation.check_drives(config, folder.checkpoint)
+    if config.delay.trace:
+        evaluation.delays_of(config, model.levels if model is not None else checkpoint.read_levels(folder.checkpoint))
 
 
 def _recorded(folder: RunFolder, stages: Sequence[Stage], *, fresh: bool) -> Demonstrations | None:
@@ -90,12 +107,12 @@ def _check_drives(config: Config, recorded: Demonstrations) -> None:
         )
 
 
-def _check_model(folder: RunFolder, recorded: Demonstrations | None, words: Sequence[str], *, begun: bool) -> None:
-    """Make the model as training will, ask it once, let it read every instruction, and see that its answers can be delayed."""
+def _checked_model(folder: RunFolder, recorded: Demonstrations | None, words: Sequence[str], *, begun: bool) -> System:
+    """Make the model as training will, ask it once, and let it read every instruction."""
     robot = robot_spec(folder.config.sim) if recorded is None else recorded.robot
     model = dry_run(lambda: make_model(folder.config, shape_of(robot), begun=begun))
     distinct_tokens(model.tokenise, words)
-    open_delays(folder.config.delay, model.levels, robot.control_hz)
+    return model
 
 
 def _to_record(config: Config) -> tuple[str, ...]:

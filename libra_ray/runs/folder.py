@@ -90,7 +90,7 @@ class RunFolder:
             kept = {name: value for name, value in folder._kept().items() if name.partition(".")[0] not in gone}
             write_text(folder.path("stages.json"), dump(kept))
         if folder.path("config.json").exists():
-            folder._refuse_other_settings(configuration.from_json(folder.path("config.json").read_text(encoding="utf-8")))
+            folder._refuse_other_settings(configuration.read_saved(folder.path("config.json")))
         write_text(folder.path("config.json"), configuration.to_json(config))
         return folder
 

@@ -27,6 +27,8 @@ def _nested(given: Any) -> Any:
         if head in tree:
             if not (isinstance(below, Mapping) and isinstance(tree[head], Mapping)):
                 raise ValueError(f"{head!r} is given as a whole and as {name!r}; give one of both")
+            if twice := tree[head].keys() & below.keys():
+                raise ValueError(f"{head}.{min(twice)} is given twice; give it once")
             below = {**tree[head], **below}
         tree[head] = below
     return tree
@@ -35,7 +37,7 @@ def _nested(given: Any) -> Any:
 class _Frozen(BaseModel):
     """A record whose unknown names are refused with their nearest neighbours; dotted names reach into it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -147,6 +149,13 @@ class ServingSettings(_Frozen):
         if self.host not in ("127.0.0.1", "localhost", "::1") and not self.token:
             raise ValueError(f"host={self.host!r} lets other machines command the robots; give a token=... with it")
         return self
+
+    @field_validator("intent_timeout_s", "window_ms")
+    @classmethod
+    def _derived_or_given(cls, value: float) -> float:
+        if -1 < value < 0:
+            raise ValueError(f"{value:g} is none; give -1, which derives it, or a number from 0 on")
+        return value
 
     @field_validator("levels", mode="before")
     @classmethod

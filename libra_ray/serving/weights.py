@@ -57,11 +57,12 @@ def pinned(settings: ServingSettings) -> ServingSettings:
 
         check_variant(folder, settings.variant)
     levels = read_levels(folder)
-    if 2 * settings.committed_steps > levels[-1].covers:
-        raise ValueError(
-            f"committed_steps={settings.committed_steps} is more than half of the {levels[-1].covers} steps that checkpoint "
-            f"{folder} answers at a time; give at most {levels[-1].covers // 2}"
-        )
+    horizon, executed, committed = levels[-1].covers, settings.execute_steps, settings.committed_steps
+    at_a_time = f"the {horizon} steps that checkpoint {folder} answers at a time"
+    if executed > horizon:
+        raise ValueError(f"execute_steps={executed} is more than {at_a_time}; give at most {horizon}")
+    if 2 * committed > horizon:
+        raise ValueError(f"committed_steps={committed} is more than half of {at_a_time}; give at most {horizon // 2}")
     return settings.with_levels([level.name for level in levels]).model_copy(
         update={"checkpoint": address, "tracking_uri": store}
     )

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from libra_ray.checkpoint import read_manifest
@@ -28,12 +29,17 @@ def start_from(model: System, folder: Path, parts: Sequence[str]) -> list[str]:
         The names of the weights that were taken.
 
     Raises:
-        ValueError: the folder is not a checkpoint, one of `parts` has no weight that fits, or the checkpoint is another robot's
-            and one of `parts` has a weight that does not.
+        ValueError: the folder is no checkpoint or a damaged one, one of `parts` has no weight that fits, or the checkpoint is
+            another robot's and one of `parts` has a weight that does not.
     """
     theirs = read_manifest(folder).shape
     own = model.state_dict()
-    known = {n: value for n, value in load_file(folder / "weights.safetensors").items() if n in own}
+    try:
+        known = {n: value for n, value in load_file(folder / "weights.safetensors").items() if n in own}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"train.start_from={folder}: its weights cannot be read ({error}); give another, or restore it"
+        ) from error
     fitting = {n: value for n, value in known.items() if n.startswith(tuple(parts)) and value.shape == own[n].shape}
     for part in parts:
         if not any(name.startswith(part) for name in fitting):

@@ -213,7 +213,7 @@ def test_a_task_named_twice_is_refused():
 
 
 @pytest.mark.parametrize("name", PLACES)
-def test_a_folder_is_the_same_wherever_it_is_read(name, tmp_path, monkeypatch):
+def test_a_place_is_the_same_wherever_it_is_read(name, tmp_path, monkeypatch):
     """Workers, and a run that is continued, may be in another working folder than the one where it was typed."""
     monkeypatch.chdir(tmp_path)
     config = override(Config(), {name: "mine/of-today"})

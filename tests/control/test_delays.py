@@ -127,16 +127,52 @@ def test_measured_latencies_are_rounded_up_to_whole_steps():
 
 def test_a_trace_that_lacks_a_level_or_is_none_is_refused(tmp_path):
     with pytest.raises(
-        ValueError, match="no latencies of level refiner; it has planner, the policy's levels are planner, refiner"
+        ValueError, match="no latencies of level refiner, but of planner; the policy's levels are planner, refiner"
     ):
         in_steps({"planner": [1.0]}, LEVELS, control_hz=10)
     path = tmp_path / "drive.json"
-    for text in ("", "[]", "{}"):
-        path.write_text(text)
-        with pytest.raises(ValueError, match=r"drive.json holds no latencies .* jobs/drive.py --out"):
-            open_delays(DelayConfig(trace=str(path)), LEVELS, 10)
+    with pytest.raises(ValueError, match=r"drive.json holds no latencies \(FileNotFoundError.* jobs/drive.py --out"):
+        open_delays(DelayConfig(trace=str(path)), LEVELS, 10)
     path.write_text(json.dumps({"level_latencies_ms": {"planner": [100.0], "refiner": [1.0]}}))
     assert open_delays(DelayConfig(trace=str(path)), LEVELS, 10).chunk("refiner", 0, 0) == 1
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert open_delays(DelayConfig(trace=str(path)), LEVELS, 10).chunk("refiner", 0, 0) == 1, "a byte order mark does no harm"
+
+
+@pytest.mark.parametrize(
+    ("kept", "words"),
+    [
+        (None, "IsADirectoryError"),
+        (b"", "JSONDecodeError"),
+        (b"\xff", "UnicodeDecodeError"),
+        ([], "TypeError"),
+        ({}, "KeyError"),
+        ({"level_latencies_ms": [1.0]}, "AttributeError"),
+        *[
+            ({"level_latencies_ms": {"planner": values, "refiner": [1.0]}}, words)
+            for values, words in [
+                ([1.0, None], "level planner are not all numbers of milliseconds from 0 on"),
+                ([1.0, -1.0], "level planner are not all numbers"),
+                ([[1.0]], "level planner are not all numbers"),
+                (3.0, "level planner are not all numbers"),
+                (["soon"], "could not convert"),
+                ([{}], "TypeError"),
+            ]
+        ],
+        ({"level_latencies_ms": {"planner": [], "refiner": [1.0]}}, "no latencies of level planner"),
+        ({"level_latencies_ms": {"goal": [1.0]}}, "no latencies of level planner, but of goal; the policy's levels are"),
+    ],
+)
+def test_what_is_no_trace_is_refused_in_one_line(tmp_path, kept, words):
+    path = tmp_path / "trace.json"
+    if kept is None:
+        path.mkdir()
+    else:
+        path.write_bytes(kept if isinstance(kept, bytes) else json.dumps(kept).encode())
+    with pytest.raises(ValueError, match=words) as refused:
+        open_delays(DelayConfig(trace=str(path)), LEVELS, 10)
+    assert str(refused.value).startswith(f"delay.trace={path}")
+    assert "\n" not in str(refused.value)
 
 
 def test_a_policy_of_one_level_is_late_as_a_whole():

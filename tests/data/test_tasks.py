@@ -21,7 +21,7 @@ def read(tmp_path, numbers, **columns):
 def test_every_frame_has_the_words_of_its_number(tmp_path, name):
     """Unused words are left out, an empty instruction is one, and two numbers of the same words are the same."""
     instructions, places = read(
-        tmp_path, [9, 2, 9, 5, 7], **{"task_index": [2, 5, 7, 9, 11], name: ["push", "", "pull", "pull", "never"]}
+        tmp_path, [9, 2, 9, 5, 7], **{"task_index": [9, 2, 11, 7, 5], name: ["pull", "push", "never", "pull", ""]}
     )
     assert instructions == ("", "pull", "push")
     assert [instructions[place] for place in places] == ["pull", "push", "pull", "", "pull"]
@@ -38,6 +38,22 @@ def test_every_frame_has_the_words_of_its_number(tmp_path, name):
 def test_a_frame_without_words_is_refused_by_name(tmp_path, numbers, words):
     with pytest.raises(DatasetError, match=words):
         read(tmp_path, numbers, task_index=[0, 1], task=["push", None])
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ({"task_index": [0, 0], "task": ["push", "pull"]}, r"two instructions of task_index 0: 'push' and 'pull'"),
+        ({"task_index": [0, None], "task": ["push", "pull"]}, r"'pull' has the task_index None, which is no whole number"),
+        ({"task_index": ["0", "1"], "task": ["push", "pull"]}, r"'push' has the task_index '0', which is no whole number"),
+        ({"task_index": [0.5, 1.0], "task": ["push", "pull"]}, r"'push' has the task_index 0\.5, which is no whole"),
+        ({"task_index": [np.nan, 1.0], "task": ["push", "pull"]}, r"'push' has the task_index nan, which is no whole"),
+    ],
+)
+def test_a_table_with_a_number_that_is_none_or_has_two_meanings_is_refused(tmp_path, table, words):
+    with pytest.raises(DatasetError, match=rf"tasks\.parquet.* {words}") as refused:
+        read(tmp_path, [0] * 5, **table)
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("columns", [{"task_index": [0]}, {"task": ["push"]}])

@@ -4,12 +4,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from libra_ray.config import override, preset, to_json
 from libra_ray.data import video
 from libra_ray.doctor import aside, hardware
 from libra_ray.doctor.finding import Check, outcome
 from libra_ray.sim.render import known_scene
+from tests.on_ray.doubles import StubEnvironment
 
 FINE = {"names": ["NVIDIA H100"], "cuda": "13.0", "error": ""}
 OLD = {"names": [], "cuda": "13.0", "error": "The NVIDIA driver on your system is too old (found version 11040)."}
@@ -37,6 +39,23 @@ def test_gpus(monkeypatch, tried, driver, use_gpu, level, found, fix):
         monkeypatch.delenv(name, raising=False)
     finding = looked(hardware.judge_gpu, tried, driver=driver, use_gpu=use_gpu)
     assert (finding.level, found in finding.found, fix in finding.fix) == (level, True, True)
+
+
+def test_a_gpu_is_tried_by_computing_on_it(monkeypatch):
+    def too_old():
+        raise RuntimeError(f"{OLD['error']}\nhow to mend it, on many lines")
+
+    monkeypatch.setattr(torch.cuda, "init", too_old)
+    assert hardware.try_gpu()["error"] == OLD["error"]
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert hardware.try_gpu()["error"] == "no device"
+    # One that has a name, and cannot add.
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100")
+    tried = hardware.try_gpu() if not torch.cuda.is_available() else OLD
+    assert tried["error"]
+    assert looked(hardware.judge_gpu, tried, driver="NVIDIA H100", use_gpu=True).level == "blocker"
 
 
 def test_a_hidden_gpu(monkeypatch):
@@ -79,11 +98,29 @@ def test_only_the_right_picture_is_right():
     assert "upper left must be (255, 0, 0)" in known_scene.fault(right[::-1])
 
 
+def test_a_backend_that_draws_something_else_is_refused(monkeypatch):
+    class Upside:
+        def __init__(self, *_, height, width, **__):
+            assert height == width
+            self.picture = scene(height)[::-1]
+
+        def render(self, _):
+            return self.picture
+
+    monkeypatch.setattr("libra_ray.sim.choose_backend", lambda: "egl")
+    monkeypatch.setattr(known_scene, "OffscreenRenderer", Upside)
+    finding = looked(hardware.try_rendering)
+    assert finding.level == "blocker"
+    assert "OpenGL draws wrong pictures: the upper left must be (255, 0, 0)" in finding.found
+    assert finding.fix.startswith("try the other library")
+
+
 def test_without_opengl(monkeypatch, tmp_path):
     for name in ("libEGL.so.1", "libEGL.so", "libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so"):
         (tmp_path / name).touch()
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
     monkeypatch.setenv("MUJOCO_GL", "egl")
+    monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID", raising=False)
     finding = looked(hardware.rendering)
     assert finding.level == "blocker"
     assert finding.found == "neither EGL nor OSMesa can render on this machine (MUJOCO_GL=egl)"
@@ -115,6 +152,14 @@ def test_a_task_that_is_not_there():
     finding = looked(hardware.try_simulator, to_json(settings))
     assert finding.level == "blocker"
     assert "reach-v3" in finding.found + finding.fix
+
+
+def test_a_robot_whose_camera_sees_nothing(monkeypatch):
+    settings = preset("debug")
+    monkeypatch.setattr("libra_ray.sim.make_environment", lambda sim, task: StubEnvironment(task))
+    finding = looked(hardware.try_simulator, to_json(settings))
+    assert (finding.level, finding.found) == ("blocker", "reach-v3: observation.image shows nothing")
+    assert "libegl1" in finding.fix
 
 
 def encoder(codec="h264"):

@@ -3,7 +3,7 @@
 import pytest
 
 from libra_ray.config import override, preset
-from libra_ray.data.dataset import write_dataset
+from libra_ray.data.dataset import open_dataset, write_dataset
 from libra_ray.doctor import aside, products
 from libra_ray.doctor.finding import outcome
 from tests.data.builders import make_episode, rename_features
@@ -69,6 +69,19 @@ def test_a_data_set_that_is_none(demos, tmp_path):
         assert finding.level == "blocker"
         assert found in finding.found
         assert finding.fix
+
+
+def test_a_video_that_is_whole_outside_and_broken_inside(demos, tmp_path):
+    """Only who decodes a picture can notice."""
+    path = next(demos.rglob("*.mp4"))
+    content = bytearray(path.read_bytes())
+    begin, end = content.index(b"mdat") + 4, content.index(b"moov") - 4
+    content[begin:end] = bytes(end - begin)
+    path.write_bytes(content)
+    open_dataset(demos)
+    [finding] = looked(asked(data__root=demos), "data set", demos, tmp_path / "none")
+    assert (finding.level, str(path) in finding.found) == ("blocker", True), finding
+    assert finding.fix
 
 
 def test_checkpoints(tmp_path):

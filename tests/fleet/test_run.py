@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import os
+import re
+import signal
 import sys
 import threading
 import time
@@ -9,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,15 +21,19 @@ from websockets.exceptions import ConnectionClosed
 
 from libra_ray.client.protocol import GOING_AWAY, Handshake, Reply, pack, unpack
 from libra_ray.common.json_text import dump, read
+from libra_ray.config import DelayConfig, SimConfig
+from libra_ray.control.delays import open_delays
 from libra_ray.fleet.log import DriveLog, FinishedEpisode, RequestRecord
 from libra_ray.fleet.records import Rates
 from libra_ray.fleet.replay import open_recording, synthetic
 from libra_ray.fleet.robot import drive
 from libra_ray.fleet.robots import MotionResult, PhysicsRobot
 from libra_ray.fleet.run import SYNTHETIC, WRIST, DriveResult, LoadSpec, run, simulation, table
+from libra_ray.fleet.simulated import SimulatedFleet
 from libra_ray.stats.intervals import wilson
 from libra_ray.types import IMAGE_KEY, STATE_KEY, Json, Level, Observation
 from tests.data.builders import make_recorded
+from tests.processes import command, family
 
 H, D, S = 5, 4, 4
 HANDSHAKE = Handshake(
@@ -417,6 +425,9 @@ def test_the_job_drives_simulated_robots_in_their_own_processes(job, tmp_path, c
     assert result.success.tasks["touch"].episodes >= 1  # cut off after 15 steps
     assert result.rates == Rates(control_hz=20, chunk_requests_hz_per_robot=4)
     assert result.physics_cpu_share > 0
+    assert result.level_latencies_ms
+    levels = [Level(name=name, covers=5) for name in result.level_latencies_ms]
+    assert open_delays(DelayConfig(trace=str(out)), levels, control_hz=20).measured.keys() == result.level_latencies_ms.keys()
     picture = server.requests[0][IMAGE_KEY]
     assert picture.shape == (16, 16, 3)
     assert picture.std() > 5
@@ -430,6 +441,7 @@ def test_the_job_drives_simulated_robots_in_their_own_processes(job, tmp_path, c
         ([], "no server at ws://127.0.0.1:1"),
         (["--robots", 0], "robots=0 is out of range"),
         (["--out", "/no/such/folder/a.json"], "folder does not exist"),
+        (["--out", "/tmp"], "is a folder itself"),
         (["--robot", 3], "unrecognized arguments: --robot"),
     ],
 )
@@ -440,3 +452,27 @@ def test_the_job_refuses_in_one_line(job, capsys, options, words):
     assert ended.value.code == 2
     assert said.startswith("drive.py: error: ")
     assert words in said
+
+
+def test_interrupted_while_still_importing(job, capsys, monkeypatch):
+    class Interrupting:
+        def find_spec(self, name, path=None, target=None):
+            if name == "libra_ray.fleet.run":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "libra_ray.fleet.run")
+    monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
+    with pytest.raises(SystemExit) as ended:
+        job("127.0.0.1:1", "--stub", SYNTHETIC)
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "drive.py: interrupted\n"
+
+
+def test_simulators_never_hear_ctrl_c_nor_while_they_start():
+    """A terminal sends it to all of them; their tracebacks would stand beside the driver's one line."""
+    below = set(family(os.getpid()))
+    with SimulatedFleet(SimConfig(family="tabletop", tasks=("touch",)), ["touch"], 1, processes=1):
+        started = [pid for pid in family(os.getpid()) if pid not in below and "spawn_main" in command(pid)]
+        masks = [re.search(r"SigBlk:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())[1] for pid in started]
+    assert [bool(int(mask, 16) & 1 << (signal.SIGINT - 1)) for mask in masks] == [True]
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ()), "the driver hears it"

@@ -176,6 +176,35 @@ def test_what_is_no_system_is_refused(given, message):
         system_class(given)
 
 
+OWN = "from libra_ray.model.system import System\nclass Mine(System):\n    "
+"""Begins the module of a system of one's own."""
+NAMED = "; ".join(f"{name} = lambda *_: None" for name in ("infer", "losses", "parts", "tokenise", "save_processor"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("class Mine(:", r"cannot be loaded \(SyntaxError: .*mine.py, line 1"),
+        ("Mine = nn.Module", r"cannot be loaded \(NameError: name 'nn' is not defined\); systems are libra"),
+        ("import nowhere", r"cannot be loaded \(ModuleNotFoundError: No module named 'nowhere'\)"),
+        ("raise SystemExit('usage: mine.py FILE')", r"cannot be loaded \(SystemExit: usage: mine.py FILE\)"),
+        ("def Mine(*_): pass", "no subclass of libra_ray.model.system.System"),
+        (OWN + "levels = ()", r"cannot be made \(TypeError: Can't instantiate abstract class Mine"),
+        (OWN + NAMED, r"cannot be made \(AttributeError: 'Mine' object has no attribute 'levels'\)"),
+        (OWN + NAMED + "\n    def __init__(self, *_): raise ValueError('odd\\nwidth')", r"made \(ValueError: odd width\)"),
+        (OWN + NAMED + "\n    def __init__(self, *_): {}['key']", r"made \(KeyError: 'key'\)"),
+        (OWN + NAMED + "\n    def __init__(self): pass", r"made \(TypeError: .*positional argument"),
+    ],
+)
+def test_whatever_a_system_of_ones_own_raises_is_one_line(text, message, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    with pytest.raises(ValueError, match=rf"^model.system='mine:Mine' .*{message}") as refused:
+        make_system(tiny_config({"model.system": "mine:Mine"}), SHAPE)
+    assert "\n" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("levels", "message"),
     [

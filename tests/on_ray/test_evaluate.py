@@ -79,6 +79,11 @@ def test_longer_chunks_than_were_trained_are_refused():
     config = override(debug_config(), {"action.horizon": 8, "control.execute_steps": 7})
     with pytest.raises(ValueError, match=r"control.execute_steps=7 exceeds the checkpoint's horizon of 5"):
         evaluation.check_fits(config, debug_config())
+    config = override(debug_config(), {"action.horizon": 8, "control.committed_steps": 3})
+    with pytest.raises(
+        ValueError, match=r"control.committed_steps=3 is .*half of the checkpoint's horizon of 5; give at most 2"
+    ):
+        evaluation.check_fits(config, debug_config())
 
 
 def test_a_variant_that_the_system_has_not_is_refused(make_run):

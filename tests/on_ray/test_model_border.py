@@ -3,6 +3,8 @@
 import shutil
 
 import pytest
+import torch
+from toy_system import Toy
 
 from libra_ray.data.dataset import write_dataset
 from libra_ray.model.dry_run import dry_run
@@ -107,6 +109,35 @@ def test_whatever_a_model_raises_is_one_line(monkeypatch):
     monkeypatch.setattr(Libra, "infer", fail)
     with pytest.raises(ValueError, match=r"here \(ValueError: shapes differ\)"):
         dry_run(lambda: Libra(debug_config(), SHAPE))
+
+
+@pytest.mark.parametrize(
+    ("answers", "words"),
+    [
+        (
+            {"goal": {"average": torch.zeros(1, 4)}},
+            r"level goal answers \{'average': \(4,\)\}, and promises \{'mean': \(4,\)\}",
+        ),
+        ({"path": {"pace": torch.zeros(1, 5, 4)}}, r"level path answers .*\(5, 4\).* promises .*\(10, 4\)"),
+        ({"motor": {"actions": torch.zeros(1, 9, 4)}}, r"level motor answers .*\(9, 4\).* promises .*\(5, 4\)"),
+        ({"motor": torch.zeros(1, 5, 4)}, "model.system='toy_system:Toy'.* does not answer"),
+    ],
+)
+def test_a_system_that_answers_something_else_than_it_promises_is_refused(monkeypatch, tmp_path, answers, words):
+    whole = Toy.infer
+    monkeypatch.setattr(
+        Toy, "infer", lambda self, level, *rest: answers.get(level) if level in answers else whole(self, level, *rest)
+    )
+    with pytest.raises(ValueError, match=words):
+        checked(tmp_path, *ALL, model__system="toy_system:Toy", planner__max_text_tokens=200)
+
+
+def test_every_system_of_a_sweep_is_made_before_it_begins(tmp_path):
+    space, config = tmp_path / "space.py", debug_config()
+    space.write_text("from ray import tune\nSPACE = {'model.system': tune.choice(['libra', 'nowhere:Mine'])}")
+    with pytest.raises(ValueError, match=r"model.system='nowhere:Mine' cannot be loaded .*nowhere"):
+        runner.check(tmp_path / "sweep", config, "fifo", load_space(str(space), config))
+    assert not (tmp_path / "sweep").exists()
 
 
 def test_every_model_of_a_sweep_is_asked_before_it_begins(tmp_path, mae):

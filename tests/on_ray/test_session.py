@@ -213,7 +213,7 @@ def test_serve_run_refuses_in_one_line(argument, more, says, tmp_path):
     env = os.environ | {"PYTHONPATH": str(ROOT), **more}
     command = [Path(sys.executable).parent / "serve", "run", "--app-dir", ROOT, "serve_apps.libra:app", argument]
     done = subprocess.run([*map(str, command)], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode != 0
+    assert done.returncode == 2
     [line] = done.stderr.strip().splitlines()
     assert line.startswith("serve run: error: ")
     assert says in line

@@ -1,5 +1,6 @@
 """What is known to be wrong is refused at the border: no cluster is started, nothing is written."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from libra_ray import checkpoint
+from libra_ray.control.delays import LATENCIES
 from libra_ray.data.dataset import write_dataset
 from libra_ray.data.fingerprint import Fingerprint
 from libra_ray.on_ray import evaluate as evaluation
@@ -222,3 +224,32 @@ class TestInstructionsThatAreTooLong:
         stages.check(folder, "train")
         with pytest.raises(ValueError, match=self.SAID):
             stages.check(folder, *ALL)
+
+
+class TestMeasuredLatencies:
+    """A trace is opened before anything is recorded or trained, for the levels of the policy that will be evaluated."""
+
+    def test_one_that_is_none_is_refused(self, make_run, tmp_path):
+        folder = make_run(delay__trace=str(tmp_path / "drive.json"))
+        with pytest.raises(ValueError, match=r"delay.trace=\S*/drive.json holds no latencies .*jobs/drive.py --out"):
+            stages.check(folder, *ALL)
+        stages.check(make_run("alone", delay__trace=str(tmp_path / "drive.json")), "record")
+        scripted = {"delay__trace": str(tmp_path), "evaluate__controllers": "expert,zero_action"}
+        stages.check(make_run("scripted", **scripted), *ALL)
+
+    def test_the_levels_are_those_of_what_is_evaluated(self, make_run, tmp_path):
+        trace = tmp_path / "drive.json"
+        trace.write_text(json.dumps({LATENCIES: {"policy": [1.0]}}))
+        stages.check(make_run(delay__trace=str(trace), model__system="monolithic"), *ALL)
+        given = {"evaluate__checkpoint": str(trained(tmp_path / "c")), "delay__trace": str(trace)}
+        for name, system, which in (("own", "libra", ("evaluate",)), ("both", "monolithic", ALL)):
+            with pytest.raises(ValueError, match=r"no latencies of level planner, but of policy; .*are planner, refiner"):
+                stages.check(make_run(name, model__system=system, **given), *which)
+
+    def test_an_evaluation_that_is_over_needs_none(self, make_run, tmp_path):
+        folder = make_run(evaluate__checkpoint=str(trained(tmp_path / "c")), delay__trace=str(tmp_path / "gone.json"))
+        with folder.stage("evaluate"):
+            pass
+        stages.check(folder, "evaluate")
+        with pytest.raises(ValueError, match=r"gone\.json"):
+            stages.check(folder, "evaluate", fresh=True)

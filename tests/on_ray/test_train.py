@@ -24,6 +24,7 @@ from tests.on_ray.doubles import debug_config
 from tests.processes import command, family
 
 WORKER = "RayTrainWorker"
+STEPS, KILLED_AT = 160, 60
 # Workers need not find the tests.
 cloudpickle.register_pickle_by_value(loops)
 
@@ -89,7 +90,7 @@ def killed_run(ray_cluster, demonstrations, runs_dir) -> Run:
         "data__root": demonstrations.name,
         "ray__train_workers": 2,
         "ray__train_cpus_per_worker": 1,
-        "train__steps": 400,
+        "train__steps": STEPS,
         "train__checkpoint_every": 20,
         "train__log_every": 5,
         "train__validate_every": 0,
@@ -103,7 +104,10 @@ def killed_run(ray_cluster, demonstrations, runs_dir) -> Run:
         patch.chdir(demonstrations.parent)
         config = debug_config(**changes)
         folder = RunFolder.open(runs_dir / "killed", config)
-        with Killer(folder.path(training.LOG_NAME), step=60) as killer, contextlib.redirect_stderr(io.StringIO()) as said:
+        with (
+            Killer(folder.path(training.LOG_NAME), step=KILLED_AT) as killer,
+            contextlib.redirect_stderr(io.StringIO()) as said,
+        ):
             stages.train(folder, tracker)
     return Run(folder=folder, tracker=tracker, killed=killer.killed, said=said.getvalue().splitlines())
 
@@ -112,9 +116,11 @@ def test_killed_workers_go_on_from_the_last_checkpoint(killed_run):
     folder = killed_run.folder
     assert len(killed_run.killed) == 2
     manifest = checkpoint.read_manifest(folder.path("checkpoint"))
-    assert (manifest.step, manifest.finished) == (400, True)
+    assert (manifest.step, manifest.finished) == (STEPS, True)
     steps = [row["step"] for row in read_jsonl(folder.path(training.LOG_NAME), dict)]
-    assert list(stages.training_log(folder).series("loss")[0]) == list(range(5, 401, 5)), "contiguous, and one rank writes"
+    assert list(stages.training_log(folder).series("loss")[0]) == list(range(5, STEPS + 1, 5)), (
+        "contiguous, and one rank writes"
+    )
     again = [after for before, after in itertools.pairwise(steps) if after != before + 5]
     assert len(again) <= 1, "one restart"
     assert all(step > 20 and step % 20 == 5 for step in again), "from a checkpoint, not from the beginning"
@@ -140,7 +146,7 @@ def test_a_finished_stage_says_so(killed_run, capsys):
     log = killed_run.folder.path(training.LOG_NAME)
     stamp = log.stat().st_mtime_ns
     stages.train(killed_run.folder, StubTracker())
-    assert "finished already, the checkpoint is at its last step 400" in capsys.readouterr().err
+    assert f"finished already, the checkpoint is at its last step {STEPS}" in capsys.readouterr().err
     assert log.stat().st_mtime_ns == stamp
 
 

@@ -55,6 +55,7 @@ def test_the_same_settings_continue(tmp_path):
         ("train", "data.history", 2),
         ("train", "sim.image_size", 64),
         ("evaluate", "control.rule", "overlap"),
+        ("evaluate", "delay.intent_steps", 3),
         ("evaluate", "evaluate.seed", 777_777),
         ("evaluate", "sim.max_steps", 50),
     ],
@@ -84,6 +85,12 @@ def test_settings_of_stages_to_come_may_change(tmp_path, changes):
     changed = override(CONFIG, changes)
     assert RunFolder.open(tmp_path / "run", changed).config == changed
     assert RunFolder.open(tmp_path / "run", changed).done("record")
+
+
+def test_every_setting_is_one_of_a_stage_or_changes_no_result():
+    begun = tuple(beginning for keys in STAGE_KEYS.values() for beginning in keys)
+    free = {name.partition(".")[0] for name in flatten(CONFIG) if not name.startswith(begun)}
+    assert free == {"preset", "ray", "tracking"}
 
 
 def test_resources_may_change_at_any_time(tmp_path):

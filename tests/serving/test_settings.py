@@ -12,6 +12,7 @@ from libra_ray.on_ray.serving import scaling
 from libra_ray.serving.settings import ServingSettings
 
 LEVELS = ["director", "planner", "refiner"]
+FIRST_EDITION = Path(__file__).parents[1] / "fixtures" / "first_edition" / "registered_model" / "data" / "checkpoint"
 
 
 def test_defaults_need_a_checkpoint_and_nothing_else():
@@ -58,6 +59,13 @@ def test_levels_that_the_policy_has_not_are_refused_with_those_it_has():
         ({"port": 70000}, "65535"),
         ({"host": "0.0.0.0"}, "give a token"),
         ({"max_message_bytes": 2**40}, "less than or equal"),
+        *[
+            ({name: -0.5}, f"{name}\n.*-0.5 is none; give -1, .* or a number from 0 on")
+            for name in ("intent_timeout_s", "window_ms")
+        ],
+        *[({name: "inf"}, "finite number") for name in ("intent_timeout_s", "first_intent_timeout_s", "gateway.num_cpus")],
+        *[({name: "nan"}, name) for name in ("intent_timeout_s", "control_hz", "levels.planner.timeout_s")],
+        ({"levels.planner.replicas": 1, "levels": {"planner": {"replicas": 2}}}, "planner.replicas is given twice"),
     ],
 )
 def test_bad_arguments_say_what_is_valid(changes, words):
@@ -118,6 +126,24 @@ def test_wrong_arguments_are_told_in_one_line(arguments, says):
     with pytest.raises(ValueError, match=says) as refused:
         ServingSettings.read(arguments)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"committed_steps": 3}, r"committed_steps=3 is more than half of the 5 steps that checkpoint \S+ answers .*at most 2"),
+        ({"execute_steps": 6}, r"execute_steps=6 is more than the 5 steps that checkpoint \S+ answers .*; give at most 5"),
+        ({"variant": "coarse"}, r"of model.system=libra, which has no variant 'coarse'; it has coarse_only"),
+        ({"levels.motor.replicas": 2}, r"levels.motor: no such level; checkpoint \S+ has planner, refiner"),
+    ],
+)
+def test_what_the_checkpoint_does_not_allow_is_refused_before_anything_starts(arguments, says):
+    from libra_ray.serving.weights import pinned
+
+    checkpoint = {"checkpoint": str(FIRST_EDITION)}
+    assert list(pinned(ServingSettings.read(checkpoint | {"committed_steps": 2, "execute_steps": 5})).levels) == LEVELS[1:]
+    with pytest.raises(ValueError, match=says):
+        pinned(ServingSettings.read(checkpoint | arguments))
 
 
 def test_a_checkpoint_is_found_before_anything_starts(tmp_path, monkeypatch):

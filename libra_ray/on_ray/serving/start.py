@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
+import ray
 from ray import serve
 from ray.serve import Application
 from ray.serve.scripts import parse_runtime_env_args
@@ -31,7 +32,8 @@ def started(settings: ServingSettings, options: Mapping[str, Any]) -> Applicatio
         options: of `serve run`, as its command line gave them.
 
     Raises:
-        ValueError: there is no such checkpoint, or RAY_ADDRESS, or a folder that Ray needs, cannot be used.
+        ValueError: there is no such checkpoint, RAY_ADDRESS or a folder that Ray needs cannot be used, or this machine is too
+            small.
         RuntimeError: no cluster that can be used answers at RAY_ADDRESS, or the application's replicas cannot start.
     """
     session.prepare_serve_run(options["address"])
@@ -42,9 +44,32 @@ def started(settings: ServingSettings, options: Mapping[str, Any]) -> Applicatio
         with suppress(TimeoutError):
             asked.result(timeout=AT_ONCE_S)
         session.connect_serve_run(runtime_env=environment)
-        application = build(asked.result())
+        settings = asked.result()
+    check_size(settings)
+    application = build(settings)
     run(application, name=options["name"], route_prefix=options["route_prefix"])
     return application
+
+
+def check_size(settings: ServingSettings) -> None:
+    """Refuse more processes than this machine's own cluster will ever hold: Serve would wait for its growth, without a word.
+
+    Raises:
+        ValueError: names what is wanted and what there is.
+    """
+    if not session.is_private():
+        return
+    kinds = {"CPU": "num_cpus", "GPU": "num_gpus"}
+    for kind, name in kinds.items():
+        processes = (*settings.levels.values(), settings.gateway)
+        # Ray's own resolution: ten times a tenth is one.
+        wanted = round(sum(of.replicas * getattr(of, name) for of in processes), 4)
+        present = ray.cluster_resources().get(kind, 0)
+        if wanted > present:
+            raise ValueError(
+                f"levels and gateway reserve {wanted:g} {kind}s, this machine gives Ray {present:g}; lower the {name} or "
+                "replicas of levels.LEVEL or gateway"
+            )
 
 
 def run(application: Application, name: str, route_prefix: str) -> None:

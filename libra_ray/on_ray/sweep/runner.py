@@ -48,7 +48,7 @@ def check(root: Path, config: Config, name: str, space: Space) -> None:
         root: the sweep's folder, which need not exist yet.
         config: what every trial starts from.
         name: the scheduler.
-        space: whose pretrained models are asked once, each.
+        space: whose systems and pretrained models are asked once, each.
 
     Raises:
         ValueError: a scheduler that there is not, or that would do nothing; a task, data set or model that is not there.
@@ -57,7 +57,7 @@ def check(root: Path, config: Config, name: str, space: Space) -> None:
         raise ValueError(f"--scheduler {name} is refused: {REFUSED[name]}")
     if name not in BUDGETS:
         raise ValueError(f"no --scheduler {name}; there are {', '.join(sorted(BUDGETS))}")
-    for variant in space.models(override(config, {"evaluate.controllers": "policy"})):
+    for variant in space.loads(override(config, {"evaluate.controllers": "policy"})):
         stages.check(RunFolder(root.resolve(), variant), "record", "train", "evaluate")
 
 

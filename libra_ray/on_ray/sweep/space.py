@@ -22,8 +22,8 @@ CHECKED_DRAWS = 200
 LARGEST_GRID = 100_000
 OWN_NAMES = ("train.seed", "data.root", "evaluate.checkpoint", "evaluate.controllers", "tracking.", "ray.")
 """What the sweep itself decides."""
-MODELS = ("planner.backbone", "refiner.encoder", "refiner.vision")
-"""Which models from outside a trial loads."""
+OUTSIDE = ("model.system", "planner.backbone", "refiner.encoder", "refiner.vision", "delay.trace")
+"""What a trial loads from outside: its system, pretrained models, measured latencies."""
 
 Values = dict[str, Any]
 """One point of a space: dotted name -> value."""
@@ -84,13 +84,13 @@ class Space:
         """
         return self._variants(config, STAGE_KEYS["record"])
 
-    def models(self, config: Config) -> list[Config]:
-        """The configurations whose pretrained models the trials need.
+    def loads(self, config: Config) -> list[Config]:
+        """The configurations that differ in what the trials load from outside.
 
         Raises:
             ValueError: the space changes them by a distribution that is not a choice.
         """
-        return self._variants(config, MODELS)
+        return self._variants(config, OUTSIDE)
 
     def _variants(self, config: Config, names: tuple[str, ...]) -> list[Config]:
         """The configuration under every combination of the settings whose names begin so."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 
 from libra_ray import checkpoint
 from libra_ray.model.parts.backbone import Backbone, PretrainedBackbone, make_backbone
@@ -162,6 +163,25 @@ def test_unknown_models_are_refused(key, valid, name, tmp_path):
         make_system(tiny_config({key: given}), SHAPE)
     assert given in str(refusal.value)
     assert "local model folder" in str(refusal.value)
+
+
+def test_a_name_of_the_hub_is_the_model_that_this_machine_has_of_it(source, vision_model, tmp_path):
+    """And a checkpoint of it needs neither the hub nor what was downloaded."""
+    folders = {"planner.backbone": source, "refiner.encoder": vision_model}
+    names = {"planner.backbone": "nobody/speaks", "refiner.encoder": "nobody/sees"}
+    kept = {key: Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}") for key, name in names.items()}
+    for key, place in kept.items():
+        shutil.copytree(folders[key], place / "snapshots" / "7")
+        (place / "refs").mkdir()
+        (place / "refs" / "main").write_text("7")
+    named = tiny_model(names)
+    for name, value in tiny_model({key: str(folder) for key, folder in folders.items()}).state_dict().items():
+        assert torch.equal(named.state_dict()[name], value)
+    save_checkpoint(tmp_path / "checkpoint", named)
+    for place in kept.values():
+        shutil.rmtree(place)
+    again = checkpoint.load(tmp_path / "checkpoint").model
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in named.state_dict().items())
 
 
 def test_a_vision_model_is_no_backbone(vision_model):

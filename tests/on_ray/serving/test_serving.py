@@ -115,6 +115,27 @@ def test_what_cannot_start_says_why_in_one_line_and_leaves_nothing(proxy_port):
     assert "broken" not in serve.status().applications
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"levels.planner.num_cpus": 100}, r"reserve 100\.2 CPUs, this machine gives Ray 4; lower the num_cpus or replicas"),
+        ({"levels.refiner.replicas": 50}, r"reserve 5\.2 CPUs"),
+        ({"gateway.num_gpus": 0.5}, r"reserve 0\.5 GPUs, this machine gives Ray 0; lower the num_gpus"),
+    ],
+)
+def test_more_than_this_machine_will_ever_hold_is_refused(ray_cluster, monkeypatch, arguments, words):
+    from libra_ray.on_ray.serving.start import check_size
+    from libra_ray.serving.settings import ServingSettings
+
+    settings = ServingSettings.read({"checkpoint": "c", **LIGHT, **arguments}).with_levels(["planner", "refiner"])
+    with pytest.raises(ValueError, match=words):
+        check_size(settings)
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    check_size(settings)
+    monkeypatch.delenv("RAY_ADDRESS")
+    check_size(ServingSettings.read({"checkpoint": "c", **LIGHT}).with_levels(["planner", "refiner"]))
+
+
 def seen(robot, step=0) -> Observation:
     from dataclasses import replace
 
