@@ -227,8 +227,9 @@ class AnchorRefine(System):
             actions = said.clone() if self.settings.predicts == "action" else anchor + said
         if self.gripper is not None:
             q = probability(anchor[..., self.gripper])
-            refined = said is not None and self.settings.gripper_refinement != "none"
-            actions[..., self.gripper] = decided(q + said[..., self.gripper] if refined else q)
+            if said is not None and self.settings.gripper_refinement != "none":
+                q = q + said[..., self.gripper]
+            actions[..., self.gripper] = decided(q)
         return actions.clamp(-1, 1)
 
     def _arm_error(self, said: Float[Tensor, "B H D"], wanted: Float[Tensor, "B H D"]) -> Float[Tensor, "B H"]:
