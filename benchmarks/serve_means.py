@@ -24,14 +24,13 @@ from itertools import batched
 from pathlib import Path
 from statistics import median
 
-from benchmarks.files import ROOT, command_line
+from benchmarks.files import ROOT, command_line, write_result
 from benchmarks.peers.work import Work
 from benchmarks.serving_load import Judge, Load, measure, observations
 from benchmarks.serving_servers import APP, Server, Way, free_port, ours
 from benchmarks.stolen import StolenCpu
 from libra_ray.common.files import write_text
 from libra_ray.common.gc_freeze import freeze_startup_objects
-from libra_ray.common.json_text import dump
 from libra_ray.common.progress import ProgressBar
 from libra_ray.common.provenance import describe_hardware, git_revision
 from libra_ray.types import Json
@@ -185,8 +184,7 @@ def main() -> None:
                 "hardware": describe_hardware(), "git_revision": git_revision(), "settings": settings,
                 "checkpoint_digest": work.policy.source.manifest.digest, "stolen": stolen.share, "cells": cells,
             }  # fmt: skip
-            given.out.parent.mkdir(parents=True, exist_ok=True)
-            write_text(given.out, dump(result))
+            write_result(given.out, result)
             write_text(given.out.with_suffix(".md"), markdown(result) + "\n")
             bar.to(bar.count + len(group))
     print(markdown(result))

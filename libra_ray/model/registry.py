@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from libra_ray.config import Config
-from libra_ray.types import Level, check_levels
 
 if TYPE_CHECKING:
     from libra_ray.model.system import System
-    from libra_ray.types import RobotShape
+    from libra_ray.types import Level, RobotShape
 
 SYSTEMS = {
     "libra": "libra_ray.model.libra:Libra",
@@ -85,6 +84,8 @@ def check_system(system: "System") -> None:
     Raises:
         ValueError: names what is wrong.
     """
+    from libra_ray.types import check_levels
+
     check_levels(system.levels)
     name, balance = system.config.model.system, system.config.train.balance
     upper = [level.name for level in system.levels[:-1]]
@@ -101,7 +102,7 @@ def check_system(system: "System") -> None:
         )
 
 
-def lengthening(config: Config, levels: Sequence[Level]) -> dict[str, tuple[str, int]]:
+def lengthening(config: Config, levels: "Sequence[Level]") -> dict[str, tuple[str, int]]:
     """By the name of each level that a setting lengthens: that setting, and the steps that one more of it adds.
 
     Args:
