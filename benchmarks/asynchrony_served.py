@@ -98,18 +98,17 @@ def markdown(rows: Sequence[Json]) -> str:
     for found in rows:
         marks = next(iter(found["intent_ms"].values()))
         steps = marks["p95"] * found["control_hz"] / 1000
-        served, offline = (
-            f"{found[name]:.2f} ({found[at][0]:.2f}–{found[at][1]:.2f}), {found[count]} episodes"
-            for name, at, count in (
-                ("success", "interval", "episodes"),
-                ("offline", "offline_interval", "offline_episodes"),
-            )
-        )
+        served = _rate(found["success"], found["interval"], found["episodes"])
+        offline = _rate(found["offline"], found["offline_interval"], found["offline_episodes"])
         lines.append(
             f"| {found['planner_ms']} | {marks['p50']:.0f}/{marks['p95']:.0f} | {steps:.1f} | {served} | {offline} | "
             f"{found['held_share']:.2%} |"
         )
     return "\n".join(lines)
+
+
+def _rate(rate: float | None, interval: Sequence[float] | None, episodes: int) -> str:
+    return "–" if rate is None or interval is None else f"{rate:.2f} ({interval[0]:.2f}–{interval[1]:.2f}), {episodes} episodes"
 
 
 def main() -> None:
