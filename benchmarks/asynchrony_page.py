@@ -83,7 +83,7 @@ class Curve:
 SPLIT, RULES, REFINER = PANELS = ("what the split is for", "rules", "refiner 2 steps late")
 BUSY = {"control.rule": "overlap", "delay.chunk_steps": 2, "control.committed_steps": 2}
 CURVES = (
-    Curve(panel=SPLIT, label="dual", variant="late", control={"control.rule": "overlap"}),
+    Curve(panel=SPLIT, label="dual, overlap", variant="late", control={"control.rule": "overlap"}),
     Curve(panel=SPLIT, label="dual, as published", variant="published", control={"control.rule": "fifo"}),
     Curve(panel=SPLIT, label="monolithic", variant="monolithic", whole=True),
     Curve(panel=SPLIT, label="behaviour cloning", variant="cloning", whole=True),
@@ -92,12 +92,12 @@ CURVES = (
     Curve(panel=RULES, label="event", variant="late", control={"control.rule": "event"}),
     Curve(panel=RULES, label="published, overlap", variant="published", control={"control.rule": "overlap"}),
     Curve(panel=RULES, label="published, event", variant="published", control={"control.rule": "event"}),
-    Curve(panel=REFINER, label="waits for nothing", variant="late", control=BUSY),
+    Curve(panel=REFINER, label="naive", variant="late", control=BUSY),
     Curve(panel=REFINER, label="real-time chunking", variant="late-chunking", control=BUSY),
-    Curve(panel=REFINER, label="published", variant="published", control=BUSY),
+    Curve(panel=REFINER, label="published, naive", variant="published", control=BUSY),
     Curve(panel=REFINER, label="published, real-time chunking", variant="published-chunking", control=BUSY),
 )
-REFERENCE = "dual"
+REFERENCE = "dual, overlap"
 """What the other curves are compared with, episode by episode."""
 
 

@@ -61,16 +61,16 @@ def test_a_policy_that_is_met_in_time_is_the_same_whatever_would_be_late():
 
 
 def test_the_page_shows_every_curve_and_what_is_lost(tmp_path):
-    cells = measured(lambda curve, delay: 0.9 if curve.label == "dual" else 0.9 - 0.04 * delay)
+    cells = measured(lambda curve, delay: 0.9 if curve.label == "dual, overlap" else 0.9 - 0.04 * delay)
     text = publish(tmp_path / "study.json", "metaworld", cells, page=False)
     for panel in PANELS:
         assert panel in text
     for curve in CURVES:
         assert f"| {curve.label} | 2 |" in text
     found = differences(by_place(cells))
-    own = next(line for line in found.splitlines() if line.startswith("| dual, against itself in time"))
+    own = next(line for line in found.splitlines() if line.startswith("| dual, overlap, against itself in time"))
     assert own.count("+0.00 (+0.00–+0.00)") == len(DELAYS)
-    apart = next(line for line in found.splitlines() if line.startswith("| dual minus monolithic |"))
+    apart = next(line for line in found.splitlines() if line.startswith("| dual, overlap minus monolithic |"))
     assert "+0.00" in apart.split("|")[2]
     assert float(apart.split("|")[-2].split()[0]) > 0.5
     assert (tmp_path / "study.svg").read_text().count("<svg") == 1
