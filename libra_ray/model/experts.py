@@ -132,4 +132,4 @@ class Experts(System):
     @property
     def _experts(self) -> Mapping[str, ActionExpert]:
         """By name, in the configured order."""
-        return cast("Mapping[str, ActionExpert]", self.experts)
+        return {name: cast("ActionExpert", expert) for name, expert in self.experts.items()}

@@ -84,8 +84,7 @@ class DenoisingExpert(ActionExpert):
     def read(self, features: BackboneOutput, state: Float[Tensor, "B S"]) -> ExpertReading:
         """The head's hidden states, and what modulates the denoising."""
         language = features.sentence if self.refiner.config.see_language else None
-        # Whoever shares the backbone's pictures reads none of its own.
-        context = self.refiner.encode_context(features.pictures, state, features.pictures, language)
+        context = self.refiner.encode_context(None, state, features.pictures, language)
         return replace(super().read(features, state), context=context)
 
     def loss(self, reading: ExpertReading, chunk: Chunk, generator: torch.Generator | None = None) -> Float[Tensor, ""]:

@@ -3,7 +3,7 @@
 import inspect
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Protocol, Self, cast, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -68,7 +68,7 @@ class WithBackbone(nn.Module):
         if self.frozen:
             self.backbone.requires_grad_(requires_grad=False)
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "WithBackbone":
         """Also without dropout and with fixed statistics in a frozen backbone, which does not train."""
         super().train(mode)
         if self.frozen:
