@@ -24,7 +24,13 @@ LEAST = {
     "coarse_to_fine.noise": 0, "anchor_refine.lambda_gripper": 0, "experts.balance": 0,
 }  # fmt: skip
 """The smallest value of each."""
-ABOVE_ZERO = ("train.lr", "train.grad_clip", "anchor_refine.lambda_residual", "anchor_refine.gripper_margin")
+ABOVE_ZERO = (
+    "train.lr",
+    "train.grad_clip",
+    "anchor_refine.lambda_residual",
+    "anchor_refine.gripper_margin",
+    "experts.temperature",
+)
 """Settings that would stop all learning at 0."""
 SHARES = (
     "data.holdout_share", "record.noise_share", "refiner.condition_dropout", "train.tau", "train.ema_decay",

@@ -63,6 +63,8 @@ class ExpertsConfig:
     routing: Literal["hard", "soft"] = "hard"
     """`hard`: each chunk is that of one expert, and no other one is computed; `soft`: the mean of all experts' chunks by the
     router's weights."""
+    temperature: float = 0.2
+    """How sharply the router is taught by errors: one expert's being lower by so much, as a share of the experts' mean squared
+    error, makes it e times as right for a window. No source."""
     balance: float = 0.01
-    """Weight of the load-balancing term beside the experts' errors, from which the router learns (0.01 in Switch
-    Transformers)."""
+    """Weight of the load-balancing term beside the cross-entropy of the router's choice (0.01 in Switch Transformers)."""

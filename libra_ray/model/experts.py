@@ -5,15 +5,16 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from libra_ray.batch import Batch
 from libra_ray.config import Config
 from libra_ray.config.systems import EXPERTS
-from libra_ray.model.parts.action_experts import ActionExpert, Router, choice_loss, load_loss, make_expert, shares_of
+from libra_ray.model.parts.action_experts import ActionExpert, Router, choice_loss, errors_of, load_loss, make_expert, shares_of
 from libra_ray.model.parts.augment import augmented
 from libra_ray.model.parts.backbone import Backbone, Text, WithBackbone, make_backbone
-from libra_ray.model.parts.chunks import chunk_of
+from libra_ray.model.parts.chunks import Chunk, chunk_of, masked_mean
 from libra_ray.model.parts.planner import FeatureWidths
 from libra_ray.model.system import Losses, System, SystemInput, seen_now
 from libra_ray.types import Level, RobotShape
@@ -32,8 +33,8 @@ class Experts(System):
     else: all see by the backbone, so that `refiner.vision`, `refiner.encoder` and `refiner.objective` have no use here, nor has
     `refiner.condition_dropout`, for nothing is ever old or missing.
 
-    The router learns from the errors of the very chunks that the experts would have executed, and from a load-balancing term.
-    An answer carries the measures `share_<expert>`, which sum to 1.
+    The router learns which expert's chunk, as it would be executed, has the least error, and from a load-balancing term. An
+    answer carries the measures `share_<expert>`, which sum to 1.
     """
 
     variants = tuple(f"{ALONE}{name}" for name in EXPERTS)
@@ -51,8 +52,8 @@ class Experts(System):
     def losses(self, batch: Batch, phase: str, generator: torch.Generator | None = None) -> Losses:
         """Each expert's own loss by its name, and `router`.
 
-        Metrics: the experts' shares of the windows, `share_<expert>`; the two terms of the router's loss, `routed_error`
-        relative to the experts' mean, and `load`, 1 where all are used alike.
+        Metrics: the experts' shares of the windows, `share_<expert>`; the executed chunks' squared error relative to the
+        experts' mean, `routed_error`; and the load-balancing term, `load`, 1 where all are used alike.
         """
         if self.training:
             batch = augmented(batch, self.config.train, generator)
@@ -63,15 +64,21 @@ class Experts(System):
         noise = torch.randn(chunk.actions.shape, generator=generator).to(chunk.actions)
         with torch.no_grad():
             answers = torch.stack([expert.actions(readings[name], noise).float() for name, expert in self._experts.items()])
-        settings, weights = self.config.experts, self.router(features, seen.state)
-        shares = shares_of(weights, settings.routing)
-        choice, load = choice_loss(weights, answers, chunk, settings.routing), load_loss(weights, shares, chunk)
-        used = zip(self._experts, shares.detach().mean(0), strict=True)
+        router = self.router_loss(self.router(features, seen.state), answers, chunk)
+        return Losses(terms={**terms, **router.terms}, metrics=router.metrics)
+
+    def router_loss(self, logits: Float[Tensor, "B K"], answers: Float[Tensor, "K B H D"], chunk: Chunk) -> Losses:
+        """What the router learns from the experts' answers."""
+        settings = self.config.experts
+        shares, errors = shares_of(logits, settings.routing).detach(), errors_of(answers, chunk)
+        choice, load = choice_loss(logits, errors, chunk, settings.temperature), load_loss(logits, shares, chunk)
+        executed = errors_of(torch.einsum("bk,kbhd->bhd", shares, answers)[None], chunk)
+        routed, mean = (masked_mean(of.mean(-1), chunk.mask.any(-1)) for of in (executed, errors))
         return Losses(
-            terms={**terms, "router": choice + settings.balance * load},
+            terms={"router": choice + settings.balance * load},
             metrics={
-                **{f"{SHARE}{name}": share for name, share in used},
-                "routed_error": choice.detach(),
+                **{f"{SHARE}{name}": share for name, share in zip(self._experts, shares.mean(0), strict=True)},
+                "routed_error": routed / mean.clamp(min=1e-12),
                 "load": load.detach(),
             },
         )

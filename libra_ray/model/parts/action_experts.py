@@ -112,7 +112,7 @@ def make_expert(name: str, config: Config, shape: RobotShape, features: FeatureW
 
 
 class Router(nn.Module):
-    """From the features' summary, and proprioception where the heads read it, to a weight for every expert.
+    """From the features' summary, and proprioception where the heads read it, to a logit for every expert.
 
     It learns by its own loss alone, and that teaches the features nothing.
     """
@@ -122,57 +122,51 @@ class Router(nn.Module):
         width = config.planner.width
         self.from_summary = nn.Linear(features.summary_width, width)
         self.from_state = nn.Linear(shape.state_dim, width) if config.planner.see_state else None
-        self.to_weights = nn.Sequential(nn.GELU(), nn.Linear(width, experts))
+        self.to_logits = nn.Sequential(nn.GELU(), nn.Linear(width, experts))
 
     def forward(self, features: BackboneOutput, state: Float[Tensor, "B S"]) -> Float[Tensor, "B K"]:
-        """The weights, which sum to 1 for every window."""
+        """The logits; their softmax are the weights."""
         read = self.from_summary(features.summary.detach())
         read = read if self.from_state is None else read + self.from_state(state)
-        logits: Tensor = self.to_weights(read)
-        return logits.float().softmax(-1)
+        logits: Tensor = self.to_logits(read)
+        return logits.float()
 
 
-def shares_of(weights: Float[Tensor, "B K"], routing: str) -> Float[Tensor, "B K"]:
+def shares_of(logits: Float[Tensor, "B K"], routing: str) -> Float[Tensor, "B K"]:
     """How much of each answer is which expert's: all of one by `hard` routing, its weight by `soft`."""
-    return functional.one_hot(weights.argmax(-1), weights.shape[-1]).to(weights) if routing == "hard" else weights
+    return functional.one_hot(logits.argmax(-1), logits.shape[-1]).float() if routing == "hard" else logits.softmax(-1)
+
+
+def errors_of(answers: Float[Tensor, "K B H D"], chunk: Chunk) -> Float[Tensor, "B K"]:
+    """Of every answer the mean squared error of its unmasked steps: what all experts share, whatever their losses."""
+    squared = (answers - chunk.actions).square().mean(-1) * chunk.mask
+    return (squared.sum(-1) / chunk.mask.sum(-1).clamp(min=1)).T
 
 
 def choice_loss(
-    weights: Float[Tensor, "B K"], answers: Float[Tensor, "K B H D"], chunk: Chunk, routing: str
+    logits: Float[Tensor, "B K"], errors: Float[Tensor, "B K"], chunk: Chunk, temperature: float
 ) -> Float[Tensor, ""]:
-    """How far off the routed answers are, relative to the mean over experts; 1 where they are no better than those.
+    """Cross-entropy of the weights to the experts' responsibilities for a window.
 
-    Squared errors of the actions, which all experts share, whatever their own losses measure. Of `hard` routing the expected
-    error of one expert drawn by the weights; of `soft` that of the weighted mean: competition and cooperation (Jacobs et al.,
-    Adaptive Mixtures of Local Experts).
-
-    Args:
-        answers: of every expert, without gradient.
+    These are the softmax of -errors / temperature, with errors relative to the mean over windows and experts. So a gate is
+    fitted in a mixture of experts (Jordan & Jacobs, Hierarchical Mixtures of Experts and the EM Algorithm). The expected error
+    of the chosen expert would have no gradient left once the router is sure, which it is before the experts are any good.
     """
-    errors = torch.stack([_window_errors(answer, chunk) for answer in answers], dim=-1)
-    if routing == "hard":
-        routed = (weights * errors).sum(-1)
-    else:
-        routed = _window_errors(torch.einsum("bk,kbhd->bhd", weights, answers), chunk)
     known = chunk.mask.any(-1)
-    return masked_mean(routed, known) / masked_mean(errors.mean(-1), known).clamp(min=1e-12)
+    relative = errors / masked_mean(errors.mean(-1), known).clamp(min=1e-12)
+    losses = -((-relative / temperature).softmax(-1) * logits.log_softmax(-1)).sum(-1)
+    return masked_mean(losses, known)
 
 
-def load_loss(weights: Float[Tensor, "B K"], shares: Float[Tensor, "B K"], chunk: Chunk) -> Float[Tensor, ""]:
+def load_loss(logits: Float[Tensor, "B K"], shares: Float[Tensor, "B K"], chunk: Chunk) -> Float[Tensor, ""]:
     """K times the sum over experts of their share of the windows times their mean weight (Fedus et al., Switch Transformers).
 
     It is 1 where all are used alike, and K where one has all. The shares have no gradient.
     """
     known = chunk.mask.any(-1, keepdim=True)
     count = known.sum().clamp(min=1)
-    share, weight = (shares.detach() * known).sum(0) / count, (weights * known).sum(0) / count
-    return weights.shape[-1] * (share * weight).sum()
-
-
-def _window_errors(actions: Float[Tensor, "B H D"], chunk: Chunk) -> Float[Tensor, " B"]:
-    """The mean squared error of each window's unmasked steps."""
-    errors = (actions.float() - chunk.actions).square().mean(-1) * chunk.mask
-    return errors.sum(-1) / chunk.mask.sum(-1).clamp(min=1)
+    share, weight = (shares.detach() * known).sum(0) / count, (logits.softmax(-1) * known).sum(0) / count
+    return logits.shape[-1] * (share * weight).sum()
 
 
 def _head(config: Config, shape: RobotShape, features: FeatureWidths, bins: int) -> Planner:
