@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from libra_ray.config.systems import EXPERTS
+from libra_ray.model.dry_run import dry_run
 from libra_ray.model.experts import Experts
 from libra_ray.model.parts.action_experts import choice_loss, errors_of, load_loss, shares_of
 from libra_ray.model.parts.chunks import Chunk, chunk_of
@@ -266,6 +267,10 @@ def test_every_expert_learns_whether_it_is_chosen_or_not():
         after = losses(model.eval(), batch)
     for name in EXPERTS:
         assert after.terms[name] < 0.9 * before.terms[name].detach(), name
+
+
+def test_its_measures_are_numbers_that_the_border_lets_pass():
+    assert dry_run(model_of).config.model.system == "experts"
 
 
 @pytest.mark.parametrize("names", ["token", "token,token", "token,flows", ""])

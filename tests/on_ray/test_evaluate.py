@@ -98,6 +98,11 @@ def test_by_default_everyone_is_evaluated_whom_the_system_has():
     assert evaluation.controllers_of(config, config) == ("expert", "policy", "coarse_only", "zero_action")
     monolithic = override(config, {"model.system": "monolithic"})
     assert evaluation.controllers_of(monolithic, monolithic) == ("expert", "policy", "zero_action")
+    experts = override(config, {"model.system": "experts", "experts.names": "flow,token"})
+    alone = ("expert_flow", "expert_token")
+    assert evaluation.controllers_of(experts, experts) == ("expert", "policy", *alone, "zero_action")
+    with pytest.raises(ValueError, match=r"names expert_diffusion; .*experts there are expert, policy, expert_flow"):
+        evaluation.controllers_of(override(experts, {"evaluate.controllers": "expert_diffusion"}), experts)
 
 
 class _Bar:
