@@ -108,11 +108,7 @@ class Measuring(StubPolicy):
 
 def test_what_chunks_say_of_themselves_is_a_mean_over_the_actions_that_were_executed():
     """Also where an episode ends in the middle of one: 18 steps in chunks of 5 are 5, 5, 5 and 3."""
-    environment = StubEnvironment(18)
-    environment.step = lambda action, *, render=True, step=environment.step: replace(
-        step(action, render=render), truncated=False
-    )
-    episode = run(environment, PolicyController(Measuring(), ControlConfig()), 0)
+    episode = run(MovedEnvironment(18), PolicyController(Measuring(), ControlConfig()), 0)
     assert len(episode.steps) == 18
     assert mean_measures([step.action for step in episode.steps]) == {"even": round(10 / 18, 5), "sure": 0.25}
 
