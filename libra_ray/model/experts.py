@@ -61,6 +61,7 @@ class Experts(System):
         features = self.shared.encode(seen.images, seen.text)
         readings = {name: expert.read(features, seen.state) for name, expert in self._experts.items()}
         terms = {name: expert.loss(readings[name], chunk, generator) for name, expert in self._experts.items()}
+        # After the losses: autocast keeps what it casts, and weights that were first cast without gradient would have none.
         noise = torch.randn(chunk.actions.shape, generator=generator).to(chunk.actions)
         with torch.no_grad():
             answers = torch.stack([expert.actions(readings[name], noise).float() for name, expert in self._experts.items()])
