@@ -149,7 +149,7 @@ def test_a_flow_that_has_learned_nothing_ends_at_the_coarse_action():
 @PREDICTS
 def test_masked_steps_never_influence_a_loss(predicts):
     model = model_of(refiner__predicts=predicts)
-    batch = make_batch(model, masked=3)
+    batch = make_batch(model, masked=8)
     other = replace(batch, actions=torch.where(batch.action_mask[..., None], batch.actions, -0.9 * torch.ones(())))
     assert losses(model, batch) == losses(model, other)
     assert losses(model, batch) != losses(model, replace(batch, actions=-batch.actions))
