@@ -50,7 +50,7 @@ class Spy(FlowMatching):
 def test_the_coarse_heads_learn_by_cross_entropy():
     """By argmax and a squared error they would get no gradient at all."""
     model = model_of()
-    batch = make_batch(model, masked=3)
+    batch = make_batch(model, masked=8)
     found = losses(model, batch)
     heads = list(model.planner.to_logits.parameters())
     gradients = torch.autograd.grad(found["coarse"], heads, retain_graph=True)
