@@ -86,9 +86,15 @@ class SystemPolicy:
                 for i, o in enumerate(observations)
             ]
         actions = self.pipeline.outputs_action(values["actions"].float().numpy())
+        measures = {name: value.tolist() for name, value in values.items() if name != "actions"}
         return [
-            ActionChunk(actions=a, first_step=o.step, intent_first_step=o.step if intent is None else intent.first_step)
-            for a, o, intent in zip(actions, observations, above, strict=True)
+            ActionChunk(
+                actions=actions[i],
+                first_step=o.step,
+                intent_first_step=o.step if intent is None else intent.first_step,
+                measures={name: row[i] for name, row in measures.items()},
+            )
+            for i, (o, intent) in enumerate(zip(observations, above, strict=True))
         ]
 
     def _read(self, level: Level, observations: Sequence[Observation], above: Sequence[Intent | None]) -> dict[str, Tensor]:
@@ -238,8 +244,9 @@ def check_variant(folder: Path | str, variant: str) -> None:
     Raises:
         ValueError: names those there are.
     """
-    name = read_config(folder).model.system
-    variants = system_class(name).variants
+    config = read_config(folder)
+    name = config.model.system
+    variants = system_class(name).variants_of(config)
     if variant not in variants:
         has = f"it has {', '.join(variants)}" if variants else "it has none"
         raise ValueError(f"checkpoint {folder} is of model.system={name}, which has no variant {variant!r}; {has}")

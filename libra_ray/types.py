@@ -5,7 +5,7 @@ a plan, `D` action dimensions, `S` state dimensions. Time inside an episode is c
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -117,11 +117,13 @@ class ActionChunk:
         first_step: the absolute control step of `actions[0]`.
         intent_first_step: `first_step` of the intent behind the chunk, from which the age of what is executed is counted; of a
             level that reads none, the chunk's own.
+        measures: what the level says of this answer, a number by name, e.g. the share of an expert in it.
     """
 
     actions: NDArray[np.float32]
     first_step: int
     intent_first_step: int
+    measures: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +136,7 @@ class Action:
         intent_age_steps: control steps between the observation behind the intent in use and this action; None without one.
         held: True where no fresh action was there and the last safe one was repeated.
         chunk_first_step: of the chunk that it comes from, which is the step of the picture behind that; None of no chunk.
+        measures: of that chunk.
     """
 
     value: NDArray[np.float32]
@@ -141,6 +144,7 @@ class Action:
     intent_age_steps: int | None = None
     held: bool = False
     chunk_first_step: int | None = None
+    measures: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

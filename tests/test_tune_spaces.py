@@ -92,7 +92,7 @@ def test_what_does_not_exist_is_refused(space, more, said, file):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("granularty", "anchor_refine, balance, coarse_to_fine, encoder, granularity, joint"),
+        ("granularty", "anchor_refine, balance, coarse_to_fine, encoder, experts, granularity, joint"),
         ("nowhere/mine.py", "no such file"),
     ],
 )

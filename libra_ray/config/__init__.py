@@ -3,7 +3,7 @@
 from libra_ray.config.closed_loop import ControlConfig, DelayConfig, EvaluateConfig
 from libra_ray.config.presets import PRESETS, QUICKSTART_TASKS, TABLETOP_TASKS
 from libra_ray.config.saved import from_json, from_tree, read_saved, to_json
-from libra_ray.config.systems import AnchorRefineConfig, CoarseToFineConfig
+from libra_ray.config.systems import AnchorRefineConfig, CoarseToFineConfig, ExpertsConfig
 from libra_ray.config.tree import (
     ActionConfig,
     Config,
@@ -32,6 +32,7 @@ __all__ = [
     "DataConfig",
     "DelayConfig",
     "EvaluateConfig",
+    "ExpertsConfig",
     "ModelConfig",
     "PlannerConfig",
     "RayConfig",

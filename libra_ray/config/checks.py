@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from libra_ray.config.systems import EXPERTS
+
 Settings = Mapping[str, Any]
 """Dotted name -> value, of every setting."""
 
@@ -19,10 +21,16 @@ LEAST = {
     "evaluate.seed": 0, "train.seed": 0, "train.balance_every": 1, "ray.train_cpus_per_worker": 0, "record.noise_std": 0,
     "train.augment_pixels": 0, "train.augment_state": 0, "sim.supersample": 1, "train.weight_decay": 0,
     "train.lambda_plan": 0, "train.lambda_diff": 0, "refiner.sample_noise": 0, "coarse_to_fine.steps": 1,
-    "coarse_to_fine.noise": 0, "anchor_refine.lambda_gripper": 0,
+    "coarse_to_fine.noise": 0, "anchor_refine.lambda_gripper": 0, "experts.balance": 0,
 }  # fmt: skip
 """The smallest value of each."""
-ABOVE_ZERO = ("train.lr", "train.grad_clip", "anchor_refine.lambda_residual", "anchor_refine.gripper_margin")
+ABOVE_ZERO = (
+    "train.lr",
+    "train.grad_clip",
+    "anchor_refine.lambda_residual",
+    "anchor_refine.gripper_margin",
+    "experts.temperature",
+)
 """Settings that would stop all learning at 0."""
 SHARES = (
     "data.holdout_share", "record.noise_share", "refiner.condition_dropout", "train.tau", "train.ema_decay",
@@ -150,6 +158,9 @@ def _refuse_odd_systems(settings: Settings) -> None:
         raise ValueError(f"anchor_refine.gripper={gripper!r} is no action dimension; give last, none, or its number from 0")
     if system == "coarse_to_fine" and settings["refiner.objective"] != "flow":
         raise ValueError("model.system=coarse_to_fine starts from a coarse action, not from noise; give refiner.objective=flow")
+    named = settings["experts.names"]
+    if len(named) < 2 or len(set(named)) < len(named) or not set(named) <= set(EXPERTS):
+        raise ValueError(f"experts.names={','.join(named)} must name at least two of {', '.join(EXPERTS)}, each only once")
     if system != "anchor_refine":
         return
     share, backbone = settings["anchor_refine.anchor_share"], settings["anchor_refine.backbone"]

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+EXPERTS = ("token", "diffusion", "flow")
+"""The action experts that there are."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CoarseToFineConfig:
@@ -49,3 +52,19 @@ class AnchorRefineConfig:
     """What the second phase predicts; `action` is the ablation."""
     see_anchor: bool = False
     """Ablation: the anchor joins the residual's tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertsConfig:
+    """`model.system=experts`; its token expert's classes are `action.bins`, the denoisers are of the size of `refiner`."""
+
+    names: tuple[str, ...] = EXPERTS
+    """The experts that take part, at least two: `token`, `diffusion` (DDPM), `flow`."""
+    routing: Literal["hard", "soft"] = "hard"
+    """`hard`: each chunk is that of one expert, and no other one is computed; `soft`: the mean of all experts' chunks by the
+    router's weights."""
+    temperature: float = 0.2
+    """How sharply the router is taught by errors: one expert's being lower by so much, as a share of the experts' mean squared
+    error, makes it e times as right for a window. No source."""
+    balance: float = 0.01
+    """Weight of the load-balancing term beside the cross-entropy of the router's choice (0.01 in Switch Transformers)."""

@@ -11,7 +11,7 @@ from libra_ray.config.overrides import flatten, with_changes
 from libra_ray.config.paths import in_full
 from libra_ray.config.presets import PRESETS as NAMED
 from libra_ray.config.presets import QUICKSTART_TASKS
-from libra_ray.config.systems import AnchorRefineConfig, CoarseToFineConfig
+from libra_ray.config.systems import AnchorRefineConfig, CoarseToFineConfig, ExpertsConfig
 
 PRESETS = NAMED
 """Preset -> its changes of the defaults."""
@@ -111,8 +111,9 @@ class ModelConfig:
     system: str = "libra"
     """`libra`: planner and refiner, as published; `monolithic`: the baseline at equal budget, one level and one loss (with
     `refiner.vision` it spans the paper's component table); `regression`: the actions' mean by one network; `coarse_to_fine`:
-    token heads, and a flow that starts from their decoded action; `anchor_refine`: a frozen anchor and its learned residual; or
-    the address of a class of your own (docs/systems.md)."""
+    token heads, and a flow that starts from their decoded action; `anchor_refine`: a frozen anchor and its learned residual;
+    `experts`: token, diffusion and flow experts over one backbone, and a learned router; or the address of a class of your own
+    (docs/systems.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,6 +276,7 @@ class Config:
     refiner: RefinerConfig = field(default_factory=RefinerConfig)
     coarse_to_fine: CoarseToFineConfig = field(default_factory=CoarseToFineConfig)
     anchor_refine: AnchorRefineConfig = field(default_factory=AnchorRefineConfig)
+    experts: ExpertsConfig = field(default_factory=ExpertsConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     control: ControlConfig = field(default_factory=ControlConfig)
     delay: DelayConfig = field(default_factory=DelayConfig)

@@ -179,8 +179,8 @@ class RobotControl:
         lasts = self.execute_steps if self._coming_chunk is None else self.acting.covers
         if chunk is not None and 0 <= step - chunk.first_step < min(lasts, len(chunk.actions)):
             value = chunk.actions[step - chunk.first_step]
-            age, begins = step - chunk.intent_first_step, chunk.first_step
-            self._last = Action(value=value, label=value, intent_age_steps=age, chunk_first_step=begins)
+            age, begins, of = step - chunk.intent_first_step, chunk.first_step, chunk.measures
+            self._last = Action(value=value, label=value, intent_age_steps=age, chunk_first_step=begins, measures=of)
             return self._last
         if self._last is None:
             raise ValueError(f"step {step} has no action and none to hold: the first answer of an episode must be waited for")

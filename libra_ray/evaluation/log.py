@@ -11,7 +11,7 @@ from libra_ray.common.json_text import ABSENT, plain
 from libra_ray.common.progress import ProgressBar
 from libra_ray.control.disagreement import Replan
 from libra_ray.control.lockstep import Latencies
-from libra_ray.evaluation.measures import asynchrony_of
+from libra_ray.evaluation.measures import asynchrony_of, mean_measures
 from libra_ray.runs.folder import Clock, RunFolder
 from libra_ray.runs.results import EpisodeResult, Evaluation, LevelLatencies, RolloutVideo
 from libra_ray.types import Episode
@@ -70,6 +70,7 @@ class EvaluationLogWriter:
             intent_age_steps=[s.action.intent_age_steps for s in episode.steps if s.action.intent_age_steps is not None],
             position_error_mm=episode.position_error_mm,
             asynchrony=asynchrony_of(episode, replans),
+            measures=mean_measures([step.action for step in episode.steps]),
         )
         append_jsonl(self.folder.path(LOG_NAME), [plain(LogRow(episode=result))])
         self.bar.to(self.bar.count + 1)

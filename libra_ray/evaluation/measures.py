@@ -1,4 +1,4 @@
-"""What an episode's executed actions tell of its levels: jerk where chunks meet, and how soon a moved goal was known."""
+"""What an episode's executed actions tell of its levels: jerk where chunks meet, how soon a moved goal was known, and more."""
 
 from collections.abc import Iterable, Sequence
 
@@ -64,6 +64,15 @@ def goal_reaction(episode: Episode) -> GoalReaction | None:
             moved, ((step, step - action.intent_age_steps) for step, action in fresh if action.intent_age_steps is not None)
         ),
     )
+
+
+def mean_measures(actions: Sequence[Action]) -> dict[str, float] | None:
+    """The means over executed actions of what their chunks say of themselves, by name; None where none says anything."""
+    said: dict[str, list[float]] = {}
+    for action in actions:
+        for name, value in action.measures.items():
+            said.setdefault(name, []).append(value)
+    return {name: round(float(np.mean(values)), DIGITS) for name, values in said.items()} or None
 
 
 def _until(moved: int, executed: Iterable[tuple[int, int | None]]) -> int | None:

@@ -55,6 +55,9 @@ def _answer(system: System) -> None:
         promised: dict[str, tuple[int, ...]] = {"actions": (level.covers, shape.action_dim)}
         if level is not system.levels[-1]:
             promised = {name: tuple(value.shape) for name, value in system.intents[level.name].items()}
+        else:
+            # What it measures of its answers: a number each.
+            promised = dict.fromkeys(answer, ()) | promised
         if (found := {name: tuple(value.shape[1:]) for name, value in answer.items()}) != promised:
             raise ValueError(f"level {level.name} answers {found}, and promises {promised}")
         intents[level.name] = answer

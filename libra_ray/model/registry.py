@@ -17,6 +17,7 @@ SYSTEMS = {
     "regression": "libra_ray.model.regression:Regression",
     "coarse_to_fine": "libra_ray.model.coarse_to_fine:CoarseToFine",
     "anchor_refine": "libra_ray.model.anchor_refine:AnchorRefine",
+    "experts": "libra_ray.model.experts:Experts",
 }
 """Name -> `module:Class`. A system of one's own is given in this form as `model.system`, without an entry here."""
 

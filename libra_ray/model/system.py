@@ -134,8 +134,14 @@ class System(nn.Module, ABC):
             variant: one of `variants`; empty for the policy itself.
 
         Returns:
-            The values of `intents[level]`, `(B, *shape)` each; of the last level `actions` `(B, H, D)` in [-1, 1].
+            The values of `intents[level]`, `(B, *shape)` each; of the last level `actions` `(B, H, D)` in [-1, 1], and beside
+            them whatever it measures of its answers, `(B,)` each, by name: for `ActionChunk.measures`.
         """
+
+    @classmethod
+    def variants_of(cls, config: Config) -> tuple[str, ...]:
+        """Those of `variants` that a system of this configuration has; by default all."""
+        return cls.variants
 
     @abstractmethod
     def parts(self) -> Mapping[str, nn.Module]:
@@ -276,7 +282,7 @@ def held_out(system: System, batch: Batch) -> dict[str, float]:
         found |= {f"loss_{name}": float(value) for name, value in losses.terms.items()}
         found |= {name: float(value) for name, value in losses.metrics.items()}
     given = noise if system.noise_shape(last.name) else None
-    for variant in ("", *system.variants):
+    for variant in ("", *system.variants_of(system.config)):
         error = (answered(system, batch, given, variant) - chunk.actions).abs()
         found["_".join(filter(None, ("action_error", variant)))] = mean_error(error, chunk.mask)
     return found

@@ -110,7 +110,7 @@ def controllers_of(config: Config, trained: Config) -> tuple[str, ...]:
     Raises:
         ValueError: it has none of a given name.
     """
-    everyone = (EXPERT, POLICY, *system_class(trained.model.system).variants, ZERO_ACTION)
+    everyone = (EXPERT, POLICY, *system_class(trained.model.system).variants_of(trained), ZERO_ACTION)
     named = tuple(dict.fromkeys(config.evaluate.controllers)) or everyone
     if unknown := [name for name in named if name not in everyone]:
         raise ValueError(

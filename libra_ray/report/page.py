@@ -13,7 +13,8 @@ import jinja2
 import numpy as np
 
 from libra_ray.common.json_text import plain
-from libra_ray.report.names import CONTROLLERS
+from libra_ray.report.measures import means_by_name
+from libra_ray.report.names import CONTROLLERS, title_of
 from libra_ray.report.plots import (
     controller_name,
     intent_age_plot,
@@ -76,6 +77,8 @@ def render_page(report: Report, rollouts: Sequence[RolloutVideo], training_log: 
             report=report,
             headlines=_headlines(report),
             tasks=_by_task(report.tasks),
+            measured=[row for row in report.tasks if row.measures],
+            measures=means_by_name(row.measures for row in report.tasks),
             controllers=list(report.success_mean),
             success_svg=success_plot(report.tasks, report.success_mean, report.success_interval),
             training=training_plots(training_log, thresholds),
@@ -100,6 +103,7 @@ def page_environment() -> jinja2.Environment:
     )
     environment.filters["controller"] = controller_name
     environment.filters["number"] = _number
+    environment.filters["measure"] = title_of
     return environment
 
 

@@ -11,8 +11,9 @@ from libra_ray.control.margin import Margin
 from libra_ray.data.dataset import open_dataset
 from libra_ray.data.fingerprint import Fingerprint
 from libra_ray.report.asynchrony import figures
+from libra_ray.report.measures import mean_measures
 from libra_ray.report.records import CheckpointFacts, DatasetFacts, Report, WallTime
-from libra_ray.report.run_report import build_report, write_report
+from libra_ray.report.run_report import POLICY, build_report, write_report
 from libra_ray.runs.folder import RunFolder
 from libra_ray.runs.results import Evaluation, RolloutVideo, TrainingLog
 from libra_ray.stats.intervals import PERCENTILES
@@ -137,6 +138,7 @@ def figures_of(report: Report) -> dict[str, float | None]:
     found |= {f"wall_s_{name}": value for name, value in vars(report.wall_s).items()}
     found |= {f"intent_age_steps_{mark}": getattr(report.intent_age_steps, mark) for mark in MARKS}
     found |= {f"latency_ms_{level}_{m}": getattr(marks, m) for level, marks in report.latency_ms.items() for m in MARKS}
+    found |= {f"measure_{name}": value for name, value in mean_measures(report.tasks, POLICY).items()}
     return found | {"held_share": report.held_actions.share} | figures(report.asynchrony)
 
 

@@ -28,6 +28,7 @@ class TaskRow:
         success: share of the episodes; `interval`: Wilson's.
         errors: episodes that raised, which count as failed; `error_messages`: the first different ones.
         mean_steps: control steps of an episode.
+        measures: means over its episodes of what the last level measured of its answers, by name.
     """
 
     task: str
@@ -40,6 +41,7 @@ class TaskRow:
     errors: int
     error_messages: Sequence[str]
     mean_steps: float
+    measures: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

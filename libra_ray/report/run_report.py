@@ -13,6 +13,7 @@ from libra_ray.common.provenance import Hardware, git_revision, public_config
 from libra_ray.config import Config
 from libra_ray.control.margin import Margin
 from libra_ray.report.asynchrony import measured_asynchrony
+from libra_ray.report.measures import means_by_name
 from libra_ray.report.records import (
     AgeHistogram,
     Bounds,
@@ -136,6 +137,7 @@ def _row(episodes: Sequence[EpisodeResult]) -> TaskRow:
         errors=len(errors),
         error_messages=list(dict.fromkeys(errors))[:3],
         mean_steps=float(np.mean([episode.steps for episode in episodes])),
+        measures=means_by_name(episode.measures or {} for episode in episodes),
     )
 
 

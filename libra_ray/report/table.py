@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from libra_ray.report.measures import mean_measures
 from libra_ray.report.records import Report
 
 
@@ -66,6 +67,8 @@ def _facts(report: Report) -> list[str]:
     if age.count:
         lines.append(f"intent age p50/p95/p99: {age.p50:.0f}/{age.p95:.0f}/{age.p99:.0f} control steps")
     lines += _asynchrony(report)
+    shown = [f"{name} {value:.3g}" for name, value in mean_measures(report.tasks, "policy").items()]
+    lines += [f"of the policy's answers: {', '.join(shown)}"] if shown else []
     rates = {
         "training {:,.0f} samples/s": report.throughput.train_samples_per_s,
         "simulation {:,.0f} steps/s": report.throughput.env_steps_per_s,

@@ -41,8 +41,8 @@ Stage = Literal["record", "train", "evaluate", "total"]
 STAGE_KEYS: dict[Stage, tuple[str, ...]] = {
     "record": ("sim.", "record.", "data.root"),
     "train": (
-        "sim.image_size", "data.", "action.", "model.", "planner.", "refiner.", "coarse_to_fine.", "anchor_refine.", "train.",
-        "ray.train_workers",
+        "sim.image_size", "data.", "action.", "model.", "planner.", "refiner.", "coarse_to_fine.", "anchor_refine.",
+        "experts.", "train.", "ray.train_workers",
     ),
     "evaluate": ("sim.", "control.", "delay.", "evaluate."),
 }  # fmt: skip

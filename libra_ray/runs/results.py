@@ -69,6 +69,7 @@ class EpisodeResult:
 
     Attributes:
         asynchrony: None where no policy acted, or an earlier version wrote the row.
+        measures: means over its actions of what their chunks' level measured of its answers; None where it measured nothing.
     """
 
     task: str
@@ -82,6 +83,7 @@ class EpisodeResult:
     intent_age_steps: Sequence[int] = field(default_factory=tuple)
     position_error_mm: float | None = None
     asynchrony: EpisodeAsynchrony | None = field(default=None, metadata=ABSENT)
+    measures: Mapping[str, float] | None = field(default=None, metadata=ABSENT)
 
     @property
     def succeeded(self) -> bool:

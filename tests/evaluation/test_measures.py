@@ -9,7 +9,7 @@ from libra_ray.common.json_text import plain
 from libra_ray.config import ControlConfig
 from libra_ray.control.disagreement import Replan
 from libra_ray.control.lockstep import PolicyController
-from libra_ray.evaluation.measures import asynchrony_of, chunk_jerk, goal_reaction
+from libra_ray.evaluation.measures import asynchrony_of, chunk_jerk, goal_reaction, mean_measures
 from libra_ray.evaluation.rollout import run
 from libra_ray.runs.results import ChunkJerk, EpisodeReplans
 from libra_ray.types import Action
@@ -95,3 +95,28 @@ def test_replans_are_kept_value_by_value_in_few_digits():
         EpisodeReplans(level="b", value="x", shares=[], differences=[0.5]),
     ]
     assert set(plain(found)) == {"replans"}
+
+
+class Measuring(StubPolicy):
+    """Says with every chunk whether it is an even one, and once how sure it is."""
+
+    def refine(self, observations, plans):
+        chunks = super().refine(observations, plans)
+        once = {"sure": 0.25} if observations[0].step == 5 else {}
+        return [replace(chunk, measures={"even": float(chunk.first_step % 10 == 0)} | once) for chunk in chunks]
+
+
+def test_what_chunks_say_of_themselves_is_a_mean_over_the_actions_that_were_executed():
+    """Also where an episode ends in the middle of one: 18 steps in chunks of 5 are 5, 5, 5 and 3."""
+    episode = run(MovedEnvironment(18), PolicyController(Measuring(), ControlConfig()), 0)
+    assert len(episode.steps) == 18
+    assert mean_measures([step.action for step in episode.steps]) == {"even": round(10 / 18, 5), "sure": 0.25}
+
+
+def test_actions_that_are_held_or_an_experts_say_nothing():
+    controller = PolicyController(Measuring(), ControlConfig(max_intent_age_steps=5), delays=late(12))
+    environment = MovedEnvironment()
+    held = [step.action for step in run(environment, controller, 0).steps if step.action.held]
+    assert held
+    assert mean_measures(held) is None
+    assert mean_measures([step.action for step in run(StubEnvironment(), StubController(), 0).steps]) is None

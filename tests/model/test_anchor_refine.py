@@ -285,7 +285,7 @@ def test_where_there_is_no_anchor_the_head_says_the_whole_action():
 @every_form
 def test_masked_steps_never_influence_a_loss(form):
     model = tiny_model(settings(**form))
-    batch = make_batch(model, masked=3)
+    batch = make_batch(model, masked=8)
     other = replace(batch, actions=torch.where(batch.action_mask[..., None], batch.actions, -0.9 * torch.ones(())))
     for phase in model.schedule().phases:
         assert losses(model, batch, phase).terms == losses(model, other, phase).terms

@@ -50,7 +50,7 @@ class Spy(FlowMatching):
 def test_the_coarse_heads_learn_by_cross_entropy():
     """By argmax and a squared error they would get no gradient at all."""
     model = model_of()
-    batch = make_batch(model, masked=3)
+    batch = make_batch(model, masked=8)
     found = losses(model, batch)
     heads = list(model.planner.to_logits.parameters())
     gradients = torch.autograd.grad(found["coarse"], heads, retain_graph=True)
@@ -149,7 +149,7 @@ def test_a_flow_that_has_learned_nothing_ends_at_the_coarse_action():
 @PREDICTS
 def test_masked_steps_never_influence_a_loss(predicts):
     model = model_of(refiner__predicts=predicts)
-    batch = make_batch(model, masked=3)
+    batch = make_batch(model, masked=8)
     other = replace(batch, actions=torch.where(batch.action_mask[..., None], batch.actions, -0.9 * torch.ones(())))
     assert losses(model, batch) == losses(model, other)
     assert losses(model, batch) != losses(model, replace(batch, actions=-batch.actions))

@@ -1,7 +1,7 @@
 """Evaluation on a real fleet: interrupted, killed and resumed, every job has exactly one row."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -9,10 +9,12 @@ import pytest
 from libra_ray.common.files import append_jsonl
 from libra_ray.config import override
 from libra_ray.evaluation.log import LOG_NAME, EpisodeJob, EvaluationLogWriter, read_evaluation, read_rollouts
+from libra_ray.evaluation.rollout import Rollout
 from libra_ray.on_ray import evaluate as evaluation
 from libra_ray.on_ray import stages
 from libra_ray.runs.folder import RunFolder
 from libra_ray.runs.results import EpisodeResult
+from libra_ray.types import Action
 from tests.on_ray.doubles import StubEnvironment, debug_config, dying
 
 
@@ -98,6 +100,11 @@ def test_by_default_everyone_is_evaluated_whom_the_system_has():
     assert evaluation.controllers_of(config, config) == ("expert", "policy", "coarse_only", "zero_action")
     monolithic = override(config, {"model.system": "monolithic"})
     assert evaluation.controllers_of(monolithic, monolithic) == ("expert", "policy", "zero_action")
+    experts = override(config, {"model.system": "experts", "experts.names": "flow,token"})
+    alone = ("expert_flow", "expert_token")
+    assert evaluation.controllers_of(experts, experts) == ("expert", "policy", *alone, "zero_action")
+    with pytest.raises(ValueError, match=r"names expert_diffusion; .*experts there are expert, policy, expert_flow"):
+        evaluation.controllers_of(override(experts, {"evaluate.controllers": "expert_diffusion"}), experts)
 
 
 class _Bar:
@@ -109,10 +116,6 @@ class _Bar:
 
 def test_a_broken_rollout_file_is_never_left_behind(make_run, monkeypatch):
     """Killed while pictures are written, the report of the next start does not stumble over half a file."""
-    import numpy as np
-
-    from libra_ray.evaluation.rollout import Rollout
-
     folder: RunFolder = make_run()
     rollout = Rollout(StubEnvironment("reach-v3"), 0)
     rollout.start(render=True)
@@ -128,6 +131,21 @@ def test_a_broken_rollout_file_is_never_left_behind(make_run, monkeypatch):
         notes.episode(EpisodeJob(controller="policy", task="reach-v3", seed=0), rollout.episode(), pictures)
     assert [len(kept.frames) for kept in read_rollouts(folder)] == [3]
     assert [result.seed for result in read_evaluation(folder).results] == [0]
+
+
+def test_what_chunks_said_of_themselves_is_in_the_row(make_run):
+    folder: RunFolder = make_run()
+    rollout = Rollout(StubEnvironment("reach-v3"), 0)
+    rollout.start(render=False)
+    for share in (0.0, 1.0):
+        action = np.zeros(4, np.float32)
+        rollout.step(Action(value=action, label=action, measures={"share_flow": share}), render=False)
+    with folder.stage("evaluate") as clock:
+        for controller, episode in (("policy", rollout.episode()), ("zero_action", replace(rollout.episode(), steps=()))):
+            job = EpisodeJob(controller=controller, task="reach-v3", seed=0)
+            EvaluationLogWriter(folder, clock, _Bar()).episode(job, episode)
+    assert [result.measures for result in read_evaluation(folder).results] == [{"share_flow": 0.5}, None]
+    assert ["measures" in row for row in _rows(folder)] == [True, False]
 
 
 def _interrupted(file, **_):

@@ -120,6 +120,10 @@ def test_whatever_a_model_raises_is_one_line(monkeypatch):
         ),
         ({"path": {"pace": torch.zeros(1, 5, 4)}}, r"level path answers .*\(5, 4\).* promises .*\(10, 4\)"),
         ({"motor": {"actions": torch.zeros(1, 9, 4)}}, r"level motor answers .*\(9, 4\).* promises .*\(5, 4\)"),
+        (
+            {"motor": {"actions": torch.zeros(1, 5, 4), "sure": torch.zeros(1, 2)}},
+            r"level motor answers .*'sure': \(2,\).* promises .*'sure': \(\)",
+        ),
         ({"motor": torch.zeros(1, 5, 4)}, "model.system='toy_system:Toy'.* does not answer"),
     ],
 )

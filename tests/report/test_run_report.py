@@ -1,5 +1,6 @@
 import json
 import math
+import re
 import subprocess
 
 import numpy as np
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from libra_ray.common.json_text import dump, parse, read
 from libra_ray.common.provenance import Hardware, describe_hardware, git_revision, public_config
 from libra_ray.config import override, preset
-from libra_ray.report.publish import margin_figures
+from libra_ray.report.page import render_page
+from libra_ray.report.publish import figures_of, margin_figures
 from libra_ray.report.records import (
     AgeHistogram,
     EpisodeError,
@@ -149,6 +151,37 @@ def test_rows_follow_the_configuration():
     controllers = ["expert", "policy", "coarse_only", "zero_action"]
     assert rows == [(task, controller) for task in ("reach-v3", "drawer-open-v3") for controller in controllers]
     assert list(report.success_mean) == controllers
+
+
+def test_what_a_policy_measures_of_its_answers_is_shown_by_task():
+    """In the file, on the page, in the table at the end, and for the tracker."""
+    shares = [0.25, 0.75, 0.0]
+    results = [result(seed=seed, measures={"share_flow": share}) for seed, share in enumerate(shares[:2])]
+    results += [result(task="drawer-open-v3", measures={"share_flow": shares[2], "sure": 0.5}), result(controller="expert")]
+    report = report_of(*results, result(seed=9))
+    rows = {(row.task, row.controller): row.measures for row in report.tasks}
+    assert rows == {
+        ("reach-v3", "expert"): {},
+        ("reach-v3", "policy"): {"share_flow": 0.5},
+        ("drawer-open-v3", "policy"): {"share_flow": 0.0, "sure": 0.5},
+    }
+    assert parse(Report, dump(report), "report.json").tasks == report.tasks
+    page = render_page(report, [], TrainingLog())
+    table = page[page.index("What the policy measured of its answers") :].partition("</table>")[0]
+    assert re.findall("<td>([^<]*)</td>", table) == ["policy", "0.5", "–", "policy", "0", "0.5"]
+    assert "Share of the flow expert" in table
+    assert "of the policy's answers: share_flow 0.25, sure 0.5" in summary_table(report)
+    assert figures_of(report)["measure_share_flow"] == 0.25
+
+
+def test_of_an_earlier_version_nothing_is_measured():
+    tree = json.loads(dump(report_of(result())))
+    for row in tree["tasks"]:
+        del row["measures"]
+    report = parse(Report, json.dumps(tree), "report.json")
+    assert report.tasks[0].measures == {}
+    assert "measured of its answers" not in render_page(report, [], TrainingLog())
+    assert "of the policy's answers" not in summary_table(report)
 
 
 def test_report_has_what_was_promised_and_is_strict_json():

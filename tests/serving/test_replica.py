@@ -129,6 +129,7 @@ SERVED = {
     "monolithic": {"evaluate.controllers": "policy"},
     "coarse_to_fine": {},
     "anchor_refine": {"anchor_refine.backbone": "diffusion", "anchor_refine.levels": "two"},
+    "experts": {},
     "tests.serving.three_levels:ThreeLevels": {},
 }
 

@@ -1,12 +1,12 @@
 """Vision-language backbones of the planner: a tiny one without downloads, and Hugging Face image-text-to-text models."""
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -35,6 +35,10 @@ class BackboneOutput:
     pictures: Float[Tensor, "B K width"]
     sentence: Float[Tensor, "B width"]
 
+    def index(self, rows: Int[Tensor, " K"]) -> "BackboneOutput":
+        """That of the given rows, in the given order."""
+        return BackboneOutput(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
 
 @runtime_checkable
 class Backbone(Protocol):
@@ -51,6 +55,38 @@ class Backbone(Protocol):
 
     def save_processor(self, folder: Path) -> None:
         """Write what tokenises (and nothing else) under `folder`."""
+
+
+class WithBackbone(nn.Module):
+    """Sees and reads by a backbone, whose weights are `backbone.*`; a frozen one stays as it was loaded."""
+
+    def __init__(self, backbone: object, *, freeze: bool) -> None:
+        """Take a `Backbone`; whatever else it is, its features are made elsewhere."""
+        super().__init__()
+        self.backbone = cast("nn.Module", backbone)
+        self.frozen = freeze and isinstance(backbone, nn.Module)
+        if self.frozen:
+            self.backbone.requires_grad_(requires_grad=False)
+
+    def train(self, mode: bool = True) -> "WithBackbone":
+        """Also without dropout and with fixed statistics in a frozen backbone, which does not train."""
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
+
+    def encode(self, images: UInt8[Tensor, "B T C height width"], text: Text) -> BackboneOutput:
+        """The backbone's features alone."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return cast("BackboneOutput", self.backbone(images, text))
+
+    def tokenise(self, instructions: list[str]) -> Text:
+        """Instructions as the backbone's token ids."""
+        return cast("Backbone", self.backbone).tokenise(instructions)
+
+    def save_processor(self, folder: Path) -> None:
+        """Write the backbone's tokeniser and architecture under `folder`."""
+        cast("Backbone", self.backbone).save_processor(folder)
 
 
 class TinyBackbone(nn.Module):
@@ -184,4 +220,13 @@ def make_backbone(config: PlannerConfig, image_size: int, pictures: int, folder:
     return PretrainedBackbone(source, image_size, pictures, config.max_text_tokens, pretrained=folder is None)
 
 
-__all__ = ["PROCESSOR_FOLDER", "Backbone", "BackboneOutput", "PretrainedBackbone", "Text", "TinyBackbone", "make_backbone"]
+__all__ = [
+    "PROCESSOR_FOLDER",
+    "Backbone",
+    "BackboneOutput",
+    "PretrainedBackbone",
+    "Text",
+    "TinyBackbone",
+    "WithBackbone",
+    "make_backbone",
+]

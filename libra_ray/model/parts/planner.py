@@ -1,7 +1,6 @@
 """The Semantic Planner (System 2): pictures and instruction to coarse action tokens in one parallel pass."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -11,7 +10,7 @@ from torch.nn import functional
 
 from libra_ray.config import PlannerConfig
 from libra_ray.model.parts.attention import ModulatedBlock
-from libra_ray.model.parts.backbone import Backbone, BackboneOutput, Text
+from libra_ray.model.parts.backbone import Backbone, BackboneOutput, Text, WithBackbone
 from libra_ray.model.parts.chunks import masked_mean
 
 
@@ -31,7 +30,7 @@ class FeatureWidths:
     summary_width: int
 
 
-class Planner(nn.Module):
+class Planner(WithBackbone):
     """A vision-language backbone joined by L learned queries in a bidirectional head (method.md, Libra-VLA).
 
     One parallel pass; no autoregression and no reuse of the text vocabulary. The head attends to the backbone's tokens and is
@@ -46,12 +45,8 @@ class Planner(nn.Module):
 
         Where another's features are read, by `attend` alone, `backbone` is their widths.
         """
-        super().__init__()
-        self.backbone = cast("nn.Module", backbone)
+        super().__init__(backbone, freeze=config.freeze_backbone)
         self.plan_steps, self.dims, self.bins = plan_steps, dims, bins
-        self.frozen = config.freeze_backbone and isinstance(backbone, nn.Module)
-        if self.frozen:
-            self.backbone.requires_grad_(requires_grad=False)
         width = config.width
         self.from_backbone = nn.Linear(backbone.width, width)
         self.from_state = nn.Linear(state, width) if config.see_state else None
@@ -62,13 +57,6 @@ class Planner(nn.Module):
         self.blocks = nn.ModuleList(ModulatedBlock(width, config.heads) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width)
         self.to_logits = nn.Linear(width, dims * bins) if bins else None
-
-    def train(self, mode: bool = True) -> "Planner":
-        """Also without dropout and with fixed statistics in a frozen backbone, which does not train."""
-        super().train(mode)
-        if self.frozen:
-            self.backbone.eval()
-        return self
 
     def forward(
         self, images: UInt8[Tensor, "B T C height width"], state: Float[Tensor, "B S"], text: Text
@@ -105,19 +93,6 @@ class Planner(nn.Module):
     def _condition(self, features: BackboneOutput, state: Float[Tensor, "B S"]) -> Float[Tensor, "B d"]:
         summary = self.from_summary(features.summary)
         return self.mix(summary if self.steer_by_state is None else summary + self.steer_by_state(state))
-
-    def encode(self, images: UInt8[Tensor, "B T C height width"], text: Text) -> BackboneOutput:
-        """The backbone's features alone."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            return cast("BackboneOutput", self.backbone(images, text))
-
-    def tokenise(self, instructions: list[str]) -> Text:
-        """Instructions as the backbone's token ids."""
-        return cast("Backbone", self.backbone).tokenise(instructions)
-
-    def save_processor(self, folder: Path) -> None:
-        """Write the backbone's tokeniser and architecture under `folder`."""
-        cast("Backbone", self.backbone).save_processor(folder)
 
 
 def plan_loss(logits: Float[Tensor, "B L D N"], tokens: Int[Tensor, "B L D"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, ""]:

@@ -83,12 +83,15 @@ class Refiner(nn.Module):
 
     def encode_context(
         self,
-        images: UInt8[Tensor, "B T C height width"],
+        images: UInt8[Tensor, "B T C height width"] | None,
         state: Float[Tensor, "B S"],
         shared: Float[Tensor, "B K seen"] | None = None,
         language: Float[Tensor, "B seen"] | None = None,
     ) -> Float[Tensor, "B d"]:
-        """The context vector: pictures and proprioception, computed once for all denoising steps."""
+        """The context vector: pictures and proprioception, computed once for all denoising steps.
+
+        Pictures are not read where features of theirs are `shared`.
+        """
         tokens = self.eyes(images) if shared is None else self.eyes(shared)
         context = self.from_pictures(tokens.flatten(1)) + self.from_state(state)
         if self.from_language is not None:
