@@ -1,6 +1,6 @@
 """AnchorRefine: an anchor by any policy, then frozen, and a head that learns how far it is off (method.md, AnchorRefine)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -140,6 +140,16 @@ class AnchorRefine(System):
         steps = self.config.train.steps
         first = min(round(self.settings.anchor_share * steps), steps - 1)
         return OneAfterAnother((ANCHOR, RESIDUAL), self.anchor.schedule(), first, frozen=self.settings.stop_gradient)
+
+    def stages(self) -> Mapping[str, Callable[..., object]]:
+        """The anchor's, and what refines it."""
+        named = {"context": "residual context", "head": "residual head"}
+        return {**self.anchor.stages(), **{named[name]: module.forward for name, module in self.residual.items()}}
+
+    def denoised_by(self) -> tuple[str, str] | None:
+        """The anchor, where it is denoised."""
+        within = self.anchor.denoised_by()
+        return None if within is None else (self.levels[0].name, within[1])
 
     def noise_shape(self, level: str) -> tuple[int, ...] | None:
         """The anchor's; the residual begins with none."""

@@ -1,6 +1,6 @@
 """Coarse-to-fine: parallel token heads, and a flow that starts from their decoded action (method.md, pattern 1)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,6 +90,14 @@ class CoarseToFine(System):
         shared = self.planner.backbone.parameters() if self._sees_through_planner else ()
         reached = {"coarse": [*self.planner.parameters()], "flow": [*shared, *self.refiner.parameters()]}
         return {name: [p for p in weights if p.requires_grad] for name, weights in reached.items()}
+
+    def stages(self) -> Mapping[str, Callable[..., object]]:
+        """Those of both networks."""
+        return {**self.planner.stages(), **self.refiner.stages()}
+
+    def denoised_by(self) -> tuple[str, str]:
+        """The flow's steps."""
+        return self.levels[-1].name, "coarse_to_fine.steps"
 
     def tokenise(self, instructions: list[str]) -> Text:
         """By the backbone."""

@@ -1,6 +1,6 @@
 """Libra: a Semantic Planner and an Action Refiner, trained together and run apart (method.md, Libra-VLA)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,14 @@ class Libra(System):
     def schedule(self) -> Schedule:
         """The curriculum of tokens."""
         return Curriculum(self.config.train)
+
+    def stages(self) -> Mapping[str, Callable[..., object]]:
+        """Those of both networks."""
+        return {**self.planner.stages(), **self.refiner.stages()}
+
+    def denoised_by(self) -> tuple[str, str]:
+        """The refiner's."""
+        return REFINER, "refiner.denoising_steps"
 
     def measure(self, batch: Batch, everything: Batch) -> Mapping[str, float]:
         """The difficulty of both problems, and how much of each was learned (`libra_ray.model.parts.token_measures`)."""

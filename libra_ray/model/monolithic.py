@@ -1,6 +1,6 @@
 """The monolithic baseline of the paper's component table: Libra's parts at the same size, as one level with one loss."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -69,6 +69,14 @@ class Monolithic(System):
     def loss_weights(self) -> Mapping[str, float]:
         """That of the denoising loss."""
         return {"diff": self.config.train.lambda_diff}
+
+    def stages(self) -> Mapping[str, Callable[..., object]]:
+        """Those of both networks."""
+        return {**self.planner.stages(), **self.refiner.stages()}
+
+    def denoised_by(self) -> tuple[str, str]:
+        """The one level."""
+        return self.levels[-1].name, "refiner.denoising_steps"
 
     def tokenise(self, instructions: list[str]) -> Text:
         """By the backbone."""

@@ -5,7 +5,7 @@ Trainer, checkpoints, evaluation, serving and reports know nothing else of it.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -169,6 +169,20 @@ class System(nn.Module, ABC):
         """The shape of one robot's starting noise; by default the last level's `(H, D)`, and none of the others."""
         last = self.levels[-1]
         return (last.covers, self.shape.action_dim) if level == last.name else None
+
+    def stages(self) -> Mapping[str, Callable[..., object]]:
+        """What the time of `infer` goes into, by a reader's name: bound methods, none of which calls another one of them.
+
+        For whoever times them (`libra_ray.budget`); by default the parts as a whole.
+        """
+        return {name: part.forward for name, part in self.parts().items()}
+
+    def denoised_by(self) -> tuple[str, str] | None:
+        """The level that denoises, and the setting that says in how many steps; None where none does.
+
+        The setting is one of inference: a checkpoint may be loaded with another value of it.
+        """
+        return None
 
     def measure(self, batch: Batch, everything: Batch) -> Mapping[str, float]:
         """How much was learned, on held-out windows: by default the losses and the mean absolute error of the actions.

@@ -1,5 +1,6 @@
 """The Semantic Planner (System 2): pictures and instruction to coarse action tokens in one parallel pass."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -110,6 +111,10 @@ class Planner(nn.Module):
         """The backbone's features alone."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             return cast("BackboneOutput", self.backbone(images, text))
+
+    def stages(self) -> Mapping[str, Callable[..., object]]:
+        """What its time goes into, see `System.stages`."""
+        return {"vision-language encoder": self.encode, "planner head": self.attend}
 
     def tokenise(self, instructions: list[str]) -> Text:
         """Instructions as the backbone's token ids."""
