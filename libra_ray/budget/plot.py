@@ -8,7 +8,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, NullLocator
+from matplotlib.ticker import NullFormatter, NullLocator, ScalarFormatter
 
 from libra_ray.budget.records import BATCHES, BudgetReport, Candidate
 from libra_ray.report.interval_plot import INK, LINE, STYLE
@@ -60,8 +60,10 @@ def _draw_candidates(axes: Axes, report: BudgetReport) -> None:
             [c.ms for c in best], [_height(c) for c in best], where="post", color=INK, linewidth=1, linestyle=":", label="front"
         )
         axes.set_ylim(-0.03, 1.05)
+        axes.set_ylabel("success", color=INK)
     else:
-        axes.set_yscale("log")
+        axes.set_ylim(0, 1.12 * max(1, *(_height(c) for c in shown)))
+        axes.set_ylabel("robots", color=INK)
     if report.proposal is not None:
         axes.plot(
             [report.proposal.ms], [_height(report.proposal)], "o", markersize=13, markerfacecolor="none", color=INK,
@@ -70,7 +72,7 @@ def _draw_candidates(axes: Axes, report: BudgetReport) -> None:
     axes.axvline(report.budget_ms, color=LIMIT, linewidth=1, linestyle="--", label=f"budget, {report.budget_ms:g} ms")
     axes.set_xscale("log")
     _numbers(axes, [c.ms for c in shown] + [report.budget_ms])
-    what = "success, simulated with these delays" if report.measured else "robots that one replica a level serves"
+    what = "success, simulated with these delays" if report.measured else "robots that one replica of each level serves in time"
     axes.set_title(what, loc="left", fontsize=9.5, color=INK)
     axes.set_xlabel("ms a control decision (p95); numbers: denoising steps; hollow: does not fit", color=INK)
     axes.legend(frameon=False, fontsize=7.5, loc="best")
@@ -89,6 +91,7 @@ def _draw_levels(axes: Axes, report: BudgetReport) -> None:
     axes.set_yscale("log")
     axes.set_xticks(batches, [str(b) for b in batches])
     axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.set_title("whole levels: measured p95 (dots), fitted model (lines)", loc="left", fontsize=9.5, color=INK)
     axes.set_xlabel("robots in one call", color=INK)
     axes.set_ylabel("ms", color=INK)
@@ -97,7 +100,7 @@ def _draw_levels(axes: Axes, report: BudgetReport) -> None:
 
 
 def _height(c: Candidate) -> float:
-    return max(c.robots, 0.5) if c.success is None else c.success.rate
+    return c.most_robots if c.success is None else c.success.rate
 
 
 def _numbers(axes: Axes, values: Sequence[float]) -> None:
