@@ -8,7 +8,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, NullLocator, ScalarFormatter
+from matplotlib.ticker import NullLocator, ScalarFormatter
 
 from libra_ray.budget.records import BATCHES, BudgetReport, Candidate
 from libra_ray.report.interval_plot import INK, LINE, STYLE
@@ -111,7 +111,7 @@ def _numbers(axes: Axes, values: Sequence[float]) -> None:
     few = [t for t in ticks if f"{t:e}"[0] in "125"] if len(ticks) > 8 else ticks
     axes.set_xlim(low, high)
     axes.set_xticks(few, [f"{t:g}" for t in few])
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _plain(axes: Axes) -> None:

@@ -9,6 +9,8 @@ from rich.table import Table
 from libra_ray.budget.records import REST, WHOLE, BudgetReport, Candidate, ComponentTime
 
 WIDTH = 150
+BUSY = 0.25
+"""An error of the model that speaks of disturbed measurements."""
 
 
 def budget_table(report: BudgetReport) -> str:
@@ -72,7 +74,8 @@ def _words(report: BudgetReport) -> list[str]:
         more = "" if report.least_chunks <= report.chunks else ": less is in time only after training with it"
         lines.append(f"M is fixed in training: action.chunks={report.chunks}; this needs at least {report.least_chunks}{more}")
     worst = max(model.worst_error for model in report.models.values())
-    lines.append(f"model: fitted to the p95 of whole calls, off by at most {worst:.0%} where it was measured")
+    busy = "; the machine was busy, --fresh measures again" if worst > BUSY else ""
+    lines.append(f"model: fitted to the p95 of whole calls, off by at most {worst:.0%} where it was measured{busy}")
     lines.append(
         "transport: measured between two processes of this machine (WebSocket, loopback); a network, Ray's own calls and "
         "waiting for others in a batch come on top"

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from websockets.exceptions import WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
 from libra_ray.budget.records import GATEWAY, ROBOT, TRANSPORT, ComponentTime
@@ -102,8 +103,16 @@ def _other_process(reply_bytes: int) -> Iterator[ClientConnection]:
             port = process.stdout.readline().strip()
             if not port:
                 raise ValueError("no process could be started that listens on 127.0.0.1, to measure the transport")
-            address = f"ws://127.0.0.1:{port}"
-            with connect(address, max_size=None, compression=None, proxy=None, open_timeout=PATIENCE_S) as connection:
+            with _connected(f"ws://127.0.0.1:{port}") as connection:
                 yield connection
         finally:
             process.kill()
+
+
+def _connected(address: str) -> ClientConnection:
+    try:
+        return connect(address, max_size=None, compression=None, proxy=None, open_timeout=PATIENCE_S)
+    except (OSError, WebSocketException) as error:
+        raise ValueError(
+            f"two processes of this machine cannot talk over {address} ({error}), to measure the transport"
+        ) from None
