@@ -44,17 +44,11 @@ class Question:
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no sense."""
-        for option, value in (("--ms", self.budget_ms), ("--hz", self.control_hz)):
+        for option, value, kind in (("--hz", self.control_hz, "rate"), ("--ms", self.budget_ms, "time")):
             if not 0 < value < float("inf"):
-                raise ValueError(f"{option} {value:g} is no {'time' if option == '--ms' else 'rate'}; give a number above 0")
+                raise ValueError(f"{option} {value:g} is no {kind}; give a number above 0")
         if not 1 <= self.robots <= 100_000:
             raise ValueError(f"--robots {self.robots} must be at least 1 and at most 100000")
-        horizon = self.levels[-1].covers
-        if 2 * self.control.committed_steps > horizon:
-            raise ValueError(
-                f"--committed {self.control.committed_steps} is more than half of the checkpoint's horizon of {horizon}; "
-                f"give at most {horizon // 2}"
-            )
 
     @property
     def waits_for_all(self) -> bool:

@@ -77,7 +77,7 @@ def test_it_measures_once_and_answers_every_budget(checkpoint, tmp_path, capsys)
         (["{checkpoint}", "--ms", "soon"], "argument --ms: invalid float value: 'soon'"),
         (["{checkpoint}", "--hz", "nan"], "--hz nan is no rate"),
         (["{checkpoint}", "--robots", "0"], "--robots 0 must be at least 1"),
-        (["{checkpoint}", "--committed", "4"], "give at most 2"),
+        (["{checkpoint}", "--committed", "4"], "control.committed_steps=4 is more than half of action.horizon=5"),
         (["{checkpoint}", "--committed", "-1"], "control.committed_steps"),
         (["{checkpoint}", "--rule", "never"], "choose from"),
         (["{checkpoint}", "--threads", "0"], "--threads 0 must be at least 1"),

@@ -13,11 +13,13 @@ from libra_ray.budget.records import GATEWAY, REST, ROBOT, TRANSPORT, WHOLE
 from libra_ray.budget.stopwatch import timings, watched
 from libra_ray.budget.wire import noisy
 from libra_ray.common.json_text import dump, parse
+from libra_ray.model.registry import SYSTEMS
 from libra_ray.policy import act, load_policy
 from tests.model.builders import save_checkpoint, tiny_model
-from tests.model.test_systems import FORMS
+from tests.model.test_systems import FORMS, TOY
 
-PROFILED = {name: FORMS[name] for name in FORMS if name != "anchor_not_frozen"}
+DENOISING = ("libra", "monolithic", "coarse_to_fine", "anchor_libra_two_levels")
+PROFILED = (*SYSTEMS, TOY, "anchor_libra_two_levels", "anchor_own_context")
 NAMED = {
     "planner": {"preprocessing", "vision-language encoder", "planner head"},
     "refiner": {"preprocessing", "refiner context", "noise levels", "denoising step"},
@@ -30,16 +32,15 @@ def few_calls(monkeypatch):
     monkeypatch.setattr(stopwatch, "CALLS", 3)
 
 
-@pytest.fixture(params=PROFILED.values(), ids=PROFILED)
+@pytest.fixture
 def folder(request, tmp_path):
-    save_checkpoint(tmp_path / "checkpoint", tiny_model(request.param))
+    save_checkpoint(tmp_path / "checkpoint", tiny_model(FORMS[request.param]))
     return tmp_path / "checkpoint"
 
 
-def test_every_system_is_profiled_by_its_levels_and_stages(folder):
-    before = torch.get_num_threads()
-    profile = measured_profile(folder, "cpu", threads=before + 1, jpeg=80, batches=(1, 2))
-    assert torch.get_num_threads() == before
+@pytest.mark.parametrize("folder", PROFILED, indirect=True)
+def test_every_system_is_profiled_by_its_levels_and_stages(folder, request):
+    profile = measured_profile(folder, "cpu", threads=1, jpeg=80, batches=(1, 2))
     policy = load_policy(folder)
     levels, (setting, steps) = [level.name for level in policy.levels], setting_of(policy.model)
     assert list(profile.calls) == levels
@@ -47,6 +48,7 @@ def test_every_system_is_profiled_by_its_levels_and_stages(folder):
         denoises = name == profile.denoising_level
         assert {c.steps for c in calls} == ({1, steps, 2 * steps} if denoises else {0})
         assert {c.batch for c in calls} == {1, 2}
+    assert bool(setting) == any(f"[{name}]" in request.node.name for name in DENOISING)
     assert (profile.denoising_setting, profile.denoising_steps) == (setting, steps)
     by_place = {}
     for row in profile.components:
@@ -63,12 +65,11 @@ def test_every_system_is_profiled_by_its_levels_and_stages(folder):
     assert parse(type(profile), dump(profile), "profile.json") == profile
 
 
+@pytest.mark.parametrize("folder", DENOISING, indirect=True)
 def test_what_is_changed_at_load_is_what_runs(folder):
     """The same weights with other denoising steps, which each are one call of the network."""
     trained = load_policy(folder)
     setting, steps = setting_of(trained.model)
-    if not setting:
-        pytest.skip("nothing is denoised")
     seen = [noisy(trained.blank())]
     chunks = {}
     for count in (1, steps, 2 * steps):
@@ -102,15 +103,18 @@ def test_a_watched_method_is_timed_wherever_it_is_called_and_left_as_it_was():
         def double(self, x):
             return 2 * x
 
+        def half(self, x):
+            return x / 2
+
         def twice(self, x):
             return self.double(self.double(x))
 
     owner = Owner()
-    with pytest.raises(ZeroDivisionError), watched({"doubling": owner.double, "never": owner.twice}, lambda: None) as found:
+    with watched({"doubling": owner.double, "never": owner.half}, lambda: None) as found:
         assert owner.twice(1) == 4
-        1 / 0  # noqa: B018
-    assert len(found["doubling"]) == 2
-    assert len(found["never"]) == 1
+    with pytest.raises(TypeError), watched({"doubling": owner.double}, lambda: None):
+        owner.twice(None)
+    assert {name: len(ms) for name, ms in found.items()} == {"doubling": 2, "never": 0}
     assert vars(owner) == {}, "nothing is left behind"
 
 
