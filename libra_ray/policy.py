@@ -237,7 +237,7 @@ def load_policy(
     """The policy of a checkpoint folder.
 
     Args:
-        changes: settings of inference that replace those which it was trained with, e.g. `refiner.denoising_steps`.
+        changes: settings of inference that replace those which it was trained with, see `System.denoised_by`.
         variant: another way to run it, e.g. `coarse_only` of `libra`.
 
     Raises:

@@ -255,6 +255,7 @@ OVER_LEVELS = (
     "serving.gateway",
     "serving.web",
     "report.plots",
+    "budget.",
 )
 """What goes over levels, losses and parts by their names; systems are another's."""
 

@@ -84,7 +84,6 @@ def question_of(
         robots=robots,
         control=control,
         levels=levels,
-        most_steps=config.refiner.train_timesteps,
         lengthened_by=lengthening(config, levels),
     )
 
@@ -97,7 +96,12 @@ def answered_budget(
     Args:
         success: evaluates the candidates that fit; None leaves success unmeasured.
     """
-    question = replace(question, denoised=profile.denoising_level, trained_steps=profile.denoising_steps)
+    question = replace(
+        question,
+        denoised=profile.denoising_level,
+        trained_steps=profile.denoising_steps,
+        most_steps=profile.most_steps,
+    )
     models, config = models_of(profile), read_config(checkpoint)
     found = with_front(candidates(question, models))
     if success is not None:

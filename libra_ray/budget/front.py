@@ -23,10 +23,10 @@ class Question:
         robots: that shall be served by one replica of each level and one gateway.
         control: the rule, and what robots commit to; `execute_steps` is what is sought.
         levels: of the policy, slow to fast.
-        most_steps: of denoising, that its training allows.
         lengthened_by: see `libra_ray.model.registry.lengthening`.
         denoised: the level that denoises; empty where none does, and until a profile says it.
         trained_steps: denoising steps of the checkpoint's configuration; 0 where nothing is denoised.
+        most_steps: that are still different ones.
 
     Raises:
         ValueError: a number that nothing could meet.
@@ -37,10 +37,10 @@ class Question:
     robots: int
     control: ControlConfig
     levels: tuple[Level, ...]
-    most_steps: int
     lengthened_by: Mapping[str, tuple[str, int]]
     denoised: str = ""
     trained_steps: int = 0
+    most_steps: int = 0
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no sense."""
@@ -124,15 +124,13 @@ def least_chunks(question: Question, chosen: Candidate | None) -> int | None:
 
 def _beats(one: Candidate, other: Candidate) -> bool:
     """Whether it is better in one respect and worse in none."""
-    if one.success is not None and other.success is not None:
-        mine, theirs = (-one.ms, _rate(one)), (-other.ms, _rate(other))
-    else:
-        mine, theirs = _settings(one), _settings(other)
+    mine, theirs = _goods(one), _goods(other)
     return mine != theirs and all(a >= b for a, b in zip(mine, theirs, strict=True))
 
 
-def _settings(c: Candidate) -> tuple[float, ...]:
-    return (-c.ms, c.denoising_steps, -c.execute_steps, c.robots)
+def _goods(c: Candidate) -> tuple[float, ...]:
+    """What is better the larger it is."""
+    return (-c.ms, c.denoising_steps, -c.execute_steps, c.robots) if c.success is None else (-c.ms, c.success.rate)
 
 
 def _rate(candidate: Candidate) -> float:

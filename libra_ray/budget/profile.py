@@ -30,7 +30,7 @@ def steps_to_measure(trained: int) -> tuple[int, ...]:
 def setting_of(model: System) -> tuple[str, int]:
     """The setting of a model's denoising steps, and its value; empty and 0 where nothing is denoised."""
     denoised = model.denoised_by()
-    return ("", 0) if denoised is None else (denoised[1], int(flatten(model.config)[denoised[1]]))
+    return ("", 0) if denoised is None else (denoised.setting, int(flatten(model.config)[denoised.setting]))
 
 
 def measured_profile(
@@ -61,7 +61,7 @@ def measured_profile(
         for steps in steps_to_measure(trained) if denoised else ():
             if steps != trained:
                 policy = load_policy(checkpoint, device, changes={setting: steps})
-                level = denoised[0] if denoised else ""
+                level = denoised.level if denoised else ""
                 calls[level] += _whole(policy, batches, steps, told, only=level)[level]
     manifest, config = policy.source.manifest, policy.source.config
     return ComponentProfile(
@@ -70,9 +70,10 @@ def measured_profile(
         device=device,
         threads=threads,
         jpeg=jpeg,
-        denoising_level=denoised[0] if denoised else "",
+        denoising_level=denoised.level if denoised else "",
         denoising_setting=setting,
         denoising_steps=trained,
+        most_steps=denoised.most if denoised else 0,
         machine=describe_hardware(),
         components=components,
         calls=calls,
@@ -96,7 +97,7 @@ def _whole(policy: SystemPolicy, batches: Sequence[int], steps: int, told: Told,
     for name, calls in _calls(policy, batches):
         if only not in ("", name):
             continue
-        own = steps if denoised is not None and denoised[0] == name else 0
+        own = steps if denoised is not None and denoised.level == name else 0
         told(f"{name} as a whole" + (f", denoising steps: {own}" if own else ""))
         for robots, call in calls.items():
             latency = Latency.of(timings(call))

@@ -50,6 +50,7 @@ class ComponentProfile:
         denoising_level: the level that denoises; empty where none does.
         denoising_setting: the setting that says in how many steps.
         denoising_steps: those of the checkpoint, with which `components` were measured; 0 where nothing is denoised.
+        most_steps: of denoising, that are still different ones.
         calls: by the level's name, whole calls at several batches and denoising steps.
         jpeg: quality of the pictures on the way; 0 is raw.
     """
@@ -62,6 +63,7 @@ class ComponentProfile:
     denoising_level: str
     denoising_setting: str
     denoising_steps: int
+    most_steps: int
     machine: Hardware
     components: Sequence[ComponentTime]
     calls: Mapping[str, Sequence[TimedCall]]

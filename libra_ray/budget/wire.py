@@ -53,12 +53,12 @@ def wire_times(policy: SystemPolicy, batches: Sequence[int], jpeg: int) -> list[
     for robots in batches:
         batch = InferenceBatch.stacked(asked[:robots], "weights", history)
         gateway: dict[str, Callable[[], object]] = {
-            "msgpack decoded": lambda n=robots: [unpack(said) for _ in range(n)],
-            "request checked, pictures decoded": lambda n=robots: [read_request(message, shake) for _ in range(n)],
-            "batch stacked": lambda n=robots: InferenceBatch.stacked(asked[:n], "weights", history),
-            "batch between processes (pickle)": lambda b=batch: pickle.loads(pickle.dumps(b, protocol=5)),  # noqa: S301
+            "msgpack decoded": _repeated(robots, lambda: unpack(said)),
+            "request checked, pictures decoded": _repeated(robots, lambda: read_request(message, shake)),
+            "batch stacked": partial(InferenceBatch.stacked, asked[:robots], "weights", history),
+            "batch between processes (pickle)": partial(_copied, batch),
             "batch unstacked": batch.observations,
-            "answers packed": lambda n=robots: [pack(answer) for _ in range(n)],
+            "answers packed": _repeated(robots, lambda: pack(answer)),
         }
         found += [_component(GATEWAY, name, robots, call) for name, call in gateway.items()]
     with _other_process(len(reply)) as connection:
@@ -82,6 +82,15 @@ def noisy(blank: Observation) -> Observation:
 def _component(where: str, name: str, batch: int, call: Callable[[], object]) -> ComponentTime:
     latency = Latency.of(timings(call))
     return ComponentTime(where=where, name=name, batch=batch, p50_ms=latency.p50_ms, p95_ms=latency.p95_ms)
+
+
+def _repeated(times: int, call: Callable[[], object]) -> Callable[[], object]:
+    return lambda: [call() for _ in range(times)]
+
+
+def _copied(batch: InferenceBatch) -> object:
+    """As another process gets it."""
+    return pickle.loads(pickle.dumps(batch, protocol=pickle.HIGHEST_PROTOCOL))  # noqa: S301  (of our own making)
 
 
 def _talk(connection: ClientConnection, said: bytes, robots: int) -> None:

@@ -16,6 +16,7 @@ from libra_ray.model.monolithic import Monolithic
 from libra_ray.model.parts.augment import augmented
 from libra_ray.model.parts.backbone import Backbone, BackboneOutput, Text
 from libra_ray.model.parts.chunks import Chunk, chunk_of, masked_mean
+from libra_ray.model.parts.diffusion import Denoised
 from libra_ray.model.parts.gripper import decided, decision_target, gripper_dim, probability
 from libra_ray.model.parts.planner import FeatureWidths, Planner
 from libra_ray.model.parts.residual import OwnContext, ResidualHead
@@ -146,10 +147,10 @@ class AnchorRefine(System):
         named = {"context": "residual context", "head": "residual head"}
         return {**self.anchor.stages(), **{named[name]: module.forward for name, module in self.residual.items()}}
 
-    def denoised_by(self) -> tuple[str, str] | None:
+    def denoised_by(self) -> Denoised | None:
         """The anchor, where it is denoised."""
         within = self.anchor.denoised_by()
-        return None if within is None else (self.levels[0].name, within[1])
+        return None if within is None else replace(within, level=self.levels[0].name)
 
     def noise_shape(self, level: str) -> tuple[int, ...] | None:
         """The anchor's; the residual begins with none."""

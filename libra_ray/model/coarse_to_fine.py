@@ -14,6 +14,7 @@ from libra_ray.model.parts.action_tokens import ActionTokenizer
 from libra_ray.model.parts.augment import augmented
 from libra_ray.model.parts.backbone import Text, make_backbone
 from libra_ray.model.parts.chunks import chunk_of
+from libra_ray.model.parts.diffusion import Denoised
 from libra_ray.model.parts.planner import Planner, plan_accuracy, plan_loss
 from libra_ray.model.parts.refiner import Refiner
 from libra_ray.model.system import Losses, System, SystemInput, seen_now
@@ -95,9 +96,9 @@ class CoarseToFine(System):
         """Those of both networks."""
         return {**self.planner.stages(), **self.refiner.stages()}
 
-    def denoised_by(self) -> tuple[str, str]:
+    def denoised_by(self) -> Denoised:
         """The flow's steps."""
-        return self.levels[-1].name, "coarse_to_fine.steps"
+        return Denoised(level=self.levels[-1].name, setting="coarse_to_fine.steps", most=self.config.refiner.train_timesteps)
 
     def tokenise(self, instructions: list[str]) -> Text:
         """By the backbone."""

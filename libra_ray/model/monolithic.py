@@ -13,6 +13,7 @@ from libra_ray.model.libra import dropped
 from libra_ray.model.parts.augment import augmented
 from libra_ray.model.parts.backbone import Backbone, Text, make_backbone
 from libra_ray.model.parts.chunks import chunk_of
+from libra_ray.model.parts.diffusion import Denoised
 from libra_ray.model.parts.planner import Planner
 from libra_ray.model.parts.refiner import Refiner
 from libra_ray.model.system import Losses, System, SystemInput, seen_now
@@ -74,9 +75,9 @@ class Monolithic(System):
         """Those of both networks."""
         return {**self.planner.stages(), **self.refiner.stages()}
 
-    def denoised_by(self) -> tuple[str, str]:
+    def denoised_by(self) -> Denoised:
         """The one level."""
-        return self.levels[-1].name, "refiner.denoising_steps"
+        return Denoised(level=self.levels[-1].name, setting="refiner.denoising_steps", most=self.config.refiner.train_timesteps)
 
     def tokenise(self, instructions: list[str]) -> Text:
         """By the backbone."""

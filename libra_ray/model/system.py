@@ -18,6 +18,7 @@ from libra_ray.batch import Batch
 from libra_ray.config import Config
 from libra_ray.model.parts.backbone import Text
 from libra_ray.model.parts.chunks import chunk_of, mean_error
+from libra_ray.model.parts.diffusion import Denoised
 from libra_ray.model.schedule import Schedule
 from libra_ray.types import Level, RobotShape
 
@@ -177,11 +178,8 @@ class System(nn.Module, ABC):
         """
         return {name: part.forward for name, part in self.parts().items()}
 
-    def denoised_by(self) -> tuple[str, str] | None:
-        """The level that denoises, and the setting that says in how many steps; None where none does.
-
-        The setting is one of inference: a checkpoint may be loaded with another value of it.
-        """
+    def denoised_by(self) -> Denoised | None:
+        """The level that denoises, and the setting that says in how many steps; None where none does."""
         return None
 
     def measure(self, batch: Batch, everything: Batch) -> Mapping[str, float]:
