@@ -7,13 +7,15 @@ from itertools import groupby
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator, ScalarFormatter
+from matplotlib.ticker import NullLocator
 
 from libra_ray.budget.records import BATCHES, BudgetReport, Candidate
 from libra_ray.report.interval_plot import INK, LINE, STYLE
 
 LIMIT = "#b3261e"
+MOST_TICKS = 8
 COLOURS = ("#0b62a4", "#c05717", "#2d7d46", "#7a4fa3", "#8a6d00", "#3c7f8c")
 """Of series, in their order."""
 
@@ -71,7 +73,7 @@ def _draw_candidates(axes: Axes, report: BudgetReport) -> None:
         )  # fmt: skip
     axes.axvline(report.budget_ms, color=LIMIT, linewidth=1, linestyle="--", label=f"budget, {report.budget_ms:g} ms")
     axes.set_xscale("log")
-    _numbers(axes, [c.ms for c in shown] + [report.budget_ms])
+    _numbers(axes.xaxis, [*(c.ms for c in shown), report.budget_ms])
     what = "success, simulated with these delays" if report.measured else "robots that one replica of each level serves in time"
     axes.set_title(what, loc="left", fontsize=9.5, color=INK)
     axes.set_xlabel("ms a control decision (p95); numbers: denoising steps; hollow: does not fit", color=INK)
@@ -91,7 +93,7 @@ def _draw_levels(axes: Axes, report: BudgetReport) -> None:
     axes.set_yscale("log")
     axes.set_xticks(batches, [str(b) for b in batches])
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(ScalarFormatter())
+    _numbers(axes.yaxis, [max(c.p95_ms, 1e-3) for _, _, rows in calls for c in rows])
     axes.set_title("whole levels: measured p95 (dots), fitted model (lines)", loc="left", fontsize=9.5, color=INK)
     axes.set_xlabel("robots in one call", color=INK)
     axes.set_ylabel("ms", color=INK)
@@ -103,15 +105,15 @@ def _height(c: Candidate) -> float:
     return c.most_robots if c.success is None else c.success.rate
 
 
-def _numbers(axes: Axes, values: Sequence[float]) -> None:
+def _numbers(axis: Axis, values: Sequence[float]) -> None:
     """Round numbers along a logarithmic axis, however short a piece of it is shown."""
     low, high = min(values) / 1.15, max(values) * 1.15
     decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
-    ticks = [m * 10.0**d for d in decades for m in (1, 2, 3, 5, 7) if low <= m * 10.0**d <= high]
-    few = [t for t in ticks if f"{t:e}"[0] in "125"] if len(ticks) > 8 else ticks
-    axes.set_xlim(low, high)
-    axes.set_xticks(few, [f"{t:g}" for t in few])
-    axes.xaxis.set_minor_locator(NullLocator())
+    ticks = [m * 10.0**d for d in decades for m in range(1, 10) if low <= m * 10.0**d <= high]
+    shown = [t for t in ticks if f"{t:e}"[0] in "125"] if len(ticks) > MOST_TICKS else ticks
+    axis.axes.set(**{f"{axis.axis_name}lim": (low, high)})
+    axis.set_ticks(shown, [f"{t:g}" for t in shown])
+    axis.set_minor_locator(NullLocator())
 
 
 def _plain(axes: Axes) -> None:

@@ -21,10 +21,10 @@ def question(control=None, **changes):
         "robots": 1,
         "control": ControlConfig(**{"rule": "overlap", **(control or {})}),
         "levels": dual_levels(10, 5),
-        "most_steps": 100,
         "lengthened_by": {"planner": ("action.chunks", 5), "refiner": ("action.horizon", 1)},
         "denoised": "refiner",
         "trained_steps": 6,
+        "most_steps": 100,
     }
     return Question(**asked | changes)
 

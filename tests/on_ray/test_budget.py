@@ -6,7 +6,9 @@ from dataclasses import replace
 import pytest
 
 from libra_ray.budget.answer import answered_budget, question_of
+from libra_ray.budget.plot import budget_plot
 from libra_ray.budget.profile import measured_profile
+from libra_ray.budget.table import budget_table
 from libra_ray.common.json_text import plain
 from libra_ray.config import from_json
 from libra_ray.control.delays import open_delays
@@ -53,6 +55,8 @@ def test_candidates_are_evaluated_as_late_and_with_the_steps_that_they_say(ray_c
     assert report.measured
     assert report.proposal in done
     assert any(c.front for c in done)
+    assert ">front<" in budget_plot(report), "as text"
+    assert "front: over latency and success in simulated time" in budget_table(report)
     assert not any(c.front for c in report.candidates if c.success is None)
     for c in chosen:
         [cell] = (place / "out" / budget.CELLS).glob(f"*_k{c.denoising_steps}_e{c.execute_steps}_*")
