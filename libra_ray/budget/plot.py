@@ -111,7 +111,8 @@ def _numbers(axis: Axis, values: Sequence[float]) -> None:
     decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
     ticks = [m * 10.0**d for d in decades for m in range(1, 10) if low <= m * 10.0**d <= high]
     shown = [t for t in ticks if f"{t:e}"[0] in "125"] if len(ticks) > MOST_TICKS else ticks
-    axis.axes.set(**{f"{axis.axis_name}lim": (low, high)})
+    axes = axis.axes
+    (axes.set_xlim if axis is axes.xaxis else axes.set_ylim)(low, high)
     axis.set_ticks(shown, [f"{t:g}" for t in shown])
     axis.set_minor_locator(NullLocator())
 
