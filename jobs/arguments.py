@@ -46,10 +46,10 @@ class Arguments:
         more: the values of a job's own options.
     """
 
-    config: Config
     run_dir: Path
     fresh: bool
     stage: str
+    config: Config = field(default_factory=Config)
     more: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -94,7 +94,7 @@ class Arguments:
 
     def refuse(self, message: object) -> NoReturn:
         """End the program as a mistake on the command line does: status 2 and one line on standard error."""
-        _JobParser(prog=f"{self.stage}.py").error(str(message))
+        JobParser(prog=f"{self.stage}.py").error(str(message))
 
 
 def _on_purpose(mistake: Exception) -> bool:
@@ -174,17 +174,18 @@ def speak_utf8() -> None:
             stream.reconfigure(errors="replace")
 
 
-class _JobParser(argparse.ArgumentParser):
+class JobParser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
+        """End the program with status 2."""
         self.exit(2, f"{self.prog}: error: {' '.join(message.splitlines())}\n")
 
 
-def _parser(description: str, stage: str, more: Options, shown: Config | None = None) -> _JobParser:
+def _parser(description: str, stage: str, more: Options, shown: Config | None = None) -> JobParser:
     """The parser; `shown` is the configuration whose values `--help` gives as the present ones."""
     positions = "".join(f" {name.upper()}" for name in more if not name.startswith("--"))
-    parser = _JobParser(
+    parser = JobParser(
         prog=f"{stage}.py",
         usage=f"%(prog)s [PRESET]{positions} [--name NAME] [--runs DIR] [--fresh] [--config FILE] [--SECTION.KEY VALUE ...]",
         description=description,

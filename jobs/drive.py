@@ -1,26 +1,17 @@
 """Drive a fleet of simulated or stub robots against a served policy in real time, and measure what they meet."""
 
-import argparse
 import asyncio
 import os
 from pathlib import Path
-from typing import NoReturn
 
-from arguments import speak_utf8
+from arguments import JobParser, speak_utf8
 
 TOKEN = "LIBRA_TOKEN"  # noqa: S105  (the variable's name)
 
 
-class _DriveParser(argparse.ArgumentParser):
-    """Whose errors are one line, as those of the other jobs."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
-
-
-def parser() -> argparse.ArgumentParser:
+def parser() -> JobParser:
     """The command line."""
-    p = _DriveParser(prog="drive.py", description=__doc__, allow_abbrev=False)
+    p = JobParser(prog="drive.py", description=__doc__, allow_abbrev=False)
     p.add_argument("endpoint", metavar="ENDPOINT", help="the server, e.g. ws://127.0.0.1:8765")
     p.add_argument("--robots", type=int, default=16, help="robots (default: %(default)s)")
     p.add_argument(

@@ -15,8 +15,10 @@ import hashlib
 import json
 import shutil
 import uuid
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -24,7 +26,7 @@ from safetensors.torch import load_file, save_file
 
 from libra_ray import config as configuration
 from libra_ray.common.disk import room_for
-from libra_ray.config import Config
+from libra_ray.config import Config, override
 from libra_ray.data.fingerprint import Fingerprint
 from libra_ray.data.transforms import NormStats
 from libra_ray.manifest import Manifest, read_config, read_levels, read_manifest
@@ -132,11 +134,17 @@ def _bytes(tree: Any) -> int:
             return 0
 
 
-def load(folder: Path | str, device: torch.device | str = "cpu") -> Checkpoint:
+def load(
+    folder: Path | str, device: torch.device | str = "cpu", changes: Mapping[str, Any] = MappingProxyType({})
+) -> Checkpoint:
     """Read a checkpoint written by `save`.
 
+    Args:
+        changes: settings of inference that replace those which it was trained with, see `System.denoised_by`.
+
     Raises:
-        ValueError: the folder is missing, incomplete, of another format, or its files do not fit one another.
+        ValueError: the folder is missing, incomplete, of another format, or its files do not fit one another, or what is
+            changed.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -146,7 +154,7 @@ def load(folder: Path | str, device: torch.device | str = "cpu") -> Checkpoint:
             f"checkpoint {folder} was changed after it was written (digest {found[:12]}, manifest says "
             f"{manifest.digest[:12]}); restore its files or train again"
         )
-    config = configuration.read_saved(folder / "config.json")
+    config = override(configuration.read_saved(folder / "config.json"), changes)
     stats = NormStats.from_json((folder / "stats.json").read_text(encoding="utf-8"))
     stats.check_fits(manifest.shape.state_dim, manifest.shape.action_dim)
     model = make_system(config, manifest.shape, folder)

@@ -5,9 +5,11 @@ A policy holds no robot's state. An intent is a value that whoever drives the ro
 
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 try:
     import torch
@@ -68,12 +70,7 @@ class SystemPolicy:
             raise ValueError(f"{len(observations)} observations and {len(above)} intents; one per observation is needed")
         if not observations:
             return []
-        seen = SystemInput(
-            images=self._images(observations),
-            state=self._state(observations),
-            text=self._text(observations),
-            committed=self._committed(observations),
-        )
+        seen = self.inputs(observations)
         read = self._read(asked, observations, above)
         noise = self._noise(asked, observations, read)
         on_device = {name: value.to(self.device) for name, value in read.items()}
@@ -96,6 +93,19 @@ class SystemPolicy:
             )
             for i, (o, intent) in enumerate(zip(observations, above, strict=True))
         ]
+
+    def inputs(self, observations: Sequence[Observation]) -> SystemInput:
+        """What the model is shown of the observations, on its device."""
+        return SystemInput(
+            images=self._images(observations),
+            state=self._state(observations),
+            text=self._text(observations),
+            committed=self._committed(observations),
+        )
+
+    def stages(self) -> Mapping[str, Callable[..., object]]:
+        """What the time of `infer` goes into, see `System.stages`."""
+        return {"preprocessing": self.inputs, **self.model.stages()}
 
     def _read(self, level: Level, observations: Sequence[Observation], above: Sequence[Intent | None]) -> dict[str, Tensor]:
         """The intents' values from each observation's step on, on the CPU; what no intent covers is unknown."""
@@ -223,10 +233,17 @@ def act(policy: Policy, observations: Sequence[Observation]) -> list[ActionChunk
     return [answer for answer in policy.infer(last.name, observations, intents[last.reads]) if isinstance(answer, ActionChunk)]
 
 
-def load_policy(folder: Path | str, device: torch.device | str = "cpu", *, variant: str = "") -> SystemPolicy:
+def load_policy(
+    folder: Path | str,
+    device: torch.device | str = "cpu",
+    *,
+    variant: str = "",
+    changes: Mapping[str, Any] = MappingProxyType({}),
+) -> SystemPolicy:
     """The policy of a checkpoint folder.
 
     Args:
+        changes: settings of inference that replace those which it was trained with, see `System.denoised_by`.
         variant: another way to run it, e.g. `coarse_only` of `libra`.
 
     Raises:
@@ -234,7 +251,7 @@ def load_policy(folder: Path | str, device: torch.device | str = "cpu", *, varia
     """
     if variant:
         check_variant(folder, variant)
-    source = checkpoint.load(folder, device)
+    source = checkpoint.load(folder, device, changes)
     return SystemPolicy(source, device, variant)
 
 

@@ -45,10 +45,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "doctor": TENSORS | {"common", "data", "model", "sim", "control", "checkpoint", "policy", "training", "tracking"},
     "serving": RECORDS | HELPERS | {"client", "control", "manifest", "policy", "tracking"},
     "fleet": RECORDS | HELPERS | {"client", "data", "sim", "evaluation"},
+    "budget": RECORDS | HELPERS | {"model", "control", "client", "manifest", "policy", "report", "serving"},
     # engine
-    "on_ray": TENSORS | HELPERS | COMPONENTS | DOMAIN | {"client", "serving"},
+    "on_ray": TENSORS | HELPERS | COMPONENTS | DOMAIN | {"client", "serving", "budget"},
     # entry points
-    "jobs": TENSORS | HELPERS | COMPONENTS | DOMAIN | {"client", "serving", "fleet", "on_ray"},
+    "jobs": TENSORS | HELPERS | COMPONENTS | DOMAIN | {"client", "serving", "fleet", "budget", "on_ray"},
     "serve_apps": RECORDS | DOMAIN | {"client", "serving", "on_ray"},
     "tune_spaces": {"config"},
     "benchmarks": TENSORS | HELPERS | COMPONENTS | DOMAIN | {"client", "serving", "fleet", "on_ray"},
@@ -58,7 +59,9 @@ MAY_IMPORT: dict[str, set[str]] = {
 OWNERS: dict[str, set[str]] = {
     "ray": {"on_ray", "serve_apps", "tune_spaces", "benchmarks"},
     "mlflow": {"tracking"},
-    "torch": {"batch", "data", "model", "checkpoint", "policy", "training", "doctor", "serving", "on_ray", "benchmarks"},
+    "torch": {
+        "batch", "data", "model", "checkpoint", "policy", "training", "doctor", "serving", "budget", "on_ray", "benchmarks",
+    },
     "jaxtyping": {"batch", "model", "policy", "training"},
     "safetensors": {"checkpoint", "training"},
     "transformers": {"model"},
@@ -67,10 +70,10 @@ OWNERS: dict[str, set[str]] = {
     "mujoco": {"sim"},
     "metaworld": {"sim"},
     "gymnasium": {"sim"},
-    "matplotlib": {"report", "benchmarks"},
+    "matplotlib": {"report", "budget", "benchmarks"},
     "jinja2": {"report", "model"},
     "optuna": {"on_ray"},
-}
+}  # fmt: skip
 """Outside library -> the parts that may import it; a library not named here is everybody's."""
 
 COMPUTED = {"libra_ray.sim", "libra_ray.sim.render.offscreen", "libra_ray.doctor.aside", "libra_ray.model.registry"}
@@ -252,6 +255,7 @@ OVER_LEVELS = (
     "serving.gateway",
     "serving.web",
     "report.plots",
+    "budget.",
 )
 """What goes over levels, losses and parts by their names; systems are another's."""
 

@@ -189,8 +189,8 @@ def test_help_loads_no_engine():
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-SCRIPTS = sorted(path.name for path in JOBS.glob("*.py") if path.name not in ("arguments.py", "drive.py"))
-"""Those with a run's settings; the fleet's own command line is tested in test_drive.py."""
+SCRIPTS = sorted(path.name for path in JOBS.glob("*.py") if path.name not in ("arguments.py", "drive.py", "budget.py"))
+"""Those with a run's settings; the command lines of the fleet and of a checkpoint's budget have their own tests."""
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

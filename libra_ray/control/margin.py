@@ -148,19 +148,39 @@ def margins(
     settings = lengthened_by or {}
     if last.name in late:
         found[last.name] = _of_chunk(last, late[last.name], control, period, settings.get(last.name), section)
-    readers = {level.reads: level for level in reversed(levels)}
+    asked = asked_every(levels, late, control)
+    for level in (level for level in levels[:-1] if level.name in late):
+        reader = _reader(levels, level)
+        cycle, by_overlap = (
+            cycle_of(level.covers, late[level.name], asked[reader.name], period, each, above_last=reader is last)
+            for each in (control, replace(control, rule="overlap"))
+        )
+        found[level.name] = _of_intent(level, control.rule, cycle, by_overlap.replaced, settings.get(level.name), section)
+    return [_told(v, latencies[v.name], control_hz, late[v.name], *found[v.name]) for v in levels if v.name in found]
+
+
+def asked_every(levels: Sequence[Level], late: Mapping[str, int], control: ControlConfig) -> dict[str, int]:
+    """Control steps from one request of a robot to a level to the next, by its name.
+
+    Args:
+        levels: of the policy.
+        late: control steps until an answer is usable, by the level's name; what is left out is not late.
+        control: when levels are asked.
+    """
+    last = levels[-1]
+    period = chunk_period(control.execute_steps, control.committed_steps, last.covers)
     # No chunk is asked for while another one is under way.
     asked = {last.name: max(period, late.get(last.name, 0))}
     for level in reversed(levels[:-1]):
-        reader = readers.get(level.name, last)
-        cycle, by_overlap = (
-            cycle_of(level.covers, late.get(level.name, 0), asked[reader.name], period, each, above_last=reader is last)
-            for each in (control, replace(control, rule="overlap"))
-        )
+        reader, steps = _reader(levels, level), late.get(level.name, 0)
+        cycle = cycle_of(level.covers, steps, asked[reader.name], period, control, above_last=reader is last)
         asked[level.name] = cycle.asked
-        if level.name in late:
-            found[level.name] = _of_intent(level, control.rule, cycle, by_overlap.replaced, settings.get(level.name), section)
-    return [_told(v, latencies[v.name], control_hz, late[v.name], *found[v.name]) for v in levels if v.name in found]
+    return asked
+
+
+def _reader(levels: Sequence[Level], level: Level) -> Level:
+    """Who reads a level's intents; the last one where nobody does."""
+    return next((below for below in levels if below.reads == level.name), levels[-1])
 
 
 def cycle_of(covers: int, late: int, every: int, period: int, control: ControlConfig, *, above_last: bool) -> Cycle:

@@ -1,6 +1,6 @@
 """AnchorRefine: an anchor by any policy, then frozen, and a head that learns how far it is off (method.md, AnchorRefine)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -16,6 +16,7 @@ from libra_ray.model.monolithic import Monolithic
 from libra_ray.model.parts.augment import augmented
 from libra_ray.model.parts.backbone import Backbone, BackboneOutput, Text
 from libra_ray.model.parts.chunks import Chunk, chunk_of, masked_mean
+from libra_ray.model.parts.diffusion import Denoised
 from libra_ray.model.parts.gripper import decided, decision_target, gripper_dim, probability
 from libra_ray.model.parts.planner import FeatureWidths, Planner
 from libra_ray.model.parts.residual import OwnContext, ResidualHead
@@ -140,6 +141,16 @@ class AnchorRefine(System):
         steps = self.config.train.steps
         first = min(round(self.settings.anchor_share * steps), steps - 1)
         return OneAfterAnother((ANCHOR, RESIDUAL), self.anchor.schedule(), first, frozen=self.settings.stop_gradient)
+
+    def stages(self) -> Mapping[str, Callable[..., object]]:
+        """The anchor's, and what refines it."""
+        named = {"context": "residual context", "head": "residual head"}
+        return {**self.anchor.stages(), **{named[name]: module.forward for name, module in self.residual.items()}}
+
+    def denoised_by(self) -> Denoised | None:
+        """The anchor, where it is denoised."""
+        within = self.anchor.denoised_by()
+        return None if within is None else replace(within, level=self.levels[0].name)
 
     def noise_shape(self, level: str) -> tuple[int, ...] | None:
         """The anchor's; the residual begins with none."""

@@ -1,6 +1,6 @@
 """Coarse-to-fine: parallel token heads, and a flow that starts from their decoded action (method.md, pattern 1)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from libra_ray.model.parts.action_tokens import ActionTokenizer
 from libra_ray.model.parts.augment import augmented
 from libra_ray.model.parts.backbone import Text, make_backbone
 from libra_ray.model.parts.chunks import chunk_of
+from libra_ray.model.parts.diffusion import Denoised
 from libra_ray.model.parts.planner import Planner, plan_accuracy, plan_loss
 from libra_ray.model.parts.refiner import Refiner
 from libra_ray.model.system import Losses, System, SystemInput, seen_now
@@ -90,6 +91,14 @@ class CoarseToFine(System):
         shared = self.planner.backbone.parameters() if self._sees_through_planner else ()
         reached = {"coarse": [*self.planner.parameters()], "flow": [*shared, *self.refiner.parameters()]}
         return {name: [p for p in weights if p.requires_grad] for name, weights in reached.items()}
+
+    def stages(self) -> Mapping[str, Callable[..., object]]:
+        """Those of both networks."""
+        return {**self.planner.stages(), **self.refiner.stages()}
+
+    def denoised_by(self) -> Denoised:
+        """The flow's steps."""
+        return Denoised(level=self.levels[-1].name, setting="coarse_to_fine.steps", most=self.config.refiner.train_timesteps)
 
     def tokenise(self, instructions: list[str]) -> Text:
         """By the backbone."""

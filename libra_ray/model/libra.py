@@ -1,6 +1,6 @@
 """Libra: a Semantic Planner and an Action Refiner, trained together and run apart (method.md, Libra-VLA)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from libra_ray.model.parts.action_tokens import ActionTokenizer
 from libra_ray.model.parts.augment import augmented
 from libra_ray.model.parts.backbone import Backbone, Text, make_backbone
 from libra_ray.model.parts.chunks import chunk_of
+from libra_ray.model.parts.diffusion import Denoised
 from libra_ray.model.parts.planner import Planner, plan_accuracy, plan_loss
 from libra_ray.model.parts.refiner import Refiner
 from libra_ray.model.parts.token_measures import measure_tokens
@@ -111,6 +112,14 @@ class Libra(System):
     def schedule(self) -> Schedule:
         """The curriculum of tokens."""
         return Curriculum(self.config.train)
+
+    def stages(self) -> Mapping[str, Callable[..., object]]:
+        """Those of both networks."""
+        return {**self.planner.stages(), **self.refiner.stages()}
+
+    def denoised_by(self) -> Denoised:
+        """The refiner's."""
+        return Denoised(level=REFINER, setting="refiner.denoising_steps", most=self.config.refiner.train_timesteps)
 
     def measure(self, batch: Batch, everything: Batch) -> Mapping[str, float]:
         """The difficulty of both problems, and how much of each was learned (`libra_ray.model.parts.token_measures`)."""

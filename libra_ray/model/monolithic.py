@@ -1,6 +1,6 @@
 """The monolithic baseline of the paper's component table: Libra's parts at the same size, as one level with one loss."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from libra_ray.model.libra import dropped
 from libra_ray.model.parts.augment import augmented
 from libra_ray.model.parts.backbone import Backbone, Text, make_backbone
 from libra_ray.model.parts.chunks import chunk_of
+from libra_ray.model.parts.diffusion import Denoised
 from libra_ray.model.parts.planner import Planner
 from libra_ray.model.parts.refiner import Refiner
 from libra_ray.model.system import Losses, System, SystemInput, seen_now
@@ -69,6 +70,14 @@ class Monolithic(System):
     def loss_weights(self) -> Mapping[str, float]:
         """That of the denoising loss."""
         return {"diff": self.config.train.lambda_diff}
+
+    def stages(self) -> Mapping[str, Callable[..., object]]:
+        """Those of both networks."""
+        return {**self.planner.stages(), **self.refiner.stages()}
+
+    def denoised_by(self) -> Denoised:
+        """The one level."""
+        return Denoised(level=self.levels[-1].name, setting="refiner.denoising_steps", most=self.config.refiner.train_timesteps)
 
     def tokenise(self, instructions: list[str]) -> Text:
         """By the backbone."""

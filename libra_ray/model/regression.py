@@ -1,6 +1,6 @@
 """The baseline without tokens and without noise: one network from pictures and words to the actions' mean."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -60,6 +60,10 @@ class Regression(System):
     def loss_weights(self) -> Mapping[str, float]:
         """One loss, of weight 1."""
         return {"action": 1.0}
+
+    def stages(self) -> Mapping[str, Callable[..., object]]:
+        """Those of the network."""
+        return self.planner.stages()
 
     def tokenise(self, instructions: list[str]) -> Text:
         """By the backbone."""

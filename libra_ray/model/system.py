@@ -5,7 +5,7 @@ Trainer, checkpoints, evaluation, serving and reports know nothing else of it.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -18,6 +18,7 @@ from libra_ray.batch import Batch
 from libra_ray.config import Config
 from libra_ray.model.parts.backbone import Text
 from libra_ray.model.parts.chunks import chunk_of, mean_error
+from libra_ray.model.parts.diffusion import Denoised
 from libra_ray.model.schedule import Schedule
 from libra_ray.types import Level, RobotShape
 
@@ -175,6 +176,17 @@ class System(nn.Module, ABC):
         """The shape of one robot's starting noise; by default the last level's `(H, D)`, and none of the others."""
         last = self.levels[-1]
         return (last.covers, self.shape.action_dim) if level == last.name else None
+
+    def stages(self) -> Mapping[str, Callable[..., object]]:
+        """What the time of `infer` goes into, by a reader's name: bound methods, none of which calls another one of them.
+
+        For whoever times them (`libra_ray.budget`); by default the parts as a whole.
+        """
+        return {name: part.forward for name, part in self.parts().items()}
+
+    def denoised_by(self) -> Denoised | None:
+        """The level that denoises, and the setting that says in how many steps; None where none does."""
+        return None
 
     def measure(self, batch: Batch, everything: Batch) -> Mapping[str, float]:
         """How much was learned, on held-out windows: by default the losses and the mean absolute error of the actions.

@@ -67,23 +67,7 @@ class LevelReplica:
             UnknownWeightsError: it is not loaded here.
         """
         policy = self._policy(weights)
-        source, horizon = policy.source, policy.levels[-1].covers
-        config, shape, size = source.config, source.manifest.shape, source.config.sim.image_size
-        pictures = {name: {"dtype": "uint8", "shape": [size, size, 3]} for name in source.manifest.image_keys}
-        return {
-            "observation": {**pictures, STATE_KEY: {"dtype": "float32", "shape": [shape.state_dim]}},
-            "action": {"dtype": "float32", "shape": [horizon, shape.action_dim]},
-            "control_hz": float(source.manifest.control_hz),
-            "horizon": horizon,
-            "levels": policy.levels,
-            "history": config.data.history,
-            "supersample": config.sim.supersample,
-            "instructions": source.manifest.instructions,
-            "checkpoint_digest": source.manifest.digest,
-            "normalisation_digest": source.stats.digest(),
-            LENGTHENED_BY: policy.lengthened_by,
-            LATENCY: self._alone[weights],
-        }
+        return {**described(policy), LENGTHENED_BY: policy.lengthened_by, LATENCY: self._alone[weights]}
 
     async def infer(self, batch: InferenceBatch, late_share: float = 0.0, *, urgent: bool = False) -> InferenceResult:
         """The level's answers to every row.
@@ -175,3 +159,22 @@ class LevelReplica:
             policy.infer(self._level, [one] * batch, [None] * batch)
             ms.append(1000 * (time.perf_counter() - began))
         return Latency.of(ms[-TIMED_CALLS:])
+
+
+def described(policy: "SystemPolicy") -> Json:
+    """What a policy says of itself in a `Handshake`."""
+    source, horizon = policy.source, policy.levels[-1].covers
+    config, shape, size = source.config, source.manifest.shape, source.config.sim.image_size
+    pictures = {name: {"dtype": "uint8", "shape": [size, size, 3]} for name in source.manifest.image_keys}
+    return {
+        "observation": {**pictures, STATE_KEY: {"dtype": "float32", "shape": [shape.state_dim]}},
+        "action": {"dtype": "float32", "shape": [horizon, shape.action_dim]},
+        "control_hz": float(source.manifest.control_hz),
+        "horizon": horizon,
+        "levels": policy.levels,
+        "history": config.data.history,
+        "supersample": config.sim.supersample,
+        "instructions": source.manifest.instructions,
+        "checkpoint_digest": source.manifest.digest,
+        "normalisation_digest": source.stats.digest(),
+    }

@@ -36,6 +36,17 @@ STEPS = [
         line="make quickstart", leaves=("runs/quickstart/report.html", "runs/quickstart/checkpoint/manifest.json"), says="mean"
     ),
     Step(line="make doctor", says="0 blockers"),
+    Step(
+        line=JOB + "budget.py runs/quickstart/checkpoint --ms 50",
+        leaves=("runs/quickstart/budget/budget.json", "runs/quickstart/budget/budget.svg"),
+        says="settings for 50 ms a decision",
+    ),
+    Step(
+        line=JOB + "budget.py runs/quickstart/checkpoint --ms 50 --episodes 25",
+        leaves=("runs/quickstart/budget/evaluated",),
+        says="front: over latency and success|nothing fits",
+        smaller={"--ms 50 --episodes 25": "--ms 500 --episodes 1"},
+    ),
     Step(line=JOB + "pipeline.py quickstart --name n32 --action.bins 32", leaves=("runs/n32/report.html",), says="report:"),
     Step(
         line=JOB + "evaluate.py quickstart --name late --evaluate.checkpoint runs/quickstart/checkpoint --delay.intent_steps 3",

@@ -53,6 +53,21 @@ class Objective(Protocol):
         """What a squared error of the data is worth as one of the target, bounded where hardly any noise is left."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Denoised:
+    """Where and how often a system denoises.
+
+    Attributes:
+        level: the level that does.
+        setting: which says in how many steps, at inference; a checkpoint may be loaded with another value of it.
+        most: steps that are still different ones.
+    """
+
+    level: str
+    setting: str
+    most: int
+
+
 LEAST_NOISE = 0.2
 """Share of noise below which an error of the data is not weighed more: a solver of a few steps seldom asks there, and the
 unbounded weight, 1 / noise squared, would be nearly all of the loss."""

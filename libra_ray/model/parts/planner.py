@@ -1,5 +1,6 @@
 """The Semantic Planner (System 2): pictures and instruction to coarse action tokens in one parallel pass."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -93,6 +94,10 @@ class Planner(WithBackbone):
     def _condition(self, features: BackboneOutput, state: Float[Tensor, "B S"]) -> Float[Tensor, "B d"]:
         summary = self.from_summary(features.summary)
         return self.mix(summary if self.steer_by_state is None else summary + self.steer_by_state(state))
+
+    def stages(self) -> Mapping[str, Callable[..., object]]:
+        """What its time goes into, see `System.stages`."""
+        return {"vision-language encoder": self.encode, "planner head": self.attend}
 
 
 def plan_loss(logits: Float[Tensor, "B L D N"], tokens: Int[Tensor, "B L D"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, ""]:

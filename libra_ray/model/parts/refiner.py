@@ -1,6 +1,6 @@
 """The Action Refiner (System 1): a diffusion transformer, with its own encoder, from coarse tokens to continuous actions."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -206,6 +206,10 @@ class Refiner(nn.Module):
         first = noise if begin is None else begin(intent, noise).to(noise)
         actions = self.objective.sample(predict, first, steps).clamp(-1, 1)
         return actions if prefix is None else prefix.into(actions)
+
+    def stages(self) -> Mapping[str, Callable[..., object]]:
+        """What its time goes into, see `System.stages`; the last one is called once per denoising step."""
+        return {"refiner context": self.encode_context, "noise levels": self.modulation, "denoising step": self.denoise}
 
     @property
     def _layers(self) -> Iterable[ModulatedBlock]:
