@@ -94,8 +94,9 @@ class Reader:
         """Run a line that serves until it is ended; what it answers at `address`."""
         log = (self.home / f"server-{len(self.open)}.log").open("w+")
         process = subprocess.Popen(
-            ["bash", "-c", f"exec {line}"], cwd=self.clone, env=self.environment(), stdout=log, stderr=log, process_group=0
-        )
+            ["bash", "-c", f"exec {line}"], cwd=self.clone, env=self.environment(), stdout=log, stderr=log, process_group=0,
+            preexec_fn=_hears_ctrl_c,
+        )  # fmt: skip
         self.open.append(process)
         deadline = time.monotonic() + READY_S
         while time.monotonic() < deadline and process.poll() is None:
@@ -117,14 +118,21 @@ class Reader:
 
     def leaves(self) -> None:
         """End the servers, and whatever a Ray head of this reader has started."""
-        self.closes_servers()
-        mine = [p for p in psutil.process_iter() if _home_of(p) == str(self.home) and p.pid != os.getpid()]
-        for process in mine:
-            with suppress(psutil.Error):
-                process.terminate()
-        for process in psutil.wait_procs(mine, timeout=20)[1]:
-            with suppress(psutil.Error):
-                process.kill()
+        try:
+            self.closes_servers()
+        finally:
+            mine = [p for p in psutil.process_iter() if _home_of(p) == str(self.home) and p.pid != os.getpid()]
+            for process in mine:
+                with suppress(psutil.Error):
+                    process.terminate()
+            for process in psutil.wait_procs(mine, timeout=20)[1]:
+                with suppress(psutil.Error):
+                    process.kill()
+
+
+def _hears_ctrl_c() -> None:
+    """As in a terminal: what is started in the background of a script would ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _home_of(process: psutil.Process) -> str:
