@@ -140,12 +140,13 @@ def _next_job(tallies: list[TaskTally]) -> RecordingJob | None:
 def _write(folder: RunFolder, tallies: list[TaskTally], clock: Clock) -> None:
     config = folder.config
 
-    def episodes() -> Iterator[Episode]:
-        with ProgressBar("write data set", total=sum(t.wanted for t in tallies), unit="episodes") as bar:
-            for tally in tallies:
-                for seed in sorted(tally.succeeded)[: tally.wanted]:
-                    yield load_episode(tally.path(seed))
-                    bar.to(bar.count + 1)
-                    clock.tick()
+    def episodes(bar: ProgressBar) -> Iterator[Episode]:
+        for tally in tallies:
+            for seed in sorted(tally.succeeded)[: tally.wanted]:
+                yield load_episode(tally.path(seed))
+                bar.to(bar.count + 1)
+                clock.tick()
 
-    write_dataset(episodes(), folder.path("dataset"), fps=control_hz(config.sim), video_codec=config.record.video_codec)
+    # Around the writer, not in the generator: one that is interrupted half-way would show its last state whenever it is freed.
+    with ProgressBar("write data set", total=sum(t.wanted for t in tallies), unit="episodes") as bar:
+        write_dataset(episodes(bar), folder.path("dataset"), fps=control_hz(config.sim), video_codec=config.record.video_codec)

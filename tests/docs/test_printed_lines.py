@@ -1,7 +1,9 @@
 """Every line that README and docs print runs as printed, from a clone, and leaves what its page promises.
 
 The clone's presets and sweeps are made small; nothing else of it is changed. `make test-docs` runs this; it takes some
-minutes, needs the default ports of Ray, Serve and MLflow, and is no part of `make test`.
+minutes, needs the default ports of Ray, Serve and MLflow, and is no part of `make test`. To try some steps again, after
+those whose results they need, keep the reader's home: `READER_HOME=/tmp/reader uv run pytest -n0 -m printed tests/docs -k
+"step29 or step30"`; its clone is brought to this checkout's last commit.
 """
 
 import os
@@ -11,7 +13,7 @@ import signal
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -44,7 +46,7 @@ class Reader:
 
     def __init__(self, home: Path) -> None:
         self.home, self.clone, self.open = home, home / "libra_ray", []
-        self.exported: dict[str, str] = {}
+        self.exported: Mapping[str, str] = {}
         # What a reader puts where a page says `your own`.
         self.own = {"/data/mine": home / "data", "/models/mine": home / "model", "/shared/runs": home / "shared"}
 
@@ -61,7 +63,10 @@ class Reader:
         return subprocess.run(["uv", "cache", "dir"], capture_output=True, text=True, check=True).stdout.strip()
 
     def make_small_clone(self) -> None:
-        subprocess.run(["git", "clone", "--quiet", ROOT, self.clone], check=True)
+        if not self.clone.exists():
+            subprocess.run(["git", "clone", "--quiet", ROOT, self.clone], check=True)
+        for to_last_commit in (["fetch", "--quiet", "origin", "HEAD"], ["reset", "--quiet", "--hard", "FETCH_HEAD"]):
+            subprocess.run(["git", *to_last_commit], cwd=self.clone, check=True)
         presets = next((self.clone / "libra_ray").rglob("presets.py"))
         small = {name: {**SMALL, "sim.tasks": tasks} for name, tasks in SMALL_TASKS.items()}
         presets.write_text(
@@ -89,8 +94,9 @@ class Reader:
         """Run a line that serves until it is ended; what it answers at `address`."""
         log = (self.home / f"server-{len(self.open)}.log").open("w+")
         process = subprocess.Popen(
-            ["bash", "-c", f"exec {line}"], cwd=self.clone, env=self.environment(), stdout=log, stderr=log, process_group=0
-        )
+            ["bash", "-c", f"exec {line}"], cwd=self.clone, env=self.environment(), stdout=log, stderr=log, process_group=0,
+            preexec_fn=_hears_ctrl_c,
+        )  # fmt: skip
         self.open.append(process)
         deadline = time.monotonic() + READY_S
         while time.monotonic() < deadline and process.poll() is None:
@@ -112,14 +118,21 @@ class Reader:
 
     def leaves(self) -> None:
         """End the servers, and whatever a Ray head of this reader has started."""
-        self.closes_servers()
-        mine = [p for p in psutil.process_iter() if _home_of(p) == str(self.home) and p.pid != os.getpid()]
-        for process in mine:
-            with suppress(psutil.Error):
-                process.terminate()
-        for process in psutil.wait_procs(mine, timeout=20)[1]:
-            with suppress(psutil.Error):
-                process.kill()
+        try:
+            self.closes_servers()
+        finally:
+            mine = [p for p in psutil.process_iter() if _home_of(p) == str(self.home) and p.pid != os.getpid()]
+            for process in mine:
+                with suppress(psutil.Error):
+                    process.terminate()
+            for process in psutil.wait_procs(mine, timeout=20)[1]:
+                with suppress(psutil.Error):
+                    process.kill()
+
+
+def _hears_ctrl_c() -> None:
+    """As in a terminal: what is started in the background of a script would ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _home_of(process: psutil.Process) -> str:
@@ -131,9 +144,20 @@ def _home_of(process: psutil.Process) -> str:
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
-    home = tmp_path_factory.mktemp("reader")
-    reader = Reader(home)
+    kept = os.environ.get("READER_HOME")
+    reader = Reader(Path(kept).absolute() if kept else tmp_path_factory.mktemp("reader"))
     reader.make_small_clone()
+    if not (reader.home / "data").exists():
+        furnish(reader)
+    yield reader
+    reader.leaves()
+    if not kept:
+        shutil.rmtree(reader.clone / ".venv", ignore_errors=True)
+
+
+def furnish(reader: Reader) -> None:
+    """What a reader has besides the clone: a system, a picture, data sets and models of their own."""
+    home = reader.home
     toy = (ROOT / "tests" / "systems" / "toy_system.py").read_text(encoding="utf-8")
     (reader.clone / "my_systems.py").write_text(f"{toy}\n\nMine = Toy\n", encoding="utf-8")
     picture = np.full((32, 32, 3), 7, np.uint8)
@@ -145,19 +169,21 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     families.write(home / "model", families.FAMILIES["llava"]())
     hugging_face.write_siglip(home / "encoder")
     Image.fromarray(picture).save(reader.clone / "picture.png")
-    yield reader
-    reader.leaves()
-    shutil.rmtree(reader.clone / ".venv", ignore_errors=True)
 
 
-@pytest.mark.parametrize("step", STEPS, ids=[step.line[:100] for step in STEPS])
-def test_a_printed_line_does_what_its_page_says(step: Step, reader: Reader) -> None:
+def exported(steps: Sequence[Step]) -> dict[str, str]:
+    """What their lines have put into the reader's shell."""
+    exports = [step.line.removeprefix("export ") for step in steps if step.line.startswith("export ")]
+    return dict(line.split("=", 1) for line in exports)
+
+
+@pytest.mark.parametrize("number", range(len(STEPS)), ids=[f"step{n}: {step.line[:100]}" for n, step in enumerate(STEPS)])
+def test_a_printed_line_does_what_its_page_says(number: int, reader: Reader) -> None:
+    step, reader.exported = STEPS[number], exported(STEPS[:number])
     for name in step.forgets:
         shutil.rmtree(reader.clone / name, ignore_errors=True)
     line = reader.typed(step.line, step.smaller)
     if line.startswith("export "):
-        name, _, value = line.removeprefix("export ").partition("=")
-        reader.exported[name] = value
         return
     if step.serves:
         assert reader.leaves_running(line, step.serves)

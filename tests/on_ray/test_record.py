@@ -1,5 +1,6 @@
 """Recording: which seeds end in the data set, whatever fails, dies or is interrupted."""
 
+import gc
 import json
 import random
 
@@ -7,12 +8,13 @@ import numpy as np
 import pytest
 
 from libra_ray.config import RecordConfig
-from libra_ray.data.dataset import open_dataset
-from libra_ray.data.spool import load_episode
+from libra_ray.data.dataset import DatasetWriter, open_dataset
+from libra_ray.data.spool import load_episode, save_episode
 from libra_ray.evaluation.simulators import Attempt, Simulators
 from libra_ray.on_ray import record as recording
 from libra_ray.on_ray import stages
 from libra_ray.on_ray.record import TaskTally
+from tests.data.builders import make_episode
 from tests.on_ray.doubles import dying
 
 WANTED = 6
@@ -122,6 +124,26 @@ def test_a_second_start_adds_only_what_is_missing(ray_cluster, make_run, monkeyp
     spooled = load_episode(spool / "reach-v3" / "1.npz")
     rows = dataset.rows(np.array([1]))
     np.testing.assert_array_equal(dataset.action[rows], [step.action.label for step in spooled.steps])
+
+
+def test_nothing_is_said_after_an_interrupted_writing_has_ended(make_run, monkeypatch, capsys):
+    folder, add = make_run(record__episodes_per_task=3), DatasetWriter.add
+    for seed in range(3):
+        (folder.path("spool") / "reach-v3").mkdir(parents=True, exist_ok=True)
+        save_episode(folder.path("spool") / "reach-v3" / f"{seed}.npz", make_episode(seed=seed))
+
+    def interrupted(writer, episode):
+        if writer.episodes == 1:
+            raise KeyboardInterrupt
+        add(writer, episode)
+
+    monkeypatch.setattr(DatasetWriter, "add", interrupted)
+    with pytest.raises(KeyboardInterrupt) as ended, folder.stage("record") as clock:
+        recording.record(folder, clock)
+    assert "write data set: 1/3 episodes" in capsys.readouterr().err
+    del ended
+    gc.collect()
+    assert capsys.readouterr().err == ""
 
 
 def test_a_finished_data_set_is_not_recorded_again(make_run, monkeypatch):
