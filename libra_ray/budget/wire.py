@@ -106,7 +106,7 @@ def _other_process(reply_bytes: int) -> Iterator[ClientConnection]:
     command = [sys.executable, "-m", "libra_ray.budget.echo", str(reply_bytes)]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     # In a group of its own: Ctrl-C is for this process, which ends the other one.
-    with subprocess.Popen(command, text=True, process_group=0, **pipes) as process:
+    with subprocess.Popen(command, encoding="utf-8", process_group=0, **pipes) as process:
         try:
             assert process.stdout is not None
             port = process.stdout.readline().strip()

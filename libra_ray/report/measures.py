@@ -18,4 +18,4 @@ def means_by_name(measured: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 def mean_measures(rows: Iterable[TaskRow], controller: str) -> dict[str, float]:
     """The means over tasks of one controller's measures."""
-    return means_by_name(row.measures for row in rows if row.controller == controller)
+    return means_by_name(row.measures or {} for row in rows if row.controller == controller)

@@ -78,7 +78,7 @@ def render_page(report: Report, rollouts: Sequence[RolloutVideo], training_log: 
             headlines=_headlines(report),
             tasks=_by_task(report.tasks),
             measured=[row for row in report.tasks if row.measures],
-            measures=means_by_name(row.measures for row in report.tasks),
+            measures=means_by_name(row.measures or {} for row in report.tasks),
             controllers=list(report.success_mean),
             success_svg=success_plot(report.tasks, report.success_mean, report.success_interval),
             training=training_plots(training_log, thresholds),

@@ -28,7 +28,7 @@ class TaskRow:
         success: share of the episodes; `interval`: Wilson's.
         errors: episodes that raised, which count as failed; `error_messages`: the first different ones.
         mean_steps: control steps of an episode.
-        measures: means over its episodes of what the last level measured of its answers, by name.
+        measures: means over its episodes of what the last level measured of its answers, by name; left out where nothing was.
     """
 
     task: str
@@ -41,7 +41,7 @@ class TaskRow:
     errors: int
     error_messages: Sequence[str]
     mean_steps: float
-    measures: Mapping[str, float] = field(default_factory=dict)
+    measures: Mapping[str, float] | None = field(default=None, metadata=ABSENT)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -137,7 +137,7 @@ def _row(episodes: Sequence[EpisodeResult]) -> TaskRow:
         errors=len(errors),
         error_messages=list(dict.fromkeys(errors))[:3],
         mean_steps=float(np.mean([episode.steps for episode in episodes])),
-        measures=means_by_name(episode.measures or {} for episode in episodes),
+        measures=means_by_name(episode.measures or {} for episode in episodes) or None,
     )
 
 
