@@ -66,10 +66,13 @@ def row(trained: RunFolder, ms: int, given: argparse.Namespace) -> Json:
         "evaluate.videos_per_task": 0,
         "control.rule": given.rule,
         "delay.trace": str(trace),
+        # Its robots move as slowly as those of the server did.
+        "delay.control_hz": given.hz,
     }
     folder = RunFolder.open(trained.path("served") / f"offline-{given.hz:g}-{ms}", override(trained.config, wanted))
     report = evaluate(folder, load_policy(trained.path("checkpoint")))
     done = result.actions_per_s * result.seconds + result.held_actions
+    held = result.held_actions - result.awaited_actions
     *_, last = result.level_latencies_ms
     return {
         "planner_ms": ms,
@@ -78,7 +81,9 @@ def row(trained: RunFolder, ms: int, given: argparse.Namespace) -> Json:
         "success": result.success.rate,
         "interval": result.success.interval,
         "episodes": result.success.episodes,
-        "held_share": result.held_actions / done if done else None,
+        "held_share": held / done if done else None,
+        "awaited_share": result.awaited_actions / done if done else None,
+        "offline_held_share": report.held_actions.share,
         "missed_share": result.deadlines.share,
         "intent_ms": {name: percentiles(found) for name, found in result.level_latencies_ms.items() if name != last},
         "intent_age_steps": result.intent_age_steps,
@@ -91,10 +96,16 @@ def row(trained: RunFolder, ms: int, given: argparse.Namespace) -> Json:
 
 def markdown(rows: Sequence[Json]) -> str:
     """A row a server."""
-    lines = [
-        "| planner, ms | picture to plan, ms (p50/p95) | in steps | served | offline, same latencies | held |",
-        "|---" * 6 + "|",
-    ]
+    names = (
+        "planner, ms",
+        "picture to plan, ms (p50/p95)",
+        "in steps",
+        "served",
+        "offline, same latencies",
+        "held",
+        "held at first",
+    )
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for found in rows:
         marks = next(iter(found["intent_ms"].values()))
         steps = marks["p95"] * found["control_hz"] / 1000
@@ -102,7 +113,7 @@ def markdown(rows: Sequence[Json]) -> str:
         offline = _rate(found["offline"], found["offline_interval"], found["offline_episodes"])
         lines.append(
             f"| {found['planner_ms']} | {marks['p50']:.0f}/{marks['p95']:.0f} | {steps:.1f} | {served} | {offline} | "
-            f"{found['held_share']:.2%} |"
+            f"{found['held_share']:.2%} | {found['awaited_share']:.2%} |"
         )
     return "\n".join(lines)
 

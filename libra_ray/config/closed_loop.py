@@ -34,6 +34,8 @@ class DelayConfig:
     """The same of the last level's chunks; the robot meanwhile goes on with the chunk that it has."""
     trace: str = ""
     """Latencies as a served run had them, drawn in place of the two above: the file of `jobs/drive.py --out`."""
+    control_hz: float = 0.0
+    """The rate at which the trace's milliseconds are counted as control steps; 0 takes that of the evaluated robots."""
     lost_share: float = 0.0
     """Share of the intents that never come; their level is asked again when they should have been there."""
     reordered_share: float = 0.0

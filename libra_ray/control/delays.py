@@ -84,7 +84,7 @@ def open_delays(config: DelayConfig, levels: Sequence[Level], control_hz: float)
             "give a file that jobs/drive.py --out wrote"
         ) from None
     try:
-        return Delays(config, in_steps(latencies, levels, control_hz))
+        return Delays(config, in_steps(latencies, levels, config.control_hz or control_hz))
     except ValueError as error:
         raise ValueError(f"delay.trace={config.trace}: {error}; give one of a served policy with these levels") from None
 
@@ -99,7 +99,10 @@ def _latencies(level: str, values: Any) -> NDArray[np.float64]:
 def in_steps(
     latencies_ms: Mapping[str, Sequence[float] | NDArray[np.float64]], levels: Sequence[Level], control_hz: float
 ) -> dict[str, NDArray[np.int64]]:
-    """Measured latencies as whole control steps, rounded up: an answer is usable at the first step after it came.
+    """Measured latencies as whole control steps.
+
+    An intent is usable at the first step that begins after it came: rounded up. A chunk that comes before the step of its
+    picture is over is in time, for robots execute it then: rounded down.
 
     Raises:
         ValueError: a level has no latencies.
@@ -108,4 +111,6 @@ def in_steps(
         has = ", ".join(latencies_ms) or "none"
         names = ", ".join(level.name for level in levels)
         raise ValueError(f"it has no latencies of level {missing[0]}, but of {has}; the policy's levels are {names}")
-    return {v.name: np.ceil(np.asarray(latencies_ms[v.name]) * control_hz / 1000).astype(np.int64) for v in levels}
+    found = {level.name: np.asarray(latencies_ms[level.name]) * control_hz / 1000 for level in levels}
+    last = levels[-1].name
+    return {name: (np.floor if name == last else np.ceil)(steps).astype(np.int64) for name, steps in found.items()}

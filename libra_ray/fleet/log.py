@@ -28,6 +28,7 @@ class RequestRecord:
         held: the server sent safe actions, not fresh ones.
         batch: robots that the server computed together.
         intents_ms: level above the last -> from the picture to the intent in use.
+        begins: it began an episode, and so waited for every level.
     """
 
     robot: str
@@ -38,9 +39,12 @@ class RequestRecord:
     held: bool = False
     batch: float | None = None
     intents_ms: Mapping[str, float] = field(default_factory=dict)
+    begins: bool = False
 
     @classmethod
-    def of(cls, robot: str, at_s: float, latency_s: float, reply: Reply, levels: Collection[str] = ()) -> "RequestRecord":
+    def of(
+        cls, robot: str, at_s: float, latency_s: float, reply: Reply, levels: Collection[str] = (), *, begins: bool = False
+    ) -> "RequestRecord":
         """The record of a reply; `levels` are those above the last."""
         return cls(
             robot=robot,
@@ -49,6 +53,7 @@ class RequestRecord:
             intent_age_steps=reply.intent_age_steps,
             intent_age_ms=reply.intent_age_ms,
             held=reply.held,
+            begins=begins,
             batch=reply.server_timing.get("batch"),
             intents_ms={
                 name.removesuffix(OF_LEVEL): ms
@@ -74,7 +79,8 @@ class DriveLog:
     Attributes:
         met: deadlines at which the chunk was there, by time; `missed`: those at which it was not.
         lateness: (due, how much later the driver itself came to send), in seconds: what is not the server's fault.
-        fresh: (time, actions) executed from fresh chunks; `held`: executed for want of one.
+        fresh: (time, actions) executed from fresh chunks; `held`: executed for want of one; `awaited`: those of them before an
+            episode's first one.
         errors: (time, kind); `examples` keeps the first text of each kind.
         levels: of the policy, slow to fast, where the server says.
     """
@@ -88,6 +94,7 @@ class DriveLog:
     lateness: list[tuple[float, float]] = field(default_factory=list)
     fresh: list[tuple[float, int]] = field(default_factory=list)
     held: list[tuple[float, int]] = field(default_factory=list)
+    awaited: list[tuple[float, int]] = field(default_factory=list)
     episodes: list[FinishedEpisode] = field(default_factory=list)
     reconnects: int = 0
     levels: Sequence[str] = ()
@@ -124,7 +131,7 @@ class DriveLog:
         # An answer counts when it comes: one that was sent before the span may come in it, and the other way round.
         answers = [a for a in self.answers if within(a.at_s + a.latency_s)]
         met, missed = sum(map(within, self.met)), sum(map(within, self.missed))
-        fresh, held = (sum(n for at, n in counted if within(at)) for counted in (self.fresh, self.held))
+        fresh, held, awaited = (sum(n for at, n in of if within(at)) for of in (self.fresh, self.held, self.awaited))
         batches = [a.batch for a in answers if a.batch]
         return Summary(
             seconds=seconds,
@@ -137,6 +144,7 @@ class DriveLog:
             intent_age_ms=percentiles([a.intent_age_ms for a in answers if a.intent_age_ms is not None]),
             held_replies=sum(a.held for a in answers),
             held_actions=held,
+            awaited_actions=awaited,
             mean_batch=float(np.mean(batches)) if batches else None,
             wrong_robot=sum(map(within, self.wrong_robot)),
             errors=dict(Counter(kind for at, kind in self.errors if within(at))),
@@ -158,7 +166,7 @@ class DriveLog:
                     found[name].append(ms)
                 known[answer.robot, name] = ms
         for name in self.levels[-1:]:
-            found[name] = [1e3 * a.latency_s for a in answers]
+            found[name] = [1e3 * a.latency_s for a in answers if not a.begins]
         return {name: _thinned(values) for name, values in found.items()}
 
     def timeline(self, seconds: float = 1.0) -> list[Moment]:

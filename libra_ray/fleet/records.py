@@ -40,7 +40,8 @@ class Summary:
         robots: those that were answered.
         latency_ms: from sending to the decoded answer.
         intent_age_steps: of the answers, as the server counts it, as is `intent_age_ms`.
-        held_replies: answers of safe actions; `held_actions`: those executed for want of fresh ones.
+        held_replies: answers of safe actions; `held_actions`: those executed for want of fresh ones;
+            `awaited_actions`: those of them before an episode's first answer, which waits for every level.
         mean_batch: robots that the server computed together.
         wrong_robot: answers that were another robot's.
         errors: kind -> how many; `error_examples`: the first text of each kind.
@@ -57,6 +58,7 @@ class Summary:
     intent_age_ms: Percentiles
     held_replies: int
     held_actions: int
+    awaited_actions: int
     mean_batch: float | None
     wrong_robot: int
     errors: Mapping[str, int]

@@ -92,7 +92,11 @@ class DrivenRobot(ABC):
         except Exception as error:  # noqa: BLE001  (the border of one request)
             self.log.failed(type(error).__name__, str(error))
         else:
-            self.log.answers.append(RequestRecord.of(self.name, sent, self.log.now() - sent, reply, self.log.levels[:-1]))
+            self.log.answers.append(
+                RequestRecord.of(
+                    self.name, sent, self.log.now() - sent, reply, self.log.levels[:-1], begins=bool(extra.get("reset"))
+                )
+            )
             if self.check is None or self.check(observation, reply):
                 return reply
             self.log.wrong_robot.append(self.log.now())

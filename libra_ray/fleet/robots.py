@@ -163,7 +163,7 @@ class PhysicsRobot(DrivenRobot):
                 due = at_s + (waited + 1) * self.period_s
                 await asyncio.wait({asked}, timeout=max(0.0, due - self.log.now()))
                 if not asked.done():
-                    motion, waited = await self._meanwhile(due), waited + 1
+                    motion, waited = await self._meanwhile(due, begins=bool(extra.get("reset"))), waited + 1
         finally:
             asked.cancel()
         reply = None if asked.cancelled() or motion.success is not None else await asked
@@ -182,10 +182,12 @@ class PhysicsRobot(DrivenRobot):
         self.log.executed(motion.executed, fresh=not reply.held)
         return waited + motion.executed, motion
 
-    async def _meanwhile(self, due: float) -> MotionResult:
+    async def _meanwhile(self, due: float, *, begins: bool) -> MotionResult:
         """One control step without the chunk that was due."""
         if not len(self._rest):
             self.log.missed.append(due)
+            if begins:
+                self.log.awaited.append((self.log.now(), 1))
             return await self._hold()
         action, self._rest = self._rest[:1], self._rest[1:]
         self._gripper = float(action[0, -1])

@@ -179,7 +179,7 @@ def table(result: DriveResult) -> str:
         "deadline misses": f"{result.deadlines.missed} of {result.deadlines.due}" + _percent(result.deadlines.share),
         "intent age p50/p95/p99, steps": _marks(result.intent_age_steps),
         "intent age p50/p95/p99, ms": _marks(result.intent_age_ms),
-        "held actions": f"{result.held_actions}",
+        "held actions": f"{result.held_actions}, of them {result.awaited_actions} before an episode's first answer",
         "wrong-robot replies": f"{result.wrong_robot}",
         "errors": ", ".join(f"{n} {kind}" for kind, n in result.errors.items()) or "0",
         "reconnections": f"{result.reconnects}",

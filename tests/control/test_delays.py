@@ -118,9 +118,11 @@ def test_the_age_is_that_of_what_was_executed(rule, delay):
             assert action.value[1] == step
 
 
-def test_measured_latencies_are_rounded_up_to_whole_steps():
-    steps = in_steps({"planner": [0.0, 12.5, 12.6, 100.0], "refiner": [1.0]}, LEVELS, control_hz=80)
+def test_measured_latencies_are_whole_steps():
+    """A plan is used from a later step on; a chunk still in the step of its picture."""
+    steps = in_steps({"planner": [0.0, 12.5, 12.6, 100.0], "refiner": [1.0, 12.4, 12.5, 30.0]}, LEVELS, control_hz=80)
     assert steps["planner"].tolist() == [0, 1, 2, 8]
+    assert steps["refiner"].tolist() == [0, 0, 1, 2]
     drawn = {Delays(measured=steps).intent("planner", 0, step).due for step in range(200)}
     assert drawn == {0, 1, 2, 8}
 
@@ -134,9 +136,13 @@ def test_a_trace_that_lacks_a_level_or_is_none_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"drive.json holds no latencies \(FileNotFoundError.* jobs/drive.py --out"):
         open_delays(DelayConfig(trace=str(path)), LEVELS, 10)
     path.write_text(json.dumps({"level_latencies_ms": {"planner": [100.0], "refiner": [1.0]}}))
-    assert open_delays(DelayConfig(trace=str(path)), LEVELS, 10).chunk("refiner", 0, 0) == 1
+    assert open_delays(DelayConfig(trace=str(path)), LEVELS, 10).chunk("refiner", 0, 0) == 0
+    assert open_delays(DelayConfig(trace=str(path)), LEVELS, 10).intent("planner", 0, 0).due == 1
+    assert open_delays(DelayConfig(trace=str(path), control_hz=80), LEVELS, 10).intent("planner", 0, 0).due == 8
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    assert open_delays(DelayConfig(trace=str(path)), LEVELS, 10).chunk("refiner", 0, 0) == 1, "a byte order mark does no harm"
+    assert open_delays(DelayConfig(trace=str(path)), LEVELS, 10).intent("planner", 0, 0).due == 1, (
+        "a byte order mark does no harm"
+    )
 
 
 @pytest.mark.parametrize(
