@@ -97,8 +97,10 @@ def _opened(
     trace = place / "delays.json"
     device = profile.device
     config = _config(checkpoint, question, candidate.execute_steps, episodes, device=device, trace=str(trace.resolve()))
-    # In the middle of a step, which is rounded up; in steps of the simulator's rate, whatever the asked one is.
-    ms = {name: [max(0.0, steps - 0.5) * 1000 / control_hz(config.sim)] for name, steps in candidate.late_steps.items()}
+    # In the middle of a step: intents are rounded up, chunks down; in steps of the simulator's rate, whatever the asked one is.
+    last = question.levels[-1].name
+    middle = {name: steps + 0.5 if name == last else max(0.0, steps - 0.5) for name, steps in candidate.late_steps.items()}
+    ms = {name: [steps * 1000 / control_hz(config.sim)] for name, steps in middle.items()}
     write_text(trace, dump({LATENCIES: ms}))
     return RunFolder.open(place, config)
 
