@@ -1,6 +1,6 @@
 """Coarse-to-fine: parallel token heads, and a flow that starts from their decoded action (method.md, pattern 1)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,18 +12,19 @@ from libra_ray.batch import Batch
 from libra_ray.config import Config
 from libra_ray.model.parts.action_tokens import ActionTokenizer
 from libra_ray.model.parts.augment import augmented
-from libra_ray.model.parts.backbone import Text, make_backbone
+from libra_ray.model.parts.backbone import make_backbone
 from libra_ray.model.parts.chunks import chunk_of
 from libra_ray.model.parts.diffusion import Denoised
 from libra_ray.model.parts.planner import Planner, plan_accuracy, plan_loss
 from libra_ray.model.parts.refiner import Refiner
-from libra_ray.model.system import Losses, System, SystemInput, seen_now
+from libra_ray.model.planner_and_refiner import PlannerAndRefiner
+from libra_ray.model.system import Losses, SystemInput, seen_now
 from libra_ray.types import Level, RobotShape
 
 COARSE_ONLY = "coarse_only"
 
 
-class CoarseToFine(System):
+class CoarseToFine(PlannerAndRefiner):
     """One level: a shared head says one class per step and dimension, and a flow carries their centres to the actions.
 
     The flow's path begins at the decoded coarse action plus noise of scale `coarse_to_fine.noise`, in training as at inference,
@@ -78,47 +79,24 @@ class CoarseToFine(System):
         hidden, context = self._read(seen)
         return {"actions": self.refiner.sample(hidden, context, self._coarse, noise, seen.committed, begin=self._begin)}
 
-    def parts(self) -> Mapping[str, nn.Module]:
-        """The vision-language head with its classes, and the flow."""
-        return {"planner": self.planner, "refiner": self.refiner}
-
     def loss_weights(self) -> Mapping[str, float]:
         """The lambdas, of the cross-entropy and of the velocity's loss."""
         return {"coarse": self.config.train.lambda_plan, "flow": self.config.train.lambda_diff}
 
     def reached(self) -> Mapping[str, list[nn.Parameter]]:
         """Each loss its own network, and both the backbone where the flow sees through it."""
-        shared = self.planner.backbone.parameters() if self._sees_through_planner else ()
+        shared = self.planner.backbone.parameters() if self.sees_through_planner else ()
         reached = {"coarse": [*self.planner.parameters()], "flow": [*shared, *self.refiner.parameters()]}
         return {name: [p for p in weights if p.requires_grad] for name, weights in reached.items()}
-
-    def stages(self) -> Mapping[str, Callable[..., object]]:
-        """Those of both networks."""
-        return {**self.planner.stages(), **self.refiner.stages()}
 
     def denoised_by(self) -> Denoised:
         """The flow's steps."""
         return Denoised(level=self.levels[-1].name, setting="coarse_to_fine.steps", most=self.config.refiner.train_timesteps)
 
-    def tokenise(self, instructions: list[str]) -> Text:
-        """By the backbone."""
-        return self.planner.tokenise(instructions)
-
-    def save_processor(self, folder: Path) -> None:
-        """Of both networks."""
-        self.planner.save_processor(folder)
-        self.refiner.save_processor(folder)
-
-    @property
-    def _sees_through_planner(self) -> bool:
-        return self.config.refiner.vision == "shared" or self.config.refiner.see_language
-
     def _read(self, seen: SystemInput) -> tuple[Float[Tensor, "B H d"], Float[Tensor, "B read"]]:
         """The head's hidden states, and what the flow sees."""
         said = self.planner.hidden_states(seen.images, seen.state, seen.text)
-        shared = said.features.pictures if self.config.refiner.vision == "shared" else None
-        language = said.features.sentence if self.config.refiner.see_language else None
-        return said.hidden, self.refiner.encode_context(seen.images, seen.state, shared, language)
+        return said.hidden, self.context_of(seen, said.features)
 
     def _coarse(self, hidden: Float[Tensor, "B H d"]) -> Float[Tensor, "B H D"]:
         """The centres of the most likely classes."""

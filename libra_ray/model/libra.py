@@ -1,6 +1,6 @@
 """Libra: a Semantic Planner and an Action Refiner, trained together and run apart (method.md, Libra-VLA)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,15 @@ from libra_ray.batch import Batch
 from libra_ray.config import Config, TrainConfig
 from libra_ray.model.parts.action_tokens import ActionTokenizer
 from libra_ray.model.parts.augment import augmented
-from libra_ray.model.parts.backbone import Backbone, Text, make_backbone
+from libra_ray.model.parts.backbone import Backbone, make_backbone
 from libra_ray.model.parts.chunks import chunk_of
 from libra_ray.model.parts.diffusion import Denoised
 from libra_ray.model.parts.planner import Planner, plan_accuracy, plan_loss
 from libra_ray.model.parts.refiner import Refiner
 from libra_ray.model.parts.token_measures import measure_tokens
+from libra_ray.model.planner_and_refiner import PlannerAndRefiner
 from libra_ray.model.schedule import Schedule
-from libra_ray.model.system import IntentValue, Losses, System, SystemInput, seen_first, seen_now
+from libra_ray.model.system import IntentValue, Losses, SystemInput, seen_first, seen_now
 from libra_ray.types import Level, RobotShape
 
 PLANNER, REFINER = "planner", "refiner"
@@ -31,7 +32,7 @@ ACCURACY_MEMORY = 0.98
 """Decay per step of the planner accuracy that the curriculum watches."""
 
 
-class Libra(System):
+class Libra(PlannerAndRefiner):
     """The dual system: P(a | o, l) = P(fine | coarse, o) P(coarse | o, l).
 
     Its planner's intent holds `tokens`, `(L, D)`. The variant `coarse_only` executes their bins' centres, without a refiner.
@@ -95,27 +96,19 @@ class Libra(System):
         tokens, context = above["tokens"], self._context(seen)
         return {"actions": self.refiner.sample(tokens, context, self.tokenizer.decode, noise, seen.committed)}
 
-    def parts(self) -> Mapping[str, nn.Module]:
-        """Planner and refiner."""
-        return {PLANNER: self.planner, REFINER: self.refiner}
-
     def loss_weights(self) -> Mapping[str, float]:
         """The lambdas."""
         return {"plan": self.config.train.lambda_plan, "diff": self.config.train.lambda_diff}
 
     def reached(self) -> Mapping[str, list[nn.Parameter]]:
         """Each loss its own network, and both the backbone where the refiner sees through it."""
-        shared = self.planner.backbone.parameters() if self._sees_through_planner else ()
+        shared = self.planner.backbone.parameters() if self.sees_through_planner else ()
         reached = {"plan": [*self.planner.parameters()], "diff": [*shared, *self.refiner.parameters()]}
         return {name: [p for p in weights if p.requires_grad] for name, weights in reached.items()}
 
     def schedule(self) -> Schedule:
         """The curriculum of tokens."""
         return Curriculum(self.config.train)
-
-    def stages(self) -> Mapping[str, Callable[..., object]]:
-        """Those of both networks."""
-        return {**self.planner.stages(), **self.refiner.stages()}
 
     def denoised_by(self) -> Denoised:
         """The refiner's."""
@@ -141,15 +134,6 @@ class Libra(System):
             self.tokenizer, chunk, self._at(batch, planned), refine, self._planned_part(everything), float(losses.terms["plan"])
         )
 
-    def tokenise(self, instructions: list[str]) -> Text:
-        """By the planner's backbone; the refiner reads no words."""
-        return self.planner.tokenise(instructions)
-
-    def save_processor(self, folder: Path) -> None:
-        """Of both networks."""
-        self.planner.save_processor(folder)
-        self.refiner.save_processor(folder)
-
     def _planned_part(self, batch: Batch) -> Batch:
         """The windows without the steps past the plan's end."""
         steps = self.config.action.plan_steps
@@ -159,18 +143,11 @@ class Libra(System):
         """The tokens of each window's chunk; hidden past the plan's end."""
         return self.aligned(self.levels[1], {"tokens": tokens}, batch.offset)["tokens"]
 
-    @property
-    def _sees_through_planner(self) -> bool:
-        return self.config.refiner.vision == "shared" or self.config.refiner.see_language
-
     def _context(self, seen: SystemInput) -> Float[Tensor, "B d"]:
         """What the refiner sees; the planner's backbone is asked only by the ablations that share it."""
-        if not self._sees_through_planner:
+        if not self.sees_through_planner:
             return self.refiner.encode_context(seen.images, seen.state)
-        features = self.planner.encode(seen.images, seen.text)
-        shared = features.pictures if self.config.refiner.vision == "shared" else None
-        language = features.sentence if self.config.refiner.see_language else None
-        return self.refiner.encode_context(seen.images, seen.state, shared, language)
+        return self.context_of(seen, self.planner.encode(seen.images, seen.text))
 
     def _refiner_loss(self, batch: Batch, tokens: Int[Tensor, "B L D"], generator: torch.Generator | None) -> Float[Tensor, ""]:
         chunk, masked = chunk_of(batch, self.config.action.horizon), self.tokenizer.mask_token

@@ -1,26 +1,27 @@
 """The monolithic baseline of the paper's component table: Libra's parts at the same size, as one level with one loss."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from libra_ray.batch import Batch
 from libra_ray.config import Config
 from libra_ray.model.libra import dropped
 from libra_ray.model.parts.augment import augmented
-from libra_ray.model.parts.backbone import Backbone, Text, make_backbone
+from libra_ray.model.parts.backbone import Backbone, make_backbone
 from libra_ray.model.parts.chunks import chunk_of
 from libra_ray.model.parts.diffusion import Denoised
 from libra_ray.model.parts.planner import Planner
 from libra_ray.model.parts.refiner import Refiner
-from libra_ray.model.system import Losses, System, SystemInput, seen_now
+from libra_ray.model.planner_and_refiner import PlannerAndRefiner
+from libra_ray.model.system import Losses, SystemInput, seen_now
 from libra_ray.types import Level, RobotShape
 
 
-class Monolithic(System):
+class Monolithic(PlannerAndRefiner):
     """P(a | o, l) by one network: hidden states of the vision-language head stand where Libra's coarse tokens would.
 
     They are computed from the same fresh picture as the actions, so that nothing runs ahead and nothing is old. With
@@ -63,38 +64,18 @@ class Monolithic(System):
         intent, context = self._read(seen)
         return {"actions": self.refiner.sample(intent, context, self._origin, noise, seen.committed)}
 
-    def parts(self) -> Mapping[str, nn.Module]:
-        """The vision-language head, and what denoises."""
-        return {"planner": self.planner, "refiner": self.refiner}
-
     def loss_weights(self) -> Mapping[str, float]:
         """That of the denoising loss."""
         return {"diff": self.config.train.lambda_diff}
-
-    def stages(self) -> Mapping[str, Callable[..., object]]:
-        """Those of both networks."""
-        return {**self.planner.stages(), **self.refiner.stages()}
 
     def denoised_by(self) -> Denoised:
         """The one level."""
         return Denoised(level=self.levels[-1].name, setting="refiner.denoising_steps", most=self.config.refiner.train_timesteps)
 
-    def tokenise(self, instructions: list[str]) -> Text:
-        """By the backbone."""
-        return self.planner.tokenise(instructions)
-
-    def save_processor(self, folder: Path) -> None:
-        """Of both networks."""
-        self.planner.save_processor(folder)
-        self.refiner.save_processor(folder)
-
     def _read(self, seen: SystemInput) -> tuple[Float[Tensor, "B H read"], Float[Tensor, "B d"]]:
         """The hidden states that stand for an intent, and what the refiner sees."""
         reading = self.planner.hidden_states(seen.images, seen.state, seen.text)
-        features = reading.features
-        shared = features.pictures if self.config.refiner.vision == "shared" else None
-        language = features.sentence if self.config.refiner.see_language else None
-        return reading.hidden, self.refiner.encode_context(seen.images, seen.state, shared, language)
+        return reading.hidden, self.context_of(seen, reading.features)
 
     def _origin(self, intent: Float[Tensor, "B H read"]) -> Float[Tensor, "B H D"]:
         """Answers are counted from 0: there is no coarse action."""
