@@ -1,24 +1,12 @@
 """The configuration: one frozen tree, named presets, and `override`, the only way to change a value. Standard library only."""
 
 from libra_ray.config.closed_loop import ControlConfig, DelayConfig, EvaluateConfig
+from libra_ray.config.networks import ActionConfig, ModelConfig, PlannerConfig, RefinerConfig
 from libra_ray.config.presets import PRESETS, QUICKSTART_TASKS, TABLETOP_TASKS
 from libra_ray.config.saved import from_json, from_tree, read_saved, to_json
 from libra_ray.config.systems import AnchorRefineConfig, CoarseToFineConfig, ExpertsConfig
-from libra_ray.config.tree import (
-    ActionConfig,
-    Config,
-    DataConfig,
-    ModelConfig,
-    PlannerConfig,
-    RayConfig,
-    RecordConfig,
-    RefinerConfig,
-    SimConfig,
-    TrackingConfig,
-    TrainConfig,
-    override,
-    preset,
-)
+from libra_ray.config.training import RayConfig, TrainConfig
+from libra_ray.config.tree import Config, DataConfig, RecordConfig, SimConfig, TrackingConfig, override, preset
 
 __all__ = [
     "PRESETS",
