@@ -17,6 +17,7 @@ from libra_ray.model.parts.augment import augmented
 from libra_ray.model.parts.backbone import Backbone, BackboneOutput, Text
 from libra_ray.model.parts.chunks import Chunk, chunk_of, masked_mean
 from libra_ray.model.parts.diffusion import Denoised
+from libra_ray.model.parts.draws import normal
 from libra_ray.model.parts.gripper import decided, decision_target, gripper_dim, probability
 from libra_ray.model.parts.planner import FeatureWidths, Planner
 from libra_ray.model.parts.residual import OwnContext, ResidualHead
@@ -194,7 +195,7 @@ class AnchorRefine(System):
     ) -> tuple[Float[Tensor, "B H D"], Bool[Tensor, "B H"], BackboneOutput]:
         """The anchor of every window's chunk, where there is one, and the context of its residual."""
         shape = self.noise_shape(self.levels[0].name)
-        noise = None if shape is None else torch.randn(len(batch), *shape, generator=generator).to(batch.state)
+        noise = None if shape is None else normal((len(batch), *shape), batch.state, generator)
         if not self.two:
             anchor, features = self._anchored(seen_now(batch), noise)
             return anchor, torch.ones_like(anchor[..., 0], dtype=torch.bool), features

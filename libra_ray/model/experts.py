@@ -15,6 +15,7 @@ from libra_ray.model.parts.action_experts import ActionExpert, Router, choice_lo
 from libra_ray.model.parts.augment import augmented
 from libra_ray.model.parts.backbone import Backbone, Text, WithBackbone, make_backbone
 from libra_ray.model.parts.chunks import Chunk, chunk_of, masked_mean
+from libra_ray.model.parts.draws import normal
 from libra_ray.model.parts.planner import FeatureWidths
 from libra_ray.model.system import Losses, System, SystemInput, seen_now
 from libra_ray.types import Level, RobotShape
@@ -62,7 +63,7 @@ class Experts(System):
         readings = {name: expert.read(features, seen.state) for name, expert in self._experts.items()}
         terms = {name: expert.loss(readings[name], chunk, generator) for name, expert in self._experts.items()}
         # After the losses: autocast keeps what it casts, and weights that were first cast without gradient would have none.
-        noise = torch.randn(chunk.actions.shape, generator=generator).to(chunk.actions)
+        noise = normal(chunk.actions.shape, chunk.actions, generator)
         with torch.no_grad():
             answers = torch.stack([expert.actions(readings[name], noise).float() for name, expert in self._experts.items()])
         router = self.router_loss(self.router(features, seen.state), answers, chunk)

@@ -16,6 +16,7 @@ from libra_ray.model.parts.augment import augmented
 from libra_ray.model.parts.backbone import Backbone, make_backbone
 from libra_ray.model.parts.chunks import chunk_of
 from libra_ray.model.parts.diffusion import Denoised
+from libra_ray.model.parts.draws import uniform
 from libra_ray.model.parts.planner import Planner, plan_accuracy, plan_loss
 from libra_ray.model.parts.refiner import Refiner
 from libra_ray.model.parts.token_measures import measure_tokens
@@ -195,11 +196,11 @@ def dropped(intent: Tensor, share: float, unknown: int, generator: torch.Generat
     """The intents `(B, H, ...)` with a share of the windows' hidden."""
     if not share:
         return intent
-    chosen = torch.rand(len(intent), generator=generator).to(intent.device) < share
+    chosen = uniform((len(intent),), intent.float(), generator) < share
     return intent.masked_fill(chosen[:, None, None], unknown)
 
 
 def sample_tokens(logits: Float[Tensor, "B L D N"], generator: torch.Generator | None = None) -> Int[Tensor, "B L D"]:
     """Tokens drawn from the planner's distribution, so that the refiner learns with the mistakes it will meet."""
-    uniform = torch.rand(logits.shape, generator=generator).to(logits).clamp(1e-9, 1)
-    return (logits - (-uniform.log()).log()).argmax(-1)
+    drawn = uniform(logits.shape, logits.float(), generator).clamp(1e-9, 1)
+    return (logits - (-drawn.log()).log()).argmax(-1)

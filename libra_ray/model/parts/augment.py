@@ -8,6 +8,7 @@ from torch import Tensor
 
 from libra_ray.batch import Batch
 from libra_ray.config import TrainConfig
+from libra_ray.model.parts.draws import normal
 from libra_ray.model.parts.vision import shift_pictures
 
 
@@ -17,7 +18,7 @@ def augmented(batch: Batch, train: TrainConfig, generator: torch.Generator | Non
     def disturbed(state: Float[Tensor, "B S"]) -> Float[Tensor, "B S"]:
         if not train.augment_state:
             return state
-        return state + train.augment_state * torch.randn(state.shape, generator=generator).to(state)
+        return state + train.augment_state * normal(state.shape, state, generator)
 
     return replace(
         batch,

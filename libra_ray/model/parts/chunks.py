@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from libra_ray.batch import Batch
+from libra_ray.model.parts.draws import integers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,7 @@ class Prefix:
     @classmethod
     def drawn(cls, chunk: Chunk, most: int, generator: torch.Generator | None = None) -> "Prefix":
         """The chunk's own first steps, for each window a number drawn from 0 to `most`."""
-        steps = torch.randint(0, most + 1, (len(chunk.actions), 1), generator=generator).to(chunk.mask.device)
+        steps = integers(most + 1, (len(chunk.actions), 1), chunk.mask, generator)
         mask = (torch.arange(chunk.mask.shape[1], device=chunk.mask.device) < steps) & chunk.mask
         return cls(actions=chunk.data, mask=mask)
 

@@ -14,6 +14,7 @@ from libra_ray.config import RefinerConfig
 from libra_ray.model.parts.attention import ModulatedBlock, sinusoids
 from libra_ray.model.parts.chunks import Chunk, Prefix, masked_mean
 from libra_ray.model.parts.diffusion import Objective, make_objective
+from libra_ray.model.parts.draws import normal, uniform
 from libra_ray.model.parts.vision import VISION_TOKENS, PretrainedEncoder, make_encoder
 
 CODE_WIDTH = 16
@@ -167,8 +168,8 @@ class Refiner(nn.Module):
         if most:
             prefix = Prefix.drawn(whole, most, generator)
             mask = mask & ~prefix.mask
-        noise = torch.randn(data.shape, generator=generator).to(data)
-        level = torch.rand(len(data), generator=generator).to(data)
+        noise = normal(data.shape, data, generator)
+        level = uniform(data.shape[:1], data, generator)
         corrupted = self.objective.corrupt(data, noise if begin is None else begin(intent, noise).to(data), level)
         said = self(corrupted.x, corrupted.t, intent, context, prefix).float()
         if self.config.predicts == "target":

@@ -13,6 +13,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
+from libra_ray.model.parts.draws import integers
 from libra_ray.model.parts.pretrained import cannot_load, load_checked, same_twice
 
 ENCODER_FOLDER = "encoder"
@@ -247,7 +248,7 @@ def shift_pictures(
     if pixels == 0:
         return images
     batch, _, _, height, width = images.shape
-    offsets = torch.randint(0, 2 * pixels + 1, (2, batch, 1), generator=generator).to(images.device)
+    offsets = integers(2 * pixels + 1, (2, batch, 1), images, generator)
     rows = (torch.arange(height, device=images.device) + offsets[0] - pixels).clamp(0, height - 1)
     columns = (torch.arange(width, device=images.device) + offsets[1] - pixels).clamp(0, width - 1)
     window = torch.arange(batch, device=images.device)[:, None, None]
