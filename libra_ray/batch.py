@@ -44,6 +44,10 @@ class Batch:
         """The same batch on `device`."""
         return Batch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
 
+    def pinned(self) -> "Batch":
+        """The same batch in memory from which a GPU fetches it by itself."""
+        return Batch(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
+
     def index(self, rows: Int[Tensor, " K"]) -> "Batch":
         """The batch of the given rows, in the given order."""
         return Batch(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})

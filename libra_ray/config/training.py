@@ -16,6 +16,8 @@ class TrainConfig:
     """Optimiser steps."""
     batch_size: int = 64
     """Windows per optimiser step, over all workers."""
+    accumulate: int = 1
+    """Pieces that a worker cuts its windows of a step into: one after the other they need the memory of one."""
     lr: float = 1e-3
     """Peak learning rate of AdamW."""
     lr_final_share: float = 0.05
@@ -50,6 +52,13 @@ class TrainConfig:
     """Noise on proprioception in training (std; the recorded range is 2 wide), lest it tells which way the expert set out."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto`: bf16 where the hardware computes in it, fp32 elsewhere."""
+    compile: Literal["auto", "none", "blocks", "graph"] = "auto"
+    """`blocks`: the repeated layers are compiled; `graph`: the whole step is one CUDA graph (one worker), for models so small
+    that launching their kernels takes longer than computing them; `auto`: on a GPU `blocks` with pretrained networks, `graph`
+    otherwise; on a CPU `none`."""
+    checkpointing: Literal["none", "selective", "full"] = "none"
+    """What the layers of pretrained networks compute again in the backward pass, to save memory: nothing; all but matrix
+    products and attention; or everything."""
     log_every: int = 20
     """Optimiser steps between rows of the training log."""
     checkpoint_every: int = 500
@@ -72,5 +81,8 @@ class RayConfig:
     """CPUs reserved per training worker; 0 shares all of the cluster's among them."""
     use_gpu: bool = False
     """One GPU per training worker; the policy is evaluated on a GPU where the driver has one."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """What several training workers share: `ddp`, each has the whole model; `fsdp`, each has a shard of its weights, averages
+    and optimiser (FSDP2)."""
     max_failures: int = 3
     """Times a training run is restarted from its last checkpoint after a worker died."""

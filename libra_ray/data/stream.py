@@ -29,6 +29,7 @@ class BatchStream:
         world_size: the number of workers.
         start_step: the first step to deliver.
         prefetch: batches that a thread gathers ahead.
+        pin: put them where a GPU fetches them by itself.
 
     Attributes:
         samples: windows delivered to this rank.
@@ -46,6 +47,7 @@ class BatchStream:
         world_size: int = 1,
         start_step: int = 0,
         prefetch: int = 2,
+        pin: bool = False,
     ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} does not exist; it must lie in [0, {world_size})")
@@ -57,6 +59,7 @@ class BatchStream:
         self._seed = seed
         self._rank = rank
         self._world_size = world_size
+        self._pin = pin
         self._permutations: dict[int, NDArray[np.int64]] = {}
         self._queue: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=max(prefetch, 1))
         self._stopped = threading.Event()
@@ -113,7 +116,8 @@ class BatchStream:
         while not self._stopped.is_set():
             try:
                 rng = np.random.default_rng([self._seed, step, self._rank])
-                item: Batch | BaseException = self._windows.batch(self.rows(step), rng)
+                batch = self._windows.batch(self.rows(step), rng)
+                item: Batch | BaseException = batch.pinned() if self._pin else batch
             except Exception as error:  # noqa: BLE001 - the consumer raises it
                 item = error
             self._offer(item)

@@ -176,11 +176,18 @@ class Curriculum(Schedule):
             return SAMPLED if self.switched_at >= 0 else GROUND_TRUTH
         return GROUND_TRUTH if self._config.curriculum == "teacher" else SAMPLED
 
+    @property
+    def watches(self) -> bool:
+        """Until the switch, where there is to be one."""
+        return self._config.curriculum == "threshold" and self.switched_at < 0
+
     def advance(self, step: int, metrics: Mapping[str, float]) -> None:
         """Average the accuracy, and switch once it is high enough and the warm-up is over."""
+        if not self.watches:
+            return
         self.accuracy = ACCURACY_MEMORY * self.accuracy + (1 - ACCURACY_MEMORY) * metrics["plan_accuracy"]
         unbiased = self.accuracy / (1 - ACCURACY_MEMORY**step)
-        if self.switched_at < 0 and step >= self._config.warmup_steps and unbiased >= self._config.tau:
+        if step >= self._config.warmup_steps and unbiased >= self._config.tau:
             self.switched_at = step
 
     def state(self) -> dict[str, Any]:

@@ -28,12 +28,21 @@ class Schedule:
         """
         return True
 
+    @property
+    def watches(self) -> bool:
+        """Whether `advance` has to be told the losses and metrics, for which the host waits at every step."""
+        return False
+
     def stretch(self, steps: int) -> tuple[int, int]:
         """The first step of the learning rate's present rise and fall, and the one after its last, of a run of `steps`."""
         return 0, steps
 
     def advance(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Take note of the losses and metrics of an optimiser step, means over all workers; `step` counts those done."""
+        """Take note of an optimiser step; `step` counts those done.
+
+        Args:
+            metrics: its losses and metrics, means over all workers; empty where it does not watch.
+        """
 
     def state(self) -> dict[str, Any]:
         """All that was learned."""
@@ -67,6 +76,11 @@ class OneAfterAnother(Schedule):
     def learns(self, part: str) -> bool:
         """The early part alone, then the late one, and the early one with it where it is not frozen."""
         return part == self._late or not self._frozen if self._is_late else part == self._early
+
+    @property
+    def watches(self) -> bool:
+        """As the early part's own schedule does, while it is its turn."""
+        return not self._is_late and self._within.watches
 
     def stretch(self, steps: int) -> tuple[int, int]:
         """The steps of the part whose turn it is."""

@@ -1,5 +1,6 @@
 """Training on Ray Train: one or more workers, CPU or GPU by configuration, restarted from the last checkpoint after a fault."""
 
+import copy
 import logging
 import tempfile
 import threading
@@ -14,7 +15,6 @@ import ray.train.torch
 import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from torch import nn
 
 from libra_ray import checkpoint
 from libra_ray import config as configuration
@@ -118,10 +118,10 @@ def train_loop(settings: dict[str, Any]) -> None:
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     rank = ray.train.get_context().get_world_rank()
     with faults.lasting_errors_logged(Path(settings["folder"]) / ERRORS_NAME, rank):
-        _train(settings, rank, ray.train.get_context().get_world_size())
+        _train(settings, rank)
 
 
-def _train(settings: dict[str, Any], rank: int, world: int) -> None:
+def _train(settings: dict[str, Any], rank: int) -> None:
     """The data, the model, `Trainer`, and a report to Ray at every checkpoint."""
     config, root = configuration.from_json(settings["config"]), Path(settings["folder"])
     device = ray.train.torch.get_device()
@@ -130,12 +130,11 @@ def _train(settings: dict[str, Any], rank: int, world: int) -> None:
     torch.manual_seed(config.train.seed)
     state = _last_state()
     model = data.make_model(begun=state is not None)
-    wrapped = _distributed(model) if world > 1 else model.to(device)
-    trainer = Trainer(model, device=device, wrapped=wrapped, state=state)
+    if rank == 0 and state is None:
+        write_text(root / MARGINS_NAME, dump(margins_of(copy.deepcopy(model), data, device)))
+    trainer = Trainer(model, device=device, state=state)
     if rank == 0:
         check_room(root, trainer.checkpoint_bytes())
-        if state is None:
-            write_text(root / MARGINS_NAME, dump(margins_of(trainer.ema, data, device)))
 
     def save(metrics: dict[str, float]) -> None:
         _report(trainer, data, root, metrics)
@@ -147,11 +146,11 @@ def _train(settings: dict[str, Any], rank: int, world: int) -> None:
 
 
 def margins_of(model: System, data: TrainingData, device: torch.device) -> list[Margin]:
-    """Whether the levels of a model will keep up with one robot, measured here.
+    """Whether the levels of a model, which is then the policy's, will keep up with one robot, measured here.
 
     Before the first step: how long a level takes does not depend on its weights, and so it is known before time is spent on
-    what could not be used. A few calls of a model that is in memory already cost nothing beside training; loading the trained
-    one once more, perhaps on a machine without its GPU, would.
+    what could not be used. A few calls cost nothing beside training; loading the trained model once more, perhaps on a machine
+    without this GPU, would.
     """
     config, spec = data.config, data.spec
     manifest = checkpoint.Manifest(
@@ -191,41 +190,34 @@ def advance(trainer: Trainer, data: TrainingData, root: Path, until: int, save: 
     Args:
         save: called wherever a checkpoint is due, and at `until`.
     """
-    validate = data.validator(trainer.device) if trainer.rank == 0 else None
+    sharded = trainer.model.config.ray.parallel == "fsdp" and trainer.world > 1
+    # A sharded model answers only when every worker asks.
+    validate = data.validator(trainer.device) if trainer.rank == 0 or sharded else None
     if trainer.rank == 0:
         repair_jsonl(root / LOG_NAME)
         logged = TrainingLog.read(root / LOG_NAME).rows
         if trainer.row and (not logged or logged[-1].step < trainer.step):
             # It ended between the checkpoint and its row, perhaps by what the row was to measure.
-            log_step(root / LOG_NAME, trainer.step, trainer.last_row(validate))
+            log_step(root / LOG_NAME, trainer.step, trainer.last_row(None if sharded else validate))
     if trainer.step >= until:
         return
-    with data.stream(trainer.model, rank=trainer.rank, world=trainer.world, start_step=trainer.step) as batches:
+    pin = trainer.device.type == "cuda"
+    with data.stream(trainer.model, rank=trainer.rank, world=trainer.world, start_step=trainer.step, pin=pin) as batches:
         for progress in trainer.run(batches, validate, save, until):
             if trainer.rank == 0:
                 log_step(root / LOG_NAME, progress.step, progress.metrics)
 
 
-def _distributed(model: System) -> nn.Module:
-    """The model in DDP; pretrained models carry parameters (a pooler, a last norm) that take no part in our losses.
-
-    Nor do the parts that learn in another phase.
-    """
-    config = model.config
-    unused = config.planner.backbone != "tiny" or config.refiner.encoder != "conv"
-    unused = unused or not all(map(model.schedule().learns, model.parts()))
-    wrapped: nn.Module = ray.train.torch.prepare_model(model, parallel_strategy_kwargs={"find_unused_parameters": unused})
-    return wrapped
-
-
 def _report(trainer: Trainer, data: TrainingData, root: Path, metrics: dict[str, float]) -> None:
     row = {"step": trainer.step, **metrics}
+    # Sharded ones are whole only when every worker asks.
+    weights, state = trainer.weights(), trainer.state()
     if trainer.rank != 0:
         ray.train.report(row)
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "checkpoint"
-        checkpoint.save(folder, trainer.model, trainer.weights(), data.stats, data.spec, trainer.step, trainer.state())
+        checkpoint.save(folder, trainer.model, weights, data.stats, data.spec, trainer.step, state)
         with disk.room_for(root, disk.bytes_below(folder), "a checkpoint"):
             ray.train.report(row, checkpoint=ray.train.Checkpoint.from_directory(folder))
 

@@ -33,6 +33,7 @@ from libra_ray.report.records import (
 )
 from libra_ray.runs.results import EpisodeResult, Evaluation, LevelLatencies, RolloutVideo, TrainingLog
 from libra_ray.stats.intervals import Interval, percentiles, wilson
+from libra_ray.training.names import SPEED
 
 EXPERT, POLICY, ZERO_ACTION = "expert", "policy", "zero_action"
 LISTED_ERRORS = 20
@@ -209,10 +210,12 @@ def _throughput(evaluation: Evaluation, log: TrainingLog) -> Throughput:
     """Medians over the logged rows, so that the first one, with its warm-up, does not count for more than it is."""
     _, samples = log.series("samples_per_s")
     _, waits = log.series("data_wait_share")
+    others = {name: log.series(name)[1] for name in SPEED if name not in ("samples_per_s", "data_wait_share")}
     return Throughput(
         train_samples_per_s=float(np.median(samples)) if samples else None,
         env_steps_per_s=evaluation.env_steps / evaluation.wall_s if evaluation.wall_s > 0 else None,
         data_wait_share=float(np.median(waits)) if waits else None,
+        training={name: float(np.median(values)) for name, values in others.items() if values},
     )
 
 

@@ -74,7 +74,13 @@ def _facts(report: Report) -> list[str]:
         "simulation {:,.0f} steps/s": report.throughput.env_steps_per_s,
         "waiting for data {:.1%}": report.throughput.data_wait_share,
     }
+    speed = report.throughput.training
     known = [text.format(value) for text, value in rates.items() if value is not None]
     lines += [f"throughput: {', '.join(known)}"] if known else []
+    shares = [f"{name.removesuffix('_share')} {value:.0%}" for name, value in speed.items() if name.endswith("_share")]
+    lines += [f"training steps: {', '.join(shares)}"] if shares else []
+    if "mfu" in speed:
+        share = f"{speed['mfu']:.0%} of this device's {speed['peak_tflops']:.0f}"
+        lines.append(f"training arithmetic: {speed['tflops']:.0f} TFLOP/s a worker, {share}; {speed['memory_gib']:.1f} GiB")
     stages = ", ".join(f"{stage} {seconds:,.0f} s" for stage, seconds in vars(report.wall_s).items())
     return [*lines, f"wall time: {stages}"]

@@ -165,8 +165,8 @@ class TrainingLog:
 
     Known names: `loss` and each of its terms, `loss_<term>`; `grad_norm_<part>` of each part's parameters under the weighted
     loss; `weight_<term>`, `grad_norm_loss_<term>` of each loss alone, and `grad_cosine_shared` between both where parts share
-    parameters; `plan_accuracy`; `phase_<name>` (1 in that phase of the schedule, 0 in the others), `samples_per_s`,
-    `data_wait_share`, and `val_*` on held-out episodes (`System.measure`).
+    parameters; `plan_accuracy`; `phase_<name>` (1 in that phase of the schedule, 0 in the others), speed and memory
+    (`libra_ray.training.names.SPEED`), and `val_*` on held-out episodes (`System.measure`).
     """
 
     rows: Sequence[LoggedStep] = ()

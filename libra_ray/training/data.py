@@ -154,11 +154,14 @@ class TrainingData:
             found.append("nothing is held out, for no instruction has an episode to spare: there will be no offline measures")
         return found
 
-    def stream(self, model: System, *, rank: int, world: int, start_step: int) -> BatchStream:
-        """Training batches from `start_step` on: this rank's share of each."""
+    def stream(self, model: System, *, rank: int, world: int, start_step: int, pin: bool = False) -> BatchStream:
+        """Training batches from `start_step` on: this rank's share of each; `pin` as in `BatchStream`."""
         train = self.config.train
-        if train.batch_size % world:
-            raise ValueError(f"train.batch_size={train.batch_size} is not a multiple of ray.train_workers={world}")
+        if train.batch_size % (world * train.accumulate):
+            times = f"ray.train_workers={world}" + (
+                f" times train.accumulate={train.accumulate}" if train.accumulate > 1 else ""
+            )
+            raise ValueError(f"train.batch_size={train.batch_size} is not a multiple of {times}")
         return BatchStream(
             self.windows(model, self.split.train, max_staleness=self.config.refiner.max_staleness),
             batch_size=train.batch_size // world,
@@ -166,6 +169,7 @@ class TrainingData:
             rank=rank,
             world_size=world,
             start_step=start_step,
+            pin=pin,
         )
 
     def windows(self, model: System, episodes: NDArray[np.int64], *, pictures: bool = True, max_staleness: int = 0) -> Windows:

@@ -3,10 +3,10 @@
 `Trainer.run` is a generator of progress, so a Ray worker reports it, a test collects it and a notebook plots it.
 """
 
-import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,13 @@ from torch import Tensor, distributed, nn
 
 from libra_ray.batch import Batch
 from libra_ray.config import TrainConfig
-from libra_ray.model.system import Losses, System
+from libra_ray.model.system import System
+from libra_ray.training import optimiser, parallel
+from libra_ray.training.graph import GraphedStep
 from libra_ray.training.loss_balance import GradientMeter, LossGradients, make_balance
+from libra_ray.training.speed import Meter, flops_per_window, on_gpu
+from libra_ray.training.step import OptimiserStep, StepKind, StepNumbers, StepResult
+from libra_ray.training.weights import TrainedWeights
 
 Validate = Callable[[System], dict[str, float]]
 Save = Callable[[dict[str, float]], None]
@@ -46,34 +51,49 @@ class Trainer:
 
     Every random draw of a step is seeded by (seed, step, rank) and the learning rate is a function of the step, so a run
     resumed from `state()` continues exactly as if it had never stopped. In which phases which parts learn says the system's
-    schedule.
+    schedule. Where there are several workers, they share the model as `ray.parallel` says, and each asks `weights`, `state` and
+    `averaged` as often as the others.
     """
 
-    def __init__(
-        self, model: System, *, device: torch.device, wrapped: nn.Module | None = None, state: dict[str, Any] | None = None
-    ) -> None:
-        """Prepare to train `model`; `wrapped` is the same model inside DDP, `state` what an earlier run's `state()` gave."""
-        self.model, self.wrapped, self.device = model, wrapped or model, device
+    def __init__(self, model: System, *, device: torch.device, state: dict[str, Any] | None = None) -> None:
+        """Prepare to train `model`; `state` is what an earlier run's `state()` gave.
+
+        Raises:
+            ValueError: settings that this device or this number of workers cannot follow.
+        """
+        self.model, self.device = model, device
         self.config: TrainConfig = model.config.train
         self.rank = distributed.get_rank() if distributed.is_initialized() else 0
         self.world = distributed.get_world_size() if distributed.is_initialized() else 1
-        # Frozen weights stay what they are: the average shares them.
-        frozen = {id(p): p for p in model.parameters() if not p.requires_grad}
-        self.ema = copy.deepcopy(model, frozen).eval().requires_grad_(requires_grad=False)
-        # Walking through the modules at every step would cost a small model a twentieth of its time.
-        pairs = [(a, p) for a, p in zip(self.ema.parameters(), model.parameters(), strict=True) if a is not p]
-        self._ema_weights: list[Tensor] = [a for a, _ in pairs]
-        self._weights: list[Tensor] = [p for _, p in pairs]
-        self._buffers = list(zip(self.ema.buffers(), model.buffers(), strict=True))
-        self._parts = {name: list(part.parameters()) for name, part in model.parts().items()}
-        self._averages = {name: list(part.parameters()) for name, part in self.ema.parts().items()}
-        self.optimiser = _optimiser(model, self.config)
+        self._bf16 = uses_bf16(self.config.precision, device)
+        self._compiled = parallel.compiled_as(self.config, model, device, self.world)
+        wrapped = self._spread()
+        parts = {name: self._weights.of(part) for name, part in model.parts().items()}
+        graphed = self._compiled == "graph"
+        self.optimiser = optimiser.make(self._weights, self.config, capturable=graphed)
         self.balance = make_balance(self.config, model.loss_weights())
         self.schedule = model.schedule()
-        self._meter = GradientMeter({name: list(weights) for name, weights in model.reached().items()})
+        self._speed = Meter(device, parts=not graphed)
+        meter = GradientMeter({name: list(weights) for name, weights in model.reached().items()})
+        if self.config.balance == "gradient" and not meter.able:
+            raise ValueError("train.balance=gradient cannot measure losses that share weights with ray.parallel=fsdp; give ddp")
+        self._measures = meter.able
+        self._parts = parts
+        step = OptimiserStep(
+            wrapped=wrapped,
+            weights=self._weights,
+            optimiser=self.optimiser,
+            parts=parts,
+            meter=meter,
+            config=self.config,
+            bf16=self._bf16,
+            timer=self._speed.timer,
+        )
+        self._take: Callable[[Batch, StepKind, StepNumbers], StepResult] = GraphedStep(step) if graphed else step
         self.gradients: LossGradients | None = None
         self.step = 0
         self.row: dict[str, float] = {}
+        self._begun = False
         if state is not None:
             self._restore(state)
 
@@ -92,24 +112,26 @@ class Trainer:
         Raises:
             FloatingPointError: a loss is not finite; nothing after the last checkpoint is kept.
         """
-        config, meter = self.config, _Meter()
+        config, meter = self.config, self._speed
         until = min(until or config.steps, config.steps)
+        meter.restart()
         for batch in batches:
             if self.step >= until:
                 return
+            if not self._begun:
+                self._begin(batch.to(self.device))
             waited = time.perf_counter()
-            metrics = self._optimise(batch.to(self.device))
+            result, numbers = self._optimise(batch.to(self.device))
             meter.add(len(batch) * self.world, waited)
             log = self.step == config.steps or self.step % config.log_every == 0
             due = self.step == until or self.step % config.checkpoint_every == 0
             if not (log or due or (validate is not None and self.validation_due)):
                 continue
-            row = {name: float(value) for name, value in metrics.items()}
-            if not math.isfinite(row["loss"]):
+            self.row = self._row(result, numbers) | meter.take(self.world)
+            if not math.isfinite(self.row["loss"]):
                 raise FloatingPointError(
-                    f"the loss became {row['loss']} at step {self.step}; lower train.lr or look at the data"
+                    f"the loss became {self.row['loss']} at step {self.step}; lower train.lr or look at the data"
                 )
-            self.row = row | meter.take()
             if due and save is not None:
                 save(self.row)
             yield TrainingProgress(step=self.step, metrics=self.last_row(validate), checkpoint_due=due)
@@ -123,22 +145,39 @@ class Trainer:
 
     def last_row(self, validate: Validate | None) -> dict[str, float]:
         """The metrics of the last step that had any, with held-out measures where they are due; empty before the first."""
-        return self.row | (validate(self.ema) if validate is not None and self.validation_due else {})
+        if validate is None or not self.validation_due:
+            return self.row
+        with self.averaged() as model:
+            return self.row | validate(model)
+
+    @contextmanager
+    def averaged(self) -> Iterator[System]:
+        """The model with the moving average of its weights, as a policy runs it; do not train meanwhile."""
+        training = self.model.training
+        with (
+            torch.no_grad(),
+            self._weights.averaged(),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self._weights.mixed),
+        ):
+            self.model.eval()
+            try:
+                yield self.model
+            finally:
+                self.model.train(training)
 
     def weights(self) -> dict[str, Tensor]:
         """The moving average of the weights, and the frozen ones: what a policy runs with."""
-        return self.ema.state_dict()
+        return self._weights.everything()
 
     def state(self) -> dict[str, Any]:
         """Everything needed to continue: raw weights, their moving average, optimiser, balance, step, schedule.
 
-        Frozen weights are not in it: `weights` has them.
+        Frozen weights are not in it: `weights` has them. It does not depend on the number of workers.
         """
-        frozen = _frozen(self.model)
         return {
-            "model": {name: value for name, value in self.model.state_dict().items() if name not in frozen},
-            "average": {name: value for name, value in self.ema.state_dict().items() if name not in frozen},
-            "optimiser": self.optimiser.state_dict(),
+            "model": self._weights.trained(averaged=False),
+            "average": self._weights.trained(averaged=True),
+            "optimiser": optimiser.state(self.optimiser, self._weights),
             "balance": self.balance.state(),
             "step": self.step,
             "schedule": self.schedule.state(),
@@ -147,88 +186,92 @@ class Trainer:
 
     def checkpoint_bytes(self) -> int:
         """What `weights` and `state` come to: trained weights also raw, averaged and with both moments of the optimiser."""
-        trained = sum(weight.nbytes for weight in self.model.parameters() if weight.requires_grad)
-        return sum(weight.nbytes for weight in self.weights().values()) + 4 * trained
+        return self._weights.bytes(trained=5, frozen=1)
+
+    def _spread(self) -> nn.Module:
+        """Put the model on its device, and its weights where the workers share them."""
+        ray = self.model.config.ray
+        if ray.parallel == "fsdp" and distributed.is_initialized():
+            parallel.shard(self.model, self.device, bf16=self._bf16)
+        self.model.to(self.device)
+        self._weights = TrainedWeights(self.model, bf16=self._bf16)
+        if self.world > 1 and ray.parallel == "ddp":
+            return parallel.replicate(self.model, self.device)
+        return self.model
 
     def _restore(self, state: dict[str, Any]) -> None:
-        frozen = _frozen(self.model)
-        for model, found in ((self.model, state["model"]), (self.ema, state["average"])):
-            model.load_state_dict({name: value for name, value in model.state_dict().items() if name in frozen} | found)
-        self.optimiser.load_state_dict(state["optimiser"])
+        self._weights.restore(state["model"], state["average"])
+        optimiser.restore(self.optimiser, self._weights, state["optimiser"])
         self.balance.restore(state["balance"])
         self.schedule.restore(state["schedule"])
         self.step = state["step"]
         self.row = state.get("row", {})
 
-    def _optimise(self, batch: Batch) -> dict[str, float | Tensor]:
-        config, weights = self.config, self.balance.weights
+    def _optimise(self, batch: Batch) -> tuple[StepResult, StepNumbers]:
+        config = self.config
         torch.manual_seed(hash((config.seed, self.step, self.rank)) & 0x7FFFFFFF)
         first, end = self.schedule.stretch(config.steps)
-        rate = learning_rate(config, self.step - first, end - first)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        if not self.wrapped.training:
-            self.wrapped.train()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=uses_bf16(config.precision, self.device)):
-            losses: Losses = self.wrapped(batch, self.schedule.phase)
-            terms = losses.terms
-            loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
-        self.optimiser.zero_grad(set_to_none=True)
-        self._backward(loss, losses, weights)
-        for name in self._resting():
-            for weight in self._parts[name]:
-                # Of a gradient of zeros the optimiser would still make steps, by its memory and by weight decay.
-                weight.grad = None
-        norms = {name: _grad_norm(part) for name, part in self._parts.items()}
-        total = torch.linalg.vector_norm(torch.stack(list(norms.values())))
-        nn.utils.clip_grads_with_norm_(self._weights, config.grad_clip, total)
-        self.optimiser.step()
-        row: dict[str, float | Tensor] = {"loss": loss.detach(), "lr": rate, **losses.metrics}
-        row |= {f"{PHASE}{name}": float(name == self.schedule.phase) for name in self.schedule.phases if name}
-        row |= {f"loss_{name}": term.detach() for name, term in terms.items()}
-        row |= {f"weight_{name}": weight for name, weight in weights.items()}
-        row |= {f"grad_norm_{name}": norm for name, norm in norms.items()}
-        row |= {} if self.gradients is None else self.gradients.row()
-        self._advance(losses)
-        return row
-
-    def _backward(self, loss: Tensor, losses: Losses, weights: Mapping[str, float]) -> None:
-        """The backward pass, now and then with a measure of each loss's own gradient."""
-        due = len(weights) > 1 and self.step % self.config.balance_every == 0 and min(weights.values()) > 0
-        if due:
-            self._meter.before(losses.terms)
-        loss.backward()
-        if due:
-            self.gradients = self._meter.after(weights)
-            self.balance.measure(self.gradients)
-
-    def _advance(self, losses: Losses) -> None:
+        optimiser.set_rate(self.optimiser, learning_rate(config, self.step - first, end - first))
+        if not self.model.training:
+            self.model.train()
+        weights = self.balance.weights
+        measured = len(weights) > 1 and self.step % config.balance_every == 0 and min(weights.values()) > 0 and self._measures
+        kind = StepKind(phase=self.schedule.phase, resting=frozenset(self._resting()), measured=measured)
         # At a run's beginning the average would be mostly the random start: its memory grows with the run.
-        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            torch._foreach_lerp_(self._ema_weights, self._weights, 1 - decay)
-            for kept, now in self._buffers:
-                kept.copy_(now)
+        decay = min(config.ema_decay, (1 + self.step) / (10 + self.step))
+        numbers = StepNumbers(loss_weights=weights, average_rate=1 - decay)
+        result = self._take(batch, kind, numbers)
+        if result.gradients is not None:
+            self.gradients = result.gradients.read()
+            self.balance.measure(self.gradients)
+        self._advance(result)
+        return result, numbers
+
+    def _begin(self, batch: Batch) -> None:
+        """Count the arithmetic of a step, and only then change how it is done."""
+        self._begun = True
+        if on_gpu(self.device):
+            one = batch.index(torch.arange(1, device=self.device))
+            self._speed.learn(flops_per_window(self.model, one, self.schedule.phase, bf16=self._bf16))
+        parallel.recompute(self.model, self.config.checkpointing)
+        if self._compiled == "blocks":
+            parallel.compile_layers(self.model)
+        self._speed.restart()
+
+    def _row(self, result: StepResult, numbers: StepNumbers) -> dict[str, float]:
+        """What a step is in the log; waits for the device."""
+        found = {"loss": result.loss, **result.metrics}
+        found |= {f"loss_{name}": term for name, term in result.terms.items()}
+        found |= {f"grad_norm_{name}": norm for name, norm in result.norms.items()}
+        values = torch.stack([value.float() for value in found.values()]).tolist()
+        row = dict(zip(found, values, strict=True)) | {"lr": optimiser.rate(self.optimiser)}
+        row |= {f"{PHASE}{name}": float(name == self._phase) for name in self.schedule.phases if name}
+        row |= {f"weight_{name}": float(weight) for name, weight in numbers.loss_weights.items()}
+        return row | ({} if self.gradients is None else self.gradients.row())
+
+    def _advance(self, result: StepResult) -> None:
         self.step += 1
-        found = {**losses.terms, **losses.metrics}
-        means = torch.stack([value.detach().float() for value in found.values()])
+        self._phase, scalars = self.schedule.phase, dict[str, float]()
+        if self.balance.watches or self.schedule.watches:
+            scalars = self._mean({**result.terms, **result.metrics})
+            if self.balance.watches:
+                self.balance.learn({name: scalars[name] for name in result.terms})
+        rested = self._resting()
+        self.schedule.advance(self.step, scalars)
+        if stopped := self._resting() - rested:
+            # What comes after is learned with the weights that the policy runs with.
+            self.gradients = None
+            self._weights.settle([weight for name in stopped for weight in self._parts[name]])
+        elif self._resting() != rested:
+            self.gradients = None
+
+    def _mean(self, found: dict[str, Tensor]) -> dict[str, float]:
+        """The numbers, means over all workers; waits for the device."""
+        means = torch.stack([value.float() for value in found.values()])
         if self.world > 1:
             distributed.all_reduce(means)
             means /= self.world
-        scalars = dict(zip(found, means.tolist(), strict=True))
-        self.balance.learn({name: scalars[name] for name in losses.terms})
-        rested = self._resting()
-        self.schedule.advance(self.step, scalars)
-        if (resting := self._resting()) != rested:
-            self._settle(resting - rested)
-
-    def _settle(self, parts: set[str]) -> None:
-        """Give parts that have stopped learning the average of their weights; what comes after is learned with those."""
-        self.gradients = None
-        with torch.no_grad():
-            for name in parts:
-                for average, weight in zip(self._averages[name], self._parts[name], strict=True):
-                    weight.copy_(average)
+        return dict(zip(found, means.tolist(), strict=True))
 
     def _resting(self) -> set[str]:
         """The parts that do not learn in the present phase."""
@@ -250,45 +293,3 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())  # noqa: SLF001
-
-
-def _optimiser(model: System, config: TrainConfig) -> torch.optim.Optimizer:
-    trained = [p for p in model.parameters() if p.requires_grad]
-    # Biases, norms and embeddings of position are not decayed.
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), fused=True)
-
-
-def _frozen(model: nn.Module) -> set[str]:
-    return {name for name, weight in model.named_parameters(remove_duplicate=False) if not weight.requires_grad}
-
-
-def _grad_norm(weights: list[nn.Parameter]) -> Tensor:
-    grads = [p.grad for p in weights if p.grad is not None]
-    return nn.utils.get_total_norm(grads) if grads else torch.zeros((), device=weights[0].device)
-
-
-class _Meter:
-    """Samples per second and the share of the time spent waiting for data, since the last reading."""
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        """Also after a checkpoint, a validation, a report: what they took is nobody's waiting for data."""
-        self.samples, self.waited, self.began = 0, 0.0, time.perf_counter()
-        self._idle = self.began
-
-    def add(self, samples: int, data_ready: float) -> None:
-        self.samples += samples
-        self.waited += data_ready - self._idle
-        self._idle = time.perf_counter()
-
-    def take(self) -> dict[str, float]:
-        elapsed = time.perf_counter() - self.began
-        reading = {"samples_per_s": self.samples / elapsed, "data_wait_share": self.waited / elapsed}
-        self.restart()
-        return reading

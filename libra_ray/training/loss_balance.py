@@ -14,6 +14,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.tensor import DTensor
 
 from libra_ray.config import TrainConfig
 
@@ -46,6 +47,10 @@ class Balance(Protocol):
     def weights(self) -> Mapping[str, float]:
         """Of the present step, by the losses' names."""
 
+    @property
+    def watches(self) -> bool:
+        """Whether it has to be told the losses of every step, for which the host waits."""
+
     def learn(self, losses: Mapping[str, float]) -> None:
         """Take note of a step's unweighted losses, the mean over all workers."""
 
@@ -64,6 +69,7 @@ class Fixed:
     """The configured weights, the lambdas."""
 
     weights: Mapping[str, float]
+    watches = False
 
     def learn(self, losses: Mapping[str, float]) -> None:
         """Nothing to learn."""
@@ -85,6 +91,8 @@ class EqualGradients:
     The paper's words: "calibrated to balance gradient magnitudes"; how is open. Here the norms are smoothed geometrically over
     the measures, with decay `memory`, and the weights always add up to what the lambdas do.
     """
+
+    watches = False
 
     def __init__(self, lambdas: Mapping[str, float], memory: float) -> None:
         self._lambdas, self._memory = lambdas, memory
@@ -128,6 +136,8 @@ class Uncertainty:
     loss 1.
     """
 
+    watches = True
+
     def __init__(self, lambdas: Mapping[str, float]) -> None:
         self._lambdas, self.log_variances = lambdas, dict.fromkeys(lambdas, 0.0)
 
@@ -164,6 +174,22 @@ def make_balance(config: TrainConfig, lambdas: Mapping[str, float]) -> Balance:
             return Fixed(lambdas)
 
 
+@dataclass(frozen=True, kw_only=True)
+class RawGradients:
+    """A measure that is still on the device."""
+
+    norms: Mapping[str, Tensor]
+    cosines: Mapping[tuple[str, str], Tensor]
+
+    def read(self) -> LossGradients:
+        """The numbers; waits for the device."""
+        found = torch.stack([value.float() for value in (*self.norms.values(), *self.cosines.values())]).tolist()
+        return LossGradients(
+            norms=dict(zip(self.norms, found, strict=False)),
+            cosines=dict(zip(self.cosines, found[len(self.norms) :], strict=True)),
+        )
+
+
 class GradientMeter:
     """Takes the losses' gradients apart after one backward pass of their weighted sum.
 
@@ -181,42 +207,60 @@ class GradientMeter:
         self._shared = [p for key, p in known.items() if losses_of[key] > 1]
         members = {name: {id(p) for p in weights} for name, weights in reached.items()}
         self._sharing = [name for name in reached if any(id(p) in members[name] for p in self._shared)]
+        self._group = next((p.device_mesh.get_group() for p in known.values() if isinstance(p, DTensor)), None)
         self._found: dict[str, Tensor] = {}
         self._learned: list[str] = []
 
-    def before(self, terms: Mapping[str, Tensor]) -> None:
-        """Before the backward pass: the gradients of all sharing losses but the first, on the shared weights."""
-        self._learned = [name for name in self._own if name in terms]
-        sharing = [name for name in self._sharing if name in terms]
-        self._found = {name: shared_gradient(terms[name], self._shared) for name in sharing[1:]}
+    @property
+    def able(self) -> bool:
+        """Whether it can measure: gradients of one loss alone, on shared weights, are not to be had where these are sharded."""
+        return self._group is None or not self._sharing
 
-    def after(self, weights: Mapping[str, float]) -> LossGradients:
-        """After it, and before clipping; every weight is above 0."""
-        norms = {name: _norm(self._own[name]) / weights[name] for name in self._learned}
+    def begin(self) -> None:
+        """Before a step."""
+        self._found = {}
+
+    def before(self, terms: Mapping[str, Tensor], share: float = 1.0) -> None:
+        """Before the backward pass of a `share` of the step: gradients of all sharing losses but the first."""
+        self._learned = [name for name in self._own if name in terms]
+        for name in [name for name in self._sharing if name in terms][1:]:
+            found = share * shared_gradient(terms[name], self._shared)
+            self._found[name] = self._found[name] + found if name in self._found else found
+
+    def after(self, weights: Mapping[str, float | Tensor]) -> RawGradients:
+        """After the step's backward passes, and before clipping; every weight is above 0."""
+        norms = {name: self._norm(self._own[name]) / weights[name] for name in self._learned}
         found, sharing = dict(self._found), [name for name in self._sharing if name in self._learned]
         if sharing:
-            total = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in self._shared])
+            gradients = [(torch.zeros_like(p) if p.grad is None else p.grad).float().flatten() for p in self._shared]
+            total = torch.cat(gradients)
             rest = total - sum((weights[name] * value for name, value in found.items()), torch.zeros_like(total))
             found = {sharing[0]: rest / weights[sharing[0]], **found}
         cosine = torch.nn.functional.cosine_similarity
-        return LossGradients(
-            norms={
-                name: math.hypot(norm, float(found[name].norm())) if name in found else norm for name, norm in norms.items()
-            },
-            cosines={(a, b): float(cosine(found[a], found[b], dim=0)) for a, b in combinations(sharing, 2)},
+        return RawGradients(
+            norms={name: torch.hypot(norm, found[name].norm()) if name in found else norm for name, norm in norms.items()},
+            cosines={(a, b): cosine(found[a], found[b], dim=0) for a, b in combinations(sharing, 2)},
         )
+
+    def _norm(self, parameters: list[nn.Parameter]) -> Tensor:
+        found = [p.grad.to_local() if isinstance(p.grad, DTensor) else p.grad for p in parameters if p.grad is not None]
+        norms = torch._foreach_norm(found, 2, dtype=torch.float32) if found else ()  # noqa: SLF001
+        # A loss that reaches nothing of its own has its norm from what it shares.
+        square = torch.stack(norms).square().sum() if norms else torch.zeros((), device=self._device)
+        if self._group is not None:
+            distributed.all_reduce(square, group=self._group)
+        return square.sqrt()
+
+    @property
+    def _device(self) -> torch.device:
+        return next(p.device for weights in (*self._own.values(), self._shared) for p in weights)
 
 
 def shared_gradient(loss: Tensor, shared: list[nn.Parameter]) -> Tensor:
     """The gradient of `loss` alone on the shared parameters, flat, the mean over all workers; the graph is kept."""
     found = torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True)
-    flat = torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(shared, found, strict=True)])
+    flat = torch.cat([(torch.zeros_like(p) if g is None else g).float().flatten() for p, g in zip(shared, found, strict=True)])
     if distributed.is_initialized() and distributed.get_world_size() > 1:
         distributed.all_reduce(flat)
         flat /= distributed.get_world_size()
     return flat
-
-
-def _norm(parameters: list[nn.Parameter]) -> float:
-    grads = [p.grad for p in parameters if p.grad is not None]
-    return float(nn.utils.get_total_norm(grads)) if grads else 0.0

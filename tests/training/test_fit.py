@@ -139,11 +139,16 @@ def test_validation_measures_the_average_and_joins_the_row():
     seen = []
 
     def validate(model):
-        seen.append(model)
+        assert model is trainer.model
+        assert not model.training
+        assert same(model.state_dict(), trainer.weights())
+        seen.append(trainer.step)
         return {"val_measure": 7.0}
 
     rows = [progress.metrics for progress in trainer.run(batches(trainer.model, 3), validate)]
-    assert seen == [trainer.ema, trainer.ema]
+    assert seen == [2, 3]
+    assert trainer.model.training
+    assert not same(trainer.model.state_dict(), trainer.weights())
     assert [row.get("val_measure") for row in rows] == [None, 7.0, 7.0]
 
 
@@ -320,7 +325,7 @@ def test_a_state_with_frozen_weights_in_it_is_read_too():
     """Earlier checkpoints have them."""
     trainer = Trainer(tiny_model(FROZEN), device=CPU)
     trained(trainer, 2)
-    earlier = trainer.state() | {"model": trainer.model.state_dict(), "average": trainer.ema.state_dict()}
+    earlier = trainer.state() | {"model": trainer.model.state_dict(), "average": trainer.weights()}
     earlier.pop("row")
     again = Trainer(tiny_model(FROZEN), device=CPU, state=earlier)
     assert same(again.weights(), trainer.weights())

@@ -198,7 +198,8 @@ class PretrainedBackbone(nn.Module):
         """The language model's last hidden states over the whole prompt."""
         inputs = self.prompts.inputs(images, text)
         inputs["pixel_values"] = inputs["pixel_values"].to(next(self.model.parameters()).dtype)
-        hidden = self.model(**inputs).last_hidden_state
+        # One pass over the whole prompt: nothing is generated that would read a cache of keys and values.
+        hidden = self.model(**inputs, use_cache=False).last_hidden_state
         batch, mask = len(hidden), inputs["attention_mask"].bool()
         seen = hidden[inputs["input_ids"] == self.prompts.placeholder].view(batch, -1, self.width).transpose(1, 2)
         pictures = functional.adaptive_avg_pool1d(seen, VISION_TOKENS * self.pictures).transpose(1, 2)

@@ -26,8 +26,9 @@ from libra_ray.runs.folder import Clock, RunFolder
 from libra_ray.runs.results import TrainingLog
 from libra_ray.runs.trials import Rung, TrialResult
 from libra_ray.training.fit import Trainer
+from libra_ray.training.names import SPEED
 
-LEFT_OUT = ("lr", "weight_", "samples_per_s", "data_wait_share")
+LEFT_OUT = ("lr", "weight_", *SPEED)
 """Beginnings of the logged names that measure no policy."""
 GRADIENTS = "grad_"
 LONGEST_ERROR = 4000

@@ -1,0 +1,193 @@
+"""The trained weights: what the model computes with, what the optimiser changes, and their moving average."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+LARGE = 1 << 16
+"""Entries from which on a matrix is kept in bf16 beside its fp32 master: to cast it anew at every use would cost more than to
+compute with it. Smaller ones autocast handles."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainedWeight:
+    """One weight, or this worker's shard of it.
+
+    Attributes:
+        parameter: what the model computes with.
+        master: fp32, what the optimiser changes; where it is not the parameter's own memory, `TrainedWeights.apply` copies it.
+        average: fp32, the moving average of `master`.
+    """
+
+    parameter: nn.Parameter
+    master: Tensor
+    average: Tensor
+
+    @property
+    def apart(self) -> bool:
+        """Whether the master is a copy."""
+        return self.master.data_ptr() != local(self.parameter).data_ptr()
+
+    def whole(self, shard: Tensor) -> Tensor:
+        """From every worker's shard of something, all of it, on the CPU where it was sharded; every worker must ask."""
+        found = self.parameter
+        if not isinstance(found, DTensor):
+            return shard
+        whole = DTensor.from_local(
+            shard, found.device_mesh, found.placements, run_check=False, shape=found.shape, stride=found.stride()
+        )
+        return whole.full_tensor().cpu()
+
+    def shard(self, whole: Tensor) -> Tensor:
+        """This worker's shard of something that all workers have."""
+        found = self.parameter
+        if not isinstance(found, DTensor):
+            return whole
+        sharded = distribute_tensor(whole.to(self.master.device), found.device_mesh, found.placements, src_data_rank=None)
+        return sharded.to_local()
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This worker's shard; of a tensor that is not sharded all of it. The memory is shared."""
+    found = tensor.detach()
+    return found.to_local() if isinstance(found, DTensor) else found
+
+
+class TrainedWeights:
+    """All weights of a model that learn.
+
+    Args:
+        model: on its device, and sharded already where it is.
+        bf16: keep large matrices in bf16, with masters apart. Frozen ones too: without a master, as their source mostly has
+            them. Sharded weights stay fp32; whoever gathers them casts them.
+
+    Attributes:
+        mixed: whether the model computes with weights of different types, for which it needs autocast.
+    """
+
+    def __init__(self, model: nn.Module, *, bf16: bool) -> None:
+        self.model = model
+        self._of: dict[int, TrainedWeight] = {}
+        for parameter in model.parameters():
+            casts = bf16 and parameter.ndim >= 2 and parameter.numel() >= LARGE and not isinstance(parameter, DTensor)
+            if parameter.requires_grad:
+                master = local(parameter)
+                average = master.clone()
+                if casts:
+                    parameter.data = master.bfloat16()
+                self._of[id(parameter)] = TrainedWeight(parameter=parameter, master=master, average=average)
+            elif casts:
+                parameter.data = parameter.data.bfloat16()
+        self.all: Sequence[TrainedWeight] = list(self._of.values())
+        self._masters, self._averages = [w.master for w in self.all], [w.average for w in self.all]
+        self._apart = [w for w in self.all if w.apart]
+        self.mixed = bf16 and any(p.dtype == torch.bfloat16 or isinstance(p, DTensor) for p in model.parameters())
+        self._group = next((w.parameter.device_mesh.get_group() for w in self.all if isinstance(w.parameter, DTensor)), None)
+
+    def of(self, module: nn.Module) -> list[TrainedWeight]:
+        """Those of a part of the model."""
+        return [self._of[id(p)] for p in module.parameters() if id(p) in self._of]
+
+    def take_gradients(self) -> None:
+        """Hand the parameters' gradients to the masters, in fp32."""
+        for weight in self.all:
+            gradient = weight.parameter.grad
+            weight.master.grad = None if gradient is None else local(gradient).float()
+            if weight.apart:
+                # Both would be held at once otherwise.
+                weight.parameter.grad = None
+
+    def norms(self, parts: Mapping[str, Sequence[TrainedWeight]]) -> dict[str, Tensor]:
+        """The norm of the masters' gradients, part by part; 0 where there is none."""
+        squares = []
+        for weights in parts.values():
+            gradients = [w.master.grad for w in weights if w.master.grad is not None]
+            if gradients:
+                squares.append(nn.utils.get_total_norm(gradients).square())
+            else:
+                squares.append(torch.zeros((), device=self._masters[0].device))
+        total = torch.stack(squares)
+        if self._group is not None:
+            distributed.all_reduce(total, group=self._group)
+        return dict(zip(parts, total.sqrt().unbind(), strict=True))
+
+    def clip(self, total: Tensor, bound: float) -> None:
+        """Scale the masters' gradients, of norm `total`, down to at most `bound`."""
+        nn.utils.clip_grads_with_norm_(self._masters, bound, total)
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Let the model compute with what the masters are now."""
+        if self._apart:
+            torch._foreach_copy_([local(w.parameter) for w in self._apart], [w.master for w in self._apart])
+
+    @torch.no_grad()
+    def average(self, rate: float | Tensor) -> None:
+        """Move the average by `rate` of the way to the masters."""
+        if isinstance(rate, float):
+            torch._foreach_lerp_(self._averages, self._masters, rate)
+            return
+        ways = torch._foreach_sub(self._masters, self._averages)  # noqa: SLF001
+        torch._foreach_mul_(ways, rate)
+        torch._foreach_add_(self._averages, ways)
+
+    @torch.no_grad()
+    def settle(self, weights: Sequence[TrainedWeight]) -> None:
+        """Make the average of some weights what the model learns on with."""
+        for weight in weights:
+            weight.master.copy_(weight.average)
+        self.apply()
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Meanwhile the model computes with the averages."""
+        kept = [None if w.apart else w.master.clone() for w in self.all]
+        with torch.no_grad():
+            for weight in self.all:
+                local(weight.parameter).copy_(weight.average)
+        try:
+            yield
+        finally:
+            if isinstance(self.model, FSDPModule):
+                # Whole weights that were gathered would be trained on.
+                self.model.reshard()
+            with torch.no_grad():
+                for weight, before in zip(self.all, kept, strict=True):
+                    local(weight.parameter).copy_(weight.master if before is None else before)
+
+    def bytes(self, *, trained: int, frozen: int) -> int:
+        """The size of so many copies of all trained weights in fp32, and of the other weights and buffers."""
+        others = sum(v.nbytes for v in self.model.state_dict(keep_vars=True).values() if id(v) not in self._of)
+        return 4 * trained * sum(weight.parameter.numel() for weight in self.all) + frozen * others
+
+    def trained(self, *, averaged: bool) -> dict[str, Tensor]:
+        """The masters or their averages, and the buffers, by the model's names; whole. Every worker must ask."""
+        return self._named(averaged=averaged, frozen=False)
+
+    def everything(self) -> dict[str, Tensor]:
+        """The averages, the frozen weights and the buffers: what a policy runs with. Every worker must ask."""
+        return self._named(averaged=True, frozen=True)
+
+    def restore(self, masters: Mapping[str, Tensor], averages: Mapping[str, Tensor]) -> None:
+        """Take what `trained` gave of both, and frozen weights where they are with the masters."""
+        for name, value in self.model.state_dict(keep_vars=True).items():
+            if (weight := self._of.get(id(value))) is not None:
+                weight.master.copy_(weight.shard(masters[name]))
+                weight.average.copy_(weight.shard(averages[name]))
+            elif name in masters:
+                local(value).copy_(masters[name])
+        self.apply()
+
+    def _named(self, *, averaged: bool, frozen: bool) -> dict[str, Tensor]:
+        found = {}
+        for name, value in self.model.state_dict(keep_vars=True).items():
+            if (weight := self._of.get(id(value))) is not None:
+                found[name] = weight.whole(weight.average if averaged else weight.master)
+            elif frozen or not isinstance(value, nn.Parameter):
+                found[name] = value.full_tensor().cpu() if isinstance(value, DTensor) else value.detach()
+        return found

@@ -1,0 +1,201 @@
+"""Several workers learn what one learns, however they share the model, and each goes on where others stopped."""
+
+import copy
+import os
+import socket
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import distributed
+
+from libra_ray.training import parallel, weights
+from libra_ray.training.fit import Trainer
+from tests.model import families
+from tests.model.builders import make_batch, tiny_model
+
+CPU = torch.device("cpu")
+KEYS = ("to_qkv.bias", "k_proj.bias")
+"""What is added to all keys changes no attention: its gradient is rounding, which AdamW makes as large as any other."""
+WORLD, STEPS, HALF = 2, 4, 2
+EXACT = {"model.system": "regression"}
+"""Without noise: what is drawn depends on the worker."""
+RANDOM = {"train.augment_pixels": 2, "refiner.condition_dropout": 0.5, "train.balance_every": 1}
+KINDS = {"exact": EXACT, "random": RANDOM}
+
+
+def settings(backbone, kind, **more):
+    return {"planner.backbone": backbone, "train.precision": "fp32", **KINDS[kind], **more}
+
+
+def batches(model):
+    return [make_batch(model, 8, seed=step) for step in range(STEPS)]
+
+
+def train(model, *, state=None, rank=0, world=1, until=STEPS):
+    """The trainer after step `until`, and its rows, of this worker's share of every batch."""
+    trainer = Trainer(model, device=CPU, state=state)
+    own = [batch.index(torch.arange(rank, len(batch), world)) for batch in batches(model)][trainer.step :]
+    rows = [progress.metrics for progress in trainer.run(own, until=until)]
+    return trainer, rows
+
+
+def work(rank, port, folder, backbone):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", rank=rank, world_size=WORLD)
+    share = partial(train, rank=rank, world=WORLD)
+    found = {}
+    for kind in KINDS:
+        for how in ("ddp", "fsdp"):
+            make = partial(tiny_model, settings(backbone, kind, **{"ray.parallel": how}))
+            trainer, rows = share(make())
+            half, _ = share(make(), until=HALF)
+            state = copy.deepcopy(half.state())
+            resumed, _ = share(make(), state=copy.deepcopy(state))
+            with trainer.averaged() as model:
+                sharded = any(type(p).__name__ == "DTensor" for p in model.parameters())
+                val = {name: float(value) for name, value in model(batches(model)[0], model.schedule().phase).terms.items()}
+            found[kind, how] = {
+                "weights": trainer.weights(),
+                "resumed": resumed.weights(),
+                "state": state,
+                "rows": rows,
+                "sharded": sharded,
+                "val": val,
+                "bytes": trainer.checkpoint_bytes(),
+            }
+    if rank == 0:
+        torch.save(found, Path(folder) / "found.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    return str(families.write(tmp_path_factory.mktemp("hub") / "llava", families.FAMILIES["llava"]()))
+
+
+@pytest.fixture(scope="module")
+def found(backbone, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("workers")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    root = Path(__file__).parents[2]
+    # A package from outside is called `tests` too.
+    ours = "import sys, types; tests = sys.modules['tests'] = types.ModuleType('tests'); tests.__path__ = ['tests']; "
+    call = ours + "from tests.training.test_parallel import work; work(int(sys.argv[1]), *sys.argv[2:])"
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", call, str(rank), str(port), str(folder), backbone],
+            cwd=root,
+            env={**os.environ, "PYTHONPATH": str(root)},
+        )
+        for rank in range(WORLD)
+    ]
+    assert [worker.wait(timeout=240) for worker in workers] == [0] * WORLD
+    return torch.load(folder / "found.pt", weights_only=False)
+
+
+def close(ones, others):
+    assert ones.keys() == others.keys()
+    for name, one in ones.items():
+        if name.endswith(KEYS):
+            continue
+        torch.testing.assert_close(one, others[name], rtol=1e-3, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_two_workers_learn_what_one_learns_from_both_their_windows(found, backbone, how):
+    alone, rows = train(tiny_model(settings(backbone, "exact")))
+    close(found["exact", how]["weights"], alone.weights())
+    for row, theirs in zip(rows, found["exact", how]["rows"], strict=True):
+        for name in [name for name in row if name.startswith("grad_norm")]:
+            assert theirs[name] == pytest.approx(row[name], rel=1e-3)
+
+
+def test_only_shards_are_sharded(found):
+    assert [found["exact", how]["sharded"] for how in ("ddp", "fsdp")] == [False, True]
+
+
+def test_shards_learn_what_replicas_learn(found):
+    replicas, shards = found["random", "ddp"], found["random", "fsdp"]
+    close(shards["weights"], replicas["weights"])
+    assert shards["val"] == pytest.approx(replicas["val"], rel=1e-3)
+    assert shards["bytes"] == replicas["bytes"]
+    for ours, theirs in zip(shards["rows"], replicas["rows"], strict=True):
+        names = [name for name in ours if name.startswith(("loss", "grad_norm"))]
+        assert "grad_norm_loss_plan" in names
+        assert {name: ours[name] for name in names} == pytest.approx({name: theirs[name] for name in names}, rel=1e-3)
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_and_two_resumed_steps_are_four(found, kind, how):
+    close(found[kind, how]["resumed"], found[kind, how]["weights"])
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_one_worker_goes_on_where_two_stopped(found, backbone, how):
+    alone, _ = train(tiny_model(settings(backbone, "exact")), state=copy.deepcopy(found["exact", how]["state"]))
+    assert alone.step == STEPS
+    close(alone.weights(), found["exact", how]["weights"])
+
+
+@pytest.mark.parametrize(
+    "changes", [{"train.checkpointing": "selective"}, {"train.checkpointing": "full"}, {"train.accumulate": 4}]
+)
+def test_what_saves_memory_learns_the_same(backbone, changes):
+    plain, rows = train(tiny_model(settings(backbone, "exact")))
+    saving, same = train(tiny_model(settings(backbone, "exact", **changes)))
+    close(saving.weights(), plain.weights())
+    assert [row["loss"] for row in same] == pytest.approx([row["loss"] for row in rows], rel=1e-3)
+
+
+def test_losses_are_measured_over_all_pieces(backbone):
+    """Each loss's own gradient, also on what both reach."""
+    shared = {"refiner.vision": "shared", "refiner.max_staleness": 0, "refiner.noise_draws": 1}
+    one, many = (
+        train(tiny_model({**settings(backbone, "random"), **shared, **RESTFUL, "train.accumulate": count}), until=1)[1][0]
+        for count in (1, 4)
+    )
+    names = [name for name in one if name.startswith(("grad_norm_loss", "grad_cosine"))]
+    assert len(names) == 3
+    assert many["grad_norm_loss_plan"] == pytest.approx(one["grad_norm_loss_plan"], rel=1e-3)
+
+
+RESTFUL = {"train.augment_pixels": 0, "refiner.condition_dropout": 0.0}
+
+
+def test_layers_of_pretrained_networks_are_found_once(backbone):
+    model = tiny_model(settings(backbone, "exact"))
+    found = parallel.blocks(model)
+    assert len(found) == len(set(map(id, found))) == 4
+    assert parallel.blocks(tiny_model()) == []
+
+
+def test_large_matrices_are_kept_in_bf16_with_exact_masters(backbone, monkeypatch):
+    """What is learned is what autocast would have made of fp32 weights."""
+    changes = {**settings(backbone, "exact"), "train.precision": "bf16"}
+    by_autocast, rows = train(tiny_model(changes))
+    monkeypatch.setattr(weights, "LARGE", 1)
+    trainer, same = train(tiny_model(changes))
+    kept = {value.dtype for value in trainer.model.state_dict().values() if value.is_floating_point()}
+    assert kept == {torch.float32, torch.bfloat16}
+    assert {value.dtype for value in trainer.weights().values()} == {torch.float32}
+    assert [row["loss"] for row in same] == pytest.approx([row["loss"] for row in rows], rel=0.02)
+    for name, value in trainer.weights().items():
+        torch.testing.assert_close(value, by_autocast.weights()[name], rtol=0, atol=5e-3)
+    moved = tiny_model(changes).state_dict()
+    assert any((value != moved[name]).any() for name, value in trainer.weights().items())
+    again = Trainer(tiny_model(changes), device=CPU, state=trainer.state())
+    for name, value in trainer.state()["model"].items():
+        assert torch.equal(again.state()["model"][name], value)
+
+
+def test_a_graph_needs_a_gpu():
+    with pytest.raises(ValueError, match=r"train\.compile=graph needs one worker on a CUDA device; give auto, blocks or none"):
+        Trainer(tiny_model({"train.compile": "graph"}), device=CPU)
