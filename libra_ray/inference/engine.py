@@ -108,7 +108,7 @@ class InferenceEngine:
         return self._answer_as_written(level, asked)
 
     def _recorded(self, level: str, asked: LevelInput, size: int) -> CallRecording:
-        with torch.compiler.config.patch(recompile_limit=KINDS):
+        with torch.compiler.config.patch(recompile_limit=KINDS):  # type: ignore[attr-defined]  # put there by torch
             return CallRecording(lambda given: self._run(level, given), asked, size, cast("CallRecorder", self._recorder))
 
     def _answer_as_written(self, level: str, asked: LevelInput) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ def tensors_in(tree: object) -> Iterator[Tensor]:
             yield from tensors_in(getattr(tree, f.name))
 
 
-def signature(tree: object) -> Hashable:
+def signature(tree: Any) -> Hashable:
     """What two trees have in common that differ in nothing but the number and the values of their rows."""
     if isinstance(tree, Tensor):
         return tree.shape[1:], tree.dtype
@@ -54,10 +54,11 @@ def signature(tree: object) -> Hashable:
         return tuple((name, signature(value)) for name, value in tree.items())
     if is_dataclass(tree):
         return tuple((f.name, signature(getattr(tree, f.name))) for f in fields(tree))
-    return cast("Hashable", tree)
+    return tree
 
 
 def buffer(like: Tensor, rows: int, *, pinned: bool = False) -> Tensor:
     """Memory for `rows` rows of that kind, laid out as they are."""
-    order = sorted(range(like.ndim), key=lambda axis: (-like.stride(axis), axis))
+    strides = like.stride()
+    order = sorted(range(like.ndim), key=lambda axis: (-strides[axis], axis))
     return torch.empty_permuted((rows, *like.shape[1:]), order, dtype=like.dtype, pin_memory=pinned)

@@ -3,7 +3,7 @@
 import inspect
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -39,8 +39,9 @@ class BackboneOutput:
 
     def index(self, rows: Int[Tensor, " K"]) -> "BackboneOutput":
         """That of the given rows, in the given order."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return BackboneOutput(**{name: None if value is None else value[rows] for name, value in values.items()})
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        chosen: dict[str, Any] = {name: None if value is None else value[rows] for name, value in values.items()}
+        return BackboneOutput(**chosen)
 
 
 @runtime_checkable
