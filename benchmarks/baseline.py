@@ -32,6 +32,7 @@ from libra_ray.data.windows import Windows
 from libra_ray.evaluation.log import read_evaluation
 from libra_ray.model.parts.chunks import masked_mean
 from libra_ray.model.parts.vision import shift_pictures
+from libra_ray.model.precision import uses_bf16
 from libra_ray.on_ray import evaluate as evaluation
 from libra_ray.on_ray.run_data import began_with
 from libra_ray.on_ray.session import connected
@@ -40,7 +41,6 @@ from libra_ray.report.run_report import build_report
 from libra_ray.runs.folder import RunFolder
 from libra_ray.runs.results import TrainingLog
 from libra_ray.training.data import TrainingData
-from libra_ray.training.fit import uses_bf16
 from libra_ray.types import ActionChunk, Intent, Level, Observation, Policy
 
 LR, LR_FINAL_SHARE, LOG_EVERY_S = 1e-3, 0.01, 5.0

@@ -4,9 +4,8 @@ A policy holds no robot's state. An intent is a value that whoever drives the ro
 """
 
 import functools
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -22,15 +21,21 @@ from torch import Tensor
 
 from libra_ray import checkpoint
 from libra_ray.checkpoint import Checkpoint
+from libra_ray.config.overrides import flatten
 from libra_ray.data.transforms import Pipeline
+from libra_ray.inference.engine import InferenceEngine, buckets
+from libra_ray.inference.intents import starting_noise, values_read
+from libra_ray.inference.tensors import LevelInput
 from libra_ray.manifest import read_config
 from libra_ray.model.parts.backbone import Text
 from libra_ray.model.registry import lengthening, system_class
-from libra_ray.model.system import IntentValue, SystemInput
+from libra_ray.model.system import System, SystemInput
 from libra_ray.types import ActionChunk, Intent, Level, Observation, Policy
 
 KNOWN_TEXTS = 1024
 """Instructions whose tokens are remembered."""
+OF_TRAINING = ("preset", "sim.", "record.", "data.", "train.", "control.", "delay.", "evaluate.", "ray.", "tracking.")
+"""Settings that are no matter of what a policy computes, or that its answers are checked by anew."""
 
 
 @dataclass
@@ -51,7 +56,10 @@ class SystemPolicy:
     def __post_init__(self) -> None:
         """Prepare the transforms that training used."""
         self.pipeline = Pipeline(self.source.stats, self.source.config.data.normalisation)
-        self.model = self.source.model.to(self.device).eval()
+        self.device = torch.device(self.device)
+        self.engine = InferenceEngine(self.source.model, self.device, self.source.config.policy, self.variant)
+        # Weights of another type are a copy: what they were made of is not kept.
+        self.source = replace(self.source, model=self.engine.model)
         # Robots may be asked for something else at every step, for ever.
         self._texts = functools.lru_cache(KNOWN_TEXTS)(lambda instruction: self.model.tokenise([instruction]))
 
@@ -60,29 +68,28 @@ class SystemPolicy:
         """The system's, slow to fast; the last one acts."""
         return self.model.levels
 
-    @torch.no_grad()
+    @property
+    def model(self) -> System:
+        """The system, as it is run."""
+        return self.engine.model
+
     def infer(
         self, level: str, observations: Sequence[Observation], above: Sequence[Intent | None]
     ) -> Sequence[Intent | ActionChunk]:
         """The answers of one level: chunks of the last one, intents of the others; see `Policy.infer`."""
-        asked = self.model.level(level)
         if len(observations) != len(above):
             raise ValueError(f"{len(observations)} observations and {len(above)} intents; one per observation is needed")
+        asked = self.model.level(level)
         if not observations:
             return []
-        seen = self.inputs(observations)
-        read = self._read(asked, observations, above)
-        noise = self._noise(asked, observations, read)
-        on_device = {name: value.to(self.device) for name, value in read.items()}
-        answers = self.model.infer(level, seen, on_device, noise, self.variant)
-        values = {name: answer.cpu() for name, answer in answers.items()}
+        values = self.engine.answer(level, self.asked(level, observations, above))
         if asked is not self.levels[-1]:
             rows = {name: value.numpy() for name, value in values.items()}
             return [
                 Intent(level=level, values={name: row[i] for name, row in rows.items()}, first_step=o.step, covers=asked.covers)
                 for i, o in enumerate(observations)
             ]
-        actions = self.pipeline.outputs_action(values["actions"].float().numpy())
+        actions = self.pipeline.outputs_action(values["actions"].numpy())
         measures = {name: value.tolist() for name, value in values.items() if name != "actions"}
         return [
             ActionChunk(
@@ -94,8 +101,43 @@ class SystemPolicy:
             for i, (o, intent) in enumerate(zip(observations, above, strict=True))
         ]
 
+    def asked(self, level: str, observations: Sequence[Observation], above: Sequence[Intent | None]) -> LevelInput:
+        """What `InferenceEngine.answer` is asked in their name: all that `infer` does before it, whose arguments these are."""
+        own, seen = self.model.level(level), self.inputs(observations)
+        read = values_read(self.model, own, observations, above)
+        noise = starting_noise(self.model.noise_shape(level), observations, read)
+        return LevelInput(seen=seen, above=read, noise=noise)
+
+    def warm_up(self, batch_sizes: Sequence[int], levels: Sequence[str] = ()) -> None:
+        """Answer batches of these sizes once: of each size the first answer is slow.
+
+        Args:
+            batch_sizes: robots in a call; `batches` are all those that make a difference.
+            levels: by default all.
+        """
+        for level in levels or [level.name for level in self.levels]:
+            for size in sorted(batch_sizes, reverse=True):
+                self.infer(level, [self.blank()] * size, [None] * size)
+
+    def batches(self, most: int) -> tuple[int, ...]:
+        """The sizes of batch that `warm_up` needs, so that none of up to `most` robots is a new one."""
+        return buckets(most) if self.engine.records else tuple({1, most})
+
+    def take(self, source: Checkpoint) -> bool:
+        """Go on with another checkpoint's weights and statistics, in the same memory; nobody may ask meanwhile.
+
+        Returns:
+            False, and nothing is changed, where it is of another model than this one's.
+        """
+        if not _alike(self.source, source):
+            return False
+        self.engine.load(source.model.state_dict())
+        self.source = replace(source, model=self.model)
+        self.pipeline = Pipeline(source.stats, source.config.data.normalisation)
+        return True
+
     def inputs(self, observations: Sequence[Observation]) -> SystemInput:
-        """What the model is shown of the observations, on its device."""
+        """What the model is shown of the observations, on the CPU."""
         return SystemInput(
             images=self._images(observations),
             state=self._state(observations),
@@ -106,40 +148,6 @@ class SystemPolicy:
     def stages(self) -> Mapping[str, Callable[..., object]]:
         """What the time of `infer` goes into, see `System.stages`."""
         return {"preprocessing": self.inputs, **self.model.stages()}
-
-    def _read(self, level: Level, observations: Sequence[Observation], above: Sequence[Intent | None]) -> dict[str, Tensor]:
-        """The intents' values from each observation's step on, on the CPU; what no intent covers is unknown."""
-        if level.reads is None:
-            return {}
-        spec = self.model.intents[level.reads]
-        for observation, intent in zip(observations, above, strict=True):
-            if intent is not None:
-                _check_intent(intent, level.reads, spec, observation.step)
-        values = {}
-        for name, value in spec.items():
-            blank = np.full(value.shape, value.unknown, value.dtype)
-            rows = [blank if intent is None else np.asarray(intent.values[name], value.dtype) for intent in above]
-            values[name] = torch.from_numpy(np.stack(rows))
-        ages = [-1 if i is None else o.step - i.first_step for o, i in zip(observations, above, strict=True)]
-        return self.model.aligned(level, values, torch.tensor(ages))
-
-    def _noise(
-        self, level: Level, observations: Sequence[Observation], read: dict[str, Tensor]
-    ) -> Float[Tensor, "B *shape"] | None:
-        """Starting noise drawn from each robot's intent and step, so that an answer never depends on who else is in the batch.
-
-        Not from the observation, nor from real numbers of an intent, whose last bits differ between batches of different sizes:
-        the noise would be another one.
-        """
-        shape = self.model.noise_shape(level.name)
-        if shape is None:
-            return None
-        values, rows = [value.numpy() for value in read.values() if not value.is_floating_point()], []
-        for row, observation in enumerate(observations):
-            intent = b"".join(value[row].tobytes() for value in values) + observation.step.to_bytes(8, "little")
-            seed = hashlib.blake2b(intent, digest_size=8).digest()
-            rows.append(np.random.default_rng(int.from_bytes(seed, "little")).standard_normal(shape, dtype=np.float32))
-        return torch.from_numpy(np.stack(rows)).to(self.device)
 
     def _images(self, observations: Sequence[Observation]) -> UInt8[Tensor, "B T C height width"]:
         keys, size = self.source.manifest.image_keys, self.source.config.sim.image_size
@@ -155,7 +163,7 @@ class SystemPolicy:
                             f"{key} is {images[key].dtype} {images[key].shape}; this policy needs uint8 {(size, size, 3)}"
                         )
             rows.append([picture for key in keys for picture in o.pictures(key, history)])
-        return torch.from_numpy(np.stack(rows)).permute(0, 1, 4, 2, 3).to(self.device)
+        return torch.from_numpy(np.stack(rows)).permute(0, 1, 4, 2, 3)
 
     def _state(self, observations: Sequence[Observation]) -> Float[Tensor, "B S"]:
         dims = self.source.manifest.shape.state_dim
@@ -163,11 +171,14 @@ class SystemPolicy:
             if o.state.shape != (dims,) or not np.isfinite(o.state).all():
                 raise ValueError(f"observation.state must be {dims} finite numbers; got shape {o.state.shape}: {o.state}")
         raw = np.stack([o.state for o in observations]).astype(np.float32)
-        return torch.from_numpy(self.pipeline.inputs_state(raw)).to(self.device)
+        return torch.from_numpy(self.pipeline.inputs_state(raw))
 
     def _committed(self, observations: Sequence[Observation]) -> Float[Tensor, "B K D"] | None:
         """What the robots execute meanwhile, normalised; NaN where they wait."""
         steps, dims = max((0 if o.committed is None else len(o.committed)) for o in observations), self.model.shape.action_dim
+        if self.engine.records:
+            # Of one width, whoever waits: each would be a recording of its own.
+            steps = max(steps, self.levels[-1].covers)
         if not steps:
             return None
         rows = np.full((len(observations), steps, dims), np.nan, np.float32)
@@ -177,7 +188,7 @@ class SystemPolicy:
             if committed.shape[1:] != (dims,) or not np.isfinite(committed).all():
                 raise ValueError(f"committed actions must be (steps, {dims}) finite numbers; got shape {committed.shape}")
             rows[row, : len(committed)] = self.pipeline.inputs_action(committed)
-        return torch.from_numpy(rows).to(self.device)
+        return torch.from_numpy(rows)
 
     @property
     def lengthened_by(self) -> Mapping[str, tuple[str, int]]:
@@ -204,23 +215,16 @@ class SystemPolicy:
 
     def _text(self, observations: Sequence[Observation]) -> Text:
         texts = [self.tokenise(o.instruction) for o in observations]
-        return Text(
-            ids=torch.cat([t.ids for t in texts]).to(self.device), mask=torch.cat([t.mask for t in texts]).to(self.device)
-        )
+        return Text(ids=torch.cat([t.ids for t in texts]), mask=torch.cat([t.mask for t in texts]))
 
 
-def _check_intent(intent: Intent, reads: str, spec: Mapping[str, IntentValue], step: int) -> None:
-    if intent.level != reads:
-        raise ValueError(f"an intent of level {intent.level} was given where one of level {reads} is read")
-    if step < intent.first_step:
-        raise ValueError(f"the intent holds from step {intent.first_step} on, the observation is of step {step}")
-    for name, valid in spec.items():
-        value = np.asarray(intent.values.get(name, ()))
-        if value.shape != valid.shape or not (valid.low <= value.min() and value.max() <= valid.high):
-            held = f"shape {value.shape}" + (f" in [{value.min():g}, {value.max():g}]" if value.size else "")
-            raise ValueError(
-                f"an intent of {reads} has {name} of shape {valid.shape} in [{valid.low:g}, {valid.high:g}]; got {held}"
-            )
+def _alike(one: Checkpoint, other: Checkpoint) -> bool:
+    """Whether two checkpoints are of one model, and run alike: all but their training may differ."""
+    ours, theirs = (
+        {name: value for name, value in flatten(of.config).items() if not name.startswith(OF_TRAINING)} for of in (one, other)
+    )
+    shapes = [{name: value.shape for name, value in of.model.state_dict().items()} for of in (one, other)]
+    return ours == theirs and shapes[0] == shapes[1] and one.manifest.levels == other.manifest.levels
 
 
 def act(policy: Policy, observations: Sequence[Observation]) -> list[ActionChunk]:

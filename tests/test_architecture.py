@@ -15,7 +15,7 @@ RECORDS = {"config", "types", "extras"}
 TENSORS = RECORDS | {"batch"}
 HELPERS = {"common", "stats"}
 COMPONENTS = {"data", "model", "sim", "control"}
-DOMAIN = {"manifest", "checkpoint", "policy", "training", "runs", "tracking", "evaluation", "report", "doctor"}
+DOMAIN = {"inference", "manifest", "checkpoint", "policy", "training", "runs", "tracking", "evaluation", "report", "doctor"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     # records
@@ -35,7 +35,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     # domain, without an engine
     "manifest": RECORDS | {"data"},
     "checkpoint": TENSORS | HELPERS | {"data", "model", "manifest"},
-    "policy": TENSORS | {"data", "model", "manifest", "checkpoint"},
+    "inference": TENSORS | {"common", "model"},
+    "policy": TENSORS | {"data", "model", "manifest", "checkpoint", "inference"},
     "training": TENSORS | HELPERS | {"data", "model", "checkpoint"},
     "runs": RECORDS | HELPERS | {"policy"},
     "registered_model": {"runs"},
@@ -60,9 +61,10 @@ OWNERS: dict[str, set[str]] = {
     "ray": {"on_ray", "serve_apps", "tune_spaces", "benchmarks"},
     "mlflow": {"tracking"},
     "torch": {
-        "batch", "data", "model", "checkpoint", "policy", "training", "doctor", "serving", "budget", "on_ray", "benchmarks",
+        "batch", "data", "model", "checkpoint", "inference", "policy", "training", "doctor", "serving", "budget", "on_ray",
+        "benchmarks",
     },
-    "jaxtyping": {"batch", "model", "policy", "training"},
+    "jaxtyping": {"batch", "model", "inference", "policy", "training"},
     "safetensors": {"checkpoint", "training"},
     "transformers": {"model"},
     "lerobot": {"data", "benchmarks"},

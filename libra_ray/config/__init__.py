@@ -1,7 +1,7 @@
 """The configuration: one frozen tree, named presets, and `override`, the only way to change a value. Standard library only."""
 
 from libra_ray.config.closed_loop import ControlConfig, DelayConfig, EvaluateConfig
-from libra_ray.config.networks import ActionConfig, ModelConfig, PlannerConfig, RefinerConfig
+from libra_ray.config.networks import ActionConfig, ModelConfig, PlannerConfig, PolicyConfig, RefinerConfig
 from libra_ray.config.presets import PRESETS, QUICKSTART_TASKS, TABLETOP_TASKS
 from libra_ray.config.saved import from_json, from_tree, read_saved, to_json
 from libra_ray.config.systems import AnchorRefineConfig, CoarseToFineConfig, ExpertsConfig
@@ -23,6 +23,7 @@ __all__ = [
     "ExpertsConfig",
     "ModelConfig",
     "PlannerConfig",
+    "PolicyConfig",
     "RayConfig",
     "RecordConfig",
     "RefinerConfig",

@@ -1,4 +1,4 @@
-"""The settings of actions, systems and their networks. Standard library only."""
+"""The settings of actions, systems, their networks, and how these are run. Standard library only."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -91,3 +91,14 @@ class RefinerConfig:
     max_committed_steps: int = 0
     """Real-time chunking, learned: of each chunk in training 0 to so many first steps are given as decided, and only the rest
     is learned, so that a robot can go on while its next chunk is computed (`control.committed_steps`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig:
+    """How a trained policy is run: no part of what was trained, so that a checkpoint may be loaded with other values."""
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """What a policy's networks compute in. `auto`: bf16 on a GPU that can, fp32 elsewhere; actions are fp32 always."""
+    compile: Literal["auto", "none", "graphs", "inductor"] = "auto"
+    """How a policy's networks are run. `none`: as written; `graphs`: as CUDA graphs, one for each level and size of batch;
+    `inductor`: by torch.compile, on a GPU within such graphs; `auto`: `graphs` on a GPU, `none` elsewhere."""

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from libra_ray.config.checks import check, counts_of
 from libra_ray.config.closed_loop import ControlConfig, DelayConfig, EvaluateConfig
 from libra_ray.config.former import refuse_former
-from libra_ray.config.networks import ActionConfig, ModelConfig, PlannerConfig, RefinerConfig
+from libra_ray.config.networks import ActionConfig, ModelConfig, PlannerConfig, PolicyConfig, RefinerConfig
 from libra_ray.config.overrides import flatten, with_changes
 from libra_ray.config.paths import in_full
 from libra_ray.config.presets import PRESETS as NAMED
@@ -118,6 +118,7 @@ class Config:
     coarse_to_fine: CoarseToFineConfig = field(default_factory=CoarseToFineConfig)
     anchor_refine: AnchorRefineConfig = field(default_factory=AnchorRefineConfig)
     experts: ExpertsConfig = field(default_factory=ExpertsConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     control: ControlConfig = field(default_factory=ControlConfig)
     delay: DelayConfig = field(default_factory=DelayConfig)

@@ -47,6 +47,7 @@ class AnchorRefine(System):
     """
 
     variants = (ANCHOR_ONLY,)
+    STAYS_FP32 = ()
 
     def __init__(self, config: Config, shape: RobotShape, folder: Path | None = None) -> None:
         super().__init__(config, shape)

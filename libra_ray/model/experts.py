@@ -17,6 +17,7 @@ from libra_ray.model.parts.backbone import Backbone, Text, WithBackbone, make_ba
 from libra_ray.model.parts.chunks import Chunk, chunk_of, masked_mean
 from libra_ray.model.parts.draws import normal
 from libra_ray.model.parts.planner import FeatureWidths
+from libra_ray.model.precision import reads_are_free
 from libra_ray.model.system import Losses, System, SystemInput, seen_now
 from libra_ray.types import Level, RobotShape
 
@@ -39,6 +40,7 @@ class Experts(System):
     """
 
     variants = tuple(f"{ALONE}{name}" for name in EXPERTS)
+    STAYS_FP32 = ()
 
     def __init__(self, config: Config, shape: RobotShape, folder: Path | None = None) -> None:
         super().__init__(config, shape)
@@ -89,7 +91,10 @@ class Experts(System):
     def infer(
         self, level: str, seen: SystemInput, above: Mapping[str, Tensor], noise: Tensor | None = None, variant: str = ""
     ) -> Mapping[str, Tensor]:
-        """The next H `actions`; of the policy itself also the shares. Only experts with a share in an answer are computed."""
+        """The next H `actions`; of the policy itself also the shares.
+
+        On a CPU only experts with a share in an answer are computed; elsewhere waiting for the shares would take longer.
+        """
         assert noise is not None, "denoising begins with noise"
         features = self.shared.encode(seen.images, seen.text)
         if variant:
@@ -97,6 +102,10 @@ class Experts(System):
             return {"actions": expert.actions(expert.read(features, seen.state), noise, seen.committed)}
         shares, actions = shares_of(self.router(features, seen.state), self.config.experts.routing), torch.zeros_like(noise)
         for share, expert in zip(shares.T, self._experts.values(), strict=True):
+            if not reads_are_free(share):
+                reading = expert.read(features, seen.state)
+                actions = actions + share[:, None, None] * expert.actions(reading, noise, seen.committed)
+                continue
             rows = share.nonzero().squeeze(-1)
             if len(rows):
                 reading = expert.read(features.index(rows), seen.state[rows])

@@ -15,6 +15,7 @@ from libra_ray.model.system import System, SystemInput
 class PlannerAndRefiner(System):
     """A subclass makes both in its constructor."""
 
+    STAYS_FP32 = ()
     planner: Planner
     refiner: Refiner
 

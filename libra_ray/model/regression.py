@@ -13,12 +13,15 @@ from libra_ray.model.parts.augment import augmented
 from libra_ray.model.parts.backbone import Text, make_backbone
 from libra_ray.model.parts.chunks import chunk_of, masked_mean
 from libra_ray.model.parts.planner import Planner
+from libra_ray.model.precision import matched
 from libra_ray.model.system import Losses, System, SystemInput, seen_now
 from libra_ray.types import Level, RobotShape
 
 
 class Regression(System):
     """E(a | o, l): of every step of a chunk a learned token, from whose hidden state its action is read."""
+
+    STAYS_FP32 = ("head",)
 
     def __init__(self, config: Config, shape: RobotShape, folder: Path | None = None) -> None:
         super().__init__(config, shape)
@@ -40,7 +43,8 @@ class Regression(System):
 
     def predict(self, seen: SystemInput) -> Float[Tensor, "B H D"]:
         """The normalised actions, unbounded, with their gradient."""
-        actions: Tensor = self.head(self.planner.hidden_states(seen.images, seen.state, seen.text).hidden)
+        hidden = self.planner.hidden_states(seen.images, seen.state, seen.text).hidden
+        actions: Tensor = self.head(matched(hidden, self.head.weight))
         return actions
 
     @torch.no_grad()

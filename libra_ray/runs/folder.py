@@ -44,7 +44,7 @@ STAGE_KEYS: dict[Stage, tuple[str, ...]] = {
         "sim.image_size", "data.", "action.", "model.", "planner.", "refiner.", "coarse_to_fine.", "anchor_refine.",
         "experts.", "train.", "ray.train_workers",
     ),
-    "evaluate": ("sim.", "control.", "delay.", "evaluate."),
+    "evaluate": ("sim.", "policy.", "control.", "delay.", "evaluate."),
 }  # fmt: skip
 """The settings that a stage's result depends on; the others may change between a stop and a resumption."""
 

@@ -15,6 +15,7 @@ from torch import Tensor, distributed, nn
 
 from libra_ray.batch import Batch
 from libra_ray.config import TrainConfig
+from libra_ray.model.precision import uses_bf16
 from libra_ray.model.system import System
 from libra_ray.training import optimiser, parallel
 from libra_ray.training.graph import GraphedStep
@@ -284,12 +285,3 @@ def learning_rate(config: TrainConfig, step: int, steps: int | None = None) -> f
         return config.lr * (step + 1) / config.warmup_steps
     share = (step - config.warmup_steps) / max(1, (steps or config.steps) - config.warmup_steps)
     return config.lr * (config.lr_final_share + (1 - config.lr_final_share) * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
-
-
-def uses_bf16(precision: str, device: torch.device) -> bool:
-    """Whether to compute in bf16: asked for, or `auto` on hardware that computes in it (elsewhere it is emulated, and slow)."""
-    if precision != "auto":
-        return precision == "bf16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())  # noqa: SLF001

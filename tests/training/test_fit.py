@@ -11,7 +11,8 @@ from torch import nn
 from libra_ray import checkpoint
 from libra_ray.config import override
 from libra_ray.model.libra import GROUND_TRUTH, SAMPLED, Curriculum
-from libra_ray.training.fit import Trainer, learning_rate, uses_bf16
+from libra_ray.model.precision import uses_bf16
+from libra_ray.training.fit import Trainer, learning_rate
 from tests.model.builders import make_batch, save_checkpoint, tiny_config, tiny_model
 
 CPU = torch.device("cpu")

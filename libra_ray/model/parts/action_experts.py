@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -14,6 +15,7 @@ from libra_ray.model.parts.backbone import BackboneOutput
 from libra_ray.model.parts.chunks import Chunk, masked_mean
 from libra_ray.model.parts.planner import FeatureWidths, Planner, plan_loss
 from libra_ray.model.parts.refiner import Refiner
+from libra_ray.model.precision import matched
 from libra_ray.types import RobotShape
 
 
@@ -117,6 +119,8 @@ class Router(nn.Module):
     It learns by its own loss alone, and that teaches the features nothing.
     """
 
+    STAYS_FP32 = ("from_state", "to_logits")
+
     def __init__(self, config: Config, shape: RobotShape, features: FeatureWidths, experts: int) -> None:
         super().__init__()
         width = config.planner.width
@@ -128,7 +132,7 @@ class Router(nn.Module):
         """The logits; their softmax are the weights."""
         read = self.from_summary(features.summary.detach())
         read = read if self.from_state is None else read + self.from_state(state)
-        logits: Tensor = self.to_logits(read)
+        logits: Tensor = self.to_logits(matched(read, cast("nn.Linear", self.to_logits[-1]).weight))
         return logits.float()
 
 

@@ -3,7 +3,7 @@
 import inspect
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -14,6 +14,7 @@ from libra_ray.config import PlannerConfig
 from libra_ray.model.parts.pretrained import cannot_load, load_checked, same_twice
 from libra_ray.model.parts.prompts import Prompts, Text
 from libra_ray.model.parts.vision import VISION_TOKENS, ConvEncoder, InstructionAttention
+from libra_ray.model.precision import matched, reads_are_free
 
 PROCESSOR_FOLDER = "processor"
 
@@ -23,21 +24,24 @@ class BackboneOutput:
     """A backbone's output.
 
     Attributes:
-        tokens: `(B, S, width)` hidden states, which the planner's head attends to; `mask` `(B, S)` is False on padding.
+        tokens: `(B, S, width)` hidden states, which the planner's head attends to.
+        mask: `(B, S)`, False on padding; None where there is none, which only its values could tell of a mask of True.
         summary: `(B, summary_width)` the same in one vector, which modulates the head.
         pictures: `(B, K, width)` what was seen, `K` = `VISION_TOKENS` per picture, for a refiner that shares this encoder.
         sentence: `(B, width)` what was said (and, in a causal model, seen before it), for a refiner that may read it.
     """
 
     tokens: Float[Tensor, "B S width"]
-    mask: Bool[Tensor, "B S"]
+    mask: Bool[Tensor, "B S"] | None
     summary: Float[Tensor, "B summary_width"]
     pictures: Float[Tensor, "B K width"]
     sentence: Float[Tensor, "B width"]
 
     def index(self, rows: Int[Tensor, " K"]) -> "BackboneOutput":
         """That of the given rows, in the given order."""
-        return BackboneOutput(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        chosen: dict[str, Any] = {name: None if value is None else value[rows] for name, value in values.items()}
+        return BackboneOutput(**chosen)
 
 
 @runtime_checkable
@@ -93,6 +97,7 @@ class TinyBackbone(nn.Module):
     """Random weights, byte-level tokeniser, no download: for two cores and for tests."""
 
     PAD = 0
+    STAYS_FP32 = ("bytes", "position", "gaze")
 
     def __init__(self, image_size: int, pictures: int, width: int, max_text_tokens: int) -> None:
         super().__init__()
@@ -127,14 +132,22 @@ class TinyBackbone(nn.Module):
     def forward(self, images: UInt8[Tensor, "B T C height width"], text: Text) -> BackboneOutput:
         """Picture tokens, tokens of what the instruction names in the pictures, and one of the instruction itself."""
         seen = self.eyes.encode(images)
-        # A batch holds few different instructions: each is read once.
-        unique, rows = torch.unique(text.ids, dim=0, return_inverse=True)
-        embedded = (self.bytes(unique) + self.position) * (unique != self.PAD)[..., None]
-        words = functional.silu(self.words(embedded.transpose(1, 2)))
-        sentence = self.sentence(words.mean(dim=-1))[rows]
-        tokens = torch.cat([seen.tokens, self.gaze(seen.fine, sentence), sentence[:, None]], dim=1)
-        mask = tokens.new_ones(tokens.shape[:2], dtype=torch.bool)
-        return BackboneOutput(tokens=tokens, mask=mask, summary=tokens.flatten(1), pictures=seen.tokens, sentence=sentence)
+        if reads_are_free(text.ids):
+            # A batch holds few different instructions: each is read once.
+            unique, rows = torch.unique(text.ids, dim=0, return_inverse=True)
+            sentence = self._sentence(unique)[rows]
+        else:
+            sentence = self._sentence(text.ids)
+        narrow, wide = self.words.weight, self.gaze.scale
+        found = matched(self.gaze(matched(seen.fine, wide), matched(sentence, wide)), narrow)
+        tokens = torch.cat([seen.tokens, found, sentence[:, None]], dim=1)
+        return BackboneOutput(tokens=tokens, mask=None, summary=tokens.flatten(1), pictures=seen.tokens, sentence=sentence)
+
+    def _sentence(self, ids: Int[Tensor, "B L"]) -> Float[Tensor, "B width"]:
+        embedded = (self.bytes(ids) + self.position) * (ids != self.PAD)[..., None]
+        words = functional.silu(self.words(matched(embedded.transpose(1, 2), self.words.weight)))
+        sentence: Tensor = self.sentence(words.mean(dim=-1))
+        return sentence
 
     def save_processor(self, folder: Path) -> None:
         """Nothing to write: bytes need no vocabulary."""

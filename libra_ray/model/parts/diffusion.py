@@ -41,8 +41,8 @@ class Objective(Protocol):
     def sample(self, predict: Predict, noise: Float[Tensor, "B *shape"], steps: int) -> Float[Tensor, "B *shape"]:
         """Turn `noise` into data with `steps` evaluations of `predict`, one at each of `times(steps)`, in their order."""
 
-    def times(self, steps: int) -> Float[Tensor, " K"]:
-        """The `K = steps` times at which `sample` asks, from pure noise at 0 on; data are at 1."""
+    def times(self, steps: int, device: torch.device | None = None) -> Float[Tensor, " K"]:
+        """The `K = steps` times at which `sample` asks, from pure noise at 0 on; data are at 1. Made on `device`."""
 
     def target_of(
         self, data: Float[Tensor, "B *shape"], x: Float[Tensor, "B *shape"], t: Float[Tensor, " B"]
@@ -89,13 +89,13 @@ class FlowMatching:
     def sample(self, predict: Predict, noise: Float[Tensor, "B *shape"], steps: int) -> Float[Tensor, "B *shape"]:
         """Euler's method over `steps` equal intervals."""
         x = noise
-        for t in self.times(steps).to(x):
+        for t in self.times(steps, x.device).to(x):
             x = x + predict(x, t.expand(len(x))) / steps
         return x
 
-    def times(self, steps: int) -> Float[Tensor, " K"]:
+    def times(self, steps: int, device: torch.device | None = None) -> Float[Tensor, " K"]:
         """The beginnings of the intervals."""
-        return torch.arange(steps) / steps
+        return torch.arange(steps, device=device) / steps
 
     def target_of(
         self, data: Float[Tensor, "B *shape"], x: Float[Tensor, "B *shape"], t: Float[Tensor, " B"]
@@ -135,19 +135,19 @@ class DDPM:
     def sample(self, predict: Predict, noise: Float[Tensor, "B *shape"], steps: int) -> Float[Tensor, "B *shape"]:
         """Deterministic DDIM steps (Song et al.) over an even sub-grid of the K levels."""
         x = noise
-        for now, later in pairwise([*self.times(steps).to(x), x.new_ones(())]):
+        for now, later in pairwise([*self.times(steps, x.device).to(x), x.new_ones(())]):
             t = now.expand(len(x))
             a = _rows(self.alpha_bar(t), x)
             epsilon = predict(x, t)
             data = ((x - (1 - a).sqrt() * epsilon) / a.sqrt()).clamp(-self.clip, self.clip)
             epsilon = (x - a.sqrt() * data) / (1 - a).sqrt()
             b = _rows(self.alpha_bar(later.expand(len(x))), x)
-            x = data if later >= 1 else b.sqrt() * data + (1 - b).sqrt() * epsilon
+            x = torch.where(later >= 1, data, b.sqrt() * data + (1 - b).sqrt() * epsilon)
         return x
 
-    def times(self, steps: int) -> Float[Tensor, " K"]:
+    def times(self, steps: int, device: torch.device | None = None) -> Float[Tensor, " K"]:
         """An even sub-grid of the K levels, without its end."""
-        return (torch.linspace(0, 1, steps + 1)[:-1] * self.levels).round() / self.levels
+        return (torch.linspace(0, 1, steps + 1, device=device)[:-1] * self.levels).round() / self.levels
 
     def target_of(
         self, data: Float[Tensor, "B *shape"], x: Float[Tensor, "B *shape"], t: Float[Tensor, " B"]

@@ -13,6 +13,7 @@ from libra_ray.config import PlannerConfig
 from libra_ray.model.parts.attention import ModulatedBlock
 from libra_ray.model.parts.backbone import Backbone, BackboneOutput, Text, WithBackbone
 from libra_ray.model.parts.chunks import masked_mean
+from libra_ray.model.precision import matched
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,8 @@ class Planner(WithBackbone):
     modulated by their summary and by proprioception (adaLN-Zero, as in the refiner): how far the hand is from what was named is
     a function of both at once.
     """
+
+    STAYS_FP32 = ("from_state", "steer_by_state", "to_logits")
 
     def __init__(
         self, config: PlannerConfig, backbone: Backbone | FeatureWidths, *, plan_steps: int, dims: int, bins: int, state: int
@@ -68,7 +71,8 @@ class Planner(WithBackbone):
     def logits(self, hidden: Float[Tensor, "B L d"]) -> Float[Tensor, "B L D N"]:
         """The logits of hidden states."""
         assert self.to_logits is not None, "a planner without classes has no logits"
-        return cast("Tensor", self.to_logits(hidden)).view(len(hidden), self.plan_steps, self.dims, self.bins)
+        said = cast("Tensor", self.to_logits(matched(hidden, self.to_logits.weight)))
+        return said.view(len(hidden), self.plan_steps, self.dims, self.bins)
 
     def hidden_states(
         self, images: UInt8[Tensor, "B T C height width"], state: Float[Tensor, "B S"], text: Text
@@ -81,11 +85,10 @@ class Planner(WithBackbone):
     ) -> PlannerOutput:
         """The hidden states from a backbone's features; `beside` is added to the queries."""
         context, mask = self.from_backbone(features.tokens), features.mask
-        parts = [context] if self.from_state is None else [context, self.from_state(state)[:, None]]
+        parts = [context] if self.from_state is None else [context, matched(self.from_state(state)[:, None], self.queries)]
         queries = self.queries.expand(len(context), -1, -1)
-        x = torch.cat([*parts, queries if beside is None else queries + beside], dim=1)
-        everywhere = bool(mask.all())
-        allowed = None if everywhere else functional.pad(mask, (0, x.shape[1] - mask.shape[1]), value=True)
+        x = torch.cat([*parts, queries if beside is None else matched(queries + beside, self.queries)], dim=1)
+        allowed = None if mask is None else functional.pad(mask, (0, x.shape[1] - mask.shape[1]), value=True)
         condition = self._condition(features, state)
         for block in self.blocks:
             x = block(x, condition, allowed)
@@ -93,7 +96,9 @@ class Planner(WithBackbone):
 
     def _condition(self, features: BackboneOutput, state: Float[Tensor, "B S"]) -> Float[Tensor, "B d"]:
         summary = self.from_summary(features.summary)
-        return self.mix(summary if self.steer_by_state is None else summary + self.steer_by_state(state))
+        if self.steer_by_state is not None:
+            summary = summary + matched(self.steer_by_state(state), self.from_summary.weight)
+        return self.mix(summary)
 
     def stages(self) -> Mapping[str, Callable[..., object]]:
         """What its time goes into, see `System.stages`."""

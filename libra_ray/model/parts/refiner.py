@@ -16,6 +16,7 @@ from libra_ray.model.parts.chunks import Chunk, Prefix, masked_mean
 from libra_ray.model.parts.diffusion import Objective, make_objective
 from libra_ray.model.parts.draws import normal, uniform
 from libra_ray.model.parts.vision import VISION_TOKENS, PretrainedEncoder, make_encoder
+from libra_ray.model.precision import matched
 
 CODE_WIDTH = 16
 Modulation = Sequence[Tensor]
@@ -36,6 +37,8 @@ class Refiner(nn.Module):
     those steps are given without noise and marked, and only the rest is learned (training-time real-time chunking, Black et
     al., arXiv 2512.05964; there the mark is each step's own noise level).
     """
+
+    STAYS_FP32 = ("codebook", "from_action", "position", "is_committed", "from_state", "to_action")
 
     def __init__(
         self,
@@ -126,7 +129,8 @@ class Refiner(nn.Module):
         """The embedded intent: its part of the first layer, computed once for all denoising steps."""
         dims = self.to_action.out_features
         by_intent = self.from_action.weight[:, dims:]
-        embedded = functional.linear(self._codes(intent), by_intent, self.from_action.bias) + self.position
+        codes = matched(self._codes(intent), by_intent)
+        embedded = functional.linear(codes, by_intent, self.from_action.bias) + self.position
         if prefix is None or self.is_committed is None:
             return embedded
         return embedded + prefix.mask[..., None] * self.is_committed
@@ -141,9 +145,10 @@ class Refiner(nn.Module):
     ) -> Float[Tensor, "B H D"]:
         """`forward` from the embedded intent and the modulation: all that is computed anew in every denoising step."""
         x = functional.linear(noisy, self.from_action.weight[:, : noisy.shape[-1]]) + embedded_intent
+        x = matched(x, self.norm.weight)
         for block, modulation in zip(self._layers, modulations, strict=True):
             x = block.modulated(x, modulation)
-        return self.to_action(self.norm(x))
+        return self.to_action(matched(self.norm(x), self.to_action.weight))
 
     def loss(
         self,
@@ -196,7 +201,7 @@ class Refiner(nn.Module):
         noise, steps, most = self.config.sample_noise * noise, self.config.denoising_steps, self.config.max_committed_steps
         prefix = Prefix.of(committed, noise.shape[1], most) if most and committed is not None else None
         # The solver asks once per level, in their order: whatever does not depend on the noisy actions is computed before.
-        modulations = iter(self.modulation(self.objective.times(steps).to(noise), context))
+        modulations = iter(self.modulation(self.objective.times(steps, noise.device).to(noise), context))
         embedded_intent, start = self.embed_intent(intent, prefix), anchor(intent).to(noise)
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
@@ -217,7 +222,8 @@ class Refiner(nn.Module):
         return cast("Iterable[ModulatedBlock]", self.blocks)
 
     def _condition(self, level: Tensor, context: Tensor) -> Tensor:
-        return self.mix(context + self.from_level(level))
+        narrow = self.from_pictures.weight
+        return self.mix(matched(context + self.from_level(matched(level, narrow)), narrow))
 
     def _codes(self, intent: Tensor) -> Tensor:
         if self.codebook is not None:

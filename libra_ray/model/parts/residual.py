@@ -8,6 +8,7 @@ from libra_ray.config import PlannerConfig
 from libra_ray.model.parts.backbone import BackboneOutput
 from libra_ray.model.parts.planner import FeatureWidths, Planner
 from libra_ray.model.parts.vision import VISION_TOKENS
+from libra_ray.model.precision import matched
 
 
 class ResidualHead(nn.Module):
@@ -16,6 +17,8 @@ class ResidualHead(nn.Module):
     Before any training it says 0. It does not read the anchor, unless `see_anchor` joins it for ablation; but it knows where
     there is none, and it has to say the whole action.
     """
+
+    STAYS_FP32 = ("without_anchor", "from_anchor", "to_residual")
 
     def __init__(
         self, config: PlannerConfig, features: FeatureWidths, *, steps: int, dims: int, state: int, see_anchor: bool
@@ -45,7 +48,8 @@ class ResidualHead(nn.Module):
         beside = ~known[..., None] * self.without_anchor
         if self.from_anchor is not None:
             beside = beside + self.from_anchor(anchor)
-        residual: Tensor = self.to_residual(self.head.attend(features, state, beside).hidden)
+        hidden = self.head.attend(features, state, beside).hidden
+        residual: Tensor = self.to_residual(matched(hidden, self.to_residual.weight))
         return residual
 
 
@@ -60,7 +64,6 @@ class OwnContext(nn.Module):
     def forward(self, images: UInt8[Tensor, "B T C height width"]) -> BackboneOutput:
         """The encoder's tokens; nothing was said."""
         tokens = self.encoder(images)
-        mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         return BackboneOutput(
-            tokens=tokens, mask=mask, summary=tokens.flatten(1), pictures=tokens, sentence=torch.zeros_like(tokens[:, 0])
+            tokens=tokens, mask=None, summary=tokens.flatten(1), pictures=tokens, sentence=torch.zeros_like(tokens[:, 0])
         )

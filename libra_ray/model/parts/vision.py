@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from libra_ray.model.parts.draws import integers
 from libra_ray.model.parts.pretrained import cannot_load, load_checked, same_twice
+from libra_ray.model.precision import matched
 
 ENCODER_FOLDER = "encoder"
 VISION_TOKENS = 4
@@ -65,8 +66,8 @@ class ConvEncoder(nn.Module):
         batch = len(images)
         pixels = rearrange(images, "b t c h w -> (b t) c h w")
         # In place: fresh memory for every step of this would take longer than the arithmetic.
-        pixels = pixels.to(self.norm.weight.dtype, memory_format=torch.channels_last).div_(127.5).sub_(1)
-        fine = self.stem(pixels)
+        pixels = pixels.to(torch.float32, memory_format=torch.channels_last).div_(127.5).sub_(1)
+        fine = self.stem(matched(pixels, self.norm.weight))
         tokens = self.to_tokens(self.deeper(fine).flatten(1)).view(batch, -1, self.width)
         return EncoderOutput(tokens=self.norm(tokens), fine=rearrange(fine, "(b t) c h w -> b t h w c", b=batch))
 
