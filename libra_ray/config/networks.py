@@ -67,6 +67,9 @@ class RefinerConfig:
     """Its own encoder: `conv`, or the name or folder of a Hugging Face vision model (paper: SigLIP)."""
     vision: Literal["own", "shared"] = "own"
     """`own`: its own encoder, as published; `shared`: the planner's picture features (ablation)."""
+    vision_tokens: Literal["pooled", "patches"] = "pooled"
+    """What every picture becomes, of its own encoder. `pooled`: four tokens, which modulate the layers; `patches`: the
+    encoder's map besides, to whose places every layer attends."""
     see_language: bool = False
     """Let the refiner read the instruction (ablation); published: no, the tokens are its only task channel."""
     objective: Literal["ddpm", "flow"] = "flow"

@@ -26,6 +26,23 @@ LATE_IS_NORMAL = {
 }
 """Plans twice as long as published, and a refiner that was shown them at every age: a late planner costs next to nothing."""
 
+FINE_TUNED = {
+    "sim.tasks": MT10,
+    "sim.image_size": 224,
+    "record.episodes_per_task": 60,
+    "record.episodes_of": ("reach-v3=800", "push-v3=800", "pick-place-v3=800", "peg-insert-side-v3=200"),
+    "planner.depth": 12,
+    "refiner.depth": 12,
+    "refiner.vision_tokens": "patches",
+    "train.lr": 1e-4,
+    "train.augment_pixels": 8,
+    "train.augment_state": 0.05,
+    "train.checkpoint_every": 5000,
+    "train.validate_every": 5000,
+    "ray.use_gpu": True,
+}
+"""Pretrained models, fine-tuned on a GPU."""
+
 PRESETS: dict[str, dict[str, Any]] = {
     # Whoever has not succeeded after 250 steps (the experts need 120) never does; only the floor would go on to 500.
     "quickstart": {"sim.max_steps": 250, "train.steps": 1500, "train.batch_size": 128, **LATE_IS_NORMAL},
@@ -80,5 +97,34 @@ PRESETS: dict[str, dict[str, Any]] = {
         "train.augment_pixels": 1,
         "train.checkpoint_every": 1000,
         "train.validate_every": 1000,
+    },
+    # Half a billion weights: one GPU of 24 GB.
+    "small": {
+        **FINE_TUNED,
+        "planner.backbone": "HuggingFaceTB/SmolVLM2-256M-Video-Instruct",
+        "planner.width": 512,
+        "planner.heads": 8,
+        "refiner.encoder": "google/siglip-base-patch16-224",
+        "refiner.width": 512,
+        "refiner.heads": 8,
+        "train.steps": 20000,
+        "train.batch_size": 32,
+        "train.warmup_steps": 500,
+    },
+    # The sizes of the paper; where it is silent, those of its closest public relatives.
+    "paper": {
+        **FINE_TUNED,
+        "action.bins": 10,
+        "action.horizon": 5,
+        "action.chunks": 2,
+        "planner.backbone": "OpenGVLab/InternVL3-2B-hf",
+        "planner.width": 1024,
+        "planner.heads": 16,
+        "refiner.encoder": "google/siglip-so400m-patch14-224",
+        "refiner.width": 1024,
+        "refiner.heads": 16,
+        "train.steps": 30000,
+        "train.batch_size": 32,
+        "train.warmup_steps": 1000,
     },
 }

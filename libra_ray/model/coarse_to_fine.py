@@ -16,7 +16,7 @@ from libra_ray.model.parts.backbone import make_backbone
 from libra_ray.model.parts.chunks import chunk_of
 from libra_ray.model.parts.diffusion import Denoised
 from libra_ray.model.parts.planner import Planner, plan_accuracy, plan_loss
-from libra_ray.model.parts.refiner import Refiner
+from libra_ray.model.parts.refiner import Refiner, RefinerContext
 from libra_ray.model.planner_and_refiner import PlannerAndRefiner
 from libra_ray.model.system import Losses, SystemInput, seen_now
 from libra_ray.types import Level, RobotShape
@@ -93,7 +93,7 @@ class CoarseToFine(PlannerAndRefiner):
         """The flow's steps."""
         return Denoised(level=self.levels[-1].name, setting="coarse_to_fine.steps", most=self.config.refiner.train_timesteps)
 
-    def _read(self, seen: SystemInput) -> tuple[Float[Tensor, "B H d"], Float[Tensor, "B read"]]:
+    def _read(self, seen: SystemInput) -> tuple[Float[Tensor, "B H d"], RefinerContext]:
         """The head's hidden states, and what the flow sees."""
         said = self.planner.hidden_states(seen.images, seen.state, seen.text)
         return said.hidden, self.context_of(seen, said.features)

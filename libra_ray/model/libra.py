@@ -18,7 +18,7 @@ from libra_ray.model.parts.chunks import chunk_of
 from libra_ray.model.parts.diffusion import Denoised
 from libra_ray.model.parts.draws import uniform
 from libra_ray.model.parts.planner import Planner, plan_accuracy, plan_loss
-from libra_ray.model.parts.refiner import Refiner
+from libra_ray.model.parts.refiner import Refiner, RefinerContext
 from libra_ray.model.parts.token_measures import measure_tokens
 from libra_ray.model.planner_and_refiner import PlannerAndRefiner
 from libra_ray.model.schedule import Schedule
@@ -144,7 +144,7 @@ class Libra(PlannerAndRefiner):
         """The tokens of each window's chunk; hidden past the plan's end."""
         return self.aligned(self.levels[1], {"tokens": tokens}, batch.offset)["tokens"]
 
-    def _context(self, seen: SystemInput) -> Float[Tensor, "B d"]:
+    def _context(self, seen: SystemInput) -> RefinerContext:
         """What the refiner sees; the planner's backbone is asked only by the ablations that share it."""
         if not self.sees_through_planner:
             return self.refiner.encode_context(seen.images, seen.state)

@@ -15,7 +15,7 @@ from libra_ray.model.parts.backbone import Backbone, make_backbone
 from libra_ray.model.parts.chunks import chunk_of
 from libra_ray.model.parts.diffusion import Denoised
 from libra_ray.model.parts.planner import Planner
-from libra_ray.model.parts.refiner import Refiner
+from libra_ray.model.parts.refiner import Refiner, RefinerContext
 from libra_ray.model.planner_and_refiner import PlannerAndRefiner
 from libra_ray.model.system import Losses, SystemInput, seen_now
 from libra_ray.types import Level, RobotShape
@@ -72,7 +72,7 @@ class Monolithic(PlannerAndRefiner):
         """The one level."""
         return Denoised(level=self.levels[-1].name, setting="refiner.denoising_steps", most=self.config.refiner.train_timesteps)
 
-    def _read(self, seen: SystemInput) -> tuple[Float[Tensor, "B H read"], Float[Tensor, "B d"]]:
+    def _read(self, seen: SystemInput) -> tuple[Float[Tensor, "B H read"], RefinerContext]:
         """The hidden states that stand for an intent, and what the refiner sees."""
         reading = self.planner.hidden_states(seen.images, seen.state, seen.text)
         return reading.hidden, self.context_of(seen, reading.features)

@@ -3,12 +3,11 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from libra_ray.model.parts.backbone import BackboneOutput, Text
 from libra_ray.model.parts.planner import Planner
-from libra_ray.model.parts.refiner import Refiner
+from libra_ray.model.parts.refiner import Refiner, RefinerContext
 from libra_ray.model.system import System, SystemInput
 
 
@@ -41,7 +40,7 @@ class PlannerAndRefiner(System):
         """Whether the refiner needs the planner's backbone, as its ablations do."""
         return self.config.refiner.vision == "shared" or self.config.refiner.see_language
 
-    def context_of(self, seen: SystemInput, features: BackboneOutput) -> Float[Tensor, "B d"]:
+    def context_of(self, seen: SystemInput, features: BackboneOutput) -> RefinerContext:
         """What the refiner sees, where the backbone was asked about the same moment."""
         shared = features.pictures if self.config.refiner.vision == "shared" else None
         language = features.sentence if self.config.refiner.see_language else None

@@ -14,17 +14,17 @@ from libra_ray.model.parts.action_tokens import ActionTokenizer
 from libra_ray.model.parts.backbone import BackboneOutput
 from libra_ray.model.parts.chunks import Chunk, masked_mean
 from libra_ray.model.parts.planner import FeatureWidths, Planner, plan_loss
-from libra_ray.model.parts.refiner import Refiner
+from libra_ray.model.parts.refiner import Refiner, RefinerContext
 from libra_ray.model.precision import matched
 from libra_ray.types import RobotShape
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertReading:
-    """What an expert makes of the features before it answers: `hidden` `(B, H, d)`, and of denoisers `context` `(B, d)`."""
+    """What an expert makes of the features before it answers: `hidden` `(B, H, d)`, and of denoisers the `context`."""
 
     hidden: Float[Tensor, "B H d"]
-    context: Float[Tensor, "B d"] | None = None
+    context: RefinerContext | None = None
 
 
 class ActionExpert(nn.Module, ABC):
@@ -73,7 +73,12 @@ class DenoisingExpert(ActionExpert):
         super().__init__()
         self.head = _head(config, shape, features, 0)
         self.refiner = Refiner(
-            replace(config.refiner, objective="ddpm" if objective == "diffusion" else "flow", vision="shared"),
+            replace(
+                config.refiner,
+                objective="ddpm" if objective == "diffusion" else "flow",
+                vision="shared",
+                vision_tokens="pooled",
+            ),
             image_size=config.sim.image_size,
             pictures=pictures,
             horizon=config.action.horizon,

@@ -9,25 +9,49 @@ from torch.nn import functional
 
 FEW = 64
 """Tokens up to which attention's matrix is small enough to be kept for the backward pass."""
+KeysValues = tuple[Tensor, Tensor]
+"""`(B, heads, K, d / heads)` each, of tokens that are looked at and stay as they are."""
 
 
 class Attention(nn.Module):
-    """Bidirectional multi-head self-attention."""
+    """Bidirectional multi-head self-attention.
 
-    def __init__(self, width: int, heads: int) -> None:
+    With `sees` also attention to what was seen, added to it: the same queries, keys and values of their own (Ye et al.,
+    IP-Adapter).
+    """
+
+    def __init__(self, width: int, heads: int, *, sees: bool = False) -> None:
         super().__init__()
         self.heads = heads
         self.to_qkv = nn.Linear(width, 3 * width)
+        self.to_seen = nn.Linear(width, 2 * width) if sees else None
         self.to_out = nn.Linear(width, width)
 
-    def forward(self, x: Float[Tensor, "B S d"], mask: Bool[Tensor, "B S"] | None = None) -> Float[Tensor, "B S d"]:
-        """Attend from every position to every position whose `mask` is True."""
+    def seen(self, tokens: Float[Tensor, "B K d"]) -> KeysValues:
+        """The keys and values of what is seen."""
+        assert self.to_seen is not None
+        batch, length, width = tokens.shape
+        made = self.to_seen(tokens).view(batch, length, 2, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        return made[0], made[1]
+
+    def forward(
+        self, x: Float[Tensor, "B S d"], mask: Bool[Tensor, "B S"] | None = None, seen: KeysValues | None = None
+    ) -> Float[Tensor, "B S d"]:
+        """Attend from every position to every position whose `mask` is True, and to all that is `seen`.
+
+        Where fewer observations were seen, each belongs to as many rows of `x`, one after another.
+        """
         batch, length, width = x.shape
         q, k, v = self.to_qkv(x).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         bias = None if mask is None else mask[:, None, None, :]
         # The fused kernel's backward pass on a CPU is 2 to 6 times as slow as the plain products over a few tokens.
         plain = x.device.type == "cpu" and length <= FEW and torch.is_grad_enabled()
         y = _attend(q, k, v, bias) if plain else functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        if seen is not None:
+            # All rows of one observation ask together: its keys are not copied.
+            of_one = q.unflatten(0, (len(seen[0]), -1)).transpose(1, 2).flatten(2, 3)
+            found = functional.scaled_dot_product_attention(of_one, *seen)
+            y = y + found.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1)
         return self.to_out(y.transpose(1, 2).reshape(batch, length, width))
 
 
@@ -46,10 +70,10 @@ class MLP(nn.Sequential):
 class ModulatedBlock(nn.Module):
     """A transformer block modulated by a condition vector: adaLN-Zero (Peebles & Xie, Diffusion Models with Transformers)."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, *, sees: bool = False) -> None:
         super().__init__()
         self.norm_attention = nn.LayerNorm(width, elementwise_affine=False)
-        self.attention = Attention(width, heads)
+        self.attention = Attention(width, heads, sees=sees)
         self.norm_mlp = nn.LayerNorm(width, elementwise_affine=False)
         self.mlp = MLP(width)
         self.to_modulation = nn.Linear(width, 6 * width)
@@ -63,11 +87,15 @@ class ModulatedBlock(nn.Module):
         return self.modulated(x, self.to_modulation(condition), mask)
 
     def modulated(
-        self, x: Float[Tensor, "B S d"], modulation: Float[Tensor, "B 6*d"], mask: Bool[Tensor, "B S"] | None = None
+        self,
+        x: Float[Tensor, "B S d"],
+        modulation: Float[Tensor, "B 6*d"],
+        mask: Bool[Tensor, "B S"] | None = None,
+        seen: KeysValues | None = None,
     ) -> Float[Tensor, "B S d"]:
-        """The same by what `to_modulation` has made of the condition."""
+        """The same by what `to_modulation` has made of the condition; `seen` as in `Attention`."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation[:, None].chunk(6, dim=-1)
-        x = x + gate_a * self.attention(self.norm_attention(x) * (1 + scale_a) + shift_a, mask)
+        x = x + gate_a * self.attention(self.norm_attention(x) * (1 + scale_a) + shift_a, mask, seen)
         return x + gate_m * self.mlp(self.norm_mlp(x) * (1 + scale_m) + shift_m)
 
 

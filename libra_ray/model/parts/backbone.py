@@ -2,6 +2,7 @@
 
 import inspect
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -13,6 +14,7 @@ from torch.nn import functional
 from libra_ray.config import PlannerConfig
 from libra_ray.model.parts.pretrained import cannot_load, load_checked, same_twice
 from libra_ray.model.parts.prompts import Prompts, Text
+from libra_ray.model.parts.readers import positions, reader_of
 from libra_ray.model.parts.vision import VISION_TOKENS, ConvEncoder, InstructionAttention
 from libra_ray.model.precision import matched, reads_are_free
 
@@ -194,7 +196,9 @@ class PretrainedBackbone(nn.Module):
                     max_text_tokens=max_text_tokens,
                     placeholder=getattr(config, "image_token_id", None),
                     takes=takes,
+                    more=partial(positions, self.model),
                 )
+                self._read = reader_of(self.model, self.prompts.seen.of_one)
             if pretrained:
                 text = self.tokenise([""])
                 same_twice(lambda: self(self.prompts.noise, text).tokens)
@@ -211,12 +215,13 @@ class PretrainedBackbone(nn.Module):
         """The language model's last hidden states over the whole prompt."""
         inputs = self.prompts.inputs(images, text)
         inputs["pixel_values"] = inputs["pixel_values"].to(next(self.model.parameters()).dtype)
-        # One pass over the whole prompt: nothing is generated that would read a cache of keys and values.
-        hidden = self.model(**inputs, use_cache=False).last_hidden_state
+        places = self.prompts.places(inputs["input_ids"])
+        hidden = self._read(inputs, places)
         batch, mask = len(hidden), inputs["attention_mask"].bool()
-        seen = hidden[inputs["input_ids"] == self.prompts.placeholder].view(batch, -1, self.width).transpose(1, 2)
+        rows = torch.arange(batch, device=hidden.device)
+        seen = hidden[rows[:, None], places].transpose(1, 2)
         pictures = functional.adaptive_avg_pool1d(seen, VISION_TOKENS * self.pictures).transpose(1, 2)
-        sentence = hidden[torch.arange(batch, device=hidden.device), mask.sum(dim=1) - 1]
+        sentence = hidden[rows, mask.sum(dim=1) - 1]
         summary = torch.cat([pictures.flatten(1), sentence], dim=1)
         return BackboneOutput(tokens=hidden, mask=mask, summary=summary, pictures=pictures, sentence=sentence)
 

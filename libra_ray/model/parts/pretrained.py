@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 SHOWN_NAMES = 3
@@ -88,6 +91,30 @@ def same_twice(forward: Callable[[], Tensor]) -> Tensor:
     if first.shape != second.shape or (first - second).abs().max() > SAME * first.abs().max():
         raise ValueError("it answers the same question differently each time: something in it is drawn at random")
     return first
+
+
+@dataclass(frozen=True, kw_only=True)
+class Colours:
+    """What a processor makes of pictures: `size` (height, width), and `mean` and `std` `(1, 3, 1, 1)` of colours in [0, 1]."""
+
+    size: tuple[int, int]
+    mean: Float[Tensor, "1 3 1 1"]
+    std: Float[Tensor, "1 3 1 1"]
+
+
+def colours_of(processor: Any, image_size: int) -> Colours:
+    """Found by showing it pictures of one colour: what it calls its sizes and scales is of no consequence."""
+    shown = torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [1.0, 0.4, 0.2]])
+    pictures = [np.tile((255 * colour).byte().numpy(), (image_size, image_size, 1)) for colour in shown]
+    seen = torch.stack([processor(images=picture, return_tensors="pt")["pixel_values"][0] for picture in pictures]).float()
+    if seen.ndim != 4 or seen.shape[1] != 3:
+        raise ValueError(f"its processor makes {tuple(seen.shape[1:])} of a picture, and not (3, height, width) pixels")
+    black, white, orange = seen[:, :, seen.shape[2] // 2, seen.shape[3] // 2]
+    scale = white - black
+    if not (scale > 0).all() or not torch.allclose(black + scale * shown[2], orange, atol=0.02):
+        raise ValueError("its processor does more with colours than to scale each of red, green and blue")
+    mean, std = (values.view(1, 3, 1, 1) for values in (-black / scale, 1 / scale))
+    return Colours(size=(seen.shape[2], seen.shape[3]), mean=mean, std=std)
 
 
 def _used(model: nn.Module, forward: Callable[[Any], Tensor]) -> set[str]:

@@ -13,6 +13,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from libra_ray.model.parts.picture_inputs import PictureInputs
+
 PROBE = "open the door"
 """An instruction to try a processor with."""
 TILING = ("do_image_splitting", "do_pan_and_scan", "crop_to_patches")
@@ -45,38 +47,49 @@ class Prompts:
         max_text_tokens: room for an instruction.
         placeholder: id of the token that the model replaces by what it sees; None if it has none.
         takes: names of the model's inputs.
+        more: of what the processor says of one prompt, what else belongs to its tokens.
 
     Raises:
         ValueError: the processor does not mark pictures by placeholder tokens, or by a number that depends on what they show.
     """
 
     def __init__(
-        self, processor: Any, *, image_size: int, pictures: int, max_text_tokens: int, placeholder: int | None, takes: set[str]
+        self,
+        processor: Any,
+        *,
+        image_size: int,
+        pictures: int,
+        max_text_tokens: int,
+        placeholder: int | None,
+        takes: set[str],
+        more: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = lambda said: {},
     ) -> None:
         self.processor, self.pictures, self.max_text_tokens = processor, pictures, max_text_tokens
         if placeholder is None or not getattr(processor, "image_token", None):
             raise ValueError("its processor marks pictures by no placeholder token")
-        self.placeholder, self.takes = placeholder, takes
+        self.placeholder, self.takes, self._more = placeholder, takes, more
         follow_pictures(processor.image_processor, image_size)
         self._write = self._writer()
         self.blank = torch.zeros(1, pictures, 3, image_size, image_size, dtype=torch.uint8)
         self.noise = torch.randint(0, 256, self.blank.shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
         self._shown: Callable[[Tensor], Any] = list
         try:
-            empty = self._processed(self.blank, "")
+            empty = self._said(self.blank, "")
         except TypeError:
             # Some take no tensors.
             self._shown = _as_pil
-            empty = self._processed(self.blank, "")
-        probe = self._processed(self.noise, PROBE)
+            empty = self._said(self.blank, "")
+        probe = self._said(self.noise, PROBE)
         marked = [int((said["input_ids"] == placeholder).sum()) for said in (empty, probe)]
         if marked[0] < pictures or marked[0] != marked[1]:
             raise ValueError(
                 f"its processor marks {pictures} pictures by {marked[0]} placeholder tokens, or by {marked[1]} if they show "
                 f"something else; it must be a constant number, and at least one each"
             )
-        self.room = empty["input_ids"].shape[1] + max_text_tokens
+        self.room, self.placeholders = empty["input_ids"].shape[1] + max_text_tokens, marked[0]
         self.per_token = self._per_token(empty, probe)
+        names = [name for name in probe if name not in self.per_token and name != "attention_mask"]
+        self.seen = PictureInputs(processor, lambda images: self._processed(images, ""), self.noise, names)
         frame = {*processor.tokenizer.all_special_ids} & {*empty["input_ids"][0].tolist()}
         tokens = [*processor.tokenizer.convert_ids_to_tokens([*frame, placeholder]), processor.image_token]
         self.marks = sorted({token for token in (*tokens, *processor.all_special_multimodal_tokens) if token})
@@ -105,11 +118,14 @@ class Prompts:
 
     def inputs(self, images: UInt8[Tensor, "B T C height width"], text: Text) -> dict[str, Tensor]:
         """What the model is asked, on the device of `images`."""
-        seen = {name: value.to(images.device) for name, value in self._processed(images, "").items()}
         widths = [self.room * math.prod(shape) for shape in self.per_token.values()]
         parts = zip(self.per_token.items(), text.ids.split(widths, dim=1), strict=True)
         said = {name: part.view(len(part), self.room, *shape) for (name, shape), part in parts}
-        return {**seen, **said, "attention_mask": text.mask[:, : self.room].long()}
+        return {**self.seen(images), **said, "attention_mask": text.mask[:, : self.room].long()}
+
+    def places(self, ids: Int[Tensor, "B S"]) -> Int[Tensor, "B K"]:
+        """Where the placeholders stand, in their order; there are equally many in every row."""
+        return (ids != self.placeholder).byte().argsort(dim=1, stable=True)[:, : self.placeholders]
 
     def _of_one(self, instruction: str) -> dict[str, Tensor]:
         for mark in self.marks:
@@ -117,7 +133,12 @@ class Prompts:
                 raise ValueError(
                     f"the instruction {instruction!r} has {mark!r} in it, by which the model's prompts are put together"
                 )
-        return {name: value[0] for name, value in self._processed(self.blank, instruction).items() if name in self.per_token}
+        return {name: value[0] for name, value in self._said(self.blank, instruction).items() if name in self.per_token}
+
+    def _said(self, window: UInt8[Tensor, "1 T C height width"], instruction: str) -> dict[str, Tensor]:
+        """All that is said of one prompt."""
+        said = self._processed(window, instruction)
+        return {**said, **self._more(said)}
 
     def _processed(self, images: UInt8[Tensor, "B T C height width"], instruction: str) -> dict[str, Tensor]:
         """The processor's answer to the same instruction under every window's pictures: the model's inputs."""

@@ -1,6 +1,8 @@
 """The Action Refiner (System 1): a diffusion transformer, with its own encoder, from coarse tokens to continuous actions."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import repeat as repeated
 from pathlib import Path
 from typing import cast
 
@@ -11,14 +13,33 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from libra_ray.config import RefinerConfig
-from libra_ray.model.parts.attention import ModulatedBlock, sinusoids
+from libra_ray.model.parts.attention import KeysValues, ModulatedBlock, sinusoids
 from libra_ray.model.parts.chunks import Chunk, Prefix, masked_mean
 from libra_ray.model.parts.diffusion import Objective, make_objective
 from libra_ray.model.parts.draws import normal, uniform
-from libra_ray.model.parts.vision import VISION_TOKENS, PretrainedEncoder, make_encoder
+from libra_ray.model.parts.vision import VISION_TOKENS, PictureEncoder, PretrainedEncoder, make_encoder
 from libra_ray.model.precision import matched
 
 CODE_WIDTH = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefinerContext:
+    """What is seen, computed once for all denoising steps.
+
+    Attributes:
+        vector: `(B, d)`, modulates every layer together with the noise level.
+        seen: per layer the keys and values of the patches, where it attends to them.
+    """
+
+    vector: Float[Tensor, "B d"]
+    seen: Sequence[KeysValues] | None = None
+
+    def repeated(self, times: int) -> "RefinerContext":
+        """Every observation so many times, one after another; what attention looks up is not copied."""
+        return replace(self, vector=repeat(self.vector, "b d -> (b k) d", k=times))
+
+
 Modulation = Sequence[Tensor]
 """Per layer the adaLN modulation for one noise level and context, `(B, 6 width)`."""
 Begin = Callable[[Tensor, Tensor], Tensor]
@@ -30,8 +51,9 @@ class Refiner(nn.Module):
 
     The intent enters through a learned codebook, one code per dimension and bin, concatenated to the noisy action of the same
     step, as in RoboDual (the paper is silent); pictures, proprioception and noise level modulate every layer by adaLN-Zero.
-    There is no language: the coarse tokens are the only task channel, unless `see_language` opens another for ablation. With
-    `bins=0` hidden states `(B, H, hidden_width)`, projected to the codes' width, stand in their place (see `Monolithic`).
+    With `vision_tokens=patches` every layer also attends to the places of the pictures. There is no language: the coarse tokens
+    are the only task channel, unless `see_language` opens another for ablation. With `bins=0` hidden states
+    `(B, H, hidden_width)`, projected to the codes' width, stand in their place (see `Monolithic`).
 
     With `max_committed_steps` it also learns to go on from the beginning of a chunk that is being executed while it computes:
     those steps are given without noise and marked, and only the rest is learned (training-time real-time chunking, Black et
@@ -64,7 +86,11 @@ class Refiner(nn.Module):
         self.objective: Objective = make_objective(config.objective, config.train_timesteps)
         width = config.width
         own = config.vision == "own"
-        self.eyes = make_encoder(config.encoder, image_size, width, folder) if own else nn.Linear(feature_width, width)
+        patches = config.vision_tokens == "patches"
+        self.eyes = (
+            make_encoder(config.encoder, image_size, width, folder, patches=patches) if own else nn.Linear(feature_width, width)
+        )
+        self.place = nn.Parameter(torch.randn(pictures, self._encoder.places, width) * 0.02) if patches else None
         self.codebook = nn.Embedding(dims * (bins + 1), CODE_WIDTH) if bins else None
         self.from_features = None if bins else nn.Linear(hidden_width, dims * CODE_WIDTH)
         self.code_offset: Tensor
@@ -77,7 +103,7 @@ class Refiner(nn.Module):
         self.from_language = nn.Linear(feature_width, width) if config.see_language else None
         self.from_level = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.mix = nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU())
-        self.blocks = nn.ModuleList(ModulatedBlock(width, config.heads) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(ModulatedBlock(width, config.heads, sees=patches) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width)
         self.to_action = nn.Linear(width, dims)
         if config.predicts == "action":
@@ -91,24 +117,30 @@ class Refiner(nn.Module):
         state: Float[Tensor, "B S"],
         shared: Float[Tensor, "B K seen"] | None = None,
         language: Float[Tensor, "B seen"] | None = None,
-    ) -> Float[Tensor, "B d"]:
-        """The context vector: pictures and proprioception, computed once for all denoising steps.
+    ) -> RefinerContext:
+        """The context: pictures and proprioception, computed once for all denoising steps.
 
         Pictures are not read where features of theirs are `shared`.
         """
-        tokens = self.eyes(images) if shared is None else self.eyes(shared)
+        seen = None
+        if self.place is None or images is None:
+            tokens = self.eyes(images if shared is None else shared)
+        else:
+            pictures = self._encoder.see(images)
+            tokens, patches = pictures.tokens, (pictures.patches + self.place).flatten(1, 2)
+            seen = [block.attention.seen(patches) for block in self._layers]
         context = self.from_pictures(tokens.flatten(1)) + self.from_state(state)
         if self.from_language is not None:
             assert language is not None
             context = context + self.from_language(language)
-        return context
+        return RefinerContext(vector=context, seen=seen)
 
     def forward(
         self,
         noisy: Float[Tensor, "B H D"],
         level: Float[Tensor, " B"],
         intent: Int[Tensor, "B H D"] | Float[Tensor, "B H read"],
-        context: Float[Tensor, "B d"],
+        context: RefinerContext,
         prefix: Prefix | None = None,
     ) -> Float[Tensor, "B H D"]:
         """The output for a noisy chunk at noise level `level` in [0, 1]: as configured, the target or the action's residual.
@@ -121,7 +153,7 @@ class Refiner(nn.Module):
         modulation = [block.to_modulation(condition) for block in self._layers]
         if prefix is not None:
             noisy = prefix.into(noisy)
-        return self.denoise(noisy, self.embed_intent(intent, prefix), modulation)
+        return self.denoise(noisy, self.embed_intent(intent, prefix), modulation, context.seen)
 
     def embed_intent(
         self, intent: Int[Tensor, "B H D"] | Float[Tensor, "B H read"], prefix: Prefix | None = None
@@ -135,26 +167,31 @@ class Refiner(nn.Module):
             return embedded
         return embedded + prefix.mask[..., None] * self.is_committed
 
-    def modulation(self, levels: Float[Tensor, " K"], context: Float[Tensor, "B d"]) -> list[Modulation]:
+    def modulation(self, levels: Float[Tensor, " K"], context: RefinerContext) -> list[Modulation]:
         """The modulation of every layer at each of `K` noise levels, in their order."""
         condition = self._condition(sinusoids(levels, self.width)[:, None], context)
         return list(zip(*[block.to_modulation(condition) for block in self._layers], strict=True))
 
     def denoise(
-        self, noisy: Float[Tensor, "B H D"], embedded_intent: Float[Tensor, "B H d"], modulations: Modulation
+        self,
+        noisy: Float[Tensor, "B H D"],
+        embedded_intent: Float[Tensor, "B H d"],
+        modulations: Modulation,
+        seen: Sequence[KeysValues] | None = None,
     ) -> Float[Tensor, "B H D"]:
         """`forward` from the embedded intent and the modulation: all that is computed anew in every denoising step."""
         x = functional.linear(noisy, self.from_action.weight[:, : noisy.shape[-1]]) + embedded_intent
         x = matched(x, self.norm.weight)
-        for block, modulation in zip(self._layers, modulations, strict=True):
-            x = block.modulated(x, modulation)
+        looked_at = seen or repeated(None, len(modulations))
+        for block, modulation, patches in zip(self._layers, modulations, looked_at, strict=True):
+            x = block.modulated(x, modulation, seen=patches)
         return self.to_action(matched(self.norm(x), self.to_action.weight))
 
     def loss(
         self,
         chunk: Chunk,
         intent: Int[Tensor, "B H D"] | Float[Tensor, "B H read"],
-        context: Float[Tensor, "B d"],
+        context: RefinerContext,
         anchor: Callable[[Tensor], Tensor],
         generator: torch.Generator | None = None,
         begin: Begin | None = None,
@@ -166,8 +203,9 @@ class Refiner(nn.Module):
             begin: by default the noise itself.
         """
         draws, most = self.config.noise_draws, self.config.max_committed_steps
-        values = (chunk.actions, chunk.mask, intent, context)
-        actions, mask, intent, context = (repeat(v, "b ... -> (b k) ...", k=draws) for v in values)
+        values = (chunk.actions, chunk.mask, intent)
+        actions, mask, intent = (repeat(v, "b ... -> (b k) ...", k=draws) for v in values)
+        context = context.repeated(draws)
         whole, prefix = Chunk(actions=actions, mask=mask), None
         data = whole.data
         if most:
@@ -185,7 +223,7 @@ class Refiner(nn.Module):
     def sample(
         self,
         intent: Int[Tensor, "B H D"] | Float[Tensor, "B H read"],
-        context: Float[Tensor, "B d"],
+        context: RefinerContext,
         anchor: Callable[[Tensor], Tensor],
         noise: Float[Tensor, "B H D"],
         committed: Float[Tensor, "B K D"] | None = None,
@@ -206,7 +244,7 @@ class Refiner(nn.Module):
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
             x = x if prefix is None else prefix.into(x)
-            said = self.denoise(x, embedded_intent, next(modulations))
+            said = self.denoise(x, embedded_intent, next(modulations), context.seen)
             return said if self.config.predicts == "target" else self.objective.target_of(start + said, x, t)
 
         first = noise if begin is None else begin(intent, noise).to(noise)
@@ -218,12 +256,16 @@ class Refiner(nn.Module):
         return {"refiner context": self.encode_context, "noise levels": self.modulation, "denoising step": self.denoise}
 
     @property
+    def _encoder(self) -> PictureEncoder:
+        return cast("PictureEncoder", self.eyes)
+
+    @property
     def _layers(self) -> Iterable[ModulatedBlock]:
         return cast("Iterable[ModulatedBlock]", self.blocks)
 
-    def _condition(self, level: Tensor, context: Tensor) -> Tensor:
+    def _condition(self, level: Tensor, context: RefinerContext) -> Tensor:
         narrow = self.from_pictures.weight
-        return self.mix(matched(context + self.from_level(matched(level, narrow)), narrow))
+        return self.mix(matched(context.vector + self.from_level(matched(level, narrow)), narrow))
 
     def _codes(self, intent: Tensor) -> Tensor:
         if self.codebook is not None:

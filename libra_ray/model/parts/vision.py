@@ -2,11 +2,11 @@
 
 import inspect
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float, UInt8
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from libra_ray.model.parts.draws import integers
-from libra_ray.model.parts.pretrained import cannot_load, load_checked, same_twice
+from libra_ray.model.parts.pretrained import cannot_load, colours_of, load_checked, same_twice
 from libra_ray.model.precision import matched
 
 ENCODER_FOLDER = "encoder"
@@ -32,7 +32,35 @@ class EncoderOutput:
     fine: Float[Tensor, "B T rows columns channels"]
 
 
-class ConvEncoder(nn.Module):
+@dataclass(frozen=True, kw_only=True)
+class SeenPictures:
+    """What an encoder makes of pictures: `tokens` `(B, T * 4, width)`, and `patches` `(B, T, K, width)`, a token a place."""
+
+    tokens: Float[Tensor, "B S width"]
+    patches: Float[Tensor, "B T K width"]
+
+
+class PictureEncoder(nn.Module, ABC):
+    """An encoder of pictures of one size.
+
+    Attributes:
+        width: of its tokens.
+        places: K, the patches of a picture.
+    """
+
+    width: int
+    places: int
+
+    def forward(self, images: UInt8[Tensor, "B T C height width"]) -> Float[Tensor, "B S d"]:
+        """Pictures to `S = T * 4` tokens."""
+        return self.see(images).tokens
+
+    @abstractmethod
+    def see(self, images: UInt8[Tensor, "B T C height width"]) -> SeenPictures:
+        """Tokens and patches."""
+
+
+class ConvEncoder(PictureEncoder):
     """A few strided convolutions whose flattened map is projected onto a few tokens.
 
     The flattening keeps *where* things are, which pooling would lose and attention would have to learn from little data.
@@ -41,7 +69,8 @@ class ConvEncoder(nn.Module):
 
     CHANNELS = (32, 64, 96)
 
-    def __init__(self, image_size: int, width: int) -> None:
+    def __init__(self, image_size: int, width: int, *, patches: bool = False) -> None:
+        """With `patches` its coarse map is projected too, for `see`."""
         super().__init__()
         stem, middle, last = self.CHANNELS
         self.stem = nn.Sequential(nn.Conv2d(3, stem, kernel_size=6, stride=4, padding=1), nn.ReLU())
@@ -54,22 +83,37 @@ class ConvEncoder(nn.Module):
         with torch.no_grad():
             flat = self.deeper(self.stem(torch.zeros(1, 3, image_size, image_size))).numel()
         self.to_tokens = nn.Linear(flat, VISION_TOKENS * width)
+        self.to_patches = nn.Sequential(nn.Linear(last, width), nn.LayerNorm(width)) if patches else None
         self.norm = nn.LayerNorm(width)
-        self.width = width
+        self.width, self.places = width, flat // last
 
     def forward(self, images: UInt8[Tensor, "B T C height width"]) -> Float[Tensor, "B S d"]:
         """Pictures to `S = T * 4` tokens."""
-        return self.encode(images).tokens
+        return self._tokens(self.deeper(self._fine(images)), len(images))
 
     def encode(self, images: UInt8[Tensor, "B T C height width"]) -> EncoderOutput:
         """The tokens, and the fine map that they were made from."""
-        batch = len(images)
+        fine, batch = self._fine(images), len(images)
+        tokens = self._tokens(self.deeper(fine), batch)
+        return EncoderOutput(tokens=tokens, fine=rearrange(fine, "(b t) c h w -> b t h w c", b=batch))
+
+    def see(self, images: UInt8[Tensor, "B T C height width"]) -> SeenPictures:
+        """Tokens, and the coarse map that they were made from."""
+        assert self.to_patches is not None, "an encoder without patches"
+        coarse, batch = self.deeper(self._fine(images)), len(images)
+        patches = self.to_patches(rearrange(coarse, "(b t) c h w -> b t (h w) c", b=batch))
+        return SeenPictures(tokens=self._tokens(coarse, batch), patches=patches)
+
+    def _fine(self, images: UInt8[Tensor, "B T C height width"]) -> Float[Tensor, "N channels rows columns"]:
         pixels = rearrange(images, "b t c h w -> (b t) c h w")
         # In place: fresh memory for every step of this would take longer than the arithmetic.
         pixels = pixels.to(torch.float32, memory_format=torch.channels_last).div_(127.5).sub_(1)
-        fine = self.stem(matched(pixels, self.norm.weight))
-        tokens = self.to_tokens(self.deeper(fine).flatten(1)).view(batch, -1, self.width)
-        return EncoderOutput(tokens=self.norm(tokens), fine=rearrange(fine, "(b t) c h w -> b t h w c", b=batch))
+        fine: Tensor = self.stem(matched(pixels, self.norm.weight))
+        return fine
+
+    def _tokens(self, coarse: Float[Tensor, "N channels rows columns"], batch: int) -> Float[Tensor, "B S d"]:
+        tokens: Tensor = self.norm(self.to_tokens(coarse.flatten(1)).view(batch, -1, self.width))
+        return tokens
 
 
 class InstructionAttention(nn.Module):
@@ -109,7 +153,7 @@ class InstructionAttention(nn.Module):
         return torch.cat([attention @ cells, attention @ places], dim=-1)
 
 
-class PretrainedEncoder(nn.Module):
+class PretrainedEncoder(PictureEncoder):
     """A Hugging Face vision model (SigLIP, DINOv2, ConvNeXt, timm's, ...), its map mean-pooled by quadrant and projected.
 
     It sees the whole picture at the size, and in the scale of colours, that its own processor makes, however large the pictures
@@ -127,14 +171,17 @@ class PretrainedEncoder(nn.Module):
 
         with cannot_load("refiner.encoder", source, "vision", "conv"):
             self.processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
-            colours = _colours_of(self.processor, image_size)
-            self.size = colours.size
+            # Who needs no weights makes the model on the device `meta`; its processor is asked all the same.
+            with torch.device("cpu"):
+                colours = colours_of(self.processor, image_size)
+                # Of noise: of a picture without anything in it, a part may look like the whole.
+                noise = torch.rand(1, 3, *colours.size, generator=torch.Generator().manual_seed(0))
+            self.size, device = colours.size, torch.empty(0).device
             self.mean: Tensor
             self.std: Tensor
-            self.register_buffer("mean", colours.mean, persistent=False)
-            self.register_buffer("std", colours.std, persistent=False)
-            # Of noise: of a picture without anything in it, a part may look like the whole.
-            noise = torch.rand(1, 3, *self.size, generator=torch.Generator().manual_seed(0))
+            self.register_buffer("mean", colours.mean.to(device), persistent=False)
+            self.register_buffer("std", colours.std.to(device), persistent=False)
+            noise = noise.to(device)
             if pretrained:
                 model = load_checked(AutoModel, source, forward=lambda m: _hidden(_tower(m), noise))
                 seen = same_twice(lambda: _hidden(_tower(model), noise))
@@ -144,10 +191,10 @@ class PretrainedEncoder(nn.Module):
                 with torch.no_grad():
                     seen = _hidden(_tower(model), noise)
             self.model = _tower(model)
-            channels = self._map(seen).shape[1]
+            channels, rows, columns = self._map(seen).shape[1:]
         self.to_width = nn.Linear(channels, width)
         self.norm = nn.LayerNorm(width)
-        self.width = width
+        self.width, self.places = width, rows * columns
 
     def train(self, mode: bool = True) -> "PretrainedEncoder":
         """Training mode, except for the model."""
@@ -157,12 +204,24 @@ class PretrainedEncoder(nn.Module):
 
     def forward(self, images: UInt8[Tensor, "B T C height width"]) -> Float[Tensor, "B S d"]:
         """Pictures to `S = T * 4` tokens."""
-        batch = len(images)
+        return self._tokens(functional.adaptive_avg_pool2d(self._grid(images), 2)).reshape(len(images), -1, self.width)
+
+    def see(self, images: UInt8[Tensor, "B T C height width"]) -> SeenPictures:
+        """Tokens, and the map that they were made from, projected alike."""
+        grid, batch = self._grid(images), len(images)
+        pooled, patches = self._tokens(functional.adaptive_avg_pool2d(grid, 2)), self._tokens(grid)
+        return SeenPictures(
+            tokens=pooled.reshape(batch, -1, self.width), patches=patches.reshape(batch, -1, self.places, self.width)
+        )
+
+    def _grid(self, images: UInt8[Tensor, "B T C height width"]) -> Float[Tensor, "N d rows columns"]:
         pixels = rearrange(images, "b t c h w -> (b t) c h w").float() / 255
         pixels = functional.interpolate(pixels, self.size, mode="bilinear", antialias=True)
-        grid = self._map(_hidden(self.model, (pixels - self.mean) / self.std))
-        pooled = rearrange(functional.adaptive_avg_pool2d(grid, 2), "b d h w -> b (h w) d")
-        return self.norm(self.to_width(pooled)).reshape(batch, -1, self.width)
+        return self._map(_hidden(self.model, (pixels - self.mean) / self.std))
+
+    def _tokens(self, grid: Float[Tensor, "N d rows columns"]) -> Float[Tensor, "N K width"]:
+        tokens: Tensor = self.norm(self.to_width(rearrange(grid, "b d h w -> b (h w) d")))
+        return tokens
 
     def save_processor(self, folder: Path) -> None:
         """The image processor and the architecture's configuration: enough to rebuild the module without any hub."""
@@ -196,30 +255,6 @@ class PretrainedEncoder(nn.Module):
         return rearrange(hidden[:, count - rows * columns :], "b (h w) d -> b d h w", h=rows)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Colours:
-    """What a processor makes of pictures: `size` (height, width), and `mean` and `std` `(1, 3, 1, 1)` of colours in [0, 1]."""
-
-    size: tuple[int, int]
-    mean: Float[Tensor, "1 3 1 1"]
-    std: Float[Tensor, "1 3 1 1"]
-
-
-def _colours_of(processor: Any, image_size: int) -> _Colours:
-    """Found by showing it pictures of one colour: what it calls its sizes and scales is of no consequence."""
-    shown = torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [1.0, 0.4, 0.2]])
-    pictures = [np.tile((255 * colour).byte().numpy(), (image_size, image_size, 1)) for colour in shown]
-    seen = torch.stack([processor(images=picture, return_tensors="pt")["pixel_values"][0] for picture in pictures]).float()
-    if seen.ndim != 4 or seen.shape[1] != 3:
-        raise ValueError(f"its processor makes {tuple(seen.shape[1:])} of a picture, and not (3, height, width) pixels")
-    black, white, orange = seen[:, :, seen.shape[2] // 2, seen.shape[3] // 2]
-    scale = white - black
-    if not (scale > 0).all() or not torch.allclose(black + scale * shown[2], orange, atol=0.02):
-        raise ValueError("its processor does more with colours than to scale each of red, green and blue")
-    mean, std = (values.view(1, 3, 1, 1) for values in (-black / scale, 1 / scale))
-    return _Colours(size=(seen.shape[2], seen.shape[3]), mean=mean, std=std)
-
-
 def _tower(model: nn.Module) -> Any:
     """The vision tower of a vision-language model."""
     return getattr(model, "vision_model", model)
@@ -232,13 +267,15 @@ def _hidden(model: nn.Module, pixels: Float[Tensor, "B 3 height width"]) -> Tens
     return model(pixel_values=pixels, **stretched).last_hidden_state
 
 
-def make_encoder(source: str, image_size: int, width: int, folder: Path | None = None) -> nn.Module:
-    """`conv`, or the Hugging Face vision model of that name or folder.
+def make_encoder(
+    source: str, image_size: int, width: int, folder: Path | None = None, *, patches: bool = False
+) -> PictureEncoder:
+    """`conv`, or the Hugging Face vision model of that name or folder; with `patches` for who reads them.
 
     With `folder` (a checkpoint) it is built from the files there, without weights of its own.
     """
     if source == "conv":
-        return ConvEncoder(image_size, width)
+        return ConvEncoder(image_size, width, patches=patches)
     return PretrainedEncoder(str(folder / ENCODER_FOLDER) if folder else source, image_size, width, pretrained=folder is None)
 
 
