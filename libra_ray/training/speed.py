@@ -5,6 +5,7 @@ from collections import defaultdict
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from libra_ray.batch import Batch
@@ -28,7 +29,9 @@ def flops_per_window(model: System, batch: Batch, phase: str, *, bf16: bool) -> 
     model.eval()
     device = batch.actions.device
     counter = FlopCounterMode(display=False)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), counter:
+    # Attention as plain products: of fused kernels with fewer keys than queries the counter knows nothing.
+    plain = sdpa_kernel(SDPBackend.MATH)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), plain, counter:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             terms = model(batch, phase).terms
         torch.stack([term.float() for term in terms.values()]).sum().backward()
