@@ -159,9 +159,10 @@ class PretrainedEncoder(nn.Module):
         batch = len(images)
         pixels = rearrange(images, "b t c h w -> (b t) c h w").float() / 255
         pixels = functional.interpolate(pixels, self.size, mode="bilinear", antialias=True)
-        grid = self._map(_hidden(self.model, (pixels - self.mean) / self.std))
+        seen = ((pixels - self.mean) / self.std).to(next(self.model.parameters()).dtype)
+        grid = self._map(_hidden(self.model, seen))
         pooled = rearrange(functional.adaptive_avg_pool2d(grid, 2), "b d h w -> b (h w) d")
-        return self.norm(self.to_width(pooled)).reshape(batch, -1, self.width)
+        return self.norm(self.to_width(matched(pooled, self.to_width.weight))).reshape(batch, -1, self.width)
 
     def save_processor(self, folder: Path) -> None:
         """The image processor and the architecture's configuration: enough to rebuild the module without any hub."""
