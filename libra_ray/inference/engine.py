@@ -112,6 +112,8 @@ class InferenceEngine:
             return CallRecording(lambda given: self._run(level, given), asked, size, cast("CallRecorder", self._recorder))
 
     def _answer_as_written(self, level: str, asked: LevelInput) -> dict[str, Tensor]:
+        if self.device.type == "cpu":
+            return dict(self._call(level, asked))
         pinned = self.device.type == "cuda" and torch.cuda.is_available()
         there = mapped(asked, lambda value: (value.pin_memory() if pinned else value).to(self.device, non_blocking=pinned))
         return {name: value.cpu() for name, value in self._call(level, there).items()}
