@@ -148,6 +148,18 @@ def test_more_robots_than_the_largest_batch_are_answered_in_parts(saved, monkeyp
     assert played.batches(100) == (1, 2, 4)
 
 
+def test_of_recordings_those_used_last_are_kept(saved, monkeypatch):
+    monkeypatch.setattr(engines, "KINDS", 3)
+    policy, counting = load_policy(saved()), Counting()
+    played = recorded(policy, counting)
+    for robots, recordings in ((1, 2), (2, 4), (2, 4), (1, 6), (4, 8)):
+        seen = [make_observation(robot) for robot in range(robots)]
+        for one, other in zip(answers(played, seen), answers(policy, seen), strict=True):
+            np.testing.assert_allclose(one, other, **CLOSE)
+        assert counting.recorded == recordings
+    assert len(played.engine._recordings) == 3
+
+
 def test_buckets_are_the_powers_of_two_up_to_the_one_that_holds_all():
     assert [buckets(most) for most in (1, 2, 3, 8, 9)] == [(1,), (1, 2), (1, 2, 4), (1, 2, 4, 8), (1, 2, 4, 8, 16)]
 
