@@ -140,7 +140,7 @@ def load(
     """Read a checkpoint written by `save`.
 
     Args:
-        changes: settings of inference that replace those which it was trained with, see `System.denoised_by`.
+        changes: settings of inference that replace the checkpoint's: those of `PolicyConfig`, and see `System.denoised_by`.
 
     Raises:
         ValueError: the folder is missing, incomplete, of another format, or its files do not fit one another, or what is

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from libra_ray import checkpoint
 from libra_ray.checkpoint import Checkpoint
+from libra_ray.config import Config
 from libra_ray.config.overrides import flatten
 from libra_ray.data.transforms import Pipeline
 from libra_ray.inference.engine import InferenceEngine, buckets
@@ -121,7 +122,7 @@ class SystemPolicy:
 
     def batches(self, most: int) -> tuple[int, ...]:
         """The sizes of batch that `warm_up` needs, so that none of up to `most` robots is a new one."""
-        return buckets(most) if self.engine.records else tuple({1, most})
+        return buckets(most) if self.engine.records else tuple(sorted({1, most}))
 
     def take(self, source: Checkpoint) -> bool:
         """Go on with another checkpoint's weights and statistics, in the same memory; nobody may ask meanwhile.
@@ -247,16 +248,29 @@ def load_policy(
     """The policy of a checkpoint folder.
 
     Args:
-        changes: settings of inference that replace those which it was trained with, see `System.denoised_by`.
+        changes: settings of inference that replace the checkpoint's: those of `PolicyConfig`, and see `System.denoised_by`.
         variant: another way to run it, e.g. `coarse_only` of `libra`.
 
     Raises:
         ValueError: the folder is not a checkpoint that this version can run, or its system has no such variant.
     """
+    return SystemPolicy(load_source(folder, variant=variant, changes=changes), device, variant)
+
+
+def load_source(folder: Path | str, *, variant: str = "", changes: Mapping[str, Any] = MappingProxyType({})) -> Checkpoint:
+    """The checkpoint that `load_policy` makes a policy of, on the CPU.
+
+    Raises:
+        ValueError: as `load_policy`.
+    """
     if variant:
         check_variant(folder, variant)
-    source = checkpoint.load(folder, device, changes)
-    return SystemPolicy(source, device, variant)
+    return checkpoint.load(folder, changes=changes)
+
+
+def inference_settings(config: Config) -> dict[str, Any]:
+    """How a configuration has policies run: for `changes`, where that of a run counts and not that of its checkpoint."""
+    return {name: value for name, value in flatten(config).items() if name.startswith("policy.")}
 
 
 def check_variant(folder: Path | str, variant: str) -> None:
@@ -273,4 +287,13 @@ def check_variant(folder: Path | str, variant: str) -> None:
         raise ValueError(f"checkpoint {folder} is of model.system={name}, which has no variant {variant!r}; {has}")
 
 
-__all__ = ["Policy", "SystemPolicy", "act", "check_variant", "load_policy"]
+__all__ = [
+    "Checkpoint",
+    "Policy",
+    "SystemPolicy",
+    "act",
+    "check_variant",
+    "inference_settings",
+    "load_policy",
+    "load_source",
+]

@@ -54,7 +54,9 @@ def measured_profile(
         setting, trained = setting_of(policy.model)
         told("codec and transport")
         components = wire_times(policy, batches, jpeg)
-        components += _components(policy, batches, told)
+        # What was recorded is one piece, and has no stages.
+        written = load_policy(checkpoint, device, changes={"policy.compile": "none"}) if policy.engine.records else policy
+        components += _components(written, batches, told)
         own = _whole(policy, batches, trained, told)
         calls = {name: list(found) for name, found in own.items()}
         denoised = policy.model.denoised_by()

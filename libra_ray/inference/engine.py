@@ -18,7 +18,7 @@ from libra_ray.model.system import System
 LARGEST = 256
 """Robots in the largest recorded batch; more are answered in parts."""
 KINDS = 64
-"""Forms that torch.compile keeps of one function: levels times sizes of batch."""
+"""Recordings kept, those used last: levels times sizes of batch are fewer, but of what varies otherwise there is no end."""
 
 
 def buckets(most: int) -> tuple[int, ...]:
@@ -104,14 +104,19 @@ class InferenceEngine:
                     self._as_written.add(level)
                     print_status(f"policy: level {level} is run as it is written, for it cannot be recorded: {_reason(error)}")
             if key in self._recordings:
-                return self._recordings[key].play(asked)
+                self._recordings[key] = recording = self._recordings.pop(key)
+                return recording.play(asked)
         return self._answer_as_written(level, asked)
 
     def _recorded(self, level: str, asked: LevelInput, size: int) -> CallRecording:
+        while len(self._recordings) >= KINDS:
+            del self._recordings[next(iter(self._recordings))]
         with torch.compiler.config.patch(recompile_limit=KINDS):  # type: ignore[attr-defined]  # put there by torch
             return CallRecording(lambda given: self._run(level, given), asked, size, cast("CallRecorder", self._recorder))
 
     def _answer_as_written(self, level: str, asked: LevelInput) -> dict[str, Tensor]:
+        if self.device.type == "cpu":
+            return dict(self._call(level, asked))
         pinned = self.device.type == "cuda" and torch.cuda.is_available()
         there = mapped(asked, lambda value: (value.pin_memory() if pinned else value).to(self.device, non_blocking=pinned))
         return {name: value.cpu() for name, value in self._call(level, there).items()}

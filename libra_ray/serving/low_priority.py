@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
-from libra_ray.serving.weights import FailedComputingError
+from libra_ray.serving.weights import FailedComputingError, UnknownWeightsError
 
 NICEST = 19
 """A thread nicer than that has Linux's idle policy: whoever wakes takes its processor at once, and it counts as free."""
@@ -42,7 +42,8 @@ class ComputeThreads:
         """Compute off the event loop.
 
         Raises:
-            FailedComputingError: `work` failed; the text says how.
+            UnknownWeightsError: `work` says so.
+            FailedComputingError: it failed otherwise; the text says how.
         """
 
         def timed() -> T:
@@ -50,6 +51,8 @@ class ComputeThreads:
                 self.busy_since = time.monotonic()
                 try:
                     return work()
+                except UnknownWeightsError:
+                    raise
                 except Exception as error:
                     # Of an error of torch's the gateway could only learn by importing torch, which takes seconds.
                     raise FailedComputingError(f"{type(error).__name__}: {error}") from error

@@ -1,11 +1,13 @@
 """A level of a policy as a deployment: batches in, batches out, no robot's state.
 
-While one checkpoint follows another, both are loaded side by side.
+While one checkpoint follows another, both are loaded side by side. Where batches are recorded for a GPU, the third takes
+the place of the first, weight by weight: what was recorded goes on, and is not recorded again while robots wait.
 """
 
 import asyncio
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 from libra_ray.common.gc_freeze import freeze_startup_objects
@@ -18,7 +20,7 @@ from libra_ray.serving.weights import UnknownWeightsError, folder_of, weights_ke
 from libra_ray.types import STATE_KEY, Json
 
 if TYPE_CHECKING:
-    from libra_ray.policy import SystemPolicy
+    from libra_ray.policy import Checkpoint, SystemPolicy
 
 KEPT = 2
 """Checkpoints loaded at a time: the one in use, and the one before until no intent of it is left."""
@@ -43,6 +45,7 @@ class LevelReplica:
         self._alone: dict[str, Latency] = {}
         self._late_shares: list[float] = []
         self._told_busy_s, self._told_at = 0.0, time.monotonic()
+        self._warming_up = False
 
     async def reconfigure(self, user_config: Mapping[str, str]) -> None:
         """Load and warm up the weights that `user_config` names, beside those in use.
@@ -53,9 +56,17 @@ class LevelReplica:
         key = weights_key(user_config)
         if key in self._policies:
             return
-        policy = await asyncio.get_running_loop().run_in_executor(None, self._loaded, user_config["checkpoint"])
-        for low_priority in (True, False):
-            alone = await self._compute.run(lambda: self._warm_up(policy), low_priority=low_priority)
+        loop = asyncio.get_running_loop()
+        source = await loop.run_in_executor(None, self._loaded, user_config["checkpoint"])
+        self._warming_up = True
+        try:
+            policy = await self._compute.run(lambda: self._recycled(source), low_priority=False)
+            if policy is None:
+                policy = await loop.run_in_executor(None, self._made, source)
+            for low_priority in (True, False):
+                alone = await self._warm_up(policy, low_priority=low_priority)
+        finally:
+            self._warming_up = False
         self._policies = {**dict(list(self._policies.items())[1 - KEPT :]), key: policy}
         self._alone = {**dict(list(self._alone.items())[1 - KEPT :]), key: alone}
         freeze_startup_objects()
@@ -81,9 +92,10 @@ class LevelReplica:
             UnknownWeightsError: the batch's weights are not loaded here.
         """
         self._late_shares.append(late_share)
-        policy = self._policy(batch.weights)
 
         def work() -> InferenceResult:
+            # Only here, for until now its weights might have become others.
+            policy = self._policy(batch.weights)
             began, levels = time.perf_counter(), {level.name: level for level in policy.levels}
             reads = levels[self._level].reads
             above = batch.intents(None if reads is None else levels[reads])
@@ -117,7 +129,7 @@ class LevelReplica:
             RuntimeError: a call does not come back.
         """
         since = self._compute.busy_since
-        if since is not None and time.monotonic() - since > HANGS_S:
+        if since is not None and time.monotonic() - since > HANGS_S and not self._warming_up:
             raise RuntimeError(f"a call has computed for more than {HANGS_S:g} s")
 
     def record_autoscaling_stats(self) -> dict[str, float]:
@@ -138,27 +150,53 @@ class LevelReplica:
             raise UnknownWeightsError(f"{weights!r} is not loaded here; loaded: {', '.join(map(repr, self._policies))}")
         return self._policies[weights]
 
-    def _loaded(self, address: str) -> "SystemPolicy":
+    def _loaded(self, address: str) -> "Checkpoint":
         # Here, so that the driver, which names this class to Serve, need not wait for torch.
-        import torch
+        from libra_ray.policy import load_source
 
-        from libra_ray.policy import load_policy
-
-        device = "cuda" if self._own.num_gpus and torch.cuda.is_available() else "cpu"
-        policy = load_policy(folder_of(address, self._settings.tracking_uri), device, variant=self._settings.variant)
-        names, served = [level.name for level in policy.levels], [*self._settings.levels]
+        settings = self._settings
+        folder = folder_of(address, settings.tracking_uri)
+        source = load_source(folder, variant=settings.variant, changes=settings.policy.changes)
+        names, served = [level.name for level in source.model.levels], [*settings.levels]
         if names != served:
             raise ValueError(f"{address} has the levels {', '.join(names)}; this application serves {', '.join(served)}")
+        return source
+
+    def _made(self, source: "Checkpoint") -> "SystemPolicy":
+        import torch
+
+        from libra_ray.policy import SystemPolicy
+
+        device = "cuda" if self._own.num_gpus and torch.cuda.is_available() else "cpu"
+        return SystemPolicy(source, device, self._settings.variant)
+
+    def _recycled(self, source: "Checkpoint") -> "SystemPolicy | None":
+        """The oldest policy, which nobody will need, with other weights; None where it is needed, or of another kind."""
+        if len(self._policies) < KEPT:
+            return None
+        oldest, policy = next(iter(self._policies.items()))
+        if not policy.engine.records or not policy.take(source):
+            return None
+        del self._policies[oldest], self._alone[oldest]
         return policy
 
-    def _warm_up(self, policy: "SystemPolicy") -> Latency:
-        """A full batch and one robot, whose latency this is: the first calls of each size are slow."""
+    async def _warm_up(self, policy: "SystemPolicy", *, low_priority: bool) -> Latency:
+        """Every size of batch once, and one robot, whose latency this is: the first calls of each size are slow.
+
+        One size after another, so that batches of the weights in use can come between.
+        """
         one, ms = policy.blank(), []
-        for batch in (self._own.max_batch, *[1] * (1 + TIMED_CALLS)):
+        for size in reversed(policy.batches(self._own.max_batch)):
+            await self._compute.run(partial(policy.warm_up, [size], [self._level]), low_priority=low_priority)
+
+        def timed() -> None:
             began = time.perf_counter()
-            policy.infer(self._level, [one] * batch, [None] * batch)
+            policy.infer(self._level, [one], [None])
             ms.append(1000 * (time.perf_counter() - began))
-        return Latency.of(ms[-TIMED_CALLS:])
+
+        for _ in range(TIMED_CALLS):
+            await self._compute.run(timed, low_priority=low_priority)
+        return Latency.of(ms)
 
 
 def described(policy: "SystemPolicy") -> Json:

@@ -89,6 +89,20 @@ class GatewayReplicas(Replicas):
     num_cpus: float = Field(default=0.25, ge=0, description="CPUs reserved per process.")
 
 
+class PolicySettings(_Frozen):
+    """How the levels' networks are run; see `config.PolicyConfig`."""
+
+    precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="auto: bf16 on a GPU, fp32 elsewhere.")
+    compile: Literal["auto", "none", "graphs", "inductor"] = Field(
+        default="auto", description="auto: CUDA graphs on a GPU, none elsewhere."
+    )
+
+    @property
+    def changes(self) -> dict[str, str]:
+        """For `load_policy`, whatever the checkpoint was saved with."""
+        return {"policy.precision": self.precision, "policy.compile": self.compile}
+
+
 class ServingSettings(_Frozen):
     """Arguments of `serve_apps.libra:app`.
 
@@ -104,6 +118,7 @@ class ServingSettings(_Frozen):
     revision: str = Field(default="", description="Any text; a new one loads the same address again.")
     tracking_uri: str = Field(default="", description="MLflow store for `models:/`; empty is that of the folder `runs`.")
     variant: str = Field(default="", description="Another way to run the policy, e.g. `coarse_only` of `libra`.")
+    policy: PolicySettings = PolicySettings()
     levels: dict[str, LevelReplicas] = Field(default={}, description="By name; those of the checkpoint that it leaves out too.")
     gateway: GatewayReplicas = GatewayReplicas()
     rule: Literal["fifo", "overlap", "event"] = Field(default="overlap", description="When a new intent is asked for.")
@@ -173,6 +188,8 @@ class ServingSettings(_Frozen):
         given = {name: self.levels.get(name, LevelReplicas()).model_dump(exclude_unset=True) for name in names}
         kinds = [*[UpperReplicas] * (len(names) - 1), LevelReplicas]
         levels = {name: kind(**given[name]) for name, kind in zip(names, kinds, strict=True)}
+        if self.policy.compile == "graphs" and (without := [name for name, level in levels.items() if not level.num_gpus]):
+            raise ValueError(f"policy.compile=graphs needs a GPU; give levels.{without[0]}.num_gpus, or policy.compile=auto")
         return self.model_copy(update={"levels": levels})
 
     @property

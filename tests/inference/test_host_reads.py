@@ -4,17 +4,22 @@ import pytest
 import torch
 
 from libra_ray.inference.tensors import LevelInput, mapped
-from libra_ray.model.registry import make_system
+from libra_ray.model.registry import SYSTEMS, make_system
 from libra_ray.model.system import SystemInput
 from tests.host_reads import HostReadError, there, without_host_reads
-from tests.model.builders import SHAPE, tiny_config
-from tests.model.test_systems import FORMS
+from tests.model.builders import SHAPE, make_batch, tiny_config
+from tests.model.test_systems import FORMS, TOY
 
-PUBLISHED = {"refiner.objective": "ddpm", "refiner.predicts": "target"}
-MORE = {
-    "published": PUBLISHED,
-    "goes_on": {"refiner.max_committed_steps": 2},
+LEVELS = {
+    **{name: FORMS[name] for name in (*SYSTEMS, TOY, "anchor_libra_two_levels", "anchor_own_context", "experts_soft")},
+    "published": {"refiner.objective": "ddpm", "refiner.predicts": "target", "refiner.max_committed_steps": 2},
     "reads_words": {"refiner.vision": "shared", "refiner.see_language": True},
+}
+RANDOM = {
+    "train.augment_pixels": 2,
+    "train.augment_state": 0.1,
+    "refiner.condition_dropout": 0.5,
+    "refiner.max_committed_steps": 2,
 }
 
 
@@ -42,7 +47,7 @@ def question(model, robots=2):
     return asked
 
 
-@pytest.mark.parametrize("changes", [*FORMS.values(), *MORE.values()], ids=[*FORMS, *MORE])
+@pytest.mark.parametrize("changes", LEVELS.values(), ids=LEVELS)
 def test_no_level_of_any_system_looks_at_values(changes):
     config = tiny_config(changes)
     asked = question(make_system(config, SHAPE))
@@ -59,6 +64,28 @@ def test_no_level_of_any_system_looks_at_values(changes):
                 assert {value.device.type for value in answers.values()} == {"cuda"}
 
     without_host_reads(make, run)
+
+
+@pytest.mark.parametrize("name", ["libra", "monolithic"])
+def test_no_loss_looks_at_values(name):
+    """Random numbers are drawn by the host, and handed to the device."""
+    config = tiny_config({"model.system": name, **RANDOM})
+    batch = make_batch(make_system(config, SHAPE), 4)
+
+    def run(made):
+        model, windows = made
+        for phase in model.schedule().phases:
+            assert {term.device.type for term in model.losses(windows, phase).terms.values()} == {"cuda"}
+
+    without_host_reads(lambda: (make_system(config, SHAPE), mapped(batch, there)), run, uploads=True)
+
+
+@pytest.mark.parametrize("place", ["libra_ray.model.parts.backbone", "libra_ray.model.experts"])
+def test_a_level_that_looks_at_values_is_noticed(place, monkeypatch):
+    """What a CPU may do to save work, as if it were one."""
+    monkeypatch.setattr(f"{place}.reads_are_free", lambda value: True)
+    with pytest.raises(HostReadError):
+        test_no_level_of_any_system_looks_at_values({"model.system": "experts"})
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 
 from libra_ray.client.protocol import Handshake, Reply, pack, request, unpack
+from libra_ray.inference import engine as engines
+from libra_ray.inference.recording import CallAgain
 from libra_ray.policy import load_policy
 from libra_ray.serving.batches import InferenceBatch, InferenceRequest
 from libra_ray.serving.gateway import GatewayCore
 from libra_ray.serving.replica import LevelReplica
 from libra_ray.serving.requests import BadRequestError
 from libra_ray.serving.settings import ServingSettings
-from libra_ray.serving.weights import pinned, weights_key
+from libra_ray.serving.weights import UnknownWeightsError, pinned, weights_key
 from libra_ray.types import ActionChunk, Intent
 from tests.model import families, vision_models
 from tests.model.builders import INSTRUCTIONS, make_observation, save_checkpoint, tiny_model
@@ -237,3 +239,43 @@ def test_a_pretrained_policy_is_served_from_its_checkpoint_and_refuses_words_of_
             assert not reply.held
 
     asyncio.run(asyncio.wait_for(work(), 60))
+
+
+def test_the_third_weights_take_the_place_of_the_first_and_what_was_recorded_goes_on(tmp_path, monkeypatch):
+    """No intent of the first weights is left then: those of the second are still read by them."""
+    recorded = []
+
+    class Counting(CallAgain):
+        def record(self, call):
+            recorded.append(call)
+            return super().record(call)
+
+    monkeypatch.setattr(engines, "_recorder", lambda device, how: Counting(device))
+    for seed in range(3):
+        save_checkpoint(tmp_path / str(seed), tiny_model({"train.seed": seed}))
+    settings = pinned(ServingSettings.read({"checkpoint": str(tmp_path / "0"), "levels.planner.max_batch": 3}))
+    configs = [{"checkpoint": str(tmp_path / str(seed)), "revision": ""} for seed in range(3)]
+    keys = [weights_key(config) for config in configs]
+
+    async def work():
+        replica = LevelReplica(settings, "planner")
+
+        async def tokens(key):
+            request = InferenceRequest(number=0, observation=make_observation(0))
+            result = await replica.infer(InferenceBatch.stacked([request], key, history=1))
+            return result.values["tokens"][0]
+
+        await replica.reconfigure(configs[0])
+        await replica.reconfigure(configs[1])
+        first, second = await tokens(keys[0]), await tokens(keys[1])
+        assert len(recorded) == 2 * 3, "1, 2 and 4 robots, of two policies"
+        await replica.reconfigure(configs[2])
+        assert len(recorded) == 2 * 3
+        np.testing.assert_array_equal(await tokens(keys[1]), second)
+        [expected] = load_policy(tmp_path / "2").infer("planner", [make_observation(0)], [None])
+        np.testing.assert_array_equal(await tokens(keys[2]), expected.values["tokens"])
+        assert not np.array_equal(first, expected.values["tokens"])
+        with pytest.raises(UnknownWeightsError):
+            await tokens(keys[0])
+
+    asyncio.run(work())

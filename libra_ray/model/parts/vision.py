@@ -217,10 +217,12 @@ class PretrainedEncoder(PictureEncoder):
     def _grid(self, images: UInt8[Tensor, "B T C height width"]) -> Float[Tensor, "N d rows columns"]:
         pixels = rearrange(images, "b t c h w -> (b t) c h w").float() / 255
         pixels = functional.interpolate(pixels, self.size, mode="bilinear", antialias=True)
-        return self._map(_hidden(self.model, (pixels - self.mean) / self.std))
+        seen = ((pixels - self.mean) / self.std).to(next(self.model.parameters()).dtype)
+        return self._map(_hidden(self.model, seen))
 
     def _tokens(self, grid: Float[Tensor, "N d rows columns"]) -> Float[Tensor, "N K width"]:
-        tokens: Tensor = self.norm(self.to_width(rearrange(grid, "b d h w -> b (h w) d")))
+        places = matched(rearrange(grid, "b d h w -> b (h w) d"), self.to_width.weight)
+        tokens: Tensor = self.norm(self.to_width(places))
         return tokens
 
     def save_processor(self, folder: Path) -> None:

@@ -21,7 +21,7 @@ from libra_ray.on_ray import train as training
 from libra_ray.on_ray.run_data import keep, open_to_train
 from libra_ray.on_ray.simulator_pool import SimulatorPool
 from libra_ray.on_ray.sweep.sweep_folder import FULL, RUNGS_NAME, TrialFolder, TrialProcess, WrittenOrder
-from libra_ray.policy import load_policy
+from libra_ray.policy import inference_settings, load_policy
 from libra_ray.runs.folder import Clock, RunFolder
 from libra_ray.runs.results import TrainingLog
 from libra_ray.runs.trials import Rung, TrialResult
@@ -181,7 +181,8 @@ def latency_ms(folder: RunFolder) -> float:
 
     Medians of every level's calls, each divided by the steps that its answer is used for.
     """
-    policy = load_policy(folder.path("checkpoint"), evaluation.device_of(folder.config))
+    device, changes = evaluation.device_of(folder.config), inference_settings(folder.config)
+    policy = load_policy(folder.path("checkpoint"), device, changes=changes)
     covers = {level.name: level.covers for level in policy.levels}
     covers[policy.levels[-1].name] = folder.config.control.execute_steps or policy.levels[-1].covers
     return sum(latency.p50_ms / covers[name] for name, latency in measure(policy, policy.blank()).items())
