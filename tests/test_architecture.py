@@ -64,7 +64,7 @@ OWNERS: dict[str, set[str]] = {
     },
     "jaxtyping": {"batch", "model", "policy", "training"},
     "safetensors": {"checkpoint", "training"},
-    "transformers": {"model"},
+    "transformers": {"model", "benchmarks"},
     "lerobot": {"data", "benchmarks"},
     "av": {"data", "report"},
     "mujoco": {"sim"},

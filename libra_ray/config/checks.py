@@ -23,6 +23,7 @@ LEAST = {
     "train.augment_pixels": 0, "train.augment_state": 0, "sim.supersample": 1, "train.weight_decay": 0,
     "train.lambda_plan": 0, "train.lambda_diff": 0, "refiner.sample_noise": 0, "coarse_to_fine.steps": 1,
     "coarse_to_fine.noise": 0, "anchor_refine.lambda_gripper": 0, "experts.balance": 0,
+    "model.lora_rank": 1,
 }  # fmt: skip
 """The smallest value of each."""
 ABOVE_ZERO = (
@@ -31,6 +32,7 @@ ABOVE_ZERO = (
     "anchor_refine.lambda_residual",
     "anchor_refine.gripper_margin",
     "experts.temperature",
+    "model.lora_alpha",
 )
 """Settings that would stop all learning at 0."""
 SHARES = (
@@ -162,6 +164,11 @@ def _refuse_odd_systems(settings: Settings) -> None:
     if settings["refiner.vision_tokens"] == "patches" and settings["refiner.vision"] == "shared":
         raise ValueError(
             "refiner.vision_tokens=patches are those of the refiner's own encoder; give refiner.vision=own, or pooled tokens"
+        )
+    if settings["refiner.train_encoder"] != "full" and settings["refiner.vision"] == "shared":
+        raise ValueError(
+            f"refiner.train_encoder={settings['refiner.train_encoder']} has no encoder with refiner.vision=shared; "
+            "give planner.train_vision"
         )
     named = settings["experts.names"]
     if len(named) < 2 or len(set(named)) < len(named) or not set(named) <= set(EXPERTS):

@@ -45,7 +45,7 @@ class Experts(System):
         self.levels, self.intents = (Level(name="policy", covers=config.action.horizon),), {}
         backbone: Backbone = make_backbone(config.planner, config.sim.image_size, pictures, folder)
         widths = FeatureWidths(width=backbone.width, summary_width=backbone.summary_width)
-        self.shared = WithBackbone(backbone, freeze=config.planner.freeze_backbone)
+        self.shared = WithBackbone(backbone, config.planner)
         self.experts = nn.ModuleDict({name: make_expert(name, config, shape, widths, pictures) for name in names})
         self.router = Router(config, shape, widths, len(names))
 

@@ -193,7 +193,7 @@ def test_a_shared_encoder_learns_from_the_refiner_too():
 
 
 def test_a_frozen_backbone_gets_no_gradient():
-    model = tiny_model({"planner.freeze_backbone": True, "refiner.vision": "shared"})
+    model = tiny_model({"planner.train_vision": "frozen", "planner.train_language": "frozen", "refiner.vision": "shared"})
     found = losses(model, make_batch(model))
     sum(found.values()).backward()
     assert gradient(model.planner.backbone) == 0

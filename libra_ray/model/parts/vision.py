@@ -44,10 +44,12 @@ class PictureEncoder(nn.Module, ABC):
     Attributes:
         width: of its tokens.
         places: K, the patches of a picture.
+        tower: how the names of the weights begin that are not learned anew; empty where all are.
     """
 
     width: int
     places: int
+    tower = ""
 
     def forward(self, images: UInt8[Tensor, "B T C height width"]) -> Float[Tensor, "B S d"]:
         """Pictures to `S = T * 4` tokens."""
@@ -161,6 +163,8 @@ class PretrainedEncoder(PictureEncoder):
     Raises:
         ValueError: the model cannot be loaded, does not take pictures, answers none with a map, or not always with the same.
     """
+
+    tower = "model."
 
     def __init__(self, source: str, image_size: int, width: int, *, pretrained: bool = True) -> None:
         """Load; without `pretrained` the weights stay random, because a checkpoint's will follow."""
