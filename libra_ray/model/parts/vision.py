@@ -193,6 +193,9 @@ class PretrainedEncoder(PictureEncoder):
                 with torch.no_grad():
                     seen = _hidden(_tower(model), noise)
             self.model = _tower(model)
+            if hasattr(self.model, "use_head"):
+                # Its one token for the whole picture is read by nobody.
+                self.model.use_head = False
             channels, rows, columns = self._map(seen).shape[1:]
         self.to_width = nn.Linear(channels, width)
         self.norm = nn.LayerNorm(width)
