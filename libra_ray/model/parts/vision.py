@@ -221,7 +221,8 @@ class PretrainedEncoder(PictureEncoder):
 
     def _grid(self, images: UInt8[Tensor, "B T C height width"]) -> Float[Tensor, "N d rows columns"]:
         pixels = rearrange(images, "b t c h w -> (b t) c h w").float() / 255
-        pixels = functional.interpolate(pixels, self.size, mode="bilinear", antialias=True)
+        if pixels.shape[-2:] != self.size:
+            pixels = functional.interpolate(pixels, self.size, mode="bilinear", antialias=True)
         return self._map(_hidden(self.model, (pixels - self.mean) / self.std))
 
     def _tokens(self, grid: Float[Tensor, "N d rows columns"]) -> Float[Tensor, "N K width"]:
