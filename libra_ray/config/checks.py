@@ -161,10 +161,6 @@ def _refuse_odd_systems(settings: Settings) -> None:
         raise ValueError(f"anchor_refine.gripper={gripper!r} is no action dimension; give last, none, or its number from 0")
     if system == "coarse_to_fine" and settings["refiner.objective"] != "flow":
         raise ValueError("model.system=coarse_to_fine starts from a coarse action, not from noise; give refiner.objective=flow")
-    if settings["refiner.vision_tokens"] == "patches" and settings["refiner.vision"] == "shared":
-        raise ValueError(
-            "refiner.vision_tokens=patches are those of the refiner's own encoder; give refiner.vision=own, or pooled tokens"
-        )
     if settings["refiner.train_encoder"] != "full" and settings["refiner.vision"] == "shared":
         raise ValueError(
             f"refiner.train_encoder={settings['refiner.train_encoder']} has no encoder with refiner.vision=shared; "

@@ -83,8 +83,8 @@ class RefinerConfig:
     vision: Literal["own", "shared"] = "own"
     """`own`: its own encoder, as published; `shared`: the planner's picture features (ablation)."""
     vision_tokens: Literal["pooled", "patches"] = "pooled"
-    """What every picture becomes, of its own encoder. `pooled`: four tokens, which modulate the layers; `patches`: the
-    encoder's map besides, to whose places every layer attends."""
+    """What its own encoder makes of a picture. `pooled`: four tokens, which modulate the layers; `patches`: the encoder's map
+    besides, to whose places every layer attends. The planner's features are pooled."""
     see_language: bool = False
     """Let the refiner read the instruction (ablation); published: no, the tokens are its only task channel."""
     objective: Literal["ddpm", "flow"] = "flow"

@@ -83,7 +83,7 @@ class Refiner(Adaptable):
         self.objective: Objective = make_objective(config.objective, config.train_timesteps)
         width = config.width
         own = config.vision == "own"
-        patches = config.vision_tokens == "patches"
+        patches = own and config.vision_tokens == "patches"
         self.eyes = (
             make_encoder(config.encoder, image_size, width, folder, patches=patches) if own else nn.Linear(feature_width, width)
         )
