@@ -19,6 +19,7 @@ import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from libra_ray.config import Config, override, preset
+from libra_ray.model.parts.adapters import adapt
 from libra_ray.model.parts.backbone import PROCESSOR_FOLDER
 from libra_ray.model.parts.vision import ENCODER_FOLDER
 from libra_ray.model.registry import make_system
@@ -54,7 +55,10 @@ def paper_system(
     """That model with random weights, on the current device (`with torch.device(...)`); on `meta` it takes no memory."""
     with tempfile.TemporaryDirectory() as folder:
         write_architectures(Path(folder), scale)
-        return make_system(paper_config(scale, changes), shape, Path(folder))
+        config = paper_config(scale, changes)
+        system = make_system(config, shape, Path(folder))
+    adapt(system, config.model)
+    return system
 
 
 def write_architectures(folder: Path, scale: Scale) -> None:

@@ -2,7 +2,7 @@
 
 ```
 checkpoint/
-  weights.safetensors   what the policy runs with (the moving average of the trained weights)
+  weights.safetensors   what the policy runs with (the moving average of the trained weights, adapters apart)
   config.json           the resolved configuration
   stats.json            normalisation statistics of the training episodes
   manifest.json         step, dimensions, schema of observation and action, digest
@@ -30,6 +30,7 @@ from libra_ray.config import Config, override
 from libra_ray.data.fingerprint import Fingerprint
 from libra_ray.data.transforms import NormStats
 from libra_ray.manifest import Manifest, read_config, read_levels, read_manifest
+from libra_ray.model.parts.adapters import merged
 from libra_ray.model.parts.backbone import PROCESSOR_FOLDER
 from libra_ray.model.parts.vision import ENCODER_FOLDER
 from libra_ray.model.registry import make_system
@@ -159,7 +160,7 @@ def load(
     stats.check_fits(manifest.shape.state_dim, manifest.shape.action_dim)
     model = make_system(config, manifest.shape, folder)
     try:
-        model.load_state_dict(load_file(folder / "weights.safetensors"))
+        model.load_state_dict(merged(load_file(folder / "weights.safetensors"), config.model))
     except RuntimeError as error:
         raise ValueError(f"checkpoint {folder}: its weights do not fit its configuration ({error}); train again") from error
     return Checkpoint(model=model.to(device).eval(), config=config, stats=stats, manifest=manifest)

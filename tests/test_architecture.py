@@ -66,7 +66,7 @@ OWNERS: dict[str, set[str]] = {
     },
     "jaxtyping": {"batch", "model", "inference", "policy", "training"},
     "safetensors": {"checkpoint", "training"},
-    "transformers": {"model"},
+    "transformers": {"model", "benchmarks"},
     "lerobot": {"data", "benchmarks"},
     "av": {"data", "report"},
     "mujoco": {"sim"},

@@ -23,7 +23,12 @@ SETTINGS = {
     "shared": {**SHARED, "train.balance": "gradient", "train.balance_every": 1, "train.curriculum": "planner"},
     "published": {"refiner.objective": "ddpm", "refiner.predicts": "target", "data.history": 2},
     "monolithic": {**MONOLITHIC, "refiner.vision": "shared", "refiner.objective": "ddpm"},
-    "frozen": {"planner.freeze_backbone": "true", "train.lambda_plan": 0.0, "action.bins": 3},
+    "frozen": {
+        "planner.train_vision": "frozen",
+        "planner.train_language": "lora",
+        "train.lambda_plan": 0.0,
+        "action.bins": 3,
+    },
 }
 
 

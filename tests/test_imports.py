@@ -36,7 +36,10 @@ LAWS = [
         "import libra_ray.on_ray.serving.aggregator_client",
         {"torch", "lerobot", "transformers", "mlflow", "matplotlib", "scipy"},
     ),
-    ("import libra_ray.checkpoint, libra_ray.policy, libra_ray.training.fit", {"ray", "mlflow", "mujoco", "metaworld"}),
+    (
+        "import libra_ray.checkpoint, libra_ray.policy, libra_ray.training.fit",
+        {"ray", "mlflow", "mujoco", "metaworld", "transformers", "peft", "torchvision"},
+    ),
     ("import libra_ray.fleet.run, libra_ray.fleet.simulated", {"torch", "ray", "lerobot", "transformers", "mlflow"}),
     (
         f"from serve_apps.libra import app; app({{'checkpoint': '{CHECKPOINT}'}})",

@@ -24,6 +24,7 @@ LEAST = {
     "train.augment_pixels": 0, "train.augment_state": 0, "sim.supersample": 1, "train.weight_decay": 0,
     "train.lambda_plan": 0, "train.lambda_diff": 0, "refiner.sample_noise": 0, "coarse_to_fine.steps": 1,
     "coarse_to_fine.noise": 0, "anchor_refine.lambda_gripper": 0, "experts.balance": 0,
+    "model.lora_rank": 1,
 }  # fmt: skip
 """The smallest value of each."""
 ABOVE_ZERO = (
@@ -32,6 +33,7 @@ ABOVE_ZERO = (
     "anchor_refine.lambda_residual",
     "anchor_refine.gripper_margin",
     "experts.temperature",
+    "model.lora_alpha",
 )
 """Settings that would stop all learning at 0."""
 SHARES = (
@@ -160,9 +162,10 @@ def _refuse_odd_systems(settings: Settings) -> None:
         raise ValueError(f"anchor_refine.gripper={gripper!r} is no action dimension; give last, none, or its number from 0")
     if system == "coarse_to_fine" and settings["refiner.objective"] != "flow":
         raise ValueError("model.system=coarse_to_fine starts from a coarse action, not from noise; give refiner.objective=flow")
-    if settings["refiner.vision_tokens"] == "patches" and settings["refiner.vision"] == "shared":
+    if settings["refiner.train_encoder"] != "full" and settings["refiner.vision"] == "shared":
         raise ValueError(
-            "refiner.vision_tokens=patches are those of the refiner's own encoder; give refiner.vision=own, or pooled tokens"
+            f"refiner.train_encoder={settings['refiner.train_encoder']} has no encoder with refiner.vision=shared; "
+            "give planner.train_vision"
         )
     named = settings["experts.names"]
     if len(named) < 2 or len(set(named)) < len(named) or not set(named) <= set(EXPERTS):

@@ -5,6 +5,9 @@ from typing import Any
 
 RENAMED = {"control.planner_delay_steps": "delay.intent_steps", "control.intent_delay_steps": "delay.intent_steps"}
 """Former name -> present one, of the same meaning."""
+FREEZE = "planner.freeze_backbone"
+BACKBONE = ("planner.train_vision", "planner.train_language")
+"""What `planner.freeze_backbone` kept as loaded: both `frozen`, or neither."""
 CONDITION = "refiner.condition"
 SYSTEM_OF = {"tokens": "libra", "features": "monolithic"}
 """What `refiner.condition` chose -> `model.system`."""
@@ -18,6 +21,8 @@ ALL = {
 def upgraded(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Saved settings by their dotted names, in the words of this version; other names stay as they are."""
     found = {RENAMED.get(name, name): value for name, value in settings.items()}
+    if found.pop(FREEZE, False):
+        found |= dict.fromkeys(BACKBONE, "frozen")
     if CONDITION in found:
         found["model.system"] = SYSTEM_OF.get(found.pop(CONDITION), "libra")
         found |= {name: () for name, everything in ALL.items() if tuple(found.get(name, ())) == everything}
@@ -33,5 +38,7 @@ def refuse_former(settings: Mapping[str, Any]) -> None:
     for name, value in settings.items():
         if name in RENAMED:
             raise ValueError(f"{name} has another name now; give {RENAMED[name]}={value}")
+        if name == FREEZE:
+            raise ValueError(f"{name} is now {' and '.join(BACKBONE)}; give both full, frozen or lora")
         if name == CONDITION:
             raise ValueError(f"{name} is now model.system; give model.system={SYSTEM_OF.get(value, 'libra')}")

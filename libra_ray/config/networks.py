@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+Training = Literal["full", "frozen", "lora"]
+"""How a part trains: all of its weights, none, or adapters beside its linear layers."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ActionConfig:
@@ -31,6 +34,10 @@ class ModelConfig:
     token heads, and a flow that starts from their decoded action; `anchor_refine`: a frozen anchor and its learned residual;
     `experts`: token, diffusion and flow experts over one backbone, and a learned router; or the address of a class of your own
     (docs/systems.md)."""
+    lora_rank: int = 16
+    """Rank of the adapters of parts that train by `lora` (`planner.train_*`, `refiner.train_*`)."""
+    lora_alpha: float = 32.0
+    """What adapters add is multiplied by `lora_alpha / lora_rank`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +46,12 @@ class PlannerConfig:
 
     backbone: str = "tiny"
     """`tiny` (random weights, byte tokeniser, no download), or name or folder of a Hugging Face image-text-to-text model."""
-    freeze_backbone: bool = False
-    """Keep the backbone's weights as loaded and train the head alone."""
+    train_vision: Training = "full"
+    """How the backbone's vision tower trains: `full`; `frozen`, as loaded; or `lora`, by adapters beside its linear layers."""
+    train_language: Training = "full"
+    """How the rest of the backbone trains: its language model, and what joins both."""
+    train_head: Training = "full"
+    """How the head trains; `frozen` and `lora` are for one that `train.start_from` has taught."""
     width: int = 96
     """Width of the head, and of the tiny backbone."""
     depth: int = 2
@@ -65,11 +76,15 @@ class RefinerConfig:
     """Attention heads; must divide the width."""
     encoder: str = "conv"
     """Its own encoder: `conv`, or the name or folder of a Hugging Face vision model (paper: SigLIP)."""
+    train_encoder: Training = "full"
+    """How its own encoder trains: `full`, `frozen` or `lora`, as the planner's parts."""
+    train_transformer: Training = "full"
+    """How the rest of the refiner trains; `frozen` and `lora` are for one that `train.start_from` has taught."""
     vision: Literal["own", "shared"] = "own"
     """`own`: its own encoder, as published; `shared`: the planner's picture features (ablation)."""
     vision_tokens: Literal["pooled", "patches"] = "pooled"
-    """What every picture becomes, of its own encoder. `pooled`: four tokens, which modulate the layers; `patches`: the
-    encoder's map besides, to whose places every layer attends."""
+    """What its own encoder makes of a picture. `pooled`: four tokens, which modulate the layers; `patches`: the encoder's map
+    besides, to whose places every layer attends. The planner's features are pooled."""
     see_language: bool = False
     """Let the refiner read the instruction (ablation); published: no, the tokens are its only task channel."""
     objective: Literal["ddpm", "flow"] = "flow"

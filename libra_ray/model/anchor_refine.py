@@ -69,7 +69,7 @@ class AnchorRefine(System):
         if self.settings.context == "own":
             pictures, width = shape.cameras * config.data.history, config.planner.width
             encoder = make_encoder(config.refiner.encoder, config.sim.image_size, width, folder)
-            residual["context"] = own = OwnContext(encoder, pictures, width)
+            residual["context"] = own = OwnContext(encoder, pictures, width, config.refiner.train_encoder)
             widths = own.widths
         residual["head"] = ResidualHead(
             config.planner, widths, steps=action.horizon, dims=dims, state=shape.state_dim, see_anchor=self.settings.see_anchor

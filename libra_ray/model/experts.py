@@ -32,8 +32,8 @@ class Experts(System):
 
     Every expert learns from every window by its own loss, with a head of its own, so that one that is never chosen does not
     fall behind, and each can be run alone, as the variant `expert_<name>`. They differ in how actions are said, and in nothing
-    else: all see by the backbone, so that `refiner.vision`, `refiner.encoder` and `refiner.objective` have no use here, nor has
-    `refiner.condition_dropout`, for nothing is ever old or missing.
+    else: all see by the backbone, so that `refiner.vision`, `refiner.vision_tokens`, `refiner.encoder` and `refiner.objective`
+    have no use here, nor has `refiner.condition_dropout`, for nothing is ever old or missing.
 
     The router learns which expert's chunk, as it would be executed, has the least error, and from a load-balancing term. An
     answer carries the measures `share_<expert>`, which sum to 1.
@@ -48,7 +48,7 @@ class Experts(System):
         self.levels, self.intents = (Level(name="policy", covers=config.action.horizon),), {}
         backbone: Backbone = make_backbone(config.planner, config.sim.image_size, pictures, folder)
         widths = FeatureWidths(width=backbone.width, summary_width=backbone.summary_width)
-        self.shared = WithBackbone(backbone, freeze=config.planner.freeze_backbone)
+        self.shared = WithBackbone(backbone, config.planner)
         self.experts = nn.ModuleDict({name: make_expert(name, config, shape, widths, pictures) for name in names})
         self.router = Router(config, shape, widths, len(names))
 

@@ -59,19 +59,24 @@ def system_class(name: str) -> "type[System]":
 
 
 def make_system(config: Config, shape: "RobotShape", folder: Path | None = None) -> "System":
-    """The configured system with random weights.
+    """The configured system with random weights, as it trains: some of its parts may be frozen or have adapters.
 
     Args:
-        folder: a checkpoint whose architectures replace the configured sources of pretrained parts.
+        folder: a checkpoint whose architectures replace the configured sources of pretrained parts. Then it is as it runs,
+            without adapters.
 
     Raises:
         ValueError: it cannot be made of this configuration. Of a system of a user's own, whatever its constructor raises.
     """
+    from libra_ray.model.parts.adapters import adapt
+
     name = config.model.system
     cls = system_class(name)
     try:
         system = cls(config, shape, folder)
         check_system(system)
+        if folder is None:
+            adapt(system, config.model)
     except Exception as error:
         if name in SYSTEMS:
             raise

@@ -7,8 +7,9 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from libra_ray.checkpoint import read_manifest
+from libra_ray.checkpoint import read_config, read_manifest
 from libra_ray.common.progress import print_status
+from libra_ray.model.parts.adapters import is_adapter, merged, plain
 from libra_ray.model.system import System
 from libra_ray.types import RobotShape
 
@@ -33,9 +34,11 @@ def start_from(model: System, folder: Path, parts: Sequence[str]) -> list[str]:
             another robot's and one of `parts` has a weight that does not.
     """
     theirs = read_manifest(folder).shape
-    own = model.state_dict()
+    names = {plain(name): name for name in model.state_dict() if not is_adapter(name)}
+    own = {name: model.state_dict()[real] for name, real in names.items()}
     try:
-        known = {n: value for n, value in load_file(folder / "weights.safetensors").items() if n in own}
+        weights = merged(load_file(folder / "weights.safetensors"), read_config(folder).model)
+        known = {n: value for n, value in weights.items() if n in own}
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"train.start_from={folder}: its weights cannot be read ({error}); give another, or restore it"
@@ -49,7 +52,7 @@ def start_from(model: System, folder: Path, parts: Sequence[str]) -> list[str]:
             )
     if theirs != model.shape:
         _refuse_half_a_policy(folder, model.shape, theirs, [n for n in own if n.startswith(tuple(parts))], set(fitting))
-    model.load_state_dict(fitting, strict=False)
+    model.load_state_dict({names[n]: value for n, value in fitting.items()}, strict=False)
     if random := [name for name in own if name.startswith(tuple(parts)) and name not in fitting]:
         count = f"{len(fitting)} of {len(fitting) + len(random)}"
         print_status(

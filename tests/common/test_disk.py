@@ -87,9 +87,9 @@ def test_a_full_disk_is_known_by_what_an_error_came_from():
     assert lacks_room(caught.value)
 
 
-@pytest.mark.parametrize("frozen", ["true", "false"])
-def test_the_size_of_a_checkpoint_is_known_before_the_first_step(frozen, tmp_path):
-    trainer = Trainer(tiny_model({"planner.freeze_backbone": frozen}), device=torch.device("cpu"))
+@pytest.mark.parametrize("way", ["frozen", "lora", "full"])
+def test_the_size_of_a_checkpoint_is_known_before_the_first_step(way, tmp_path):
+    trainer = Trainer(tiny_model({"planner.train_vision": way, "planner.train_language": way}), device=torch.device("cpu"))
     foretold = trainer.checkpoint_bytes()
     list(trainer.run([make_batch(trainer.model, 4)]))
     save_checkpoint(tmp_path / "saved", trainer.model, trainer.step, trainer.state())

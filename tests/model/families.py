@@ -298,6 +298,16 @@ def _llava(tokenizer: hf.PreTrainedTokenizerFast) -> dict:
 
 
 def internvl() -> Made:
+    """InternVL 3: a Qwen 2.5 reads."""
+    return _internvl(hf.Qwen2Config)
+
+
+def internvl3_5() -> Made:
+    """InternVL 3.5: a Qwen 3 reads."""
+    return _internvl(hf.Qwen3Config)
+
+
+def _internvl(language: type) -> Made:
     tokenizer = words(
         start_image_token="<img>", end_image_token="</img>", context_image_token="<IMG_CONTEXT>", video_token="<video>"
     )
@@ -307,7 +317,7 @@ def internvl() -> Made:
     )  # fmt: skip
     config = hf.InternVLConfig(
         vision_config=hf.InternVLVisionConfig(**{**EYES, "image_size": [SIZE, SIZE], "patch_size": [PATCH, PATCH]}),
-        text_config=hf.Qwen2Config(**LANGUAGE, vocab_size=len(tokenizer)),
+        text_config=language(**LANGUAGE, vocab_size=len(tokenizer)),
         image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
         downsample_ratio=0.5,
     )
@@ -375,7 +385,7 @@ FAMILIES: dict[str, Callable[[], Made]] = {
     family.__name__: family
     for family in (
         smolvlm, idefics3, idefics2, qwen2_vl, qwen2_5_vl, qwen3_vl, qwen3_5, glm4v, gemma3, gemma4, paligemma, paligemma2,
-        mllama, llava, llava_next, llava_onevision, internvl, mistral3, lfm2_vl, ovis2,
+        mllama, llava, llava_next, llava_onevision, internvl, internvl3_5, mistral3, lfm2_vl, ovis2,
     )
 }  # fmt: skip
 

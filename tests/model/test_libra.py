@@ -21,6 +21,7 @@ ABLATIONS = {
     "shared_encoder": {"refiner.vision": "shared"},
     "both": {"refiner.vision": "shared", "refiner.see_language": True},
     "stateless_planner": {"planner.see_state": False},
+    "patches": {"refiner.vision_tokens": "patches"},
 }
 every_ablation = pytest.mark.parametrize("changes", ABLATIONS.values(), ids=ABLATIONS)
 
@@ -134,8 +135,9 @@ def test_the_tokens_matter_and_so_does_hiding_them(changes):
 
 @pytest.mark.parametrize("objective", ["flow", "ddpm"])
 @pytest.mark.parametrize("predicts", ["action", "target"])
-def test_what_is_computed_before_the_solver_begins_changes_no_answer(objective, predicts):
-    model = tiny_model({"refiner.objective": objective, "refiner.predicts": predicts})
+@pytest.mark.parametrize("seen", ["pooled", "patches"])
+def test_what_is_computed_before_the_solver_begins_changes_no_answer(objective, predicts, seen):
+    model = tiny_model({"refiner.objective": objective, "refiner.predicts": predicts, "refiner.vision_tokens": seen})
     batch, refiner = make_batch(model, 3), model.refiner
     tokens = model.tokenizer.encode(batch.actions)[:, : model.config.action.horizon]
     noise = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(0))
@@ -193,7 +195,7 @@ def test_a_shared_encoder_learns_from_the_refiner_too():
 
 
 def test_a_frozen_backbone_gets_no_gradient():
-    model = tiny_model({"planner.freeze_backbone": True, "refiner.vision": "shared"})
+    model = tiny_model({"planner.train_vision": "frozen", "planner.train_language": "frozen", "refiner.vision": "shared"})
     found = losses(model, make_batch(model))
     sum(found.values()).backward()
     assert gradient(model.planner.backbone) == 0
@@ -264,7 +266,7 @@ def test_histories_and_cameras_are_all_seen(history, cameras, vision):
         assert not torch.allclose(answers(model, replace(batch, images=images))[1], chunk)
 
 
-PREDICTIONS = ("published", "ddpm", "target", "ddpm_target")
+PREDICTIONS = ("published", "ddpm", "target", "ddpm_target", "patches")
 every_prediction = pytest.mark.parametrize("changes", [ABLATIONS[name] for name in PREDICTIONS], ids=PREDICTIONS)
 
 

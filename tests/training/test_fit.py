@@ -269,7 +269,7 @@ def test_training_until_a_step_saves_there():
     assert saved == [3]
 
 
-FROZEN = {**EVERYTHING_RANDOM, "planner.freeze_backbone": True, "train.lr": 1e-2}
+FROZEN = {**EVERYTHING_RANDOM, "planner.train_vision": "frozen", "planner.train_language": "frozen", "train.lr": 1e-2}
 
 
 def test_frozen_weights_are_held_once_and_stay(tmp_path):

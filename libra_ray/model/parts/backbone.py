@@ -1,6 +1,7 @@
 """Vision-language backbones of the planner: a tiny one without downloads, and Hugging Face image-text-to-text models."""
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from libra_ray.config import PlannerConfig
+from libra_ray.model.parts.adapters import Adaptable, Way
 from libra_ray.model.parts.pretrained import cannot_load, load_checked, same_twice
 from libra_ray.model.parts.prompts import Prompts, Text
 from libra_ray.model.parts.readers import positions, reader_of
@@ -52,6 +54,8 @@ class Backbone(Protocol):
 
     width: int
     summary_width: int
+    vision: str
+    """How the names of its vision tower's weights begin; empty if there is no such part."""
 
     def tokenise(self, instructions: list[str]) -> Text:
         """Instructions as token ids of one common length, so that batches of any mixture can be stacked."""
@@ -63,28 +67,27 @@ class Backbone(Protocol):
         """Write what tokenises (and nothing else) under `folder`."""
 
 
-class WithBackbone(nn.Module):
-    """Sees and reads by a backbone, whose weights are `backbone.*`; a frozen one stays as it was loaded."""
+class WithBackbone(Adaptable):
+    """Sees and reads by a backbone, whose weights are `backbone.*`."""
 
-    def __init__(self, backbone: object, *, freeze: bool) -> None:
+    def __init__(self, backbone: object, config: PlannerConfig) -> None:
         """Take a `Backbone`; whatever else it is, its features are made elsewhere."""
         super().__init__()
         self.backbone = cast("nn.Module", backbone)
-        self.frozen = freeze and isinstance(backbone, nn.Module)
-        if self.frozen:
-            self.backbone.requires_grad_(requires_grad=False)
+        self._training = config
 
-    def train(self, mode: bool = True) -> "WithBackbone":
-        """Also without dropout and with fixed statistics in a frozen backbone, which does not train."""
-        super().train(mode)
-        if self.frozen:
-            self.backbone.eval()
-        return self
+    def ways(self) -> Mapping[str, Way]:
+        """The backbone's two parts, and the head."""
+        ways: dict[str, Way] = {"": self._training.train_head}
+        if isinstance(self.backbone, nn.Module):
+            ways["backbone."] = self._training.train_language
+            if vision := cast("Backbone", self.backbone).vision:
+                ways[f"backbone.{vision}"] = self._training.train_vision
+        return ways
 
     def encode(self, images: UInt8[Tensor, "B T C height width"], text: Text) -> BackboneOutput:
         """The backbone's features alone."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            return cast("BackboneOutput", self.backbone(images, text))
+        return cast("BackboneOutput", self.backbone(images, text))
 
     def tokenise(self, instructions: list[str]) -> Text:
         """Instructions as the backbone's token ids."""
@@ -100,6 +103,7 @@ class TinyBackbone(nn.Module):
 
     PAD = 0
     STAYS_FP32 = ("bytes", "position", "gaze")
+    vision = "eyes."
 
     def __init__(self, image_size: int, pictures: int, width: int, max_text_tokens: int) -> None:
         super().__init__()
@@ -184,6 +188,8 @@ class PretrainedBackbone(nn.Module):
             takes = set(inspect.signature(self.model.forward).parameters)
             if self.model is full or "pixel_values" not in takes:
                 raise ValueError("below its head there is no one decoder that reads pictures and words together")
+            tower = self.model.get_encoder(modality="image")
+            self.vision = "" if tower is self.model else next(f"{n}." for n, m in self.named_modules() if m is tower)
             self.width = language.hidden_size
             self.pictures = pictures
             self.summary_width = self.width * (VISION_TOKENS * pictures + 1)

@@ -24,7 +24,7 @@ class LanczosBackend(TorchvisionBackend):
         if resample != LANCZOS or not (size.height and size.width):
             return super().resize(image, size, resample, **options)
         height, width = image.shape[-2:]
-        across, down = (_matrix(n, m).to(image.device) for n, m in ((width, size.width), (height, size.height)))
+        across, down = _matrix(width, size.width, image.device), _matrix(height, size.height, image.device)
         rows = _whole(image.double() @ across)
         return _whole(down.T @ rows).to(image.dtype)
 
@@ -44,8 +44,8 @@ def _whole(levels: Tensor) -> Tensor:
 
 
 @cache
-def _matrix(before: int, after: int) -> Float[Tensor, "before after"]:
+def _matrix(before: int, after: int, device: torch.device) -> Float[Tensor, "before after"]:
     """What Pillow makes of a row in which one pixel is 1, for every pixel, in its fixed point."""
     rows = Image.fromarray(np.eye(before, dtype=np.float32)).resize((after, before), LANCZOS)
-    with torch.device("cpu"):
-        return (torch.tensor(np.asarray(rows)).double() * FIXED_POINT).round() / FIXED_POINT
+    whole = np.rint(np.asarray(rows).astype(np.float64) * FIXED_POINT) / FIXED_POINT
+    return torch.from_numpy(whole).to(device)

@@ -31,9 +31,9 @@ class PictureInputs:
             noise: pictures of one window.
             names: of the inputs that belong to pictures.
         """
-        self._processed, self._names = processed, [*names]
         from libra_ray.model.parts.lanczos import on_tensors
 
+        self._processed, self._names = processed, [*names]
         own, windows = processor.image_processor, torch.cat([noise, 255 - noise])
         processor.image_processor = overheard = _Overheard(own)
         try:
@@ -42,9 +42,9 @@ class PictureInputs:
             processor.image_processor = own
         self._image_processor = on_tensors(own)
         one = self._only(processed(noise))
-        self._options = overheard.options
         self._constants = {torch.device("cpu"): {name: value for name, value in one.items() if name != PIXELS}}
-        self.is_batched = self._agrees(windows)
+        # Padding to one size, where all have one already, copies them one by one.
+        self.is_batched = any(self._agrees(windows, {**overheard.options, **more}) for more in ({"do_pad": False}, {}))
         del self._given
         if not self.is_batched:
             logging.getLogger(__name__).warning(
@@ -77,10 +77,10 @@ class PictureInputs:
     def _only(self, said: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: said[name] for name in self._names if name in said}
 
-    def _agrees(self, windows: Tensor) -> bool:
-        """Whether this is what the processor says of two windows."""
+    def _agrees(self, windows: Tensor, options: Mapping[str, Any]) -> bool:
+        """Whether this is what the processor says of two windows, its image processor called with these options."""
+        self._options, self.is_batched = options, True
         try:
-            self.is_batched = True
             found = self(windows)
         except (TypeError, ValueError, KeyError, AttributeError, RuntimeError):
             # Some take no tensors, or no lists of lists.

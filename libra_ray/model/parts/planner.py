@@ -49,7 +49,7 @@ class Planner(WithBackbone):
 
         Where another's features are read, by `attend` alone, `backbone` is their widths.
         """
-        super().__init__(backbone, freeze=config.freeze_backbone)
+        super().__init__(backbone, config)
         self.plan_steps, self.dims, self.bins = plan_steps, dims, bins
         width = config.width
         self.from_backbone = nn.Linear(backbone.width, width)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from libra_ray.config import RefinerConfig
+from libra_ray.model.parts.adapters import Adaptable, Way
 from libra_ray.model.parts.attention import KeysValues, ModulatedBlock, sinusoids
 from libra_ray.model.parts.chunks import Chunk, Prefix, masked_mean
 from libra_ray.model.parts.diffusion import Objective, make_objective
@@ -46,7 +47,7 @@ Begin = Callable[[Tensor, Tensor], Tensor]
 """Of an intent and noise, `(B, H, D)`, where the path to the actions begins."""
 
 
-class Refiner(nn.Module):
+class Refiner(Adaptable):
     """Denoises an action chunk under what the robot sees now and the coarse intent (method.md, Libra-VLA).
 
     The intent enters through a learned codebook, one code per dimension and bin, concatenated to the noisy action of the same
@@ -86,7 +87,7 @@ class Refiner(nn.Module):
         self.objective: Objective = make_objective(config.objective, config.train_timesteps)
         width = config.width
         own = config.vision == "own"
-        patches = config.vision_tokens == "patches"
+        patches = own and config.vision_tokens == "patches"
         self.eyes = (
             make_encoder(config.encoder, image_size, width, folder, patches=patches) if own else nn.Linear(feature_width, width)
         )
@@ -110,6 +111,12 @@ class Refiner(nn.Module):
             nn.init.zeros_(self.to_action.weight)
             nn.init.zeros_(self.to_action.bias)
         self.width = width
+
+    def ways(self) -> Mapping[str, Way]:
+        """Its encoder and the rest, of which the first layer, whose weights are read in two parts, has no adapter."""
+        own, rest = self.config.train_encoder, self.config.train_transformer
+        ways: dict[str, Way] = {"": rest, "from_action.": "frozen" if rest == "lora" else rest}
+        return ways if self.config.vision == "shared" else {**ways, f"eyes.{self._encoder.tower}": own}
 
     def encode_context(
         self,

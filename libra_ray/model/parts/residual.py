@@ -1,13 +1,16 @@
 """The residual head of AnchorRefine: learned tokens of its own read a context, and say how far the anchor is off."""
 
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from libra_ray.config import PlannerConfig
+from libra_ray.model.parts.adapters import Adaptable, Way
 from libra_ray.model.parts.backbone import BackboneOutput
 from libra_ray.model.parts.planner import FeatureWidths, Planner
-from libra_ray.model.parts.vision import VISION_TOKENS
+from libra_ray.model.parts.vision import VISION_TOKENS, PictureEncoder
 from libra_ray.model.precision import matched
 
 
@@ -53,13 +56,17 @@ class ResidualHead(nn.Module):
         return residual
 
 
-class OwnContext(nn.Module):
+class OwnContext(Adaptable):
     """Features of the pictures alone, by an encoder, for a residual that needs no backbone."""
 
-    def __init__(self, encoder: nn.Module, pictures: int, width: int) -> None:
+    def __init__(self, encoder: PictureEncoder, pictures: int, width: int, train_encoder: Way) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self._train_encoder = encoder, train_encoder
         self.widths = FeatureWidths(width=width, summary_width=VISION_TOKENS * pictures * width)
+
+    def ways(self) -> Mapping[str, Way]:
+        """The encoder's."""
+        return {"": "full", f"encoder.{self.encoder.tower}": self._train_encoder}
 
     def forward(self, images: UInt8[Tensor, "B T C height width"]) -> BackboneOutput:
         """The encoder's tokens; nothing was said."""

@@ -46,10 +46,12 @@ class PictureEncoder(nn.Module, ABC):
     Attributes:
         width: of its tokens.
         places: K, the patches of a picture.
+        tower: how the names of the weights begin that are not learned anew; empty where all are.
     """
 
     width: int
     places: int
+    tower = ""
 
     def forward(self, images: UInt8[Tensor, "B T C height width"]) -> Float[Tensor, "B S d"]:
         """Pictures to `S = T * 4` tokens."""
@@ -164,6 +166,8 @@ class PretrainedEncoder(PictureEncoder):
         ValueError: the model cannot be loaded, does not take pictures, answers none with a map, or not always with the same.
     """
 
+    tower = "model."
+
     def __init__(self, source: str, image_size: int, width: int, *, pretrained: bool = True) -> None:
         """Load; without `pretrained` the weights stay random, because a checkpoint's will follow."""
         super().__init__()
@@ -191,6 +195,9 @@ class PretrainedEncoder(PictureEncoder):
                 with torch.no_grad():
                     seen = _hidden(_tower(model), noise)
             self.model = _tower(model)
+            if hasattr(self.model, "use_head"):
+                # Its one token for the whole picture is read by nobody.
+                self.model.use_head = False
             channels, rows, columns = self._map(seen).shape[1:]
         self.to_width = nn.Linear(channels, width)
         self.norm = nn.LayerNorm(width)
@@ -216,7 +223,8 @@ class PretrainedEncoder(PictureEncoder):
 
     def _grid(self, images: UInt8[Tensor, "B T C height width"]) -> Float[Tensor, "N d rows columns"]:
         pixels = rearrange(images, "b t c h w -> (b t) c h w").float() / 255
-        pixels = functional.interpolate(pixels, self.size, mode="bilinear", antialias=True)
+        if pixels.shape[-2:] != self.size:
+            pixels = functional.interpolate(pixels, self.size, mode="bilinear", antialias=True)
         seen = ((pixels - self.mean) / self.std).to(next(self.model.parameters()).dtype)
         return self._map(_hidden(self.model, seen))
 

@@ -17,6 +17,17 @@ def test_attention_says_the_same_whether_or_not_it_is_being_trained(length, padd
         torch.testing.assert_close(trained, attention(x, mask))
 
 
+def test_rows_of_one_observation_look_at_it_as_each_would_alone():
+    """Its keys and values are those of all of them, and what others see is no concern of theirs."""
+    torch.manual_seed(0)
+    attention, x, seen = Attention(16, heads=4, sees=True), torch.randn(6, 5, 16), torch.randn(2, 9, 16)
+    together = attention(x, seen=attention.seen(seen))
+    for row in range(6):
+        alone = attention(x[row : row + 1], seen=attention.seen(seen[row // 3][None]))
+        torch.testing.assert_close(together[row : row + 1], alone)
+    assert not torch.allclose(attention(x, seen=attention.seen(seen.flip(0))), together)
+
+
 def test_nobody_attends_to_padding():
     torch.manual_seed(0)
     attention, x = Attention(16, heads=4), torch.randn(2, 6, 16)

@@ -116,7 +116,9 @@ def parameters(module) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("frozen", [True, False])
 def test_freezing_keeps_the_backbone_as_it_was(source, frozen):
-    model = pretrained(source, {"planner.freeze_backbone": frozen, "train.steps": 2, "train.lr": 1e-2})
+    way = "frozen" if frozen else "full"
+    ways = {"planner.train_vision": way, "planner.train_language": way}
+    model = pretrained(source, {**ways, "train.steps": 2, "train.lr": 1e-2})
     backbone, head = parameters(model.planner.backbone), parameters(model.planner.blocks)
     list(Trainer(model, device=torch.device("cpu")).run([make_batch(model, 2)] * 2))
     unchanged = [torch.equal(*pair) for pair in zip(backbone, parameters(model.planner.backbone), strict=True)]

@@ -10,6 +10,7 @@ import torch
 import transformers as hf
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from libra_ray.model.parts.backbone import PROCESSOR_FOLDER, PretrainedBackbone, Text
 from libra_ray.model.parts.prompts import Prompts
@@ -98,6 +99,70 @@ def test_pictures_and_words_are_both_read(backbone):
             assert (moved > 1e-5).all()
         swapped = Text(ids=text.ids.flip(0), mask=text.mask.flip(0))
         assert not torch.allclose(backbone(images, swapped).sentence, features.sentence, atol=1e-3)
+
+
+def test_the_order_of_pictures_is_read(backbone):
+    images, text = windows(), backbone.tokenise(INSTRUCTIONS)
+    with torch.no_grad():
+        assert not torch.allclose(backbone(images.flip(1), text).sentence, backbone(images, text).sentence, atol=1e-5)
+
+
+def test_pictures_are_made_in_one_batch(backbone):
+    """By the model's own image processor, on the device where they are."""
+    assert backbone.prompts.seen.is_batched
+
+
+def test_both_parts_learn(backbone):
+    """The vision tower's weights and the language model's, each known by its names."""
+    backbone.zero_grad()
+    backbone(windows(), backbone.tokenise(INSTRUCTIONS)).sentence.square().sum().backward()
+    learned = [name for name, weight in backbone.named_parameters() if weight.grad is not None and weight.grad.any()]
+    assert {name.startswith(backbone.vision) for name in learned} == {True, False}
+
+
+class Watched(TorchDispatchMode):
+    """Refuses what makes a host wait for its device, or a CUDA graph impossible: copies from one to the other."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default):
+            assert args[-1 if func is torch.ops.aten.copy_.default else 0].device == made.device, "a copy between devices"
+        return made
+
+
+@pytest.mark.parametrize("name", ["smolvlm", "internvl", "internvl3_5", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_values_are_never_looked_at(name, tmp_path):
+    """On a device without values any look at one fails; what is constant lies there after the first batch of its size."""
+    backbone = load(families.write(tmp_path / name, FAMILIES[name]()))
+    text, images = backbone.tokenise(INSTRUCTIONS), windows().to("meta")
+    text = Text(ids=text.ids.to("meta"), mask=text.mask.to("meta"))
+    backbone.to("meta")(images, text)
+    with Watched():
+        assert backbone(images, text).tokens.is_meta
+
+
+class Touchy(hf.CLIPImageProcessor):
+    """Takes no tensors."""
+
+    def __call__(self, images: list, **options: object) -> hf.BatchFeature:
+        if any(isinstance(picture, torch.Tensor) for window in images for picture in window):
+            raise TypeError("give pictures")
+        return super().__call__(images, **options)
+
+
+def test_a_processor_without_batches_is_asked_every_time_and_that_is_said_once(caplog):
+    _, config, made = families.llava()
+    plain = prompts(made, config.image_token_id, pictures=2)
+    made.image_processor = Touchy(**made.image_processor.to_dict())
+    touchy = prompts(made, config.image_token_id, pictures=2)
+    text = touchy.tokenise(INSTRUCTIONS)
+    theirs, ours = touchy.inputs(windows(), text), plain.inputs(windows(), text)
+    assert theirs.keys() == ours.keys()
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value)
+    assert [record.getMessage() for record in caplog.records if "on the CPU" in record.getMessage()] == [
+        "LlavaProcessor makes its pictures on the CPU, window by window: it cannot be called on a batch of tensors"
+    ]
 
 
 def test_it_comes_back_from_what_it_saves(backbone, tmp_path):

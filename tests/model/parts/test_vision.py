@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,29 @@ def test_the_same_picture_has_one_answer_in_training_too(vision_model):
     together = encoder(pictures)
     torch.testing.assert_close(encoder(pictures[1:2]), together[1:2], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(encoder.eval()(pictures), together, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["conv", "siglip", "dinov2", "dinov2_registers", "dinov3"])
+def test_a_refiner_attends_to_the_places_of_pictures(family, tmp_path):
+    """To each of them, of each picture, where the pooled tokens are shut out."""
+    source = family if family == "conv" else str(vision_models.SEEING[family](tmp_path / family))
+    changes = {"refiner.encoder": source, "refiner.vision_tokens": "patches", "data.history": 2}
+    model = tiny_model(changes)
+    model.refiner.from_pictures.weight.data.zero_()
+    batch, seen = make_batch(model, 1), []
+    places = model.refiner.eyes.places
+    assert places == (4 if family == "conv" else 16)
+    model.refiner.eyes.register_forward_hook(lambda module, given, output: seen.append(output))
+    chunk = answers(model, batch)[1]
+    for picture in range(2):
+        for row, column in ((0, 0), (0, 24), (24, 0), (24, 24)):
+            images = batch.images.clone()
+            images[:, picture, :, row : row + 8, column : column + 8] ^= 255
+            assert not torch.allclose(answers(model, replace(batch, images=images))[1], chunk, atol=1e-6)
+    losses(model, batch)["diff"].backward()
+    assert all(block.attention.to_seen.weight.grad.any() for block in model.refiner.blocks)
+    assert model.refiner.place.grad.flatten(0, 1).any(dim=1).all()
+    assert not seen, "pictures are looked at once, for tokens and places together"
 
 
 @pytest.mark.parametrize(
