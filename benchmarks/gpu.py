@@ -8,6 +8,7 @@ them. On a machine without a GPU `--scale tiny` runs all of it, to see that it r
 
 import argparse
 import gc
+import os
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 
 from benchmarks.files import RESULTS, command_line, origin, write_result
-from benchmarks.paper_shapes import Scale, paper_config, paper_system
+from benchmarks.paper_shapes import paper_config, paper_system
 from libra_ray.batch import Batch
 from libra_ray.common.progress import print_status
 from libra_ray.config import Config, override, preset
@@ -32,17 +33,18 @@ from libra_ray.types import Json, RobotShape
 
 PAPER_WAYS: Sequence[Mapping[str, Any]] = (
     {"train.accumulate": 4},
-    {"train.accumulate": 2},
     {"train.accumulate": 2, "train.checkpointing": "selective"},
+    {"train.accumulate": 2, "train.checkpointing": "full"},
     {"train.accumulate": 1, "train.checkpointing": "full"},
-    {"train.accumulate": 4, "train.compile": "none"},
+    {"train.accumulate": 4, "train.graph": "none"},
+    {"train.accumulate": 4, "train.graph": "none", "train.compile": "none"},
 )
 """Ways to take a step of 32 windows at paper shapes."""
 SMALL_WAYS: Sequence[Mapping[str, Any]] = tuple(
-    {"train.batch_size": size, "train.compile": how} for size in (128, 1024) for how in ("graph", "none")
+    {"train.batch_size": size, "train.graph": how} for size in (128, 1024) for how in ("step", "none")
 )
 ROBOTS = (1, 32)
-PRECISIONS: Sequence[tuple[str, str]] = (("bf16", "auto"), ("bf16", "none"), ("fp32", "none"))
+PRECISIONS: Sequence[tuple[str, str]] = (("bf16", "graphs"), ("bf16", "layers"), ("bf16", "none"), ("fp32", "none"))
 QUICK = RobotShape(action_dim=4, state_dim=4, cameras=1)
 
 
@@ -71,7 +73,9 @@ def windows(model: System, size: int) -> Batch:
     return batch.pinned() if torch.cuda.is_available() else batch
 
 
-def training(make: Callable[[Config], System], config: Config, device: torch.device, steps: int) -> Json:
+def training(
+    make: Callable[[Config], System], config: Config, device: torch.device, steps: int, *, profiled: bool = False
+) -> Json:
     """Steps of one batch, again and again: milliseconds, arithmetic, memory; or why not."""
     quiet = {"train.log_every": 10**6, "train.checkpoint_every": 10**6, "train.validate_every": 0, "train.steps": 10**6}
     try:
@@ -87,6 +91,8 @@ def training(make: Callable[[Config], System], config: Config, device: torch.dev
         began = time.perf_counter()
         _steps(trainer, batch, steps)
         seconds = (time.perf_counter() - began) / steps
+        if profiled:
+            _profile(trainer, batch)
         reading = {name: value for name, value in trainer.row.items() if name in SPEED}
     except Exception as error:  # noqa: BLE001  (one row's fault must not take the others with it)
         traceback.print_exc()
@@ -105,6 +111,13 @@ def _steps(trainer: Trainer, batch: Batch, count: int) -> None:
     until = trainer.step + count
     for _ in trainer.run((batch for _ in range(count + 1)), until=until):
         pass
+
+
+def _profile(trainer: Trainer, batch: Batch) -> None:
+    """Print the kernels of one step by their time."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
+        _steps(trainer, batch, 1)
+    print_status(found.key_averages().table(sort_by="self_cuda_time_total", row_limit=24, max_name_column_width=70))
 
 
 def answers(model: System, device: torch.device, times: int) -> Iterator[Json]:
@@ -155,32 +168,36 @@ def _clear() -> None:
         torch.cuda.empty_cache()
 
 
-def measured(scale: Scale, parts: Sequence[str], ways: Sequence[int], steps: int, times: int) -> Iterator[tuple[str, Json]]:
+def measured(given: argparse.Namespace) -> Iterator[tuple[str, Json]]:
     """Part by part, as it is known."""
+    scale, parts, steps = given.scale, given.parts, given.steps
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if "train" in parts:
-        for way in ways or range(len(PAPER_WAYS)):
+        for way in given.ways or range(len(PAPER_WAYS)):
             changes = PAPER_WAYS[way] if scale != "tiny" else {**PAPER_WAYS[way], "train.batch_size": 4}
             config = paper_config(scale, changes)
             name = f"train {scale}, " + ", ".join(
                 f"{key.removeprefix('train.')} {value}" for key, value in PAPER_WAYS[way].items()
             )
-            yield name, training(lambda given: _with(paper_system(scale), given), config, device, steps)
+            yield (
+                name,
+                training(lambda config: _with(paper_system(scale), config), config, device, steps, profiled=given.profile),
+            )
             _clear()
     if "answer" in parts:
         with device:
             model = paper_system(scale).eval()
-        for row in answers(model, device, times):
+        for row in answers(model, device, given.times):
             yield f"answer {scale}, {row['level']}, {row['robots']} robots, {row['precision']}, {row['compile']}", row
         del model
         _clear()
     if "small" in parts:
         for changes in SMALL_WAYS:
-            if device.type != "cuda" and changes["train.compile"] == "graph":
+            if device.type != "cuda" and changes["train.graph"] == "step":
                 continue
             config = override(preset("quickstart"), {**changes, "ray.use_gpu": device.type == "cuda"})
-            name = f"train quickstart, batch {changes['train.batch_size']}, {changes['train.compile']}"
-            yield name, training(lambda given: make_system(given, QUICK), config, device, 10 * steps)
+            name = f"train quickstart, batch {changes['train.batch_size']}, graph {changes['train.graph']}"
+            yield name, training(lambda config: make_system(config, QUICK), config, device, 10 * steps)
             _clear()
 
 
@@ -211,9 +228,11 @@ def main() -> None:
     )
     parser.add_argument("--times", type=int, default=100, help="timed answers (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=RESULTS / "gpu.json", help="JSON to write (default: %(default)s)")
+    parser.add_argument("--profile", action="store_true", help="also say which kernels a training step's time goes into")
     given: argparse.Namespace = parser.parse_args()
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     rows: dict[str, Json] = {}
-    for name, row in measured(given.scale, given.parts, given.ways, given.steps, given.times):
+    for name, row in measured(given):
         rows[name] = row
         print_status(table({name: row}))
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"

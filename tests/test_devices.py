@@ -63,9 +63,7 @@ def trained(config, block, folder):
 @pytest.mark.parametrize("name", [*SETTINGS, "pretrained"])
 def test_training_stays_on_its_device_and_learns_what_it_learns_on_a_cpu(name, pretrained, tmp_path):
     changes = pretrained if name == "pretrained" else SETTINGS[name]
-    config = tiny_config(
-        {"train.validate_every": 2, "train.precision": "fp32", "train.compile": "none", "train.batch_size": 4, **changes}
-    )
+    config = tiny_config({"train.validate_every": 2, "train.precision": "fp32", "train.batch_size": 4, **changes})
     trainer, rows = trained(config, emulated_device(), tmp_path / "there")
     states = [value for state in trainer.optimiser.state.values() for value in state.values()]
     for tensor in [*trainer.model.state_dict().values(), *trainer.weights().values(), *states]:

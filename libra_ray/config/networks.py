@@ -117,6 +117,7 @@ class PolicyConfig:
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """What a policy's networks compute in. `auto`: bf16 on a GPU that can, fp32 elsewhere; actions are fp32 always."""
-    compile: Literal["auto", "none", "graphs", "inductor"] = "auto"
+    compile: Literal["auto", "none", "graphs", "layers", "inductor"] = "auto"
     """How a policy's networks are run. `none`: as written; `graphs`: as CUDA graphs, one for each level and size of batch;
-    `inductor`: by torch.compile, on a GPU within such graphs; `auto`: `graphs` on a GPU, `none` elsewhere."""
+    `layers`: the same of compiled layers; `inductor`: all by torch.compile, on a GPU within such graphs; `auto`: `graphs` on a
+    GPU, `none` elsewhere."""

@@ -52,10 +52,11 @@ class TrainConfig:
     """Noise on proprioception in training (std; the recorded range is 2 wide), lest it tells which way the expert set out."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto`: bf16 where the hardware computes in it, fp32 elsewhere."""
-    compile: Literal["auto", "none", "blocks", "graph"] = "auto"
-    """`blocks`: the repeated layers are compiled; `graph`: the whole step is one CUDA graph (one worker), for models so small
-    that launching their kernels takes longer than computing them; `auto`: on a GPU `blocks` with pretrained networks, `graph`
-    otherwise; on a CPU `none`."""
+    compile: Literal["auto", "none", "layers"] = "auto"
+    """`layers`: repeated layers are compiled; `auto`: on a GPU those of systems with pretrained networks."""
+    graph: Literal["auto", "none", "step"] = "auto"
+    """`step`: the whole step is one CUDA graph, and nobody waits for its thousands of kernels to be launched; `auto`: where one
+    worker has a GPU."""
     checkpointing: Literal["none", "selective", "full"] = "none"
     """What the layers of pretrained networks compute again in the backward pass, to save memory: nothing; all but matrix
     products and attention; or everything."""

@@ -12,6 +12,7 @@ from libra_ray.common.progress import print_status
 from libra_ray.config import PolicyConfig
 from libra_ray.inference.recording import Answers, CallAgain, CallRecorder, CallRecording, CudaGraphs
 from libra_ray.inference.tensors import LevelInput, mapped, signature
+from libra_ray.model.layers import compile_layers
 from libra_ray.model.precision import computes_in_bf16, in_bf16, minds_types
 from libra_ray.model.system import System
 
@@ -67,6 +68,8 @@ class InferenceEngine:
         self.model = (in_bf16(model, device) if narrow and not self._autocast else model.to(device)).eval()
         self._recorder = recorder or _recorder(device, settings.compile)
         self._run: Callable[[str, LevelInput], Answers] = self._call
+        if settings.compile == "layers":
+            compile_layers(self.model, dynamic=None)
         if settings.compile == "inductor":
             self._run = torch.compile(self._call, dynamic=False)
         self._lock = threading.Lock()
@@ -138,7 +141,7 @@ def _recorder(device: torch.device, how: str) -> CallRecorder | None:
         return None if how == "none" else CudaGraphs(torch.device("cuda", index))
     if how == "graphs":
         raise ValueError("policy.compile=graphs needs a GPU, and there is none; give auto, none or inductor")
-    return CallAgain(device) if how == "inductor" else None
+    return CallAgain(device) if how in ("inductor", "layers") else None
 
 
 def _rows(asked: LevelInput, first: int) -> LevelInput:

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import os
 import tempfile
 import threading
 from concurrent.futures import Future, wait
@@ -124,6 +125,8 @@ def train_loop(settings: dict[str, Any]) -> None:
 def _train(settings: dict[str, Any], rank: int) -> None:
     """The data, the model, `Trainer`, and a report to Ray at every checkpoint."""
     config, root = configuration.from_json(settings["config"]), Path(settings["folder"])
+    # Without it, memory that is free in pieces cannot be had as a whole.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     device = ray.train.torch.get_device()
     before = Fingerprint(**settings["data"])
     data = TrainingData.open(config, Path(settings["dataset"]), root / "frames", before)

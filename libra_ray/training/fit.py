@@ -15,6 +15,7 @@ from torch import Tensor, distributed, nn
 
 from libra_ray.batch import Batch
 from libra_ray.config import TrainConfig
+from libra_ray.model.layers import compile_layers, pretrained_layers
 from libra_ray.model.precision import uses_bf16
 from libra_ray.model.system import System
 from libra_ray.training import optimiser, parallel
@@ -67,10 +68,9 @@ class Trainer:
         self.rank = distributed.get_rank() if distributed.is_initialized() else 0
         self.world = distributed.get_world_size() if distributed.is_initialized() else 1
         self._bf16 = uses_bf16(self.config.precision, device)
-        self._compiled = parallel.compiled_as(self.config, model, device, self.world)
+        graphed = _is_graph(self.config.graph, device, self.world)
         wrapped = self._spread()
         parts = {name: self._weights.of(part) for name, part in model.parts().items()}
-        graphed = self._compiled == "graph"
         self.optimiser = optimiser.make(self._weights, self.config, capturable=graphed)
         self.balance = make_balance(self.config, model.loss_weights())
         self.schedule = model.schedule()
@@ -235,8 +235,9 @@ class Trainer:
             one = batch.index(torch.arange(1, device=self.device))
             self._speed.learn(flops_per_window(self.model, one, self.schedule.phase, bf16=self._bf16))
         parallel.recompute(self.model, self.config.checkpointing)
-        if self._compiled == "blocks":
-            parallel.compile_layers(self.model)
+        wanted = bool(pretrained_layers(self.model)) and on_gpu(self.device)
+        if self.config.compile == "layers" or (self.config.compile == "auto" and wanted):
+            compile_layers(self.model, dynamic=False)
         self._speed.restart()
 
     def _row(self, result: StepResult, numbers: StepNumbers) -> dict[str, float]:
@@ -277,6 +278,18 @@ class Trainer:
     def _resting(self) -> set[str]:
         """The parts that do not learn in the present phase."""
         return {name for name in self._parts if not self.schedule.learns(name)}
+
+
+def _is_graph(setting: str, device: torch.device, world: int) -> bool:
+    """`train.graph` with `auto` resolved.
+
+    Raises:
+        ValueError: a graph where there can be none.
+    """
+    able = on_gpu(device) and world == 1
+    if setting == "step" and not able:
+        raise ValueError("train.graph=step needs one worker on a CUDA device; give auto or none")
+    return able and setting != "none"
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int | None = None) -> float:

@@ -31,7 +31,8 @@ class GraphedStep:
         self._step = step
         self._seen: Counter[object] = Counter()
         self._captured: dict[object, _Captured] = {}
-        self._stream = torch.cuda.Stream()
+        # One pool of memory for all kinds: no two of them are under way at a time.
+        self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
 
     def __call__(self, batch: Batch, kind: StepKind, numbers: StepNumbers) -> StepResult:
         """Take the step."""
@@ -60,7 +61,7 @@ class GraphedStep:
         still = Batch(**{f.name: getattr(batch, f.name).clone() for f in fields(batch)})
         dials, graph = _tensors(numbers), torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
-        with torch.cuda.graph(graph, stream=self._stream):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             result = self._step(still, kind, dials)
         return _Captured(graph=graph, batch=still, numbers=dials, result=result)
 

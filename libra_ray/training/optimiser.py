@@ -41,6 +41,11 @@ def rate(optimiser: torch.optim.Optimizer) -> float:
     return float(optimiser.param_groups[0]["lr"])
 
 
+def clip(optimiser: torch.optim.AdamW, total: Tensor, bound: float) -> None:
+    """Have the next steps scale gradients of norm `total` down to at most `bound`, as they read them."""
+    optimiser.grad_scale = ((total + 1e-6) / bound).clamp(min=1)
+
+
 def state(optimiser: torch.optim.Optimizer, weights: TrainedWeights) -> dict[str, Any]:
     """What torch calls its state dict, with whole moments; every worker must ask."""
     found = optimiser.state_dict()

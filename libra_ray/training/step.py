@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from libra_ray.batch import Batch
 from libra_ray.config import TrainConfig
 from libra_ray.model.system import Losses
+from libra_ray.training import optimiser
 from libra_ray.training.loss_balance import GradientMeter, RawGradients
 from libra_ray.training.speed import StepTimer
 from libra_ray.training.weights import TrainedWeight, TrainedWeights
@@ -64,7 +65,7 @@ class OptimiserStep:
 
     wrapped: nn.Module
     weights: TrainedWeights
-    optimiser: torch.optim.Optimizer
+    optimiser: torch.optim.AdamW
     parts: Mapping[str, Sequence[TrainedWeight]]
     meter: GradientMeter
     config: TrainConfig
@@ -73,7 +74,6 @@ class OptimiserStep:
 
     def __call__(self, batch: Batch, kind: StepKind, numbers: StepNumbers) -> StepResult:
         """Take the step on a batch that is on the device."""
-        self.optimiser.zero_grad(set_to_none=True)
         for weight in self.weights.all:
             weight.parameter.grad = None
         self.timer.begin()
@@ -85,10 +85,10 @@ class OptimiserStep:
             for weight in self.parts[name]:
                 # Of a gradient of zeros the optimiser would still make steps, by its memory and by weight decay.
                 weight.parameter.grad = None
-        self.weights.take_gradients()
         norms = self.weights.norms(self.parts)
-        self.weights.clip(torch.linalg.vector_norm(torch.stack(list(norms.values()))), self.config.grad_clip)
-        self.optimiser.step()
+        optimiser.clip(self.optimiser, torch.linalg.vector_norm(torch.stack(list(norms.values()))), self.config.grad_clip)
+        for _ in self.weights.gradients():
+            self.optimiser.step()
         self.weights.apply()
         self.weights.average(numbers.average_rate)
         self.timer.mark("optimiser")

@@ -12,6 +12,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 LARGE = 1 << 16
 """Entries from which on a matrix is kept in bf16 beside its fp32 master: to cast it anew at every use would cost more than to
 compute with it. Smaller ones autocast handles."""
+PORTION = 1 << 28
+"""Entries whose gradients are copied into fp32 at a time: the copies of all of them would take the memory of the masters."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,6 +60,19 @@ def local(tensor: Tensor) -> Tensor:
     return found.to_local() if isinstance(found, DTensor) else found
 
 
+def _portions(weights: Sequence[TrainedWeight]) -> list[list[TrainedWeight]]:
+    """The weights in groups of about `PORTION` entries."""
+    found: list[list[TrainedWeight]] = []
+    size = PORTION
+    for weight in weights:
+        if size >= PORTION:
+            found.append([])
+            size = 0
+        found[-1].append(weight)
+        size += weight.master.numel()
+    return found
+
+
 class TrainedWeights:
     """All weights of a model that learn.
 
@@ -86,6 +101,7 @@ class TrainedWeights:
         self.all: Sequence[TrainedWeight] = list(self._of.values())
         self._masters, self._averages = [w.master for w in self.all], [w.average for w in self.all]
         self._apart = [w for w in self.all if w.apart]
+        self._portions = [[w for w in self.all if not w.apart], *_portions(self._apart)]
         self.mixed = bf16 and any(p.dtype == torch.bfloat16 or isinstance(p, DTensor) for p in model.parameters())
         self._group = next((w.parameter.device_mesh.get_group() for w in self.all if isinstance(w.parameter, DTensor)), None)
 
@@ -93,32 +109,29 @@ class TrainedWeights:
         """Those of a part of the model."""
         return [self._of[id(p)] for p in module.parameters() if id(p) in self._of]
 
-    def take_gradients(self) -> None:
-        """Hand the parameters' gradients to the masters, in fp32."""
-        for weight in self.all:
-            gradient = weight.parameter.grad
-            weight.master.grad = None if gradient is None else local(gradient).float()
-            if weight.apart:
-                # Both would be held at once otherwise.
-                weight.parameter.grad = None
+    def gradients(self) -> Iterator[None]:
+        """Hand the parameters' gradients to the masters, in fp32, some at a time: who iterates lets the optimiser step."""
+        for weights in self._portions:
+            for weight in weights:
+                gradient = weight.parameter.grad
+                weight.master.grad = None if gradient is None else local(gradient).float()
+            yield
+            for weight in weights:
+                weight.master.grad = None
+                if weight.apart:
+                    weight.parameter.grad = None
 
     def norms(self, parts: Mapping[str, Sequence[TrainedWeight]]) -> dict[str, Tensor]:
-        """The norm of the masters' gradients, part by part; 0 where there is none."""
+        """The norm of the parameters' gradients, part by part; 0 where there is none."""
         squares = []
         for weights in parts.values():
-            gradients = [w.master.grad for w in weights if w.master.grad is not None]
-            if gradients:
-                squares.append(nn.utils.get_total_norm(gradients).square())
-            else:
-                squares.append(torch.zeros((), device=self._masters[0].device))
+            found = [local(w.parameter.grad) for w in weights if w.parameter.grad is not None]
+            norms = torch._foreach_norm(found, 2, dtype=torch.float32) if found else ()  # noqa: SLF001
+            squares.append(torch.stack(norms).square().sum() if norms else torch.zeros((), device=self._masters[0].device))
         total = torch.stack(squares)
         if self._group is not None:
             distributed.all_reduce(total, group=self._group)
         return dict(zip(parts, total.sqrt().unbind(), strict=True))
-
-    def clip(self, total: Tensor, bound: float) -> None:
-        """Scale the masters' gradients, of norm `total`, down to at most `bound`."""
-        nn.utils.clip_grads_with_norm_(self._masters, bound, total)
 
     @torch.no_grad()
     def apply(self) -> None:
@@ -132,9 +145,14 @@ class TrainedWeights:
         if isinstance(rate, float):
             torch._foreach_lerp_(self._averages, self._masters, rate)
             return
-        ways = torch._foreach_sub(self._masters, self._averages)  # noqa: SLF001
-        torch._foreach_mul_(ways, rate)
-        torch._foreach_add_(self._averages, ways)
+        small = [w for w in self.all if w.master.numel() < LARGE]
+        for weight in self.all:
+            if weight.master.numel() >= LARGE:
+                weight.average.lerp_(weight.master, rate)
+        if small:
+            ways = torch._foreach_sub([w.master for w in small], [w.average for w in small])  # noqa: SLF001
+            torch._foreach_mul_(ways, rate)
+            torch._foreach_add_([w.average for w in small], ways)
 
     @torch.no_grad()
     def settle(self, weights: Sequence[TrainedWeight]) -> None:

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import distributed
 
-from libra_ray.training import parallel, weights
+from libra_ray.model.layers import pretrained_layers
+from libra_ray.training import weights
 from libra_ray.training.fit import Trainer
 from tests.model import families
 from tests.model.builders import make_batch, tiny_model
@@ -172,9 +173,9 @@ RESTFUL = {"train.augment_pixels": 0, "refiner.condition_dropout": 0.0}
 
 def test_layers_of_pretrained_networks_are_found_once(backbone):
     model = tiny_model(settings(backbone, "exact"))
-    found = parallel.blocks(model)
+    found = pretrained_layers(model)
     assert len(found) == len(set(map(id, found))) == 4
-    assert parallel.blocks(tiny_model()) == []
+    assert pretrained_layers(tiny_model()) == []
 
 
 def test_large_matrices_are_kept_in_bf16_with_exact_masters(backbone, monkeypatch):
@@ -197,5 +198,5 @@ def test_large_matrices_are_kept_in_bf16_with_exact_masters(backbone, monkeypatc
 
 
 def test_a_graph_needs_a_gpu():
-    with pytest.raises(ValueError, match=r"train\.compile=graph needs one worker on a CUDA device; give auto, blocks or none"):
-        Trainer(tiny_model({"train.compile": "graph"}), device=CPU)
+    with pytest.raises(ValueError, match=r"train\.graph=step needs one worker on a CUDA device; give auto or none"):
+        Trainer(tiny_model({"train.graph": "step"}), device=CPU)
