@@ -12,6 +12,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ def _profile(trainer: Trainer, batch: Batch) -> None:
 
 
 def answers(model: System, device: torch.device, times: int) -> Iterator[Json]:
-    """Milliseconds of every level's answer, by number of robots and precision, with transfers and without pictures' checks."""
+    """Milliseconds of every level's answer, by number of robots and precision, with transfers, without checks."""
     for precision, compiled in PRECISIONS:
         settings = override(model.config, {"policy.precision": precision, "policy.compile": compiled}).policy
         engine = InferenceEngine(model, device, settings)
@@ -179,10 +180,7 @@ def measured(given: argparse.Namespace) -> Iterator[tuple[str, Json]]:
             name = f"train {scale}, " + ", ".join(
                 f"{key.removeprefix('train.')} {value}" for key, value in PAPER_WAYS[way].items()
             )
-            yield (
-                name,
-                training(lambda config: _with(paper_system(scale), config), config, device, steps, profiled=given.profile),
-            )
+            yield name, training(partial(_with, scale), config, device, steps, profiled=given.profile)
             _clear()
     if "answer" in parts:
         with device:
@@ -201,8 +199,9 @@ def measured(given: argparse.Namespace) -> Iterator[tuple[str, Json]]:
             _clear()
 
 
-def _with(model: System, config: Config) -> System:
-    """A model with further settings of training."""
+def _with(scale: Scale, config: Config) -> System:
+    """The model of that scale, with further settings of training."""
+    model = paper_system(scale)
     model.config = config
     return model
 

@@ -41,7 +41,7 @@ def there(where: str, name: str) -> bool:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_all_that_they_name_is_there(path):
     names = named(path.read_text(encoding="utf-8"))
-    assert len(names) > 20
+    assert len(names) > 8
     assert [f"{where}.{name}" for where, name in names if not there(where, name)] == []
 
 

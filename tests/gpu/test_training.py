@@ -1,4 +1,4 @@
-"""On a GPU: a captured step learns what an eager one learns, in bf16 nearly what fp32 learns, and shards what replicas learn."""
+"""On a GPU: a captured step learns what an eager one learns, bf16 nearly what fp32 learns, and shards what replicas learn."""
 
 import copy
 import socket
@@ -58,7 +58,7 @@ def test_captured_steps_learn_what_eager_ones_learn(form):
 
 
 def test_a_captured_run_resumes():
-    whole, rows = train(RANDOM)
+    _, rows = train(RANDOM)
     first, early = train(RANDOM, until=8)
     _, late = train(RANDOM, state=copy.deepcopy(first.state()))
     assert losses(early + late) == pytest.approx(losses(rows), rel=2e-2)
