@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from benchmarks.files import RESULTS, command_line, origin, write_result
-from benchmarks.paper_shapes import paper_config, paper_system
+from benchmarks.paper_shapes import Scale, paper_config, paper_system
 from libra_ray.batch import Batch
 from libra_ray.common.progress import print_status
 from libra_ray.config import Config, override, preset
