@@ -73,12 +73,7 @@ class DenoisingExpert(ActionExpert):
         super().__init__()
         self.head = _head(config, shape, features, 0)
         self.refiner = Refiner(
-            replace(
-                config.refiner,
-                objective="ddpm" if objective == "diffusion" else "flow",
-                vision="shared",
-                vision_tokens="pooled",
-            ),
+            replace(config.refiner, objective="ddpm" if objective == "diffusion" else "flow", vision="shared"),
             image_size=config.sim.image_size,
             pictures=pictures,
             horizon=config.action.horizon,
