@@ -7,9 +7,7 @@ own metadata, schema and statistics functions, with one video per camera, put to
 
 import shutil
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
-from threading import Thread
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -27,22 +25,6 @@ EXECUTED_KEY = "executed"
 REWARD_KEY = "next.reward"
 SUCCESS_KEY = "next.success"
 _NO_CLIPS: Mapping[str, Clip] = MappingProxyType({})
-
-
-def load_lerobot() -> Thread:
-    """Begin to import LeRobot's data set code, which takes a CPU for about ten seconds, beside what the caller waits for.
-
-    Returns:
-        The thread, to be joined before anything else imports LeRobot. An error shows where the writer imports it again.
-    """
-
-    def load() -> None:
-        with suppress(ImportError):
-            import lerobot.datasets  # noqa: F401  (for its side effect: it is loaded)
-
-    thread = Thread(target=load, daemon=True)
-    thread.start()
-    return thread
 
 
 type Recording = tuple[Episode, Mapping[str, Clip]]

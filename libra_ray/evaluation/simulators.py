@@ -7,11 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from libra_ray.config import RecordConfig, SimConfig
 from libra_ray.data.spool import save_episode
+from libra_ray.data.video import Clip, EncoderSettings, encode
 from libra_ray.evaluation.log import EpisodeJob, PlayedEpisode
 from libra_ray.evaluation.rollout import Rollout, failed, run_counted
-from libra_ray.sim import make_environment
+from libra_ray.sim import control_hz, make_environment
 from libra_ray.sim.scripted_controllers import ExpertController, ZeroController
 from libra_ray.types import Action, Controller, Environment, Episode, Observation
 
@@ -69,13 +72,21 @@ class Simulators:
         self.idle: dict[str, list[Environment]] = {}
         self.running: dict[int, RunningEpisode] = {}
 
-    def demonstrate(self, task: str, seed: int, record: RecordConfig, path: Path) -> Attempt:
-        """Record one episode by the expert; only a success is written to `path`."""
+    def demonstrate(
+        self, task: str, seed: int, record: RecordConfig, path: Path, encoder: EncoderSettings | None = None
+    ) -> Attempt:
+        """Record one episode by the expert; only a success is written to `path`, its pictures as clips of the encoder."""
         expert = ExpertController(noise_std=record.noise_std, noise_share=record.noise_share)
         episode = self._whole(task, seed, expert, render=True, settle_steps=record.settle_steps)
         if episode.success:
-            save_episode(path, episode)
+            save_episode(path, episode, {} if encoder is None else self._clips(episode, encoder))
         return Attempt(task=task, seed=seed, success=episode.success, steps=len(episode.steps), error=episode.error)
+
+    def _clips(self, episode: Episode, encoder: EncoderSettings) -> dict[str, Clip]:
+        fps = control_hz(self.sim)
+        seen = [step.observation.images for step in episode.steps]
+        stacks = {key: np.stack([images[key] for images in seen]) for key in seen[0]}
+        return {key: encode(stack, fps, encoder) for key, stack in stacks.items()}
 
     def play(self, job: EpisodeJob) -> PlayedEpisode:
         """One episode by a controller that needs no policy: `expert` or `zero_action`."""
