@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from libra_ray.data.pictures import picture_statistics
 from libra_ray.data.video import Clip, EncoderSettings, JoinedVideo, encode, encoder_config
 from libra_ray.types import ACTION_KEY, STATE_KEY, Episode
 
@@ -221,14 +222,10 @@ class DatasetWriter:
 
     def _statistics(self, columns: Mapping[str, NDArray], clips: Mapping[str, Clip]) -> dict[str, Any]:
         """LeRobot's statistics of one episode; of the pictures the samples'."""
-        from lerobot.datasets import get_feature_stats
         from lerobot.datasets.compute_stats import compute_episode_stats
 
         statistics: dict[str, Any] = compute_episode_stats(dict(columns), self._meta.features)
-        for key, clip in clips.items():
-            measured = get_feature_stats(clip.samples.transpose(0, 3, 1, 2), axis=(0, 2, 3), keepdims=True)
-            statistics[key] = {k: v if k == "count" else np.squeeze(v / 255.0, axis=0) for k, v in measured.items()}
-        return statistics
+        return statistics | {key: picture_statistics(clip.samples) for key, clip in clips.items()}
 
     def _close_files(self) -> None:
         for video in self._videos.values():

@@ -29,8 +29,8 @@ def _plan(cpus, gpus=0.0, **changes):
 
 
 def test_a_laptop_has_none_and_a_large_machine_several():
-    assert [_plan(cpus).count for cpus in (1, 2, 4, 8, 16, 64)] == [0, 0, 0, 1, 2, 8]
-    assert _plan(16) == ReplicaPlan(count=2, cpus_each=1, threads=8)
+    assert [_plan(cpus).count for cpus in (1, 2, 4, 8, 16, 64)] == [0, 0, 0, 2, 4, 16]
+    assert _plan(16) == ReplicaPlan(count=4, cpus_each=1, threads=4)
     assert _plan(2, evaluate__policy_replicas=1) == ReplicaPlan(count=1, cpus_each=1, threads=2)
 
 
@@ -49,7 +49,7 @@ def test_the_driver_of_a_shared_cluster_computes_nothing(monkeypatch):
 
 
 def test_replicas_that_nobody_asked_for_take_no_cpu_from_simulators():
-    assert _plan(16, ray__simulator_actors=16) == ReplicaPlan(count=2, cpus_each=0, threads=8)
+    assert _plan(16, ray__simulator_actors=16) == ReplicaPlan(count=4, cpus_each=0, threads=4)
     assert _plan(16, ray__simulator_actors=1).count == 1
 
 
