@@ -14,7 +14,7 @@ import sys
 import tempfile
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from benchmarks.files import RESULTS, ROOT, command_line, origin, write_result
 from libra_ray.types import Json
@@ -22,7 +22,7 @@ from libra_ray.types import Json
 if TYPE_CHECKING:
     from libra_ray.runs.folder import RunFolder
 
-STAGES = "record", "evaluate"
+STAGES: tuple[Literal["record", "evaluate"], ...] = ("record", "evaluate")
 
 
 def measure(given: Namespace, work: Path) -> Json:

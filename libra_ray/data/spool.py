@@ -10,17 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from libra_ray.common.disk import explained
-from libra_ray.data.video import Clip
+from libra_ray.data.video import EncodedClip
 from libra_ray.types import Action, Episode, Observation, Step
 
 _NO_AGE = -1
 _IMAGES = "images/"
 _CLIPS = "clips/"
 _SAMPLES = "samples/"
-_NO_CLIPS: Mapping[str, Clip] = MappingProxyType({})
+_NO_CLIPS: Mapping[str, EncodedClip] = MappingProxyType({})
 
 
-def save_episode(path: Path, episode: Episode, clips: Mapping[str, Clip] = _NO_CLIPS) -> None:
+def save_episode(path: Path, episode: Episode, clips: Mapping[str, EncodedClip] = _NO_CLIPS) -> None:
     """Write `episode` to `path` (npz, uncompressed); a reader sees the whole file or none, and nothing is left of a half one.
 
     Args:
@@ -53,7 +53,7 @@ def load_episode(path: Path) -> Episode:
     return load_recording(path)[0]
 
 
-def load_recording(path: Path) -> tuple[Episode, dict[str, Clip]]:
+def load_recording(path: Path) -> tuple[Episode, dict[str, EncodedClip]]:
     """The episode that `save_episode` wrote, and its clips by camera. Nothing is unpickled.
 
     Raises:
@@ -69,7 +69,7 @@ def load_recording(path: Path) -> tuple[Episode, dict[str, Clip]]:
     steps = tuple(_step(arrays, images, text, i) for i, text in enumerate(instructions))
     length = len(arrays["reward"])
     clips = {
-        name.removeprefix(_CLIPS): Clip(
+        name.removeprefix(_CLIPS): EncodedClip(
             encoded=stored.tobytes(), frames=length, samples=arrays[_SAMPLES + name.removeprefix(_CLIPS)]
         )
         for name, stored in arrays.items()
@@ -87,7 +87,7 @@ def load_recording(path: Path) -> tuple[Episode, dict[str, Clip]]:
     return episode, clips
 
 
-def _arrays(episode: Episode, clips: Mapping[str, Clip]) -> dict[str, NDArray]:
+def _arrays(episode: Episode, clips: Mapping[str, EncodedClip]) -> dict[str, NDArray]:
     steps = episode.steps
     cameras = list(steps[0].observation.images)
     if any(list(step.observation.images) != cameras for step in steps):

@@ -66,7 +66,7 @@ class EncoderSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clip:
+class EncodedClip:
     """The pictures of one camera in one episode, encoded: a piece of the data set's video.
 
     Attributes:
@@ -80,14 +80,14 @@ class Clip:
     samples: NDArray[np.uint8]
 
 
-def encode(pictures: NDArray[np.uint8], fps: int | Fraction, encoder: EncoderSettings) -> Clip:
+def encode(pictures: NDArray[np.uint8], fps: int | Fraction, encoder: EncoderSettings) -> EncodedClip:
     """The clip of `(T, height, width, 3)` pictures; the same pictures give the same bytes in any process."""
     file = io.BytesIO()
     writer = VideoWriter(file, fps=fps, encoder=encoder, height=pictures.shape[1], width=pictures.shape[2])
     writer.write(pictures)
     writer.close()
     chosen = np.linspace(0, len(pictures) - 1, min(len(pictures), SAMPLES)).astype(int)
-    return Clip(encoded=file.getvalue(), frames=len(pictures), samples=pictures[chosen])
+    return EncodedClip(encoded=file.getvalue(), frames=len(pictures), samples=pictures[chosen])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,9 @@ class VideoWriter:
         self.frames = 0
         self._tick = Fraction(1, fps)
         self._container = _created(file)
-        self._stream = self._container.add_stream(encoder.vcodec, fps, options=dict(encoder.options))
+        stream = self._container.add_stream(encoder.vcodec, fps, options=dict(encoder.options))
+        assert isinstance(stream, av.VideoStream), "LeRobot's encoders are of videos"
+        self._stream = stream
         self._stream.pix_fmt = encoder.pix_fmt
         self._stream.height = height
         self._stream.width = width
@@ -155,9 +157,9 @@ class JoinedVideo:
         self._container = _created(path)
         self._stream: av.VideoStream | None = None
 
-    def append(self, clip: Clip) -> None:
+    def append(self, clip: EncodedClip) -> None:
         """Append a clip."""
-        with av.open(io.BytesIO(clip.encoded)) as source:
+        with av.open(io.BytesIO(clip.encoded), "r") as source:
             given = source.streams.video[0]
             if self._stream is None:
                 self._stream = self._container.add_stream_from_template(given, opaque=True)

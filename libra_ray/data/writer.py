@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from libra_ray.data.pictures import picture_statistics
-from libra_ray.data.video import Clip, EncoderSettings, JoinedVideo, encode, encoder_config
+from libra_ray.data.video import EncodedClip, EncoderSettings, JoinedVideo, encode, encoder_config
 from libra_ray.types import ACTION_KEY, STATE_KEY, Episode
 
 if TYPE_CHECKING:
@@ -25,10 +25,10 @@ SEED_KEY = "seed"
 EXECUTED_KEY = "executed"
 REWARD_KEY = "next.reward"
 SUCCESS_KEY = "next.success"
-_NO_CLIPS: Mapping[str, Clip] = MappingProxyType({})
+_NO_CLIPS: Mapping[str, EncodedClip] = MappingProxyType({})
 
 
-type Recording = tuple[Episode, Mapping[str, Clip]]
+type Recording = tuple[Episode, Mapping[str, EncodedClip]]
 """An episode, and the pictures of its cameras where they are encoded already."""
 
 
@@ -92,7 +92,7 @@ class DatasetWriter:
         self._video_files = dict.fromkeys(image_shapes, 0)
         self._finalized = False
 
-    def add(self, episode: Episode, clips: Mapping[str, Clip] = _NO_CLIPS) -> None:
+    def add(self, episode: Episode, clips: Mapping[str, EncodedClip] = _NO_CLIPS) -> None:
         """Append one episode.
 
         Args:
@@ -172,13 +172,13 @@ class DatasetWriter:
             "task_index": np.array([tasks[s.observation.instruction] for s in steps], np.int64),
         }
 
-    def _clip(self, episode: Episode, key: str, given: Clip | None) -> Clip:
+    def _clip(self, episode: Episode, key: str, given: EncodedClip | None) -> EncodedClip:
         """A camera's clip; its pictures are encoded here where nobody has done so."""
         shape, name = self._image_shapes[key], f"episode {episode.task} seed {episode.seed}"
         if given is not None:
-            got = given.frames, *given.samples.shape[1:]
-            if got != (len(episode.steps), *shape):
-                raise ValueError(f"{name}: {key} is a clip of {got}, expected {(len(episode.steps), *shape)}")
+            held = given.frames, *given.samples.shape[1:]
+            if held != (len(episode.steps), *shape):
+                raise ValueError(f"{name}: {key} is a clip of {held}, expected {(len(episode.steps), *shape)}")
             return given
         pictures = [step.observation.images.get(key) for step in episode.steps]
         for step, picture in enumerate(pictures):
@@ -199,7 +199,7 @@ class DatasetWriter:
             self._parquet = pq.ParquetWriter(path, schema=self._schema, compression="snappy", use_dictionary=True)
         self._parquet.write_table(table)
 
-    def _write_video(self, key: str, clip: Clip) -> dict[str, float]:
+    def _write_video(self, key: str, clip: EncodedClip) -> dict[str, float]:
         """Append to the camera's video, begin a new file where LeRobot's size limit is reached; the episode's place in it."""
         video = self._videos.get(key)
         if video is not None and video.bytes >= self._meta.video_files_size_in_mb * 2**20:
@@ -220,7 +220,7 @@ class DatasetWriter:
             f"videos/{key}/to_timestamp": video.frames / self._meta.fps,
         }
 
-    def _statistics(self, columns: Mapping[str, NDArray], clips: Mapping[str, Clip]) -> dict[str, Any]:
+    def _statistics(self, columns: Mapping[str, NDArray], clips: Mapping[str, EncodedClip]) -> dict[str, Any]:
         """LeRobot's statistics of one episode; of the pictures the samples'."""
         from lerobot.datasets.compute_stats import compute_episode_stats
 

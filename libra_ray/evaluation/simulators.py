@@ -11,7 +11,7 @@ import numpy as np
 
 from libra_ray.config import RecordConfig, SimConfig
 from libra_ray.data.spool import save_episode
-from libra_ray.data.video import Clip, EncoderSettings, encode
+from libra_ray.data.video import EncodedClip, EncoderSettings, encode
 from libra_ray.evaluation.log import EpisodeJob, PlayedEpisode
 from libra_ray.evaluation.rollout import Rollout, failed, run_counted
 from libra_ray.sim import control_hz, make_environment
@@ -82,7 +82,7 @@ class Simulators:
             save_episode(path, episode, {} if encoder is None else self._clips(episode, encoder))
         return Attempt(task=task, seed=seed, success=episode.success, steps=len(episode.steps), error=episode.error)
 
-    def _clips(self, episode: Episode, encoder: EncoderSettings) -> dict[str, Clip]:
+    def _clips(self, episode: Episode, encoder: EncoderSettings) -> dict[str, EncodedClip]:
         fps = control_hz(self.sim)
         seen = [step.observation.images for step in episode.steps]
         stacks = {key: np.stack([images[key] for images in seen]) for key in seen[0]}
