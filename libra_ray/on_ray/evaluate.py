@@ -21,7 +21,7 @@ from libra_ray.model.parts.backbone import make_backbone
 from libra_ray.model.registry import lengthening, system_class
 from libra_ray.on_ray.policy_replica import Driver, ReplicaReport, threads_of
 from libra_ray.on_ray.replicas import ReplicaPlan, ReplicaPool
-from libra_ray.on_ray.session import available_cpus, available_gpus, is_private
+from libra_ray.on_ray.session import available_cpus, available_gpus, is_private, present_cpus
 from libra_ray.on_ray.simulator_pool import SimulatorPool, actors_of
 from libra_ray.policy import load_policy
 from libra_ray.runs.folder import Clock, RunFolder
@@ -72,7 +72,7 @@ def evaluate(folder: RunFolder, clock: Clock, load: Load = load_trained, pool: S
         return
     driven = list(dict.fromkeys(job.controller for job in todo if job.controller not in SCRIPTED))
     brought = pool is not None or load is not load_trained
-    plan = ReplicaPlan(count=0) if brought or not driven else ReplicaPlan.of(config, available_cpus(), available_gpus())
+    plan = ReplicaPlan(count=0) if brought or not driven else ReplicaPlan.of(config, present_cpus(), available_gpus())
     open_driver = partial(driver_of, folder, load)
     with (
         ProgressBar("evaluate", total=len(jobs), unit="episodes") as bar,
@@ -114,7 +114,7 @@ def check_resources(config: Config) -> None:
     """
     if is_private():
         actors_of(config.ray.simulator_actors)
-        ReplicaPlan.of(config, available_cpus(), available_gpus())
+        ReplicaPlan.of(config, present_cpus(), available_gpus())
 
 
 def margins_of(folder: RunFolder, evaluation: Evaluation) -> list[Margin]:

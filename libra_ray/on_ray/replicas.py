@@ -51,21 +51,22 @@ class ReplicaPlan:
 
     @classmethod
     def of(cls, config: Config, cpus: int, gpus: float) -> Self:
-        """The replicas of a configuration on a cluster of so many CPUs and GPUs.
+        """The replicas of a configuration on a cluster of so many CPUs and GPUs, none where its machines are yet to come.
 
         Raises:
             ValueError: this machine's own cluster is too small for them and their simulators.
         """
         wanted, share, actors = config.evaluate.policy_replicas, config.evaluate.gpus_per_replica, config.ray.simulator_actors
         own = is_private()
-        enough = math.ceil(cpus / CPUS_PER_REPLICA)
+        enough = max(1, math.ceil(max(cpus, actors) / CPUS_PER_REPLICA))
         if config.ray.use_gpu:
             enough = max(1, min(int(gpus / share), enough))
         elif own and cpus <= SMALL_MACHINE:
             enough = 0
         count = wanted or min(enough, actors or enough)
         # Those that nobody asked for take no CPU away from simulators that somebody did.
-        crowded = own and not wanted and count + actors > cpus
+        simulators = actors or max(1, cpus - count)
+        crowded = not wanted and simulators <= cpus < simulators + count
         cpus_each = 0 if config.ray.use_gpu or crowded else 1
         gpus_each = share if config.ray.use_gpu else 0.0
         if own and count * gpus_each > gpus:
@@ -169,8 +170,8 @@ class ReplicaPool:
 
     def _shares(self, jobs: Sequence[EpisodeJob], pool: SimulatorPool) -> list[_Share]:
         """The same number of episodes and simulators for each, those on its own machine first."""
-        replicas = by_node(self._nodes())
-        simulators = by_node(nodes_of(pool.actors))
+        replicas = self._placed(self.actors, "policy replicas")
+        simulators = self._placed(pool.actors, "simulators")
         count = len(replicas)
         shares = [_Share(jobs=[], simulators=[]) for _ in replicas]
         for place, index in enumerate(replicas):
@@ -178,16 +179,13 @@ class ReplicaPool:
             shares[index] = _Share(jobs=list(jobs[place::count]), simulators=simulators[begin:end])
         return shares
 
-    def _nodes(self) -> list[str]:
-        """The replicas' machines; says so where there are none for them yet."""
-        ready = [actor.__ray_ready__.remote() for actor in self.actors]
+    def _placed(self, actors: Sequence[ActorProxy[Any]], what: str) -> list[int]:
+        """The places of actors, those on one machine side by side; says so where there are no machines for them yet."""
+        ready = [actor.__ray_ready__.remote() for actor in actors]
         _, missing = ray.wait(ready, num_returns=len(ready), timeout=PATIENCE_S)
         if missing:
-            each = f"{self.plan.gpus_each:g} GPUs" if self.plan.gpus_each else f"{self.plan.cpus_each} CPU"
-            self.say(
-                f"evaluate: {len(missing)} of {len(ready)} policy replicas wait for a machine with {each} for each of them"
-            )
-        return nodes_of(self.actors)
+            self.say(f"evaluate: {len(missing)} of {len(ready)} {what} wait for a machine of the cluster to start on")
+        return by_node(nodes_of(actors))
 
     def _replace(self, index: int, share: _Share, error: Exception) -> None:
         """Another process in the place of one that died.

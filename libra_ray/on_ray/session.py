@@ -137,8 +137,12 @@ def is_private() -> bool:
 
 def available_cpus() -> int:
     """CPUs of the connected cluster, or of the one that `connected` would start here; at least 1."""
-    found = ray.cluster_resources().get("CPU", 1) if ray.is_initialized() else ray_private.machine_cpus()
-    return max(1, int(found))
+    return max(1, present_cpus())
+
+
+def present_cpus() -> int:
+    """The same; 0 where a cluster's machines are yet to come."""
+    return int(ray.cluster_resources().get("CPU", 0)) if ray.is_initialized() else ray_private.machine_cpus()
 
 
 def available_gpus() -> float:

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -36,19 +37,25 @@ def test_a_laptop_has_none_and_a_large_machine_several():
 
 def test_on_gpus_there_is_always_one():
     assert _plan(2, 1.0, ray__use_gpu=True) == ReplicaPlan(count=1, gpus_each=0.5, threads=2)
-    assert [_plan(64, gpus, ray__use_gpu=True).count for gpus in (1, 2, 8)] == [2, 4, 8]
+    assert [_plan(64, gpus, ray__use_gpu=True).count for gpus in (1, 2, 8)] == [2, 4, 16]
     assert _plan(64, 2, ray__use_gpu=True, evaluate__gpus_per_replica=1).count == 2
 
 
 def test_the_driver_of_a_shared_cluster_computes_nothing(monkeypatch):
     """A submitted job on a head without CPUs and GPUs, whose machines are yet to come."""
     monkeypatch.setattr(module, "is_private", lambda: False)
-    assert _plan(1) == ReplicaPlan(count=1, cpus_each=1)
-    assert _plan(1, ray__use_gpu=True, ray__simulator_actors=16) == ReplicaPlan(count=1, gpus_each=0.5)
-    assert _plan(1, evaluate__policy_replicas=9).count == 9
+    assert _plan(0) == ReplicaPlan(count=1, cpus_each=1)
+    assert _plan(0, ray__use_gpu=True, ray__simulator_actors=16) == ReplicaPlan(count=1, gpus_each=0.5)
+    assert _plan(0, evaluate__policy_replicas=9) == ReplicaPlan(count=9, cpus_each=1)
+    assert _plan(2, ray__simulator_actors=16) == ReplicaPlan(count=4, cpus_each=1), "more machines have to come"
 
 
-def test_replicas_that_nobody_asked_for_take_no_cpu_from_simulators():
+@pytest.mark.parametrize("own", [True, False])
+def test_replicas_that_nobody_asked_for_take_no_cpu_from_simulators(monkeypatch, own):
+    """Or these would wait for ever, on a cluster that stays as it is."""
+    monkeypatch.setattr(module, "is_private", lambda: own)
+    assert [_plan(cpus, ray__simulator_actors=cpus).cpus for cpus in (1, 2, 4, 8, 16)] == [0] * 5
+    assert _plan(1).cpus == 0
     assert _plan(16, ray__simulator_actors=16) == ReplicaPlan(count=4, cpus_each=0, threads=4)
     assert _plan(16, ray__simulator_actors=1).count == 1
 
@@ -80,8 +87,8 @@ def test_simulators_of_one_machine_go_together():
 
 def _dying_once(mark, folder, controller):
     """Opens the policy; the first process that has done so dies, as for lack of memory."""
-    if not mark.exists():
-        mark.touch()
+    with suppress(FileExistsError):
+        mark.touch(exist_ok=False)
         os.kill(os.getpid(), signal.SIGKILL)
     return evaluation.driver_of(folder, evaluation.load_trained, controller)
 
