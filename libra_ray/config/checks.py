@@ -17,8 +17,8 @@ LEAST = {
     "train.checkpoint_every": 1,
     "train.accumulate": 1, "train.validate_every": 0, "train.warmup_steps": 0, "delay.intent_steps": 0,
     "delay.chunk_steps": 0, "delay.seed": 0, "refiner.max_committed_steps": 0, "control.committed_steps": 0,
-    "control.execute_steps": 0, "control.max_intent_age_steps": 0, "evaluate.episodes_per_task": 1, "evaluate.robots": 1,
-    "evaluate.videos_per_task": 0, "sim.goal_moves_at": 0,
+    "control.execute_steps": 0, "control.max_intent_age_steps": 0, "evaluate.episodes_per_task": 1, "evaluate.robots": 0,
+    "evaluate.policy_replicas": 0, "evaluate.videos_per_task": 0, "sim.goal_moves_at": 0,
     "ray.simulator_actors": 0, "ray.train_workers": 1, "ray.max_failures": -1, "record.settle_steps": 0, "record.seed": 0,
     "evaluate.seed": 0, "train.seed": 0, "train.balance_every": 1, "ray.train_cpus_per_worker": 0, "record.noise_std": 0,
     "train.augment_pixels": 0, "train.augment_state": 0, "sim.supersample": 1, "train.weight_decay": 0,
@@ -106,6 +106,9 @@ def _refuse_ranges(settings: Settings) -> None:
     for name in SHARES:
         if not 0 <= settings[name] <= 1:
             raise ValueError(f"{name}={settings[name]} is not a share; it must lie in [0, 1]")
+    gpus = settings["evaluate.gpus_per_replica"]
+    if not 0 < gpus <= 1:
+        raise ValueError(f"evaluate.gpus_per_replica={gpus} is no share of a GPU; it must be above 0 and at most 1")
 
 
 def _refuse_misfits(settings: Settings) -> None:

@@ -57,7 +57,13 @@ class EvaluateConfig:
     controllers: tuple[str, ...] = ()
     """Who is evaluated: `expert` (the ceiling), `policy`, variants of it (libra's `coarse_only`: its bins' centres), and
     `zero_action` (the floor); empty means all that the system has."""
-    robots: int = 16
-    """Simulated robots alive at a time, over all simulator actors."""
+    robots: int = 0
+    """Simulated robots alive at a time, over all simulator actors; 0: for each replica 16 (64 on a GPU), and at least two an
+    actor."""
+    policy_replicas: int = 0
+    """Actors that hold the policy, each with its share of the robots and of the GPUs, or a CPU. 0: the job's own process on a
+    machine of at most 4 CPUs without a GPU; else one per 4 CPUs of the cluster, on its machines."""
+    gpus_per_replica: float = 0.5
+    """GPUs that each of them reserves with `ray.use_gpu`."""
     videos_per_task: int = 2
     """Rollouts of the policy kept as pictures in the report, failures first."""

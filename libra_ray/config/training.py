@@ -75,13 +75,13 @@ class RayConfig:
     """Resources. The same configuration runs on a laptop, on an existing cluster and as a submitted job."""
 
     simulator_actors: int = 0
-    """Simulator processes; 0 means one per available CPU."""
+    """Simulator processes; 0 means one per CPU of the cluster that no policy replica has."""
     train_workers: int = 1
     """Training workers (data parallel)."""
     train_cpus_per_worker: float = 0.0
     """CPUs reserved per training worker; 0 shares all of the cluster's among them."""
     use_gpu: bool = False
-    """One GPU per training worker; the policy is evaluated on a GPU where the driver has one."""
+    """One GPU per training worker; the policy is evaluated on GPUs of the cluster's machines (`evaluate.gpus_per_replica`)."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """What several training workers share: `ddp`, each has the whole model; `fsdp`, each has a shard of its weights, averages
     and optimiser (FSDP2)."""

@@ -15,10 +15,12 @@ from libra_ray.data.columns import Table, frame_order, numbers, read_table, vect
 from libra_ray.data.layout import Layout
 from libra_ray.data.names import renamed
 from libra_ray.data.tasks import frame_instructions
-from libra_ray.data.writer import SEED_KEY, DatasetWriter, load_lerobot, write_dataset
+from libra_ray.data.writer import SEED_KEY, DatasetWriter, Recording, write_dataset, write_recordings
 from libra_ray.types import ACTION_KEY, STATE_KEY, RobotSpec
 
-__all__ = ["UNKNOWN_SEED", "DatasetWriter", "Demonstrations", "load_lerobot", "open_dataset", "write_dataset"]
+__all__ = [
+    "UNKNOWN_SEED", "DatasetWriter", "Demonstrations", "Recording", "open_dataset", "write_dataset", "write_recordings",
+]  # fmt: skip
 
 INDICES = ("index", "episode_index", "frame_index", "task_index")
 UNKNOWN_SEED = -1

@@ -18,6 +18,9 @@ _GREY = {"L", "LA", "1"}
 _COLOUR = {"RGB", "RGBA", "RGBX", "RGBa", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV"}
 _ALPHA = {"RGBA", "RGBa", "LA", "PA"}
 
+QUANTILES = 1, 10, 50, 90, 99
+"""Those that LeRobot keeps, in percent."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PictureFormat:
@@ -89,3 +92,24 @@ def rgb_of(image: Image.Image, what: str) -> NDArray[np.uint8]:
 
 def _damaged(what: str, error: Exception) -> DatasetError:
     return DatasetError(f"{what}: the picture cannot be read ({error}); record the episode again, or copy the dataset again")
+
+
+def picture_statistics(pictures: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+    """LeRobot's statistics by channel of `(n, height, width, channels)` pictures, as shares of 255 and `(channels, 1, 1)`.
+
+    Exact, from how often each of the 256 values is there; LeRobot's own function estimates the quantiles, and takes longer than
+    everything else about an episode.
+    """
+    channels = np.moveaxis(pictures, -1, 0).reshape(pictures.shape[-1], -1)
+    often = np.stack([np.bincount(channel, minlength=256) for channel in channels])
+    values, shares = np.arange(256) / 255, often / often.sum(1, keepdims=True)
+    mean = shares @ values
+    found = {
+        "min": values[(often > 0).argmax(1)],
+        "max": values[255 - (often[:, ::-1] > 0).argmax(1)],
+        "mean": mean,
+        "std": np.sqrt(np.maximum(shares @ values**2 - mean**2, 0)),
+    }
+    below = shares.cumsum(1)
+    found |= {f"q{percent:02d}": values[(below >= percent / 100).argmax(1)] for percent in QUANTILES}
+    return {name: value[:, None, None] for name, value in found.items()} | {"count": np.array([len(pictures)])}

@@ -2,25 +2,31 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from libra_ray.common.disk import explained
+from libra_ray.data.video import EncodedClip
 from libra_ray.types import Action, Episode, Observation, Step
 
 _NO_AGE = -1
 _IMAGES = "images/"
+_CLIPS = "clips/"
+_SAMPLES = "samples/"
+_NO_CLIPS: Mapping[str, EncodedClip] = MappingProxyType({})
 
 
-def save_episode(path: Path, episode: Episode) -> None:
+def save_episode(path: Path, episode: Episode, clips: Mapping[str, EncodedClip] = _NO_CLIPS) -> None:
     """Write `episode` to `path` (npz, uncompressed); a reader sees the whole file or none, and nothing is left of a half one.
 
     Args:
         path: the file to write; its folder is made where missing.
         episode: every camera must appear in all steps or in none; at least one step.
+        clips: by camera; kept in place of its pictures.
 
     Raises:
         ValueError: the episode has no steps, or its steps differ in cameras or shapes.
@@ -32,14 +38,23 @@ def save_episode(path: Path, episode: Episode) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with explained(path.parent), partial.open("wb") as file:
-            np.savez(file, allow_pickle=False, **_arrays(episode))
+            np.savez(file, allow_pickle=False, **_arrays(episode, clips))
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
 
 def load_episode(path: Path) -> Episode:
-    """The episode that `save_episode` wrote. Nothing is unpickled.
+    """The episode that `save_episode` wrote, without the pictures that it has as clips. Nothing is unpickled.
+
+    Raises:
+        ValueError: the file is not a spooled episode.
+    """
+    return load_recording(path)[0]
+
+
+def load_recording(path: Path) -> tuple[Episode, dict[str, EncodedClip]]:
+    """The episode that `save_episode` wrote, and its clips by camera. Nothing is unpickled.
 
     Raises:
         ValueError: the file is not a spooled episode.
@@ -52,7 +67,15 @@ def load_episode(path: Path) -> Episode:
     images = {name.removeprefix(_IMAGES): stack for name, stack in arrays.items() if name.startswith(_IMAGES)}
     instructions = meta["instructions"] or [meta["instruction"]] * len(arrays["reward"])
     steps = tuple(_step(arrays, images, text, i) for i, text in enumerate(instructions))
-    return Episode(
+    length = len(arrays["reward"])
+    clips = {
+        name.removeprefix(_CLIPS): EncodedClip(
+            encoded=stored.tobytes(), frames=length, samples=arrays[_SAMPLES + name.removeprefix(_CLIPS)]
+        )
+        for name, stored in arrays.items()
+        if name.startswith(_CLIPS)
+    }
+    episode = Episode(
         task=meta["task"],
         instruction=meta["instruction"],
         seed=meta["seed"],
@@ -61,9 +84,10 @@ def load_episode(path: Path) -> Episode:
         error=meta["error"],
         frames=tuple(arrays["frames"]) if "frames" in arrays else (),
     )
+    return episode, clips
 
 
-def _arrays(episode: Episode) -> dict[str, NDArray]:
+def _arrays(episode: Episode, clips: Mapping[str, EncodedClip]) -> dict[str, NDArray]:
     steps = episode.steps
     cameras = list(steps[0].observation.images)
     if any(list(step.observation.images) != cameras for step in steps):
@@ -88,7 +112,10 @@ def _arrays(episode: Episode) -> dict[str, NDArray]:
         "reward": np.array([s.reward for s in steps], np.float64),
         "success": np.array([s.success for s in steps], np.bool_),
     }
-    arrays |= {_IMAGES + camera: np.stack([s.observation.images[camera] for s in steps]) for camera in cameras}
+    plain = [camera for camera in cameras if camera not in clips]
+    arrays |= {_IMAGES + camera: np.stack([s.observation.images[camera] for s in steps]) for camera in plain}
+    arrays |= {_CLIPS + camera: np.frombuffer(clip.encoded, np.uint8) for camera, clip in clips.items()}
+    arrays |= {_SAMPLES + camera: clip.samples for camera, clip in clips.items()}
     return arrays | ({"frames": np.stack(episode.frames)} if len(episode.frames) else {})
 
 

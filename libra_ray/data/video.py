@@ -1,16 +1,17 @@
-"""Videos of small pictures: one continuous file for many episodes, and its frames back again."""
+"""Videos of small pictures: episodes encoded apart, put together into one file, and its frames back again."""
 
+import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import av
 import numpy as np
-from av.container import InputContainer
+from av.container import InputContainer, OutputContainer
 from numpy.typing import NDArray
 
 from libra_ray.data.checks import DatasetError
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 KEYFRAME_EVERY = 8
 """Frames between key frames: reaching any frame decodes at most this many."""
+SAMPLES = 8
+"""Pictures of a clip that are kept as they are."""
 
 
 def encoder_config(codec: str) -> "RGBEncoderConfig":
@@ -48,6 +51,46 @@ def encoder_config(codec: str) -> "RGBEncoderConfig":
 
 
 @dataclass(frozen=True, kw_only=True)
+class EncoderSettings:
+    """An encoder as FFmpeg knows it, for processes without LeRobot."""
+
+    vcodec: str
+    pix_fmt: str
+    options: Mapping[str, str]
+
+    @classmethod
+    def of(cls, encoder: "RGBEncoderConfig") -> Self:
+        """Those of LeRobot's settings."""
+        options = encoder.get_codec_options(1, as_strings=True)
+        return cls(vcodec=encoder.vcodec, pix_fmt=encoder.pix_fmt, options={str(k): str(v) for k, v in options.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedClip:
+    """The pictures of one camera in one episode, encoded: a piece of the data set's video.
+
+    Attributes:
+        encoded: a whole video file of its own.
+        frames: how many pictures.
+        samples: `(n, height, width, 3)` uint8, at most `SAMPLES` of them, spread over the episode and not encoded.
+    """
+
+    encoded: bytes
+    frames: int
+    samples: NDArray[np.uint8]
+
+
+def encode(pictures: NDArray[np.uint8], fps: int | Fraction, encoder: EncoderSettings) -> EncodedClip:
+    """The clip of `(T, height, width, 3)` pictures; the same pictures give the same bytes in any process."""
+    file = io.BytesIO()
+    writer = VideoWriter(file, fps=fps, encoder=encoder, height=pictures.shape[1], width=pictures.shape[2])
+    writer.write(pictures)
+    writer.close()
+    chosen = np.linspace(0, len(pictures) - 1, min(len(pictures), SAMPLES)).astype(int)
+    return EncodedClip(encoded=file.getvalue(), frames=len(pictures), samples=pictures[chosen])
+
+
+@dataclass(frozen=True, kw_only=True)
 class DecodedFrame:
     """One picture of a video: `time` in seconds from the video's start, `rgb` `(height, width, 3)` uint8."""
 
@@ -56,28 +99,29 @@ class DecodedFrame:
 
 
 class VideoWriter:
-    """Appends pictures to one video file.
+    """Encodes pictures into one video file.
 
     Args:
-        path: the file to write.
+        file: to write.
         fps: pictures per second.
-        encoder: LeRobot's encoder settings.
         height: picture height in pixels; `width` likewise.
     """
 
-    def __init__(self, path: Path, *, fps: int | Fraction, encoder: "RGBEncoderConfig", height: int, width: int) -> None:
-        _quiet()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.path = path
+    def __init__(
+        self, file: Path | io.BytesIO, *, fps: int | Fraction, encoder: EncoderSettings, height: int, width: int
+    ) -> None:
         self.frames = 0
-        self.bytes = 0
         self._tick = Fraction(1, fps)
-        self._container = av.open(str(path), "w")
-        self._stream = self._container.add_stream(encoder.vcodec, fps, options=encoder.get_codec_options(1, as_strings=True))
+        self._container = _created(file)
+        stream = self._container.add_stream(encoder.vcodec, fps, options=dict(encoder.options))
+        assert isinstance(stream, av.VideoStream), "LeRobot's encoders are of videos"
+        self._stream = stream
         self._stream.pix_fmt = encoder.pix_fmt
         self._stream.height = height
         self._stream.width = width
         self._stream.time_base = self._tick
+        # No picture is encoded before one that is shown later: any clip can follow any other.
+        self._stream.codec_context.max_b_frames = 0
 
     def write(self, pictures: NDArray[np.uint8]) -> None:
         """Append `(T, height, width, 3)` pictures."""
@@ -86,16 +130,63 @@ class VideoWriter:
             frame.pts = self.frames
             frame.time_base = self._tick
             self.frames += 1
-            self._mux(self._stream.encode(frame))
+            self._container.mux(self._stream.encode(frame))
 
     def close(self) -> None:
         """Flush the encoder and complete the file."""
-        self._mux(self._stream.encode())
+        self._container.mux(self._stream.encode())
         self._container.close()
 
-    def _mux(self, packets: list[av.Packet]) -> None:
-        self.bytes += sum(packet.size for packet in packets)
-        self._container.mux(packets)
+
+class JoinedVideo:
+    """Puts clips of one encoder together into one video file, as they are: nothing is encoded again.
+
+    Args:
+        path: the file to write.
+        fps: the clips' pictures per second.
+
+    Attributes:
+        frames: pictures so far.
+        bytes: encoded bytes so far.
+    """
+
+    def __init__(self, path: Path, fps: int | Fraction) -> None:
+        self.frames = 0
+        self.bytes = 0
+        self._tick = Fraction(1, fps)
+        self._container = _created(path)
+        self._stream: av.VideoStream | None = None
+
+    def append(self, clip: EncodedClip) -> None:
+        """Append a clip."""
+        with av.open(io.BytesIO(clip.encoded), "r") as source:
+            given = source.streams.video[0]
+            if self._stream is None:
+                self._stream = self._container.add_stream_from_template(given, opaque=True)
+            assert given.time_base is not None, "a file has its own clock"
+            begins = round(self.frames * self._tick / given.time_base)
+            for packet in source.demux(given):
+                # The last one is empty.
+                if packet.dts is None or packet.pts is None:
+                    continue
+                packet.pts += begins
+                packet.dts += begins
+                packet.stream = self._stream
+                self.bytes += packet.size
+                self._container.mux(packet)
+        self.frames += clip.frames
+
+    def close(self) -> None:
+        """Complete the file."""
+        self._container.close()
+
+
+def _created(file: Path | io.BytesIO) -> OutputContainer:
+    _quiet()
+    if isinstance(file, io.BytesIO):
+        return av.open(file, "w", format="mp4")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return av.open(str(file), "w")
 
 
 def decode(path: Path) -> Iterator[DecodedFrame]:

@@ -2,21 +2,20 @@
 
 LeRobot's own recorder is made for one robot in real time: per episode it computes histograms of every pixel and copies the
 whole video file to append to it, about 400 frames a second here. This writer lays down the same files through LeRobot's
-own metadata, schema and statistics functions, with one continuous video per camera.
+own metadata, schema and statistics functions, with one video per camera, put together from clips that others have encoded.
 """
 
 import shutil
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
-from threading import Thread
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from libra_ray.data.video import VideoWriter, encoder_config
+from libra_ray.data.pictures import picture_statistics
+from libra_ray.data.video import EncodedClip, EncoderSettings, JoinedVideo, encode, encoder_config
 from libra_ray.types import ACTION_KEY, STATE_KEY, Episode
 
 if TYPE_CHECKING:
@@ -26,23 +25,11 @@ SEED_KEY = "seed"
 EXECUTED_KEY = "executed"
 REWARD_KEY = "next.reward"
 SUCCESS_KEY = "next.success"
-_STATISTICS_FRAMES = 8
+_NO_CLIPS: Mapping[str, EncodedClip] = MappingProxyType({})
 
 
-def load_lerobot() -> Thread:
-    """Begin to import LeRobot's data set code, which takes a CPU for about ten seconds, beside what the caller waits for.
-
-    Returns:
-        The thread, to be joined before anything else imports LeRobot. An error shows where the writer imports it again.
-    """
-
-    def load() -> None:
-        with suppress(ImportError):
-            import lerobot.datasets  # noqa: F401  (for its side effect: it is loaded)
-
-    thread = Thread(target=load, daemon=True)
-    thread.start()
-    return thread
+type Recording = tuple[Episode, Mapping[str, EncodedClip]]
+"""An episode, and the pictures of its cameras where they are encoded already."""
 
 
 class DatasetWriter:
@@ -101,25 +88,28 @@ class DatasetWriter:
         )
         self._schema = get_hf_features_from_features(self._meta.features).arrow_schema
         self._parquet: pq.ParquetWriter | None = None
-        self._videos: dict[str, VideoWriter] = {}
+        self._videos: dict[str, JoinedVideo] = {}
         self._video_files = dict.fromkeys(image_shapes, 0)
         self._finalized = False
 
-    def add(self, episode: Episode) -> None:
+    def add(self, episode: Episode, clips: Mapping[str, EncodedClip] = _NO_CLIPS) -> None:
         """Append one episode.
+
+        Args:
+            clips: the pictures of its cameras, where they are encoded already; by the same codec and at the same rate.
 
         Raises:
             ValueError: no steps, or a picture, state or action of another shape than announced.
         """
         columns = self._episode_columns(episode)
-        pictures = {key: self._pictures(episode, key) for key in self._image_shapes}
+        clips = {key: self._clip(episode, key, clips.get(key)) for key in self._image_shapes}
         length = len(episode.steps)
         self._write_table(columns)
         place: dict[str, Any] = {"data/chunk_index": 0, "data/file_index": 0}
         place |= {"dataset_from_index": self.frames, "dataset_to_index": self.frames + length}
-        for key, stack in pictures.items():
-            place |= self._write_video(key, stack)
-        self._meta.save_episode(self.episodes, length, episode.instructions, self._statistics(columns, pictures), place)
+        for key, clip in clips.items():
+            place |= self._write_video(key, clip)
+        self._meta.save_episode(self.episodes, length, episode.instructions, self._statistics(columns, clips), place)
         self.episodes += 1
         self.frames += length
 
@@ -182,16 +172,21 @@ class DatasetWriter:
             "task_index": np.array([tasks[s.observation.instruction] for s in steps], np.int64),
         }
 
-    def _pictures(self, episode: Episode, key: str) -> NDArray[np.uint8]:
-        shape = self._image_shapes[key]
+    def _clip(self, episode: Episode, key: str, given: EncodedClip | None) -> EncodedClip:
+        """A camera's clip; its pictures are encoded here where nobody has done so."""
+        shape, name = self._image_shapes[key], f"episode {episode.task} seed {episode.seed}"
+        if given is not None:
+            held = given.frames, *given.samples.shape[1:]
+            if held != (len(episode.steps), *shape):
+                raise ValueError(f"{name}: {key} is a clip of {held}, expected {(len(episode.steps), *shape)}")
+            return given
         pictures = [step.observation.images.get(key) for step in episode.steps]
         for step, picture in enumerate(pictures):
             if picture is None or picture.shape != shape or picture.dtype != np.uint8:
                 got = "nothing" if picture is None else f"{picture.dtype} {picture.shape}"
-                raise ValueError(
-                    f"episode {episode.task} seed {episode.seed} step {step}: {key} is {got}, expected uint8 {shape}"
-                )
-        return np.stack([picture for picture in pictures if picture is not None])
+                raise ValueError(f"{name} step {step}: {key} is {got}, expected uint8 {shape}")
+        stack = np.stack([picture for picture in pictures if picture is not None])
+        return encode(stack, self._meta.fps, EncoderSettings.of(self._encoder))
 
     def _write_table(self, columns: Mapping[str, NDArray]) -> None:
         import pyarrow as pa
@@ -204,7 +199,7 @@ class DatasetWriter:
             self._parquet = pq.ParquetWriter(path, schema=self._schema, compression="snappy", use_dictionary=True)
         self._parquet.write_table(table)
 
-    def _write_video(self, key: str, pictures: NDArray[np.uint8]) -> dict[str, float]:
+    def _write_video(self, key: str, clip: EncodedClip) -> dict[str, float]:
         """Append to the camera's video, begin a new file where LeRobot's size limit is reached; the episode's place in it."""
         video = self._videos.get(key)
         if video is not None and video.bytes >= self._meta.video_files_size_in_mb * 2**20:
@@ -214,11 +209,10 @@ class DatasetWriter:
         chunk, file = divmod(self._video_files[key], self._meta.chunks_size)
         if video is None:
             path = self._partial / str(self._meta.video_path).format(video_key=key, chunk_index=chunk, file_index=file)
-            height, width, _ = self._image_shapes[key]
-            video = VideoWriter(path, fps=self._meta.fps, encoder=self._encoder, height=height, width=width)
+            video = JoinedVideo(path, self._meta.fps)
             self._videos[key] = video
         first = video.frames
-        video.write(pictures)
+        video.append(clip)
         return {
             f"videos/{key}/chunk_index": chunk,
             f"videos/{key}/file_index": file,
@@ -226,17 +220,12 @@ class DatasetWriter:
             f"videos/{key}/to_timestamp": video.frames / self._meta.fps,
         }
 
-    def _statistics(self, columns: Mapping[str, NDArray], pictures: Mapping[str, NDArray[np.uint8]]) -> dict[str, Any]:
-        """LeRobot's statistics of one episode; of the pictures a few frames spread over the episode."""
-        from lerobot.datasets import get_feature_stats
+    def _statistics(self, columns: Mapping[str, NDArray], clips: Mapping[str, EncodedClip]) -> dict[str, Any]:
+        """LeRobot's statistics of one episode; of the pictures the samples'."""
         from lerobot.datasets.compute_stats import compute_episode_stats
 
         statistics: dict[str, Any] = compute_episode_stats(dict(columns), self._meta.features)
-        for key, stack in pictures.items():
-            chosen = np.linspace(0, len(stack) - 1, min(len(stack), _STATISTICS_FRAMES)).astype(int)
-            measured = get_feature_stats(stack[chosen].transpose(0, 3, 1, 2), axis=(0, 2, 3), keepdims=True)
-            statistics[key] = {k: v if k == "count" else np.squeeze(v / 255.0, axis=0) for k, v in measured.items()}
-        return statistics
+        return statistics | {key: picture_statistics(clip.samples) for key, clip in clips.items()}
 
     def _close_files(self) -> None:
         for video in self._videos.values():
@@ -250,31 +239,42 @@ class DatasetWriter:
 def write_dataset(
     episodes: Iterable[Episode], root: Path, *, fps: int, video_codec: str = "h264", robot_type: str = "unknown"
 ) -> Path:
-    """Write all `episodes` as the dataset `root`; restartable from scratch, since `root` appears only when complete.
+    """Write all `episodes` as the dataset `root`; see `write_recordings`."""
+    recordings: Iterable[Recording] = ((episode, {}) for episode in episodes)
+    return write_recordings(recordings, root, fps=fps, video_codec=video_codec, robot_type=robot_type)
 
-    The shapes are those of the first episode. Returns `root`.
+
+def write_recordings(
+    recordings: Iterable[Recording], root: Path, *, fps: int, video_codec: str = "h264", robot_type: str = "unknown"
+) -> Path:
+    """Write episodes, whose pictures may be clips, as the dataset `root`.
+
+    Restartable from scratch, since `root` appears only when complete. The shapes are those of the first episode.
+    Returns `root`.
 
     Raises:
         ValueError: there are no episodes, `root` exists, or the episodes differ in shape.
     """
-    remaining = iter(episodes)
-    first = next(remaining, None)
+    remaining = iter(recordings)
+    first, clips = next(remaining, (None, {}))
     if first is None or not first.steps:
         raise ValueError(f"no episodes to write to {root}; record at least one successful episode")
     step = first.steps[0]
+    sizes = {key: picture.shape for key, picture in step.observation.images.items()}
+    sizes |= {key: clip.samples.shape[1:] for key, clip in clips.items()}
     writer = DatasetWriter(
         root,
         fps=fps,
-        image_shapes={key: (picture.shape[0], picture.shape[1], 3) for key, picture in step.observation.images.items()},
+        image_shapes={key: (size[0], size[1], 3) for key, size in sizes.items()},
         state_dim=len(step.observation.state),
         action_dim=len(step.action.label),
         video_codec=video_codec,
         robot_type=robot_type,
     )
     with writer:
-        writer.add(first)
-        for episode in remaining:
-            writer.add(episode)
+        writer.add(first, clips)
+        for episode, clips in remaining:
+            writer.add(episode, clips)
     return root
 
 

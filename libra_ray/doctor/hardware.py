@@ -116,14 +116,14 @@ def try_video(codec: str) -> str:
         ValueError: there is no such codec.
         RuntimeError: it came back otherwise.
     """
-    from libra_ray.data.video import VideoWriter, decode, encoder_config
+    from libra_ray.data.video import EncoderSettings, VideoWriter, decode, encoder_config
 
     steps = np.linspace(0, 255, 64)
     ramp = np.stack(np.broadcast_arrays(steps[:, None], steps[None, :], 128.0), axis=-1)
     pictures = np.stack([np.roll(ramp, 4 * t, axis=1) for t in range(12)]).astype(np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "video.mp4"
-        writer = VideoWriter(path, fps=10, encoder=encoder_config(codec), height=64, width=64)
+        writer = VideoWriter(path, fps=10, encoder=EncoderSettings.of(encoder_config(codec)), height=64, width=64)
         writer.write(pictures)
         writer.close()
         back = [frame.rgb for frame in decode(path)]

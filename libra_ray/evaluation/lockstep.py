@@ -1,7 +1,10 @@
-"""A policy drives a fleet in lockstep time: all robots observe, one batch answers, all act; then time advances."""
+"""A policy drives a fleet in lockstep time: a group of robots observes, one batch answers, all of it act.
+
+There are two groups: while the robots of one move, the other's are thought for.
+"""
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -19,6 +22,12 @@ from libra_ray.types import Action, Episode, Observation, Policy
 
 FLUSH_CALLS = 200
 """Calls whose latencies are noted at once."""
+GROUPS = 2
+FEWEST_ROBOTS = 16
+"""Alive at a time where the settings leave it open: so many make a batch that is worth its call."""
+
+type Collect = Callable[[], dict[int, StepResult]]
+"""Waits for the answers to what was sent."""
 
 
 class ResultSink(Protocol):
@@ -34,13 +43,17 @@ class ResultSink(Protocol):
 
 
 class Pool(Protocol):
-    """Simulated robots in slots, wherever their processes are."""
+    """Simulated robots in slots, wherever their processes are; slot s lives in process s modulo their number."""
 
-    def ask(self, method: str, arguments: Mapping[int, Any], alone: Collection[int] = ()) -> dict[int, StepResult]:
-        """Call `begin` or `advance` with every slot's argument; slots in `alone` get a call of their own.
+    @property
+    def processes(self) -> int:
+        """How many there are."""
 
-        Where a process dies, the robots of the call it died in answer `StepResult(died=True)`; other robots of that process are
-        lost (`StepResult()`).
+    def send(self, method: str, arguments: Mapping[int, Any], alone: Collection[int] = ()) -> Collect:
+        """Call `begin` or `advance` with every slot's argument, and do not wait; slots in `alone` get a call of their own.
+
+        Where a process dies, the robots of the calls that it may have died in answer `StepResult(died=True)`, in `alone` only
+        the guilty one; other robots of that process are lost (`StepResult()`).
         """
 
 
@@ -69,40 +82,62 @@ class Lockstep:
     deaths: Counter[EpisodeJob] = field(default_factory=Counter)
     latencies: Latencies = field(default_factory=dict)
 
-    def play(self, jobs: list[EpisodeJob]) -> None:
+    def play(self, jobs: Sequence[EpisodeJob]) -> None:
         """Run all jobs, which are one controller's, to their end."""
-        slots = min(self.config.evaluate.robots, len(jobs))
-        self.robots = {slot: RobotControl(self.config.control, self.policy.levels) for slot in range(slots)}
+        for _ in self.ticks(jobs):
+            pass
+
+    def ticks(self, jobs: Sequence[EpisodeJob]) -> Iterator[None]:
+        """`play`, with a pause whenever a group has been thought for."""
+        slots = range(min(self.config.evaluate.robots or most_robots(self.pool.processes), len(jobs)))
+        self.robots = {slot: RobotControl(self.config.control, self.policy.levels) for slot in slots}
         queue = iter(jobs)
-        observations = self._begin({slot: next(queue) for slot in range(slots)}, queue)
-        while observations:
-            actions = drive(self.robots, observations, self.policy, self.latencies, self.delays)
-            observations = self._advance(actions, queue)
-            if sum(len(calls.ms) for calls in self.latencies.values()) >= FLUSH_CALLS:
-                self._flush(jobs[0].controller)
+        moving = [
+            self._send({}, {slot: next(queue) for slot in slots if group_of(slot, self.pool.processes) == group})
+            for group in range(GROUPS)
+        ]
+        while any(moving):
+            for group, collect in enumerate(moving):
+                if collect is None:
+                    continue
+                observations, fresh = self._take_results(collect(), queue)
+                actions = drive(self.robots, observations, self.policy, self.latencies, self.delays)
+                moving[group] = self._send(actions, fresh)
+                if sum(len(calls.ms) for calls in self.latencies.values()) >= FLUSH_CALLS:
+                    self._flush(jobs[0].controller)
+                yield
         self._flush(jobs[0].controller)
 
     def _flush(self, controller: str) -> None:
         self.sink.latencies(controller, self.latencies)
         self.latencies = {}
 
-    def _begin(self, jobs: Mapping[int, EpisodeJob], queue: Iterator[EpisodeJob]) -> dict[int, Observation]:
-        for slot, job in jobs.items():
+    def _send(self, actions: Mapping[int, list[Action]], fresh: Mapping[int, EpisodeJob]) -> Collect | None:
+        """Let robots move and others begin an episode, all at once; None where there are none."""
+        if not actions and not fresh:
+            return None
+        for slot, job in fresh.items():
             self.robots[slot].reset(job.seed)
             self.running[slot], self.frames[slot] = job, []
         history = self.trained.data.history
-        arguments = {slot: EpisodeRequest(task=job.task, seed=job.seed, history=history) for slot, job in jobs.items()}
-        return self._take_results(self.pool.ask("begin", arguments, self._suspects()), queue)
+        begun = {slot: EpisodeRequest(task=job.task, seed=job.seed, history=history) for slot, job in fresh.items()}
+        # Episodes that were under way when a process died: the next death shall be nobody else's.
+        suspects = {slot for slot, job in self.running.items() if self.deaths[job]}
+        sent = [
+            self.pool.send(method, arguments, suspects & arguments.keys())
+            for method, arguments in (("advance", actions), ("begin", begun))
+            if arguments
+        ]
 
-    def _advance(self, actions: Mapping[int, list[Action]], queue: Iterator[EpisodeJob]) -> dict[int, Observation]:
-        return self._take_results(self.pool.ask("advance", actions, self._suspects()), queue)
+        def collect() -> dict[int, StepResult]:
+            return {slot: result for answers in sent for slot, result in answers().items()}
 
-    def _suspects(self) -> set[int]:
-        """Slots whose episode was under way when a process died: the next death shall be nobody else's."""
-        return {slot for slot, job in self.running.items() if self.deaths[job]}
+        return collect
 
-    def _take_results(self, results: Mapping[int, StepResult], queue: Iterator[EpisodeJob]) -> dict[int, Observation]:
-        """Note finished episodes, and begin the next ones in their slots and the lost ones again."""
+    def _take_results(
+        self, results: Mapping[int, StepResult], queue: Iterator[EpisodeJob]
+    ) -> tuple[dict[int, Observation], dict[int, EpisodeJob]]:
+        """Note finished episodes; what the other robots see, and what begins, or begins again, in which slots."""
         observations: dict[int, Observation] = {}
         fresh: dict[int, EpisodeJob] = {}
         for slot, result in results.items():
@@ -121,4 +156,15 @@ class Lockstep:
             self.sink.episode(job, episode, self.frames[slot], self.robots[slot].take_replans())
             if (following := next(queue, None)) is not None:
                 fresh[slot] = following
-        return observations | (self._begin(fresh, queue) if fresh else {})
+        return observations, fresh
+
+
+def most_robots(processes: int) -> int:
+    """Robots alive at a time over so many processes where the settings leave it open: each has one of either group to move."""
+    return max(FEWEST_ROBOTS, GROUPS * processes)
+
+
+def group_of(slot: int, processes: int) -> int:
+    """Which group a slot belongs to: the robots of one process are of alternating groups, and so are those of neighbours."""
+    position, process = divmod(slot, processes)
+    return (process + position) % GROUPS

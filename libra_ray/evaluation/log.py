@@ -1,5 +1,6 @@
 """What an evaluation has done so far, on disk: a row per episode and per batch of latencies, and a few rollouts to look at."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -10,7 +11,7 @@ from libra_ray.common.files import append_jsonl, read_jsonl
 from libra_ray.common.json_text import ABSENT, plain
 from libra_ray.common.progress import ProgressBar
 from libra_ray.control.disagreement import Replan
-from libra_ray.control.lockstep import Latencies
+from libra_ray.control.lockstep import Latencies, LevelCalls
 from libra_ray.evaluation.measures import asynchrony_of, mean_measures
 from libra_ray.runs.folder import Clock, RunFolder
 from libra_ray.runs.results import EpisodeResult, Evaluation, LevelLatencies, RolloutVideo
@@ -44,20 +45,27 @@ class LogRow:
     latencies: Mapping[str, Sequence[float]] | None = field(default=None, metadata=ABSENT)
 
 
-@dataclass
-class EvaluationLogWriter:
-    """Writes an evaluation's results: to the log on disk, the progress bar, the clock."""
+@dataclass(frozen=True, kw_only=True)
+class PlayedEpisode:
+    """A finished episode as it travels between processes: its row, and the pictures of a rollout that may be kept.
 
-    folder: RunFolder
-    clock: Clock
-    bar: ProgressBar
+    Attributes:
+        frames: what the policy saw; none where nobody will look at them.
+    """
 
-    def episode(
-        self, job: EpisodeJob, episode: Episode, frames: Sequence[NDArray[np.uint8]] = (), replans: Sequence[Replan] = ()
-    ) -> None:
-        """Note a finished episode; only its row, written last and at once, makes it one that is not run again."""
-        if job.controller == "policy" and frames:
-            self._rollout(job, episode.success, frames)
+    job: EpisodeJob
+    result: EpisodeResult
+    frames: Sequence[NDArray[np.uint8]] = ()
+
+    @classmethod
+    def of(
+        cls,
+        job: EpisodeJob,
+        episode: Episode,
+        frames: Sequence[NDArray[np.uint8]] = (),
+        replans: Sequence[Replan] = (),
+    ) -> "PlayedEpisode":
+        """The episode of a job, with the pictures that the policy saw, and how far its intents differed from those before."""
         result = EpisodeResult(
             task=job.task,
             instruction=episode.instruction,
@@ -72,8 +80,70 @@ class EvaluationLogWriter:
             asynchrony=asynchrony_of(episode, replans),
             measures=mean_measures([step.action for step in episode.steps]),
         )
-        append_jsonl(self.folder.path(LOG_NAME), [plain(LogRow(episode=result))])
-        self.bar.to(self.bar.count + 1)
+        return cls(job=job, result=result, frames=frames if job.controller == "policy" else ())
+
+
+@dataclass
+class ResultBuffer:
+    """Collects results until they are taken: what a process far from the log does with them.
+
+    Args:
+        videos_per_task: rollouts of a task and outcome whose pictures are kept; those of all others are let go at once.
+
+    Attributes:
+        episodes: those that were not taken yet.
+    """
+
+    videos_per_task: int
+    episodes: list[PlayedEpisode] = field(default_factory=list)
+    _calls: dict[str, Latencies] = field(default_factory=dict)
+    _seen: Counter[tuple[str, bool]] = field(default_factory=Counter)
+
+    def episode(
+        self, job: EpisodeJob, episode: Episode, frames: Sequence[NDArray[np.uint8]] = (), replans: Sequence[Replan] = ()
+    ) -> None:
+        """Note a finished episode."""
+        outcome = job.task, episode.success
+        kept = frames if self._seen[outcome] < self.videos_per_task else ()
+        self._seen[outcome] += bool(kept)
+        self.episodes.append(PlayedEpisode.of(job, episode, kept, replans))
+
+    def latencies(self, controller: str, latencies: Latencies) -> None:
+        """Note the wall time of batched calls."""
+        known = self._calls.setdefault(controller, {})
+        for level, calls in latencies.items():
+            together = known.setdefault(level, LevelCalls())
+            together.ms.extend(calls.ms)
+            together.batch.extend(calls.batch)
+
+    def take(self) -> tuple[list[PlayedEpisode], dict[str, Latencies]]:
+        """All that was noted since the last time: episodes, and calls by their controller."""
+        taken = self.episodes, self._calls
+        self.episodes, self._calls = [], {}
+        return taken
+
+
+@dataclass
+class EvaluationLogWriter:
+    """Writes an evaluation's results: to the log on disk, the progress bar, the clock."""
+
+    folder: RunFolder
+    clock: Clock
+    bar: ProgressBar
+
+    def episode(
+        self, job: EpisodeJob, episode: Episode, frames: Sequence[NDArray[np.uint8]] = (), replans: Sequence[Replan] = ()
+    ) -> None:
+        """Note a finished episode; see `write`."""
+        self.write([PlayedEpisode.of(job, episode, frames, replans)])
+
+    def write(self, played: Sequence[PlayedEpisode]) -> None:
+        """Note finished episodes; only its row, written last and at once, makes one that is not run again."""
+        for done in played:
+            if done.frames:
+                self._rollout(done.job, done.result.success, done.frames)
+        append_jsonl(self.folder.path(LOG_NAME), [plain(LogRow(episode=done.result)) for done in played])
+        self.bar.to(self.bar.count + len(played))
         self.clock.tick()
 
     def latencies(self, controller: str, latencies: Latencies) -> None:

@@ -7,10 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from libra_ray.config import RecordConfig, SimConfig
 from libra_ray.data.spool import save_episode
+from libra_ray.data.video import EncodedClip, EncoderSettings, encode
+from libra_ray.evaluation.log import EpisodeJob, PlayedEpisode
 from libra_ray.evaluation.rollout import Rollout, failed, run_counted
-from libra_ray.sim import make_environment
+from libra_ray.sim import control_hz, make_environment
 from libra_ray.sim.scripted_controllers import ExpertController, ZeroController
 from libra_ray.types import Action, Controller, Environment, Episode, Observation
 
@@ -68,18 +72,26 @@ class Simulators:
         self.idle: dict[str, list[Environment]] = {}
         self.running: dict[int, RunningEpisode] = {}
 
-    def demonstrate(self, task: str, seed: int, record: RecordConfig, path: Path) -> Attempt:
-        """Record one episode by the expert; only a success is written to `path`."""
+    def demonstrate(
+        self, task: str, seed: int, record: RecordConfig, path: Path, encoder: EncoderSettings | None = None
+    ) -> Attempt:
+        """Record one episode by the expert; only a success is written to `path`, its pictures as clips of the encoder."""
         expert = ExpertController(noise_std=record.noise_std, noise_share=record.noise_share)
         episode = self._whole(task, seed, expert, render=True, settle_steps=record.settle_steps)
         if episode.success:
-            save_episode(path, episode)
+            save_episode(path, episode, {} if encoder is None else self._clips(episode, encoder))
         return Attempt(task=task, seed=seed, success=episode.success, steps=len(episode.steps), error=episode.error)
 
-    def play(self, task: str, seed: int, controller: str) -> Episode:
+    def _clips(self, episode: Episode, encoder: EncoderSettings) -> dict[str, EncodedClip]:
+        fps = control_hz(self.sim)
+        seen = [step.observation.images for step in episode.steps]
+        stacks = {key: np.stack([images[key] for images in seen]) for key in seen[0]}
+        return {key: encode(stack, fps, encoder) for key, stack in stacks.items()}
+
+    def play(self, job: EpisodeJob) -> PlayedEpisode:
         """One episode by a controller that needs no policy: `expert` or `zero_action`."""
-        scripted = ExpertController(noise_std=0, noise_share=0) if controller == "expert" else ZeroController()
-        return self._whole(task, seed, scripted, render=False)
+        scripted = ExpertController(noise_std=0, noise_share=0) if job.controller == "expert" else ZeroController()
+        return PlayedEpisode.of(job, self._whole(job.task, job.seed, scripted, render=False))
 
     def begin(self, episodes: Mapping[int, EpisodeRequest]) -> dict[int, StepResult]:
         """Start episodes in slots."""
@@ -99,10 +111,13 @@ class Simulators:
         except Exception as error:  # noqa: BLE001  (the border of one episode)
             return not_begun(task, seed, error)
         episode = run_counted(environment, controller, seed, **options)
-        self._give(task, environment, episode)
+        self._give(task, environment, broken=episode.error is not None)
         return episode
 
     def _start(self, slot: int, request: EpisodeRequest) -> StepResult:
+        if left := self.running.pop(slot, None):
+            # Whoever drove it is gone; what it was about begins again.
+            self._give(left.request.task, left.rollout.environment, broken=False)
         try:
             environment = self._take(request.task)
         except Exception as error:  # noqa: BLE001  (the border of one episode)
@@ -128,16 +143,16 @@ class Simulators:
         except Exception as error:  # noqa: BLE001  (the border of one episode)
             episode = failed(rollout.environment, rollout.seed, error)
         del self.running[slot]
-        self._give(robot.request.task, rollout.environment, episode)
+        self._give(robot.request.task, rollout.environment, broken=episode.error is not None)
         return StepResult(episode=episode)
 
     def _take(self, task: str) -> Environment:
         pool = self.idle.setdefault(task, [])
         return pool.pop() if pool else make_environment(self.sim, task)
 
-    def _give(self, task: str, environment: Environment, episode: Episode) -> None:
+    def _give(self, task: str, environment: Environment, *, broken: bool) -> None:
         # An environment that raised may be broken: it is not used again.
-        if episode.error is None:
+        if not broken:
             self.idle[task].append(environment)
         else:
             with suppress(Exception):

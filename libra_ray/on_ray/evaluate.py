@@ -1,8 +1,9 @@
-"""Closed-loop evaluation: a fleet of simulated robots, one policy batched across them, in lockstep time."""
+"""Closed-loop evaluation: a fleet of simulated robots, the policy batched across them, in lockstep time."""
 
 import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,12 +15,14 @@ from libra_ray.config import Config
 from libra_ray.control.delays import Delays, open_delays
 from libra_ray.control.margin import Latency, Margin, injected_steps, margins
 from libra_ray.evaluation.lockstep import Lockstep
-from libra_ray.evaluation.log import LOG_NAME, EpisodeJob, EvaluationLogWriter, read_evaluation
+from libra_ray.evaluation.log import LOG_NAME, EpisodeJob, EvaluationLogWriter, PlayedEpisode, read_evaluation
 from libra_ray.evaluation.simulators import died
 from libra_ray.model.parts.backbone import make_backbone
 from libra_ray.model.registry import lengthening, system_class
-from libra_ray.on_ray.session import available_cpus, is_private
-from libra_ray.on_ray.simulator_pool import SimulatorPool
+from libra_ray.on_ray.policy_replica import Driver, ReplicaReport, threads_of
+from libra_ray.on_ray.replicas import ReplicaPlan, ReplicaPool
+from libra_ray.on_ray.session import available_cpus, available_gpus, is_private, present_cpus
+from libra_ray.on_ray.simulator_pool import SimulatorPool, actors_of
 from libra_ray.policy import load_policy
 from libra_ray.runs.folder import Clock, RunFolder
 from libra_ray.runs.results import Evaluation
@@ -49,12 +52,15 @@ def load_trained(folder: RunFolder, controller: str) -> tuple[Policy, Config]:
 def evaluate(folder: RunFolder, clock: Clock, load: Load = load_trained, pool: SimulatorPool | None = None) -> None:
     """Run every episode that has no row yet in the run's evaluation log.
 
+    The run's own checkpoint is evaluated by replicas where the settings say so; what is brought stays in this process.
+
     Args:
         load: where policies come from; a benchmark brings its own.
         pool: simulators that are there already, and stay; who brings them has also set the threads of inference.
 
     Raises:
-        ValueError: the checkpoint cannot be read, or does not fit the run.
+        ValueError: the checkpoint cannot be read, or does not fit the run; the cluster of this machine is too small for it.
+        RuntimeError: policy replicas died too often.
     """
     config = folder.config
     repair_jsonl(folder.path(LOG_NAME))
@@ -64,21 +70,51 @@ def evaluate(folder: RunFolder, clock: Clock, load: Load = load_trained, pool: S
     todo = [job for job in jobs if job not in done]
     if not todo:
         return
+    driven = list(dict.fromkeys(job.controller for job in todo if job.controller not in SCRIPTED))
+    brought = pool is not None or load is not load_trained
+    plan = ReplicaPlan(count=0) if brought or not driven else ReplicaPlan.of(config, present_cpus(), available_gpus())
+    open_driver = partial(driver_of, folder, load)
     with (
         ProgressBar("evaluate", total=len(jobs), unit="episodes") as bar,
-        nullcontext(pool) if pool else SimulatorPool(config.sim, config.ray.simulator_actors) as robots,
+        ReplicaPool(config, plan, open_driver, bar.say) as replicas,
+        nullcontext(pool) if pool else SimulatorPool(config.sim, config.ray.simulator_actors, beside=plan.cpus) as robots,
     ):
         bar.to(len(done))
         writer = EvaluationLogWriter(folder, clock, bar)
+        for controller in driven[:1]:
+            replicas.prepare(controller)
         _play_scripted(robots, [job for job in todo if job.controller in SCRIPTED], writer)
-        for controller in dict.fromkeys(job.controller for job in todo if job.controller not in SCRIPTED):
-            policy, trained = load(folder, controller)
-            check_fits(config, trained)
+        for controller in driven:
+            mine = [job for job in todo if job.controller == controller]
+            if plan.count:
+                replicas.play(controller, mine, robots, partial(_take, writer))
+                continue
+            driver = open_driver(controller)
             if pool is None:
-                torch.set_num_threads(1 if config.ray.use_gpu else min(available_cpus(), os.cpu_count() or 1))
-            delays = delays_of(config, policy.levels)
-            fleet = Lockstep(config, trained, robots, policy, writer, delays)
-            fleet.play([job for job in todo if job.controller == controller])
+                torch.set_num_threads(threads_of(driver.policy, min(available_cpus(), os.cpu_count() or 1)))
+            Lockstep(config, driver.trained, robots, driver.policy, writer, driver.delays).play(mine)
+
+
+def driver_of(folder: RunFolder, load: Load, controller: str) -> Driver:
+    """A policy that drives the run's robots as one of its controllers.
+
+    Raises:
+        ValueError: the checkpoint cannot be read, or does not fit the run.
+    """
+    policy, trained = load(folder, controller)
+    check_fits(folder.config, trained)
+    return Driver(policy=policy, trained=trained, delays=delays_of(folder.config, policy.levels))
+
+
+def check_resources(config: Config) -> None:
+    """Refuse replicas and simulators that a cluster of this machine's own would not have the CPUs or GPUs for.
+
+    Raises:
+        ValueError: says what there is.
+    """
+    if is_private():
+        actors_of(config.ray.simulator_actors)
+        ReplicaPlan.of(config, present_cpus(), available_gpus())
 
 
 def margins_of(folder: RunFolder, evaluation: Evaluation) -> list[Margin]:
@@ -195,6 +231,12 @@ def check_gpu(config: Config) -> None:
 def _play_scripted(pool: SimulatorPool, jobs: list[EpisodeJob], writer: EvaluationLogWriter) -> None:
     """Expert and floor: whole episodes in the actors, without pictures."""
     queue = iter(jobs)
-    played = pool.work(lambda: next(queue, None), lambda actor, job: actor.play.remote(job.task, job.seed, job.controller))
-    for job, episode in played:
-        writer.episode(job, episode or died(job.task, job.seed))
+    for job, played in pool.work(lambda: next(queue, None), lambda actor, job: actor.play.remote(job)):
+        writer.write([played or PlayedEpisode.of(job, died(job.task, job.seed))])
+
+
+def _take(writer: EvaluationLogWriter, report: ReplicaReport) -> None:
+    """Note what a replica reports."""
+    writer.write(report.episodes)
+    for controller, latencies in report.calls.items():
+        writer.latencies(controller, latencies)

@@ -82,6 +82,23 @@ def bring_nothing() -> None:
     ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
 
 
+def machine_cpus() -> int:
+    """CPUs that a cluster started on this machine will have."""
+    from ray._private.utils import get_num_cpus
+
+    return int(get_num_cpus())
+
+
+def machine_gpus() -> int:
+    """GPUs that a cluster started on this machine will have."""
+    from ray._private.accelerators import get_accelerator_manager_for_resource
+
+    manager = get_accelerator_manager_for_resource("GPU")
+    visible = manager.get_current_process_visible_accelerator_ids()
+    found = int(manager.get_current_node_num_accelerators())
+    return found if visible is None else min(found, len(visible))
+
+
 def serve_details() -> Json:
     """What `serve.status` is made of. Making it costs a gateway a tenth of its CPU, mostly for parts that nobody asks for."""
     from ray.serve.context import _get_global_client

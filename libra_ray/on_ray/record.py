@@ -1,10 +1,12 @@
-"""Recording demonstrations: a fleet of experts fills the spool, one writer turns it into a data set."""
+"""Recording demonstrations: a fleet of experts fills the spool with encoded episodes, which are put together meanwhile."""
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Condition
 
 import ray
 from ray.actor import ActorProxy
@@ -12,13 +14,16 @@ from ray.actor import ActorProxy
 from libra_ray.common.files import write_text
 from libra_ray.common.progress import ProgressBar
 from libra_ray.config import RecordConfig
-from libra_ray.data.dataset import load_lerobot, write_dataset
-from libra_ray.data.spool import load_episode
+from libra_ray.data.dataset import Recording, write_recordings
+from libra_ray.data.spool import load_recording
+from libra_ray.data.video import EncoderSettings, encoder_config
 from libra_ray.evaluation.simulators import DIED, Attempt, Simulators
 from libra_ray.on_ray.simulator_pool import SimulatorPool
 from libra_ray.runs.folder import Clock, RunFolder
 from libra_ray.sim import control_hz
-from libra_ray.types import Episode
+
+WAKE_S = 0.2
+"""Between two looks at how far the writer is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +67,16 @@ class TaskTally:
         """Whether enough episodes succeeded."""
         return len(self.succeeded) >= self.wanted
 
+    @property
+    def settled(self) -> list[int]:
+        """The seeds that will be in the data set whatever comes: those that succeeded, up to the first one still open."""
+        seeds: list[int] = []
+        seed = self.record.seed
+        while len(seeds) < self.wanted and (seed in self.succeeded or seed in self.failed):
+            seeds += [seed] * (seed in self.succeeded)
+            seed += 1
+        return seeds
+
     def path(self, seed: int) -> Path:
         """The spool file of a seed."""
         return self.spool / self.task / f"{seed}.npz"
@@ -95,40 +110,109 @@ class TaskTally:
             write_text(self.path(done.seed).with_suffix(".json"), json.dumps(mark))
 
 
+class Shelf:
+    """The recorded episodes in the order of the data set: one thread puts them there, another takes those that are final."""
+
+    def __init__(self, tallies: Sequence[TaskTally]) -> None:
+        """Nothing was taken yet."""
+        self.tallies = tallies
+        self.taken = 0
+        self._changed = Condition()
+        self._closed = False
+
+    def note(self, tally: TaskTally, done: Attempt) -> None:
+        """Count a finished attempt."""
+        with self._changed:
+            tally.note(done)
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Nothing more will come."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def recordings(self) -> Iterator[Recording]:
+        """Every episode of the data set, as soon as it is known to be the next one.
+
+        Raises:
+            InterruptedError: recording has ended before its last episode.
+        """
+        for tally in self.tallies:
+            for place in range(tally.wanted):
+                with self._changed:
+                    while not self._closed and len(tally.settled) <= place:
+                        self._changed.wait()
+                    settled = tally.settled
+                if self._closed:
+                    raise InterruptedError(f"recording {tally.task} has ended before its last episode")
+                yield load_recording(tally.path(settled[place]))
+                self.taken += 1
+
+
 def record(folder: RunFolder, clock: Clock) -> None:
     """Record the run's demonstrations into its data set; what an earlier start recorded is kept.
 
     Raises:
         RuntimeError: too many attempts at a task failed.
+        ValueError: there is no such codec.
     """
     if not folder.path("dataset").exists():
-        tallies = [TaskTally(task, folder.path("spool"), folder.config.record) for task in folder.config.sim.tasks]
-        lerobot = load_lerobot()
-        _fill_spool(folder, tallies, clock)
-        lerobot.join()
-        _write(folder, tallies, clock)
+        config = folder.config
+        shelf = Shelf([TaskTally(task, folder.path("spool"), config.record) for task in config.sim.tasks])
+        with ThreadPoolExecutor(1) as thread:
+            try:
+                written = _fill_spool(folder, shelf, clock, thread)
+                with ProgressBar("write data set", total=sum(t.wanted for t in shelf.tallies), unit="episodes") as bar:
+                    _watch(written, shelf, bar, clock)
+            finally:
+                shelf.close()
     shutil.rmtree(folder.path("spool"), ignore_errors=True)
 
 
-def _fill_spool(folder: RunFolder, tallies: list[TaskTally], clock: Clock) -> None:
-    config, by_task = folder.config, {tally.task: tally for tally in tallies}
+def check_codec(record: RecordConfig) -> None:
+    """Refuse an encoder that LeRobot does not have; the usual one is there, and is not looked up: LeRobot loads for seconds.
 
-    def submit(actor: ActorProxy[Simulators], job: RecordingJob) -> ray.ObjectRef[Attempt]:
-        return actor.demonstrate.remote(job.task, job.seed, config.record, by_task[job.task].path(job.seed))
+    Raises:
+        ValueError: names those there are.
+    """
+    if record.video_codec != RecordConfig().video_codec:
+        encoder_config(record.video_codec)
 
-    with ProgressBar("record", total=sum(t.wanted for t in tallies), unit="episodes") as bar:
-        bar.to(sum(len(t.succeeded) for t in tallies))
-        if all(t.complete for t in tallies):
-            return
+
+def _fill_spool(folder: RunFolder, shelf: Shelf, clock: Clock, thread: ThreadPoolExecutor) -> Future[Path]:
+    """Record what is missing, while the thread writes what is there."""
+    config, by_task = folder.config, {tally.task: tally for tally in shelf.tallies}
+
+    def write() -> Path:
+        return write_recordings(
+            shelf.recordings(), folder.path("dataset"), fps=control_hz(config.sim), video_codec=config.record.video_codec
+        )
+
+    with ProgressBar("record", total=sum(t.wanted for t in shelf.tallies), unit="episodes") as bar:
+        bar.to(sum(len(t.succeeded) for t in shelf.tallies))
+        if all(t.complete for t in shelf.tallies):
+            return thread.submit(write)
         with SimulatorPool(config.sim, config.ray.simulator_actors) as pool:
-            for job, done in pool.work(lambda: _next_job(tallies), submit):
+            # Both load LeRobot, one after the other, while the simulators start.
+            encoder = EncoderSettings.of(encoder_config(config.record.video_codec))
+            written = thread.submit(write)
+
+            def submit(actor: ActorProxy[Simulators], job: RecordingJob) -> ray.ObjectRef[Attempt]:
+                return actor.demonstrate.remote(job.task, job.seed, config.record, by_task[job.task].path(job.seed), encoder)
+
+            for job, done in pool.work(lambda: _next_job(shelf.tallies), submit):
                 lost = Attempt(task=job.task, seed=job.seed, success=False, steps=0, error=DIED)
-                by_task[job.task].note(done or lost)
-                bar.to(sum(len(t.succeeded) for t in tallies))
+                shelf.note(by_task[job.task], done or lost)
+                bar.to(sum(len(t.succeeded) for t in shelf.tallies))
                 clock.tick()
+                if written.done():
+                    # Not so before the last episode, unless it failed.
+                    written.result()
+    return written
 
 
-def _next_job(tallies: list[TaskTally]) -> RecordingJob | None:
+def _next_job(tallies: Sequence[TaskTally]) -> RecordingJob | None:
     """The next seed to try, task by task; None while none is wanted (until an attempt comes back as a failure)."""
     for tally in tallies:
         if (seed := tally.next_seed()) is not None:
@@ -137,16 +221,12 @@ def _next_job(tallies: list[TaskTally]) -> RecordingJob | None:
     return None
 
 
-def _write(folder: RunFolder, tallies: list[TaskTally], clock: Clock) -> None:
-    config = folder.config
-
-    def episodes(bar: ProgressBar) -> Iterator[Episode]:
-        for tally in tallies:
-            for seed in sorted(tally.succeeded)[: tally.wanted]:
-                yield load_episode(tally.path(seed))
-                bar.to(bar.count + 1)
-                clock.tick()
-
-    # Around the writer, not in the generator: one that is interrupted half-way would show its last state whenever it is freed.
-    with ProgressBar("write data set", total=sum(t.wanted for t in tallies), unit="episodes") as bar:
-        write_dataset(episodes(bar), folder.path("dataset"), fps=control_hz(config.sim), video_codec=config.record.video_codec)
+def _watch(written: Future[Path], shelf: Shelf, bar: ProgressBar, clock: Clock) -> None:
+    """Wait for the writer, and show how far it is."""
+    try:
+        while wait([written], timeout=WAKE_S).not_done:
+            bar.to(shelf.taken)
+            clock.tick()
+        written.result()
+    finally:
+        bar.to(shelf.taken)

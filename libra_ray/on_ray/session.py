@@ -136,5 +136,15 @@ def is_private() -> bool:
 
 
 def available_cpus() -> int:
-    """CPUs of the connected cluster, at least 1."""
-    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+    """CPUs of the connected cluster, or of the one that `connected` would start here; at least 1."""
+    return max(1, present_cpus())
+
+
+def present_cpus() -> int:
+    """The same; 0 where a cluster's machines are yet to come."""
+    return int(ray.cluster_resources().get("CPU", 0)) if ray.is_initialized() else ray_private.machine_cpus()
+
+
+def available_gpus() -> float:
+    """GPUs of the connected cluster, or of the one that `connected` would start here."""
+    return ray.cluster_resources().get("GPU", 0) if ray.is_initialized() else ray_private.machine_gpus()

@@ -42,6 +42,10 @@ def check(folder: RunFolder, *stages: Stage, fresh: bool = False) -> None:
     if "train" in stages or "evaluate" in stages:
         check_store(folder)
         evaluation.check_gpu(config)
+    if "record" in stages and not config.data.root:
+        recording.check_codec(config.record)
+    if "evaluate" in stages:
+        evaluation.check_resources(config)
     if ("record" in stages and not config.data.root) or "evaluate" in stages:
         check_tasks(config.sim, config.record.counted_tasks)
     recorded = _recorded(folder, stages, fresh=fresh) if "train" in stages else None

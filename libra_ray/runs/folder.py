@@ -44,7 +44,10 @@ STAGE_KEYS: dict[Stage, tuple[str, ...]] = {
         "sim.image_size", "data.", "action.", "model.", "planner.", "refiner.", "coarse_to_fine.", "anchor_refine.",
         "experts.", "train.", "ray.train_workers",
     ),
-    "evaluate": ("sim.", "policy.", "control.", "delay.", "evaluate."),
+    "evaluate": (
+        "sim.", "policy.", "control.", "delay.", "evaluate.checkpoint", "evaluate.episodes_per_task", "evaluate.seed",
+        "evaluate.controllers", "evaluate.videos_per_task",
+    ),
 }  # fmt: skip
 """The settings that a stage's result depends on; the others may change between a stop and a resumption."""
 

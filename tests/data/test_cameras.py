@@ -100,12 +100,12 @@ def test_a_picture_unlike_its_cameras_others_is_named(images, tmp_path, picture,
 
 
 def test_a_video_of_another_size_is_named(dataset, tmp_path):
-    from libra_ray.data.video import VideoWriter, encoder_config
+    from libra_ray.data.video import EncoderSettings, VideoWriter, encoder_config
 
     root = shutil.copytree(dataset, tmp_path / "copy")
     recorded = open_dataset(root)
     (path,) = (root / "videos" / WRIST).rglob("*.mp4")
-    writer = VideoWriter(path, fps=20, encoder=encoder_config("h264"), height=48, width=32)
+    writer = VideoWriter(path, fps=20, encoder=EncoderSettings.of(encoder_config("h264")), height=48, width=32)
     writer.write(np.zeros((len(recorded), 48, 32, 3), np.uint8))
     writer.close()
     with pytest.raises(DatasetError, match=rf"camera {WRIST}, episode 0, frame 0: .*48x32.*32x32"):
@@ -142,12 +142,14 @@ def test_a_rate_that_is_no_whole_number(tmp_path):
     from fractions import Fraction
 
     from libra_ray.data.dataset import write_dataset
-    from libra_ray.data.video import VideoWriter, encoder_config
+    from libra_ray.data.video import EncoderSettings, VideoWriter, encoder_config
     from tests.data.builders import make_episode
 
     root = write_dataset([make_episode(length=150)], tmp_path / "d", fps=30)
     (path,) = (root / "videos").rglob("*.mp4")
-    writer = VideoWriter(path, fps=Fraction(30000, 1001), encoder=encoder_config("h264"), height=32, width=32)
+    writer = VideoWriter(
+        path, fps=Fraction(30000, 1001), encoder=EncoderSettings.of(encoder_config("h264")), height=32, width=32
+    )
     writer.write(np.repeat(np.arange(150, dtype=np.uint8), 32 * 32 * 3).reshape(150, 32, 32, 3))
     writer.close()
     edit_info(root, fps=29.97)

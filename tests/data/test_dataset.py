@@ -9,6 +9,7 @@ from lerobot.datasets import LeRobotDataset, LeRobotDatasetMetadata
 
 from libra_ray.data.dataset import DatasetWriter, open_dataset, write_dataset
 from libra_ray.data.frames import frame_cache
+from libra_ray.data.pictures import picture_statistics
 from libra_ray.types import ACTION_KEY, IMAGE_KEY, STATE_KEY
 from tests.data.builders import make_episode
 from tests.data.conftest import CAMERAS
@@ -137,13 +138,26 @@ def test_videos_are_cut_into_files_of_limited_size(tmp_path):
     np.testing.assert_array_equal((loaded[35][IMAGE_KEY].numpy() * 255).round().transpose(1, 2, 0), frames[0, 35])
 
 
-@pytest.mark.parametrize("codec", ["hevc", "libsvtav1"])
-def test_other_codecs(tmp_path, codec):
-    episode = make_episode(size=64)
-    recorded = open_dataset(write_dataset([episode], tmp_path / "d", fps=10, video_codec=codec))
+def test_statistics_of_pictures_are_lerobots():
+    from lerobot.datasets import get_feature_stats
+
+    pictures = np.stack([s.observation.images[IMAGE_KEY] for s in make_episode().steps])
+    theirs = get_feature_stats(pictures.transpose(0, 3, 1, 2), axis=(0, 2, 3), keepdims=True)
+    ours = picture_statistics(pictures)
+    assert ours.keys() == theirs.keys()
+    assert ours["count"].tolist() == theirs["count"].tolist() == [12]
+    for name in ours.keys() - {"count"}:
+        # Its quantiles are edges of cells.
+        np.testing.assert_allclose(ours[name], np.squeeze(theirs[name] / 255, axis=0), atol=1 / 255 if name[0] == "q" else 1e-4)
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc", "libsvtav1"])
+def test_codecs(tmp_path, codec):
+    episodes = [make_episode(size=64, seed=seed, length=length) for seed, length in enumerate((12, 1, 23))]
+    recorded = open_dataset(write_dataset(episodes, tmp_path / "d", fps=10, video_codec=codec))
     frames = frame_cache(recorded, tmp_path / "cache", 64)
-    original = np.stack([s.observation.images[IMAGE_KEY] for s in episode.steps])
-    assert np.abs(original.astype(int) - frames[0]).mean() < 6
+    original = np.stack([s.observation.images[IMAGE_KEY] for each in episodes for s in each.steps])
+    assert np.abs(original.astype(int) - frames[0]).mean((1, 2, 3)).max() < 6
 
 
 def test_what_cannot_be_written_is_refused(tmp_path):

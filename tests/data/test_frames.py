@@ -105,8 +105,8 @@ def test_broken_videos_are_named(dataset, tmp_path):
 
 
 def make_short(source, target):
-    from libra_ray.data.video import VideoWriter, decode, encoder_config
+    from libra_ray.data.video import EncoderSettings, VideoWriter, decode, encoder_config
 
-    writer = VideoWriter(target, fps=20, encoder=encoder_config("h264"), height=32, width=32)
+    writer = VideoWriter(target, fps=20, encoder=EncoderSettings.of(encoder_config("h264")), height=32, width=32)
     writer.write(np.stack([frame.rgb for frame in decode(source)][:-1]))
     writer.close()

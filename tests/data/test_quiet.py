@@ -15,9 +15,8 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import runpy, sys
 from pathlib import Path
-from libra_ray.data.dataset import load_lerobot, open_dataset, write_dataset
+from libra_ray.data.dataset import open_dataset, write_dataset
 from libra_ray.data.frames import frame_cache
-load_lerobot().join()
 folder = Path(sys.argv[1])
 make_episode = runpy.run_path("tests/data/builders.py")["make_episode"]
 episodes = [make_episode(length=9, seed=seed) for seed in range(2)]

@@ -105,6 +105,11 @@ class LocalFleet:
     killers: tuple[int, ...] = ()
     calls: int = 0
     deaths: int = 0
+    processes: int = 1
+
+    def send(self, method: str, arguments: Mapping[int, Any], alone=()):
+        results = self.ask(method, arguments, alone)
+        return lambda: results
 
     def ask(self, method: str, arguments: Mapping[int, Any], alone=()) -> dict[int, StepResult]:
         together = [slot for slot in arguments if slot not in alone]

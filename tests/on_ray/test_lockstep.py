@@ -29,9 +29,36 @@ def test_every_job_is_played_once_in_batches():
     noted, policy = _play(_jobs(7), LocalFleet(StubSimulators()))
     assert [episode.success for episode in noted.episodes.values()] == [job.seed % 2 == 0 for job in noted.episodes]
     assert all(len(episode.steps) == STEPS for episode in noted.episodes.values())
-    assert max(policy.batches) == 3
+    assert max(policy.batches) == 2, "of three robots two are thought for while one moves"
     assert noted.calls == len(policy.batches)
     assert all(pictures > 0 for pictures in noted.pictures.values())
+
+
+def test_while_one_group_moves_the_other_is_thought_for():
+    """Two robots of each group in each of two processes; whoever is thought for, the others' answers are still to come."""
+    moving, thought = [], []
+
+    class Fleet(LocalFleet):
+        def send(self, method, arguments, alone=()):
+            sent, results = frozenset(arguments), self.ask(method, arguments, alone)
+            moving.append(sent)
+
+            def collect():
+                moving.remove(sent)
+                return results
+
+            return collect
+
+    class Thinking(StubPolicy):
+        def refine(self, observations, plans):
+            thought.append((len(observations), set().union(*moving)))
+            return super().refine(observations, plans)
+
+    config = debug_config(evaluate__robots=8)
+    Lockstep(config, config, Fleet(StubSimulators(), processes=2), Thinking(), Noted()).play(_jobs(8))
+    groups = [{0, 3, 4, 7}, {1, 2, 5, 6}]
+    assert thought == [(4, groups[(call + 1) % 2]) for call in range(6)]
+    assert [sum(slot % 2 for slot in group) for group in groups] == [2, 2], "each process has robots of both"
 
 
 def test_each_episode_has_the_replans_of_its_own_robot():
@@ -64,7 +91,7 @@ def test_results_carry_the_name_that_was_asked_for():
     assert not any(episode.error for episode in noted.episodes.values())
 
 
-@pytest.mark.parametrize("dies_at", [(1,), (2,), (2, 3), (1, 4, 7), (5, 9)])
+@pytest.mark.parametrize("dies_at", [(1,), (2,), (2, 3), (1, 4, 8), (5, 9)])
 def test_a_dying_process_costs_no_episode(dies_at):
     fleet = LocalFleet(StubSimulators(), dies_at=dies_at)
     noted, _ = _play(_jobs(6), fleet)

@@ -3,17 +3,20 @@
 import gc
 import json
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
+from libra_ray.common.disk import NoRoomError
 from libra_ray.config import RecordConfig
-from libra_ray.data.dataset import DatasetWriter, open_dataset
+from libra_ray.data.dataset import DatasetWriter, open_dataset, write_dataset
 from libra_ray.data.spool import load_episode, save_episode
 from libra_ray.evaluation.simulators import Attempt, Simulators
 from libra_ray.on_ray import record as recording
 from libra_ray.on_ray import stages
 from libra_ray.on_ray.record import TaskTally
+from libra_ray.sim import control_hz
 from tests.data.builders import make_episode
 from tests.on_ray.doubles import dying
 
@@ -51,6 +54,44 @@ def test_the_recorded_seeds_depend_on_nothing_but_which_fail(case, tmp_path):
     expected = [seed for seed in range(100, 130) if seed not in fails][:WANTED]
     for actors, starts in ((1, 1), (4, 1), (2, 3), (16, 4)):
         assert _record(tmp_path / f"{actors}-{starts}", fails, rng, actors, starts) == expected
+
+
+@pytest.mark.parametrize("case", range(20))
+def test_episodes_are_written_in_order_while_others_are_recorded(case, tmp_path, monkeypatch):
+    """The same ones whatever order they end in; what is final is taken at once, and nothing else before."""
+    rng = random.Random(case)
+    monkeypatch.setattr(recording, "load_recording", lambda path: ((path.parent.name, int(path.stem)), {}))
+    fails = set(rng.sample(range(100, 112), rng.randrange(5)))
+    tallies = [TaskTally(task, tmp_path, _config()) for task in ("first", "second")]
+    expected = [(t.task, seed) for t in tallies for seed in [s for s in range(100, 130) if s not in fails][:WANTED]]
+    shelf, ended = recording.Shelf(tallies), {t.task: set() for t in tallies}
+    with ThreadPoolExecutor(1) as thread:
+        taken = thread.submit(lambda: [_taken(episode, fails, ended) for episode, _ in shelf.recordings()])
+        while not all(tally.complete for tally in tallies):
+            while sum(len(t.under_way) for t in tallies) < 5 and recording._next_job(tallies):
+                pass
+            tally, seed = rng.choice([(t, seed) for t in tallies for seed in sorted(t.under_way)])
+            ended[tally.task].add(seed)
+            shelf.note(tally, Attempt(task=tally.task, seed=seed, success=seed not in fails, steps=3, error=None))
+        assert taken.result() == expected
+
+
+def _taken(episode, fails, ended):
+    task, seed = episode
+    assert set(range(100, seed + 1)) <= ended[task], "a seed before it is still open"
+    return episode
+
+
+def test_an_end_before_the_last_episode_ends_the_writer(tmp_path, monkeypatch):
+    monkeypatch.setattr(recording, "load_recording", lambda path: (int(path.stem), {}))
+    shelf = recording.Shelf([TaskTally("stub", tmp_path, _config())])
+    for seed in (100, 102):
+        shelf.note(shelf.tallies[0], _attempt(seed, success=True))
+    episodes = shelf.recordings()
+    assert next(episodes) == (100, {})
+    shelf.close()
+    with pytest.raises(InterruptedError, match="recording stub has ended before its last episode"):
+        next(episodes)
 
 
 def test_a_failed_seed_is_not_tried_again_after_a_restart(tmp_path):
@@ -94,6 +135,36 @@ def test_a_fleet_records_what_was_wanted(recorded_run):
     assert recorded_run.done("record")
 
 
+def test_a_fleet_writes_what_one_process_would(recorded_run, tmp_path):
+    """Two simulators that encode beside a writer, and one after the other: the same files, byte for byte."""
+    config, episodes = recorded_run.config, []
+    simulators = Simulators(config.sim)
+    for seed in range(config.record.episodes_per_task):
+        assert simulators.demonstrate("reach-v3", seed, config.record, tmp_path / f"{seed}.npz").success
+        episodes.append(load_episode(tmp_path / f"{seed}.npz"))
+    alone = write_dataset(episodes, tmp_path / "dataset", fps=control_hz(config.sim))
+    fleet = recorded_run.path("dataset")
+    names = sorted(path.relative_to(alone) for path in alone.rglob("*") if path.is_file())
+    assert names == sorted(path.relative_to(fleet) for path in fleet.rglob("*") if path.is_file())
+    assert [name for name in names if (alone / name).read_bytes() != (fleet / name).read_bytes()] == []
+
+
+def test_a_writer_that_fails_ends_the_recording(ray_cluster, make_run, monkeypatch):
+    def fails(self, episode, clips):
+        raise NoRoomError("no space left on the disk of somewhere")
+
+    folder = make_run(record__episodes_per_task=400, ray__simulator_actors=1)
+    monkeypatch.setattr(DatasetWriter, "add", fails)
+    with pytest.raises(NoRoomError), folder.stage("record") as clock:
+        recording.record(folder, clock)
+    assert len(list(folder.path("spool").rglob("*.npz"))) < 400, "what was recorded stays, and no more comes"
+
+
+def test_a_codec_that_there_is_not_is_refused_before_anything_is_recorded(make_run):
+    with pytest.raises(ValueError, match=r"betamax.*h264"):
+        stages.check(make_run(record__video_codec="betamax"), "record")
+
+
 def test_the_recording_is_a_dataset_that_lerobot_reads(recorded_run, monkeypatch):
     from lerobot.datasets import LeRobotDataset
 
@@ -132,10 +203,10 @@ def test_nothing_is_said_after_an_interrupted_writing_has_ended(make_run, monkey
         (folder.path("spool") / "reach-v3").mkdir(parents=True, exist_ok=True)
         save_episode(folder.path("spool") / "reach-v3" / f"{seed}.npz", make_episode(seed=seed))
 
-    def interrupted(writer, episode):
+    def interrupted(writer, episode, clips):
         if writer.episodes == 1:
             raise KeyboardInterrupt
-        add(writer, episode)
+        add(writer, episode, clips)
 
     monkeypatch.setattr(DatasetWriter, "add", interrupted)
     with pytest.raises(KeyboardInterrupt) as ended, folder.stage("record") as clock:

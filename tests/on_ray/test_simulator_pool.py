@@ -22,7 +22,7 @@ def mortal(marks):
     """Simulators without simulation. Seed 1 kills its process once, 13 always, 28 finds a full disk; they answer themselves."""
 
     class Mortal(Simulators):
-        def play(self, task, seed, controller):
+        def play(self, seed):
             mark = marks / f"{seed}-{os.getpid()}"
             mark.touch()
             if seed == 28:
@@ -33,7 +33,7 @@ def mortal(marks):
 
         def begin(self, episodes):
             for start in episodes.values():
-                self.play("", start.seed, "")
+                self.play(start.seed)
             self.running |= episodes
             return {slot: StepResult(observation=start.seed) for slot, start in episodes.items()}
 
@@ -50,7 +50,7 @@ def test_whole_episodes_survive_the_death_of_a_process(make_pool, tmp_path):
     queue = iter([0, 1, 13, 2, 3])
     with make_pool(2) as pool:
         before = list(pool.actors)
-        answers = list(pool.work(lambda: next(queue, None), lambda actor, seed: actor.play.remote("", seed, "")))
+        answers = list(pool.work(lambda: next(queue, None), lambda actor, seed: actor.play.remote(seed)))
         assert not set(before) & set(pool.actors), "whoever died was replaced"
     assert sorted(answers, key=lambda pair: pair[0]) == [(0, 0), (1, 1), (2, 2), (3, 3), (13, None)]
     tries = Counter(path.name.split("-")[0] for path in tmp_path.iterdir())
@@ -61,7 +61,7 @@ def test_a_full_disk_is_no_failed_episode(make_pool):
     """No attempt would find more room: nothing is tried again, and nobody but the disk is blamed."""
     queue = iter([0, 28])
     with make_pool(1) as pool, pytest.raises(NoRoomError, match=r"^no space left on the disk of somewhere$"):
-        list(pool.work(lambda: next(queue, None), lambda actor, seed: actor.play.remote("", seed, "")))
+        list(pool.work(lambda: next(queue, None), lambda actor, seed: actor.play.remote(seed)))
 
 
 def test_robots_of_a_dead_process_are_lost_and_only_the_guilty_call_is_blamed(make_pool):
@@ -73,6 +73,22 @@ def test_robots_of_a_dead_process_are_lost_and_only_the_guilty_call_is_blamed(ma
         assert [outcomes[slot].observation for slot in (0, 1, 3, 4)] == [20, 21, 23, 24]
         assert pool.ask("begin", {2: starts[2]})[2].observation == 1
         assert pool.ask("advance", {0: []})[0] == StepResult(), "the new process knows nothing of the others"
+
+
+def test_a_call_alone_waits_for_what_the_process_has_to_do(make_pool):
+    """Slot 0's call dies while slot 2's, of the other group, stands behind it: alone, neither is blamed for the other."""
+    with make_pool(1) as pool:
+        both = [pool.send("begin", {slot: EpisodeRequest(task="", seed=seed)}) for slot, seed in ((0, 1), (2, 22))]
+        assert [collect()[slot].died for collect, slot in zip(both, (0, 2), strict=True)] == [True, True]
+        assert len(pool.actors) == 1
+        replaced = pool.actors[0]
+        first = pool.send("begin", {0: EpisodeRequest(task="", seed=13)}, alone={0})
+        other = pool.send("begin", {2: EpisodeRequest(task="", seed=22)})
+        assert first()[0].died
+        assert other()[2].observation == 22, "it was answered before the guilty call began"
+        assert pool.actors[0] != replaced
+        pool.renew()
+        assert pool.ask("begin", {1: EpisodeRequest(task="", seed=24)})[1].observation == 24
 
 
 def test_more_actors_than_cpus_are_refused_where_nobody_would_add_any(ray_cluster, monkeypatch):

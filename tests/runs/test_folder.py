@@ -89,13 +89,13 @@ def test_settings_of_stages_to_come_may_change(tmp_path, changes):
 
 def test_every_setting_is_one_of_a_stage_or_changes_no_result():
     begun = tuple(beginning for keys in STAGE_KEYS.values() for beginning in keys)
-    free = {name.partition(".")[0] for name in flatten(CONFIG) if not name.startswith(begun)}
-    assert free == {"preset", "ray", "tracking"}
+    free = {name for name in flatten(CONFIG) if not name.startswith((*begun, "ray.", "tracking."))}
+    assert free == {"preset", "evaluate.robots", "evaluate.policy_replicas", "evaluate.gpus_per_replica"}
 
 
 def test_resources_may_change_at_any_time(tmp_path):
     begin(tmp_path, "record", "train", "evaluate")
-    RunFolder.open(tmp_path / "run", override(CONFIG, {"ray.simulator_actors": 3, "ray.max_failures": 0}))
+    RunFolder.open(tmp_path / "run", override(CONFIG, {"ray.simulator_actors": 3, "evaluate.robots": 9}))
 
 
 def test_a_stage_is_done_when_it_ends_well(tmp_path):

@@ -57,6 +57,11 @@ def check(root: Path, config: Config, name: str, space: Space) -> None:
         raise ValueError(f"--scheduler {name} is refused: {REFUSED[name]}")
     if name not in BUDGETS:
         raise ValueError(f"no --scheduler {name}; there are {', '.join(sorted(BUDGETS))}")
+    if config.evaluate.policy_replicas:
+        raise ValueError(
+            f"evaluate.policy_replicas={config.evaluate.policy_replicas} has no place in a sweep: each trial evaluates its "
+            "policy in its own process, on what the trial has reserved; leave it out"
+        )
     for variant in space.loads(override(config, {"evaluate.controllers": "policy"})):
         stages.check(RunFolder(root.resolve(), variant), "record", "train", "evaluate")
 
