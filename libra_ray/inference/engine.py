@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from libra_ray.common.errors import first_reason
 from libra_ray.common.progress import print_status
 from libra_ray.config import PolicyConfig
 from libra_ray.inference.recording import Answers, CallAgain, CallRecorder, CallRecording, CudaGraphs
@@ -105,7 +106,9 @@ class InferenceEngine:
                     self._recordings[key] = self._recorded(level, asked, size)
                 except RuntimeError as error:
                     self._as_written.add(level)
-                    print_status(f"policy: level {level} is run as it is written, for it cannot be recorded: {_reason(error)}")
+                    print_status(
+                        f"policy: level {level} is run as it is written, for it cannot be recorded: {first_reason(error)}"
+                    )
             if key in self._recordings:
                 self._recordings[key] = recording = self._recordings.pop(key)
                 return recording.play(asked)
@@ -147,10 +150,3 @@ def _recorder(device: torch.device, how: str) -> CallRecorder | None:
 def _rows(asked: LevelInput, first: int) -> LevelInput:
     """The rows of one part, from `first` on."""
     return asked if len(asked) <= LARGEST else mapped(asked, lambda value: value[first : first + LARGEST])
-
-
-def _reason(error: BaseException) -> str:
-    """What went wrong first, in one line: a capture that breaks off says so in another error."""
-    while error.__context__ is not None:
-        error = error.__context__
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -53,7 +53,9 @@ class AnchorRefine(System):
         super().__init__(config, shape)
         self.settings, action, dims = config.anchor_refine, config.action, shape.action_dim
         self.gripper = gripper_dim(self.settings.gripper, dims)
-        self.arm = [dim for dim in range(dims) if dim != self.gripper]
+        self.arm: Tensor
+        arm = [dim for dim in range(dims) if dim != self.gripper]
+        self.register_buffer("arm", torch.tensor(arm), persistent=False)
         slow = Level(name=ANCHOR, covers=action.plan_steps)
         fast = Level(name=RESIDUAL, covers=action.horizon, reads=ANCHOR)
         self.two = self.settings.levels == "two"
@@ -246,7 +248,7 @@ class AnchorRefine(System):
         return actions.clamp(-1, 1)
 
     def _arm_error(self, said: Float[Tensor, "B H D"], wanted: Float[Tensor, "B H D"]) -> Float[Tensor, "B H"]:
-        return (said - wanted)[..., self.arm].square().mean(-1)
+        return (said - wanted).index_select(-1, self.arm).square().mean(-1)
 
     def _gripper_loss(self, chunk: Chunk, anchor: Tensor, said: Tensor) -> dict[str, Float[Tensor, ""]]:
         if self.settings.gripper_refinement == "none":

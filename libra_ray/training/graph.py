@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from libra_ray.batch import Batch
+from libra_ray.common.errors import first_reason
+from libra_ray.common.progress import print_status
 from libra_ray.training.step import OptimiserStep, StepKind, StepNumbers, StepResult
 
 EAGER = 3
@@ -24,24 +26,29 @@ class _Captured:
 class GraphedStep:
     """An `OptimiserStep`, captured once for every kind and shape, and then replayed.
 
-    A result's tensors hold until the next step. Random draws are those of an eager step after the same seed.
+    A result's tensors hold until the next step. Random draws are those of an eager step after the same seed. A step that cannot
+    be captured, as one that looks at values while it computes, is taken as it is written, and that is said once.
     """
 
     def __init__(self, step: OptimiserStep) -> None:
         self._step = step
         self._seen: Counter[object] = Counter()
         self._captured: dict[object, _Captured] = {}
-        # One pool of memory for all kinds: no two of them are under way at a time.
-        self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+        self._fails = False
+        self._begin()
 
     def __call__(self, batch: Batch, kind: StepKind, numbers: StepNumbers) -> StepResult:
         """Take the step."""
         key = (kind, *(getattr(batch, f.name).shape for f in fields(batch)))
         if (found := self._captured.get(key)) is None:
             self._seen[key] += 1
-            if self._seen[key] <= EAGER:
+            if self._seen[key] <= EAGER or self._fails:
                 return self._eager(batch, kind, numbers)
-            found = self._captured[key] = self._capture(batch, kind, numbers)
+            try:
+                found = self._captured[key] = self._capture(batch, kind, numbers)
+            except RuntimeError as error:
+                self._give_up(error)
+                return self._eager(batch, kind, numbers)
         for f in fields(batch):
             getattr(found.batch, f.name).copy_(getattr(batch, f.name), non_blocking=True)
         _fill(found.numbers, numbers)
@@ -55,6 +62,20 @@ class GraphedStep:
             result = self._step(batch, kind, _tensors(numbers))
         torch.cuda.current_stream().wait_stream(self._stream)
         return result
+
+    def _give_up(self, error: RuntimeError) -> None:
+        """Say why, and leave the device as it was before."""
+        self._fails = True
+        print_status(f"train.graph: steps are taken as they are written, for they cannot be captured: {first_reason(error)}")
+        torch.cuda.synchronize()
+        # After a capture that broke off, random numbers wait for its end for ever; after one that went well they do not.
+        self._begin()
+        with torch.cuda.graph(torch.cuda.CUDAGraph(), pool=self._pool, stream=self._stream):
+            torch.rand(1, device="cuda")
+
+    def _begin(self) -> None:
+        # One pool of memory for all kinds: no two of them are under way at a time.
+        self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
 
     def _capture(self, batch: Batch, kind: StepKind, numbers: StepNumbers) -> _Captured:
         """Nothing is computed here."""

@@ -66,18 +66,19 @@ def test_no_level_of_any_system_looks_at_values(changes):
     without_host_reads(make, run)
 
 
-@pytest.mark.parametrize("name", ["libra", "monolithic"])
-def test_no_loss_looks_at_values(name):
-    """Random numbers are drawn by the host, and handed to the device."""
-    config = tiny_config({"model.system": name, **RANDOM})
+@pytest.mark.parametrize("changes", LEVELS.values(), ids=LEVELS)
+def test_no_loss_looks_at_values(changes):
+    """And what is drawn is drawn there."""
+    config = tiny_config({**changes, **RANDOM})
     batch = make_batch(make_system(config, SHAPE), 4)
 
     def run(made):
         model, windows = made
         for phase in model.schedule().phases:
-            assert {term.device.type for term in model.losses(windows, phase).terms.values()} == {"cuda"}
+            losses = model.losses(windows, phase)
+            assert {term.device.type for term in (*losses.terms.values(), *losses.metrics.values())} == {"cuda"}
 
-    without_host_reads(lambda: (make_system(config, SHAPE), mapped(batch, there)), run, uploads=True)
+    without_host_reads(lambda: (make_system(config, SHAPE), mapped(batch, there)), run)
 
 
 @pytest.mark.parametrize("place", ["libra_ray.model.parts.backbone", "libra_ray.model.experts"])

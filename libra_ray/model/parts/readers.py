@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
+UNMASKED = "unmasked_causal"
 Inputs = Mapping[str, Tensor]
 OfPictures = Callable[[torch.device], Inputs]
 """What is known of one window's pictures beside their pixels: `PictureInputs.of_one`."""
@@ -40,6 +41,19 @@ class Uncached:
 
 
 UNCACHED = Uncached()
+
+
+def _unmasked() -> str:
+    """The name of causal attention that makes no mask, whether it is compiled, recorded or neither.
+
+    The library's own makes one, or none, by what goes on around it: what was compiled before a recording would not do in it.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    AttentionInterface.register(UNMASKED, sdpa_attention_forward)
+    AttentionMaskInterface.register(UNMASKED, lambda *_, **__: None)
+    return UNMASKED
 
 
 def positions(model: Any, said: Inputs) -> Inputs:
@@ -75,15 +89,24 @@ class StaticReader(Reader):
         seen, *deeper = (value.reshape(at.shape).to(words.dtype) for value in self.see(inputs))
         return self.decode(words.scatter(1, at, seen), inputs, at, deeper)
 
+    def __init__(self, model: Any, pictures: OfPictures) -> None:
+        super().__init__(model, pictures)
+        decoder = self._decoder()
+        if decoder.config._attn_implementation == "sdpa":  # noqa: SLF001
+            decoder.config._attn_implementation = _unmasked()  # noqa: SLF001
+
     def see(self, inputs: Inputs) -> list[Tensor]:
         """What stands for the placeholders, of all prompts together; behind that what is added in deeper layers."""
         return [self.model.get_image_features(pixel_values=inputs["pixel_values"]).pooler_output]
 
     def decode(self, embedded: Tensor, inputs: Inputs, at: Tensor, deeper: list[Tensor]) -> Tensor:
         """The decoder's last hidden states."""
-        decoder: nn.Module = getattr(self.model, "language_model", None) or self.model.text_model
+        decoder = self._decoder()
         hidden: Tensor = decoder(inputs_embeds=embedded, past_key_values=UNCACHED, use_cache=False).last_hidden_state
         return hidden
+
+    def _decoder(self) -> Any:
+        return getattr(self.model, "language_model", None) or self.model.text_model
 
 
 class Idefics3Reader(StaticReader):
