@@ -28,6 +28,8 @@ from libra_ray.types import IMAGE_KEY, Intent, Json, RobotShape
 SHAPE = RobotShape(action_dim=4, state_dim=4, cameras=1)
 WARM, CALLS, LONGEST_S = 3, 200, 2.0
 """Something is called so often, or for so long."""
+UNIT = {"low": -1, "high": 1, "q01": -1, "q99": 1, "mean": 0, "std": 1}
+"""Statistics of what is normalised already."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +51,12 @@ def ways(device: str) -> Sequence[Way]:
     return [Way(precision=precision, compile=how) for how in compiled for precision in ("fp32", "bf16")]
 
 
-def timed(call: Callable[[], object], *, calls: int = CALLS, longest_s: float = LONGEST_S) -> dict[str, float]:
+def timed(call: Callable[[], object]) -> dict[str, float]:
     """Milliseconds of repeated calls: their median and 99th percentile. The first ones are not counted."""
     for _ in range(WARM):
         call()
     ms: list[float] = []
-    while len(ms) < calls and (len(ms) < WARM or sum(ms) < 1000 * longest_s):
+    while len(ms) < CALLS and (len(ms) < WARM or sum(ms) < 1000 * LONGEST_S):
         began = time.perf_counter()
         call()
         ms.append(1000 * (time.perf_counter() - began))
@@ -84,17 +86,14 @@ def untrained(folder: Path) -> Path:
     """A checkpoint of the quickstart's networks with random weights."""
     torch.manual_seed(0)
     model = make_system(preset("quickstart"), SHAPE)
-    unit = [
-        VectorStats(**{name: np.full(dims, value, np.float32) for name, value in zip(ENDS, RANGE, strict=True)})
+    state, action = (
+        VectorStats(**{name: np.full(dims, value, np.float32) for name, value in UNIT.items()})
         for dims in (SHAPE.state_dim, SHAPE.action_dim)
-    ]
-    stats = NormStats(state=unit[0], action=unit[1])
+    )
+    stats = NormStats(state=state, action=action)
     spec = checkpoints.DatasetSpec(shape=SHAPE, image_keys=(IMAGE_KEY,), control_hz=10, instructions=("open the drawer",))
     checkpoints.save(folder, model, model.state_dict(), stats, spec, step=0)
     return folder
-
-
-ENDS, RANGE = ("low", "high", "q01", "q99", "mean", "std"), (-1, 1, -1, 1, 0, 1)
 
 
 def main() -> None:

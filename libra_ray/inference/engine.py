@@ -39,7 +39,7 @@ class InferenceEngine:
     computes, is run as it is written, and that is said once.
 
     Args:
-        model: its weights are not copied to where they are already, in fp32.
+        model: in fp32 it is moved to the device itself; in bf16 a copy of it is made there.
         device: where it runs.
         settings: its precision, and how it is run.
         variant: of the system.

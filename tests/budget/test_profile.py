@@ -13,6 +13,8 @@ from libra_ray.budget.records import GATEWAY, REST, ROBOT, TRANSPORT, WHOLE
 from libra_ray.budget.stopwatch import timings, watched
 from libra_ray.budget.wire import noisy
 from libra_ray.common.json_text import dump, parse
+from libra_ray.inference import engine as engines
+from libra_ray.inference.recording import CallAgain
 from libra_ray.model.registry import SYSTEMS
 from libra_ray.policy import act, load_policy
 from tests.model.builders import save_checkpoint, tiny_model
@@ -130,3 +132,13 @@ def test_the_other_process_ends_with_its_input():
         assert process.stdout.readline().strip().isdigit()
         process.stdin.close()
         assert process.wait(60) == 0
+
+
+def test_what_is_recorded_for_a_gpu_has_stages_all_the_same(tmp_path, monkeypatch):
+    """They are those of the networks as written: a recording is one piece. Whole levels are timed as they will run."""
+    monkeypatch.setattr(engines, "_recorder", lambda device, how: None if how == "none" else CallAgain(device))
+    save_checkpoint(tmp_path / "checkpoint", tiny_model())
+    profile = measured_profile(tmp_path / "checkpoint", "cpu", threads=1, jpeg=80, batches=(1,))
+    for level in load_policy(tmp_path / "checkpoint").levels:
+        assert len([row for row in profile.components if row.where == level.name]) >= 4
+        assert profile.calls[level.name]
