@@ -8,6 +8,7 @@ import torch
 from libra_ray import checkpoint
 from libra_ray.config import from_tree
 from libra_ray.model.parts.adapters import is_adapter, plain
+from libra_ray.model.parts.backbone import TinyBackbone
 from libra_ray.model.registry import make_system
 from libra_ray.training.fine_tuning import start_from
 from libra_ray.training.fit import Trainer
@@ -124,6 +125,13 @@ def test_a_frozen_tower_is_seen_through_without_a_graph(sources):
     assert [hidden.requires_grad for hidden in seen] == [False]
     assert not any(module.training for module in tower.modules())
     assert model.planner.backbone.model.language_model.training
+
+
+def test_a_tower_that_cannot_be_told_from_the_rest_trains_as_that_does(monkeypatch):
+    monkeypatch.setattr(TinyBackbone, "vision", "")
+    tiny_model({"planner.train_vision": "lora", "planner.train_language": "lora"})
+    with pytest.raises(ValueError, match=r"planner\.train_vision=frozen .*; give planner\.train_language's full"):
+        tiny_model({"planner.train_vision": "frozen"})
 
 
 def test_without_anything_left_to_train_it_is_refused():
