@@ -66,7 +66,7 @@ def test_only_what_shall_train_changes(setting, way, sources):
 def test_a_checkpoint_of_adapters_answers_without_them(sources, tmp_path, monkeypatch):
     """Merged where it is loaded, for which `peft` is not needed."""
     trainer = trained(tiny_model({**sources, **LORA, "planner.max_text_tokens": 12}))
-    model = trainer.ema
+    model = trainer.model.eval()
     save_checkpoint(tmp_path / "checkpoint", model)
     for name in [name for name in sys.modules if name.partition(".")[0] == "peft"]:
         monkeypatch.delitem(sys.modules, name)
@@ -103,7 +103,7 @@ def test_two_and_two_resumed_steps_with_adapters_are_four(sources, tmp_path):
 @pytest.mark.parametrize("after", ["full", "lora"])
 def test_training_goes_on_from_a_checkpoint_of_adapters(after, sources, tmp_path):
     """What they had learned is then in the weights beside them."""
-    source = trained(tiny_model({**sources, **LORA, "planner.max_text_tokens": 12})).ema
+    source = trained(tiny_model({**sources, **LORA, "planner.max_text_tokens": 12})).model.eval()
     save_checkpoint(tmp_path / "checkpoint", source)
     ways = dict.fromkeys(PARTS, after)
     model = make_system(tiny_config({**sources, **QUICK, **ways, "planner.max_text_tokens": 12}), SHAPE).eval()
