@@ -32,6 +32,8 @@ FINE_TUNED = {
     "record.episodes_per_task": 60,
     "record.episodes_of": ("reach-v3=800", "push-v3=800", "pick-place-v3=800", "peg-insert-side-v3=200"),
     "planner.depth": 12,
+    # The language model reads all of them, padding too.
+    "planner.max_text_tokens": 32,
     "refiner.depth": 12,
     "refiner.vision_tokens": "patches",
     "train.lr": 1e-4,

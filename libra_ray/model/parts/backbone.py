@@ -71,10 +71,20 @@ class WithBackbone(Adaptable):
     """Sees and reads by a backbone, whose weights are `backbone.*`."""
 
     def __init__(self, backbone: object, config: PlannerConfig) -> None:
-        """Take a `Backbone`; whatever else it is, its features are made elsewhere."""
+        """Take a `Backbone`; whatever else it is, its features are made elsewhere.
+
+        Raises:
+            ValueError: its vision tower shall train in another way than the rest, from which it cannot be told.
+        """
         super().__init__()
         self.backbone = cast("nn.Module", backbone)
         self._training = config
+        ways = self.ways()
+        if "backbone." in ways and len(ways) == 2 and config.train_vision != config.train_language:
+            raise ValueError(
+                f"planner.train_vision={config.train_vision} is about a part that cannot be told from the rest of "
+                f"planner.backbone={config.backbone!r}; give planner.train_language's {config.train_language}"
+            )
 
     def ways(self) -> Mapping[str, Way]:
         """The backbone's two parts, and the head."""

@@ -195,9 +195,8 @@ class PretrainedEncoder(PictureEncoder):
                 with torch.no_grad():
                     seen = _hidden(_tower(model), noise)
             self.model = _tower(model)
-            if hasattr(self.model, "use_head"):
-                # Its one token for the whole picture is read by nobody.
-                self.model.use_head = False
+            # SigLIP's one token for the whole picture is read by nobody.
+            self.model.use_head = False
             channels, rows, columns = self._map(seen).shape[1:]
         self.to_width = nn.Linear(channels, width)
         self.norm = nn.LayerNorm(width)
@@ -216,10 +215,8 @@ class PretrainedEncoder(PictureEncoder):
     def see(self, images: UInt8[Tensor, "B T C height width"]) -> SeenPictures:
         """Tokens, and the map that they were made from, projected alike."""
         grid, batch = self._grid(images), len(images)
-        pooled, patches = self._tokens(functional.adaptive_avg_pool2d(grid, 2)), self._tokens(grid)
-        return SeenPictures(
-            tokens=pooled.reshape(batch, -1, self.width), patches=patches.reshape(batch, -1, self.places, self.width)
-        )
+        tokens = self._tokens(functional.adaptive_avg_pool2d(grid, 2)).reshape(batch, -1, self.width)
+        return SeenPictures(tokens=tokens, patches=self._tokens(grid).reshape(batch, -1, self.places, self.width))
 
     def _grid(self, images: UInt8[Tensor, "B T C height width"]) -> Float[Tensor, "N d rows columns"]:
         pixels = rearrange(images, "b t c h w -> (b t) c h w").float() / 255

@@ -8,6 +8,7 @@ import torch
 from libra_ray import checkpoint
 from libra_ray.config import from_tree
 from libra_ray.model.parts.adapters import is_adapter, plain
+from libra_ray.model.parts.backbone import TinyBackbone
 from libra_ray.model.registry import make_system
 from libra_ray.training.fine_tuning import start_from
 from libra_ray.training.fit import Trainer
@@ -65,7 +66,7 @@ def test_only_what_shall_train_changes(setting, way, sources):
 def test_a_checkpoint_of_adapters_answers_without_them(sources, tmp_path, monkeypatch):
     """Merged where it is loaded, for which `peft` is not needed."""
     trainer = trained(tiny_model({**sources, **LORA, "planner.max_text_tokens": 12}))
-    model = trainer.ema
+    model = trainer.model.eval()
     save_checkpoint(tmp_path / "checkpoint", model)
     for name in [name for name in sys.modules if name.partition(".")[0] == "peft"]:
         monkeypatch.delitem(sys.modules, name)
@@ -102,7 +103,7 @@ def test_two_and_two_resumed_steps_with_adapters_are_four(sources, tmp_path):
 @pytest.mark.parametrize("after", ["full", "lora"])
 def test_training_goes_on_from_a_checkpoint_of_adapters(after, sources, tmp_path):
     """What they had learned is then in the weights beside them."""
-    source = trained(tiny_model({**sources, **LORA, "planner.max_text_tokens": 12})).ema
+    source = trained(tiny_model({**sources, **LORA, "planner.max_text_tokens": 12})).model.eval()
     save_checkpoint(tmp_path / "checkpoint", source)
     ways = dict.fromkeys(PARTS, after)
     model = make_system(tiny_config({**sources, **QUICK, **ways, "planner.max_text_tokens": 12}), SHAPE).eval()
@@ -124,6 +125,13 @@ def test_a_frozen_tower_is_seen_through_without_a_graph(sources):
     assert [hidden.requires_grad for hidden in seen] == [False]
     assert not any(module.training for module in tower.modules())
     assert model.planner.backbone.model.language_model.training
+
+
+def test_a_tower_that_cannot_be_told_from_the_rest_trains_as_that_does(monkeypatch):
+    monkeypatch.setattr(TinyBackbone, "vision", "")
+    tiny_model({"planner.train_vision": "lora", "planner.train_language": "lora"})
+    with pytest.raises(ValueError, match=r"planner\.train_vision=frozen .*; give planner\.train_language's full"):
+        tiny_model({"planner.train_vision": "frozen"})
 
 
 def test_without_anything_left_to_train_it_is_refused():
