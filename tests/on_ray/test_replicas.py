@@ -26,12 +26,13 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 def _plan(cpus, gpus=0.0, **changes):
-    return ReplicaPlan.of(debug_config(**changes), cpus, gpus)
+    return ReplicaPlan.of(debug_config(**{"evaluate__episodes_per_task": 1000, **changes}), cpus, gpus)
 
 
 def test_a_laptop_has_none_and_a_large_machine_several():
     assert [_plan(cpus).count for cpus in (1, 2, 4, 8, 16, 64)] == [0, 0, 0, 2, 4, 16]
     assert _plan(16) == ReplicaPlan(count=4, cpus_each=1, threads=4)
+    assert [_plan(64, evaluate__episodes_per_task=count).count for count in (1, 16, 33)] == [1, 1, 3]
     assert _plan(2, evaluate__policy_replicas=1) == ReplicaPlan(count=1, cpus_each=1, threads=2)
 
 
