@@ -14,6 +14,7 @@ from ray.actor import ActorProxy
 from ray.exceptions import RayTaskError
 
 from libra_ray.config import Config
+from libra_ray.evaluation.lockstep import FEWEST_ROBOTS
 from libra_ray.evaluation.log import EpisodeJob
 from libra_ray.on_ray.policy_replica import OpenDriver, PolicyReplica, ReplicaReport
 from libra_ray.on_ray.session import is_private
@@ -63,7 +64,9 @@ class ReplicaPlan:
             enough = max(1, min(int(gpus / share), enough))
         elif own and cpus <= SMALL_MACHINE:
             enough = 0
-        count = wanted or min(enough, actors or enough)
+        # Each has a batch's worth of episodes, and a simulator.
+        batches = math.ceil(len(config.sim.tasks) * config.evaluate.episodes_per_task / FEWEST_ROBOTS)
+        count = wanted or min(enough, batches, actors or enough)
         # Those that nobody asked for take no CPU away from simulators that somebody did.
         simulators = actors or max(1, cpus - count)
         crowded = not wanted and simulators <= cpus < simulators + count

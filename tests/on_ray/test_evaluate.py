@@ -28,13 +28,15 @@ def _evaluate(folder):
         evaluation.evaluate(folder, clock)
 
 
-def test_resumes_after_an_interruption_and_outlives_its_simulators(ray_cluster, make_run, untrained, monkeypatch):
+@pytest.mark.parametrize("replicas", [0, 1])
+def test_resumes_after_an_interruption_and_outlives_its_simulators(ray_cluster, make_run, untrained, monkeypatch, replicas):
     """Half of the rows are there, the last one cut short; one process dies while the policy is moving its robots."""
     folder = make_run(
         sim__max_steps=12,
         evaluate__checkpoint=str(untrained),
         evaluate__episodes_per_task=3,
         evaluate__controllers="zero_action,policy,coarse_only",
+        evaluate__policy_replicas=replicas,
         ray__simulator_actors=2,
     )
     known = [EpisodeJob(controller=c, task="reach-v3", seed=100_000) for c in ("zero_action", "policy")]

@@ -1,11 +1,13 @@
 """Policy replicas: how many there are, and that nobody can tell from the results."""
 
 import os
+import re
 import signal
 import sys
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,18 +22,20 @@ from libra_ray.on_ray import replicas as module
 from libra_ray.on_ray import stages
 from libra_ray.on_ray.replicas import ReplicaPlan, ReplicaPool, by_node
 from libra_ray.on_ray.simulator_pool import SimulatorPool
+from libra_ray.types import Policy
 from tests.on_ray.doubles import LocalFleet, debug_config
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 def _plan(cpus, gpus=0.0, **changes):
-    return ReplicaPlan.of(debug_config(**changes), cpus, gpus)
+    return ReplicaPlan.of(debug_config(**{"evaluate__episodes_per_task": 1000, **changes}), cpus, gpus)
 
 
 def test_a_laptop_has_none_and_a_large_machine_several():
     assert [_plan(cpus).count for cpus in (1, 2, 4, 8, 16, 64)] == [0, 0, 0, 2, 4, 16]
     assert _plan(16) == ReplicaPlan(count=4, cpus_each=1, threads=4)
+    assert [_plan(64, evaluate__episodes_per_task=count).count for count in (1, 16, 33)] == [1, 1, 3]
     assert _plan(2, evaluate__policy_replicas=1) == ReplicaPlan(count=1, cpus_each=1, threads=2)
 
 
@@ -85,12 +89,30 @@ def test_simulators_of_one_machine_go_together():
     assert by_node(["b", "a", "b", "", "a"]) == [3, 1, 4, 0, 2]
 
 
+@dataclass
+class _Mortal:
+    """A policy whose process dies once, as for lack of memory, after the first episodes have ended."""
+
+    policy: Policy
+    mark: Path
+    left: int = 16
+
+    @property
+    def levels(self):
+        return self.policy.levels
+
+    def infer(self, level, observations, above):
+        self.left -= level == self.levels[-1].name
+        if not self.left:
+            with suppress(FileExistsError):
+                self.mark.touch(exist_ok=False)
+                os.kill(os.getpid(), signal.SIGKILL)
+        return self.policy.infer(level, observations, above)
+
+
 def _dying_once(mark, folder, controller):
-    """Opens the policy; the first process that has done so dies, as for lack of memory."""
-    with suppress(FileExistsError):
-        mark.touch(exist_ok=False)
-        os.kill(os.getpid(), signal.SIGKILL)
-    return evaluation.driver_of(folder, evaluation.load_trained, controller)
+    driver = evaluation.driver_of(folder, evaluation.load_trained, controller)
+    return replace(driver, policy=_Mortal(driver.policy, mark))
 
 
 def test_two_replicas_are_one_are_none(ray_cluster, make_run, untrained, tmp_path):
@@ -116,7 +138,7 @@ def test_two_replicas_are_one_are_none(ray_cluster, make_run, untrained, tmp_pat
             one.play("nobody", jobs, pool, reports[1].append)
     assert (tmp_path / "died").exists()
     assert len(said) == two.deaths == 1
-    assert "died; another one plays its" in said[0]
+    assert re.search(r"policy replica 1 died; another one plays its [12] episodes without a result", said[0])
     known = {played.job: played.result for played in alone.episodes}
     for many in reports.values():
         rows = [played for report in many for played in report.episodes]

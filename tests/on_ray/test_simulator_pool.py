@@ -82,10 +82,10 @@ def test_a_call_alone_waits_for_what_the_process_has_to_do(make_pool):
         assert [collect()[slot].died for collect, slot in zip(both, (0, 2), strict=True)] == [True, True]
         assert len(pool.actors) == 1
         replaced = pool.actors[0]
-        first = pool.send("begin", {0: EpisodeRequest(task="", seed=13)}, alone={0})
-        other = pool.send("begin", {2: EpisodeRequest(task="", seed=22)})
-        assert first()[0].died
-        assert other()[2].observation == 22, "it was answered before the guilty call began"
+        alone = pool.send("begin", {0: EpisodeRequest(task="", seed=20)}, alone={0})
+        guilty = pool.send("begin", {2: EpisodeRequest(task="", seed=13)})
+        assert alone()[0].observation == 20, "in the process that stands in the place of the one that died"
+        assert guilty()[2].died
         assert pool.actors[0] != replaced
         pool.renew()
         assert pool.ask("begin", {1: EpisodeRequest(task="", seed=24)})[1].observation == 24
