@@ -82,7 +82,8 @@ class GraphedStep:
         still = Batch(**{f.name: getattr(batch, f.name).clone() for f in fields(batch)})
         dials, graph = _tensors(numbers), torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+        # The thread that gathers batches may ask for memory meanwhile.
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             result = self._step(still, kind, dials)
         return _Captured(graph=graph, batch=still, numbers=dials, result=result)
 
