@@ -43,7 +43,7 @@ def rate(optimiser: torch.optim.Optimizer) -> float:
 
 def clip(optimiser: torch.optim.AdamW, total: Tensor, bound: float) -> None:
     """Have the next steps scale gradients of norm `total` down to at most `bound`, as they read them."""
-    optimiser.grad_scale = ((total + 1e-6) / bound).clamp(min=1)
+    optimiser.grad_scale = ((total + 1e-6) / bound).clamp(min=1)  # type: ignore[attr-defined]  # its fused kernel reads it
 
 
 def state(optimiser: torch.optim.Optimizer, weights: TrainedWeights) -> dict[str, Any]:

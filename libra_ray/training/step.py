@@ -98,8 +98,8 @@ class OptimiserStep:
     def _learn(self, batch: Batch, kind: StepKind, numbers: StepNumbers, *, last: bool) -> Losses:
         """Add a piece's share to the gradients; only after the last one workers share them."""
         share = 1 / self.config.accumulate
-        silent = isinstance(self.wrapped, DistributedDataParallel) and not last
-        with self.wrapped.no_sync() if silent else nullcontext():
+        silent = self.wrapped.no_sync() if isinstance(self.wrapped, DistributedDataParallel) and not last else nullcontext()
+        with silent:
             with torch.autocast(batch.actions.device.type, torch.bfloat16, enabled=self.bf16):
                 losses: Losses = self.wrapped(batch, kind.phase)
                 loss = torch.stack([numbers.loss_weights[name] * share * term for name, term in losses.terms.items()]).sum()
