@@ -203,7 +203,9 @@ def digest(folder: Path) -> str:
     parts = [path for name in (PROCESSOR_FOLDER, ENCODER_FOLDER) for path in sorted((folder / name).rglob("*"))]
     for path in (folder / "weights.safetensors", folder / "config.json", folder / "stats.json", *parts):
         if path.is_file():
-            sha.update(path.read_bytes())
+            with path.open("rb") as file:
+                while chunk := file.read(1 << 22):
+                    sha.update(chunk)
     return sha.hexdigest()
 
 

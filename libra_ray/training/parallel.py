@@ -67,7 +67,15 @@ def recompute(model: nn.Module, how: str) -> None:
     if how == "selective":
         options["context_fn"] = partial(create_selective_checkpoint_contexts, _saved)
     for layer in pretrained_layers(model):
-        layer.forward = _again(layer.forward, options)
+        # To draw the same numbers again the host has to read where the drawing began, which no graph can hold.
+        layer.forward = _again(layer.forward, {**options, "preserve_rng_state": draws(layer)})
+
+
+def draws(layer: nn.Module) -> bool:
+    """Whether a layer drops anything at random in training."""
+    shares = [module.p for module in layer.modules() if isinstance(module, nn.Dropout)]
+    shares += [getattr(module, "attention_dropout", None) or 0.0 for module in layer.modules()]
+    return any(isinstance(share, float) and share > 0 for share in shares)
 
 
 def _saved(_: Any, operation: Any, *__: Any, **___: Any) -> CheckpointPolicy:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import distributed
+from torch import distributed, nn
 
 from libra_ray.model.layers import pretrained_layers
 from libra_ray.training import weights
 from libra_ray.training.fit import Trainer
+from libra_ray.training.parallel import draws
 from tests.model import families
 from tests.model.builders import make_batch, tiny_model
 
@@ -195,6 +196,20 @@ def test_large_matrices_are_kept_in_bf16_with_exact_masters(backbone, monkeypatc
     again = Trainer(tiny_model(changes), device=CPU, state=trainer.state())
     for name, value in trainer.state()["model"].items():
         assert torch.equal(again.state()["model"][name], value)
+
+
+def test_layers_that_drop_at_random_are_known(backbone):
+    layer = pretrained_layers(tiny_model(settings(backbone, "exact")))[0]
+    assert not draws(layer)
+    layer.add_module("more", nn.Dropout(0.1))
+    assert draws(layer)
+    attention = next(
+        module
+        for module in pretrained_layers(tiny_model(settings(backbone, "exact")))[-1].modules()
+        if hasattr(module, "attention_dropout")
+    )
+    attention.attention_dropout = 0.2
+    assert draws(attention)
 
 
 def test_a_graph_needs_a_gpu():
