@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional
 
 Inputs = Mapping[str, Tensor]
 OfPictures = Callable[[torch.device], Inputs]
@@ -177,7 +176,7 @@ class QwenReader(StaticReader):
 
 
 @cache
-def _in_chunks(own: Any) -> type[nn.Module]:
+def _in_chunks(own: Any) -> type[torch.nn.Module]:
     """A tower's attention within pictures or windows of one length, of all at once: its own goes through them one by one."""
     rotated = sys.modules[own.__module__].apply_rotary_pos_emb_vision
 
@@ -186,7 +185,7 @@ def _in_chunks(own: Any) -> type[nn.Module]:
             q, k, v = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
             q, k = rotated(q, k, *options["position_embeddings"])
             q, k, v = (x.unflatten(0, (len(cu_seqlens) - 1, -1)).transpose(1, 2) for x in (q, k, v))
-            found = functional.scaled_dot_product_attention(q, k, v, scale=self.scaling)
+            found = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=self.scaling)
             seen: Tensor = self.proj(found.transpose(1, 2).flatten(2).flatten(0, 1))
             return seen
 
