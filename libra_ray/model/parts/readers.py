@@ -5,7 +5,10 @@ time the host waits for the device, and no CUDA graph can be captured. Here all 
 right of a causal decoder, so that no mask is needed: nothing that is read ever looks at it.
 """
 
+import math
+import sys
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -109,6 +112,20 @@ class StaticReader(Reader):
         return getattr(self.model, "language_model", None) or self.model.text_model
 
 
+class InternVLReader(StaticReader):
+    """InternVL, whose last layer is read."""
+
+    def see(self, inputs: Inputs) -> list[Tensor]:
+        """Their own way there would have every layer's output collected, by hooks that no compiler can follow."""
+        config = self.model.config
+        if config.vision_feature_layer != -1 or config.vision_feature_select_strategy != "default":
+            return super().see(inputs)
+        patches = self.model.vision_tower(pixel_values=inputs["pixel_values"]).last_hidden_state[:, 1:]
+        side = math.isqrt(patches.shape[1])
+        merged = self.model.pixel_shuffle(patches.unflatten(1, (side, side)), scale_factor=config.downsample_ratio)
+        return [self.model.multi_modal_projector(merged.flatten(1, 2))]
+
+
 class Idefics3Reader(StaticReader):
     """SmolVLM and Idefics 3, whose pictures fill their tiles."""
 
@@ -128,6 +145,10 @@ class QwenReader(StaticReader):
     def __init__(self, model: Any, pictures: OfPictures) -> None:
         super().__init__(model, pictures)
         self._layouts: dict[tuple[int, torch.device], dict[str, Tensor]] = {}
+        lengths = [ends.diff() for name, ends in self._layout(1, torch.device("cpu")).items() if name.startswith("cu_")]
+        if all((of == of[0]).all() for of in lengths):
+            for block in model.visual.blocks:
+                block.attn.__class__ = _in_chunks(block.attn.__class__)
 
     def see(self, inputs: Inputs) -> list[Tensor]:
         """Merged patches, and Qwen3-VL's deep ones."""
@@ -178,13 +199,30 @@ class QwenReader(StaticReader):
         return {**found, **{name: value.to(device) for name, value in moved.items()}}
 
 
+@cache
+def _in_chunks(own: Any) -> type[torch.nn.Module]:
+    """A tower's attention within pictures or windows of one length, of all at once: its own goes through them one by one."""
+    rotated = sys.modules[own.__module__].apply_rotary_pos_emb_vision
+
+    class InChunks(own):
+        def forward(self, hidden_states: Tensor, cu_seqlens: Tensor, **options: Any) -> Tensor:
+            q, k, v = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
+            q, k = rotated(q, k, *options["position_embeddings"])
+            q, k, v = (x.unflatten(0, (len(cu_seqlens) - 1, -1)).transpose(1, 2) for x in (q, k, v))
+            found = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=self.scaling)
+            seen: Tensor = self.proj(found.transpose(1, 2).flatten(2).flatten(0, 1))
+            return seen
+
+    return InChunks
+
+
 def _added(hidden: Tensor, at: Tensor, seen: Tensor) -> Tensor:
     """What was seen, added in its places."""
     return hidden.scatter_add(1, at, seen.to(hidden.dtype))
 
 
 STATIC: dict[str, type[Reader]] = {
-    "internvl": StaticReader,
+    "internvl": InternVLReader,
     "smolvlm": Idefics3Reader,
     "idefics3": Idefics3Reader,
     "qwen2_vl": QwenReader,

@@ -1,5 +1,6 @@
 """Every family of vision-language models, as the model's own processor and forward have it."""
 
+import copy
 import json
 import re
 import shutil
@@ -130,7 +131,10 @@ class Watched(TorchDispatchMode):
         return made
 
 
-@pytest.mark.parametrize("name", ["smolvlm", "internvl", "internvl3_5", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+STATIC = ["smolvlm", "internvl", "internvl3_5", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
+
+
+@pytest.mark.parametrize("name", STATIC)
 def test_values_are_never_looked_at(name, tmp_path):
     """On a device without values any look at one fails; what is constant lies there after the first batch of its size."""
     backbone = load(families.write(tmp_path / name, FAMILIES[name]()))
@@ -139,6 +143,23 @@ def test_values_are_never_looked_at(name, tmp_path):
     backbone.to("meta")(images, text)
     with Watched():
         assert backbone(images, text).tokens.is_meta
+
+
+@pytest.mark.parametrize("name", [name for name in STATIC if name != "internvl3_5"])
+def test_every_layer_compiles_as_a_whole(name, tmp_path):
+    """No look at a value, nor a hook, breaks it in two; a copy is a backbone of its own, compiled layers or not."""
+    backbone = load(families.write(tmp_path / name, FAMILIES[name]()))
+    torch._dynamo.reset()
+    images, text = windows(2), backbone.tokenise(INSTRUCTIONS[:2])
+    with torch.no_grad():
+        features, again = backbone(images, text), copy.deepcopy(backbone)
+        for weight in backbone.model.get_encoder(modality="image").parameters():
+            weight.zero_()
+        assert not torch.allclose(backbone(images, text).tokens, features.tokens, atol=1e-3)
+        for layers in [module for module in again.modules() if isinstance(module, torch.nn.ModuleList)]:
+            for layer in layers:
+                layer.compile(backend="eager", fullgraph=True, dynamic=False)
+        torch.testing.assert_close(again(images, text).tokens, features.tokens, atol=1e-4, rtol=1e-4)
 
 
 class Touchy(hf.CLIPImageProcessor):
