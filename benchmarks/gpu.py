@@ -28,8 +28,8 @@ from libra_ray.inference.engine import InferenceEngine
 from libra_ray.inference.tensors import LevelInput
 from libra_ray.model.registry import make_system
 from libra_ray.model.system import System, SystemInput
+from libra_ray.runs.results import SPEED
 from libra_ray.training.fit import Trainer
-from libra_ray.training.names import SPEED
 from libra_ray.types import Json, RobotShape
 
 PAPER_WAYS: Sequence[Mapping[str, Any]] = (

@@ -8,8 +8,8 @@ import torch
 
 from libra_ray import checkpoint
 from libra_ray.policy import act, load_policy
+from libra_ray.runs.results import SPEED
 from libra_ray.training.fit import Trainer
-from libra_ray.training.names import SPEED
 from tests.devices import EMULATED, Elsewhere, emulated_device
 from tests.model import families, hugging_face
 from tests.model.builders import make_observation, save_checkpoint, tiny_config, tiny_model

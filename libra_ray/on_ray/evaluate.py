@@ -23,7 +23,7 @@ from libra_ray.on_ray.policy_replica import Driver, ReplicaReport, threads_of
 from libra_ray.on_ray.replicas import ReplicaPlan, ReplicaPool
 from libra_ray.on_ray.session import available_cpus, available_gpus, is_private, present_cpus
 from libra_ray.on_ray.simulator_pool import SimulatorPool, actors_of
-from libra_ray.policy import load_policy
+from libra_ray.policy import inference_settings, load_policy
 from libra_ray.runs.folder import Clock, RunFolder
 from libra_ray.runs.results import Evaluation
 from libra_ray.sim import check_robot, control_hz, instructions
@@ -43,7 +43,8 @@ def load_trained(folder: RunFolder, controller: str) -> tuple[Policy, Config]:
     Raises:
         ValueError: it cannot be read, is of another robot, or cannot read an instruction of the run's tasks.
     """
-    policy = load_policy(folder.checkpoint, device_of(folder.config), variant="" if controller == POLICY else controller)
+    variant, how = "" if controller == POLICY else controller, inference_settings(folder.config)
+    policy = load_policy(folder.checkpoint, device_of(folder.config), variant=variant, changes=how)
     check_robot(folder.config.sim, policy.source.manifest.robot, f"checkpoint {folder.checkpoint}")
     distinct_tokens(policy.source.model.tokenise, evaluated_instructions(folder.config))
     return policy, policy.source.config

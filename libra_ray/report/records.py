@@ -117,7 +117,7 @@ class Throughput:
     env_steps_per_s: float | None
     data_wait_share: float | None
     training: Mapping[str, float] = field(default_factory=dict)
-    """What else the log says of speed and memory, by name (`libra_ray.training.names.SPEED`)."""
+    """What else the log says of speed and memory, by name (`libra_ray.runs.results.SPEED`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

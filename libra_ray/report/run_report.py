@@ -31,9 +31,8 @@ from libra_ray.report.records import (
     Training,
     WallTime,
 )
-from libra_ray.runs.results import EpisodeResult, Evaluation, LevelLatencies, RolloutVideo, TrainingLog
+from libra_ray.runs.results import SPEED, EpisodeResult, Evaluation, LevelLatencies, RolloutVideo, TrainingLog
 from libra_ray.stats.intervals import Interval, percentiles, wilson
-from libra_ray.training.names import SPEED
 
 EXPERT, POLICY, ZERO_ACTION = "expert", "policy", "zero_action"
 LISTED_ERRORS = 20

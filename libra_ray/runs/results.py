@@ -13,6 +13,19 @@ from numpy.typing import NDArray
 from libra_ray.common.files import append_jsonl
 from libra_ray.common.json_text import ABSENT, Flat, parse
 
+SPEED = (
+    "samples_per_s",
+    "data_wait_share",
+    "forward_share",
+    "backward_share",
+    "optimiser_share",
+    "tflops",
+    "mfu",
+    "peak_tflops",
+    "memory_gib",
+)
+"""What a training log says of speed and memory; the rest is what was learned."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeReplans:
@@ -166,7 +179,7 @@ class TrainingLog:
     Known names: `loss` and each of its terms, `loss_<term>`; `grad_norm_<part>` of each part's parameters under the weighted
     loss; `weight_<term>`, `grad_norm_loss_<term>` of each loss alone, and `grad_cosine_shared` between both where parts share
     parameters; `plan_accuracy`; `phase_<name>` (1 in that phase of the schedule, 0 in the others), speed and memory
-    (`libra_ray.training.names.SPEED`), and `val_*` on held-out episodes (`System.measure`).
+    (`SPEED`), and `val_*` on held-out episodes (`System.measure`).
     """
 
     rows: Sequence[LoggedStep] = ()

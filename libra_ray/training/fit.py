@@ -22,7 +22,7 @@ from libra_ray.training import optimiser, parallel
 from libra_ray.training.graph import GraphedStep
 from libra_ray.training.loss_balance import GradientMeter, LossGradients, make_balance
 from libra_ray.training.speed import Meter, flops_per_window, on_gpu
-from libra_ray.training.step import OptimiserStep, StepKind, StepNumbers, StepResult
+from libra_ray.training.step import OptimiserStep, StepFindings, StepKind, StepNumbers
 from libra_ray.training.weights import TrainedWeights
 
 Validate = Callable[[System], dict[str, float]]
@@ -90,7 +90,7 @@ class Trainer:
             bf16=self._bf16,
             timer=self._speed.timer,
         )
-        self._take: Callable[[Batch, StepKind, StepNumbers], StepResult] = GraphedStep(step) if graphed else step
+        self._take: Callable[[Batch, StepKind, StepNumbers], StepFindings] = GraphedStep(step) if graphed else step
         self.gradients: LossGradients | None = None
         self.step = 0
         self.row: dict[str, float] = {}
@@ -208,7 +208,7 @@ class Trainer:
         self.step = state["step"]
         self.row = state.get("row", {})
 
-    def _optimise(self, batch: Batch) -> tuple[StepResult, StepNumbers]:
+    def _optimise(self, batch: Batch) -> tuple[StepFindings, StepNumbers]:
         config = self.config
         torch.manual_seed(hash((config.seed, self.step, self.rank)) & 0x7FFFFFFF)
         first, end = self.schedule.stretch(config.steps)
@@ -240,7 +240,7 @@ class Trainer:
             compile_layers(self.model, dynamic=False)
         self._speed.restart()
 
-    def _row(self, result: StepResult, numbers: StepNumbers) -> dict[str, float]:
+    def _row(self, result: StepFindings, numbers: StepNumbers) -> dict[str, float]:
         """What a step is in the log; waits for the device."""
         found = {"loss": result.loss, **result.metrics}
         found |= {f"loss_{name}": term for name, term in result.terms.items()}
@@ -251,7 +251,7 @@ class Trainer:
         row |= {f"weight_{name}": float(weight) for name, weight in numbers.loss_weights.items()}
         return row | ({} if self.gradients is None else self.gradients.row())
 
-    def _advance(self, result: StepResult) -> None:
+    def _advance(self, result: StepFindings) -> None:
         self.step += 1
         self._phase, scalars = self.schedule.phase, dict[str, float]()
         if self.balance.watches or self.schedule.watches:

@@ -9,7 +9,7 @@ from torch import Tensor
 from libra_ray.batch import Batch
 from libra_ray.common.errors import first_reason
 from libra_ray.common.progress import print_status
-from libra_ray.training.step import OptimiserStep, StepKind, StepNumbers, StepResult
+from libra_ray.training.step import OptimiserStep, StepFindings, StepKind, StepNumbers
 
 EAGER = 3
 """Steps of each kind before it is captured: libraries choose their kernels and take their memory in the first ones."""
@@ -20,7 +20,7 @@ class _Captured:
     graph: torch.cuda.CUDAGraph
     batch: Batch
     numbers: StepNumbers
-    result: StepResult
+    result: StepFindings
 
 
 class GraphedStep:
@@ -37,7 +37,7 @@ class GraphedStep:
         self._fails = False
         self._begin()
 
-    def __call__(self, batch: Batch, kind: StepKind, numbers: StepNumbers) -> StepResult:
+    def __call__(self, batch: Batch, kind: StepKind, numbers: StepNumbers) -> StepFindings:
         """Take the step."""
         key = (kind, *(getattr(batch, f.name).shape for f in fields(batch)))
         if (found := self._captured.get(key)) is None:
@@ -55,7 +55,7 @@ class GraphedStep:
         found.graph.replay()
         return found.result
 
-    def _eager(self, batch: Batch, kind: StepKind, numbers: StepNumbers) -> StepResult:
+    def _eager(self, batch: Batch, kind: StepKind, numbers: StepNumbers) -> StepFindings:
         """On the stream of the capture, with which autograd's own state then agrees."""
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):

@@ -43,7 +43,7 @@ class StepNumbers:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepResult:
+class StepFindings:
     """What a step found, on the device: the weighted loss, unweighted terms, metrics, and gradient norms of the parts."""
 
     loss: Tensor
@@ -72,7 +72,7 @@ class OptimiserStep:
     bf16: bool
     timer: StepTimer = field(repr=False)
 
-    def __call__(self, batch: Batch, kind: StepKind, numbers: StepNumbers) -> StepResult:
+    def __call__(self, batch: Batch, kind: StepKind, numbers: StepNumbers) -> StepFindings:
         """Take the step on a batch that is on the device."""
         for weight in self.weights.all:
             weight.parameter.grad = None
@@ -93,7 +93,7 @@ class OptimiserStep:
         self.weights.average(numbers.average_rate)
         self.timer.mark("optimiser")
         loss = torch.stack([numbers.loss_weights[name] * term for name, term in losses.terms.items()]).sum()
-        return StepResult(loss=loss, terms=losses.terms, metrics=losses.metrics, norms=norms, gradients=gradients)
+        return StepFindings(loss=loss, terms=losses.terms, metrics=losses.metrics, norms=norms, gradients=gradients)
 
     def _learn(self, batch: Batch, kind: StepKind, numbers: StepNumbers, *, last: bool) -> Losses:
         """Add a piece's share to the gradients; only after the last one workers share them."""

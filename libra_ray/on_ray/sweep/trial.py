@@ -23,10 +23,9 @@ from libra_ray.on_ray.simulator_pool import SimulatorPool
 from libra_ray.on_ray.sweep.sweep_folder import FULL, RUNGS_NAME, TrialFolder, TrialProcess, WrittenOrder
 from libra_ray.policy import inference_settings, load_policy
 from libra_ray.runs.folder import Clock, RunFolder
-from libra_ray.runs.results import TrainingLog
+from libra_ray.runs.results import SPEED, TrainingLog
 from libra_ray.runs.trials import Rung, TrialResult
 from libra_ray.training.fit import Trainer
-from libra_ray.training.names import SPEED
 
 LEFT_OUT = ("lr", "weight_", *SPEED)
 """Beginnings of the logged names that measure no policy."""
