@@ -127,6 +127,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "refiner.heads": 16,
         "train.steps": 30000,
         "train.batch_size": 32,
+        # Eight windows at a time take 67 GiB of a GPU (docs/gpu.md).
+        "train.accumulate": 4,
         "train.warmup_steps": 1000,
     },
 }
