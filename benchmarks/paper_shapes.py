@@ -18,6 +18,7 @@ import torch
 import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from benchmarks.files import command_line
 from libra_ray.config import Config, override, preset
 from libra_ray.model.parts.adapters import adapt
 from libra_ray.model.parts.backbone import PROCESSOR_FOLDER
@@ -183,6 +184,7 @@ def weights_of(scale: Scale) -> Mapping[str, int]:
 
 def main() -> None:
     """Print them."""
+    command_line("paper_shapes", __doc__).parse_args()
     scales: tuple[Scale, ...] = ("paper", "small", "tiny")
     for scale in scales:
         for name, count in weights_of(scale).items():

@@ -98,7 +98,7 @@ def row_of(given: Namespace, cpus: int, work: Path) -> Json:
         SystemExit: it failed, with its status.
     """
     command = [sys.executable, "-m", "benchmarks.scaling", *sys.argv[1:], "--one", str(cpus), "--work", str(work)]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, encoding="utf-8", check=False)
     if done.returncode:
         raise SystemExit(done.returncode)
     row: Json = json.loads(done.stdout.splitlines()[-1])

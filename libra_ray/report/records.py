@@ -116,7 +116,7 @@ class Throughput:
     train_samples_per_s: float | None
     env_steps_per_s: float | None
     data_wait_share: float | None
-    training: Mapping[str, float] = field(default_factory=dict)
+    training: Mapping[str, float] | None = field(default=None, metadata=ABSENT)
     """What else the log says of speed and memory, by name (`libra_ray.runs.results.SPEED`)."""
 
 

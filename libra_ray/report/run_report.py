@@ -214,7 +214,7 @@ def _throughput(evaluation: Evaluation, log: TrainingLog) -> Throughput:
         train_samples_per_s=float(np.median(samples)) if samples else None,
         env_steps_per_s=evaluation.env_steps / evaluation.wall_s if evaluation.wall_s > 0 else None,
         data_wait_share=float(np.median(waits)) if waits else None,
-        training={name: float(np.median(values)) for name, values in others.items() if values},
+        training={name: float(np.median(values)) for name, values in others.items() if values} or None,
     )
 
 

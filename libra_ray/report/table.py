@@ -74,7 +74,7 @@ def _facts(report: Report) -> list[str]:
         "simulation {:,.0f} steps/s": report.throughput.env_steps_per_s,
         "waiting for data {:.1%}": report.throughput.data_wait_share,
     }
-    speed = report.throughput.training
+    speed = report.throughput.training or {}
     known = [text.format(value) for text, value in rates.items() if value is not None]
     lines += [f"throughput: {', '.join(known)}"] if known else []
     shares = [f"{name.removesuffix('_share')} {value:.0%}" for name, value in speed.items() if name.endswith("_share")]

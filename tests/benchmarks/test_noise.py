@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.noise import with_noise
+from libra_ray import policy as policies
 from libra_ray.policy import SystemPolicy, act
 from libra_ray.types import Observation
 from tests.model.builders import save_checkpoint, tiny_model
@@ -24,10 +25,10 @@ def answers(policy: SystemPolicy, monkeypatch: pytest.MonkeyPatch) -> list[np.nd
     images = {key: np.full((size, size, 3), 90, np.uint8) for key in manifest.image_keys}
     state = np.zeros(manifest.shape.state_dim, np.float32)
     seen = Observation(images=images, state=state, instruction=manifest.instructions[0])
-    drawn, found = policy._noise, []
+    drawn, found = policies.starting_noise, []
     for sign in (1, -1):
         with monkeypatch.context() as patch:
-            patch.setattr(policy, "_noise", lambda *of, s=sign: None if (noise := drawn(*of)) is None else s * noise)
+            patch.setattr(policies, "starting_noise", lambda *of, s=sign: None if (n := drawn(*of)) is None else s * n)
             found.append(act(policy, [seen])[0].actions)
     return found
 

@@ -35,7 +35,7 @@ BUDGETS: dict[Scheduler, tuple[int, ...]] = {"asha": (1, REDUCTION, REDUCTION**2
 """Rungs, in ninths of the training steps: at each one closed-loop success is measured and reported."""
 FULL = REDUCTION**2
 RUNGS_NAME = "rungs.jsonl"
-MAY_CHANGE = ("ray.", "tracking.")
+MAY_CHANGE = ("ray.", "tracking.", "evaluate.robots", "evaluate.policy_replicas", "evaluate.gpus_per_replica")
 """Settings that may be others when a sweep is continued: they change no result."""
 
 
@@ -50,7 +50,8 @@ def differences(before: Identity, now: Identity) -> dict[str, Any]:
     """
     known: Identity = plain(upgraded(before))
     was = {**plain(flatten(Config())), **known}
-    return {name: was.get(name) for name in sorted({*known, *now}) if was.get(name) != now.get(name)}
+    names = sorted(name for name in {*known, *now} if not name.startswith(MAY_CHANGE))
+    return {name: was.get(name) for name in names if was.get(name) != now.get(name)}
 
 
 def settings_of(space: Space, config: Config, given: Mapping[str, Any]) -> Settings:
