@@ -243,13 +243,18 @@ class GradientMeter:
         )
 
     def _norm(self, parameters: list[nn.Parameter]) -> Tensor:
-        found = [p.grad.to_local() if isinstance(p.grad, DTensor) else p.grad for p in parameters if p.grad is not None]
-        norms = torch._foreach_norm(found, 2, dtype=torch.float32) if found else ()  # noqa: SLF001
-        # A loss that reaches nothing of its own has its norm from what it shares.
-        square = torch.stack(norms).square().sum() if norms else torch.zeros((), device=self._device)
+        found = [p.grad for p in parameters if p.grad is not None]
+        square = self._square([grad for grad in found if not isinstance(grad, DTensor)])
         if self._group is not None:
-            distributed.all_reduce(square, group=self._group)
+            shards = self._square([grad.to_local() for grad in found if isinstance(grad, DTensor)])
+            distributed.all_reduce(shards, group=self._group)
+            square = square + shards
         return square.sqrt()
+
+    def _square(self, gradients: list[Tensor]) -> Tensor:
+        # A loss that reaches nothing of its own has its norm from what it shares.
+        norms = torch._foreach_norm(gradients, 2, dtype=torch.float32) if gradients else ()  # noqa: SLF001
+        return torch.stack(norms).square().sum() if norms else torch.zeros((), device=self._device)
 
     @property
     def _device(self) -> torch.device:

@@ -40,11 +40,13 @@ def shard(model: System, device: torch.device, *, bf16: bool) -> None:
 
     The shards stay fp32; with `bf16` they are gathered, and computed with, in bf16, and gradients summed up in fp32.
     """
+    # Single numbers cannot be sharded: every worker has them, see `TrainedWeights.share_gradients`.
+    single = {weight for weight in model.parameters() if not weight.ndim}
     mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False) if bf16 else MixedPrecisionPolicy()
     for layer in pretrained_layers(model):
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+        fully_shard(layer, mesh=mesh, mp_policy=policy, ignored_params=single)
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False, ignored_params=single)
     for name in ASKED:
         register_fsdp_forward_method(model, name)
 

@@ -80,6 +80,7 @@ class OptimiserStep:
         if kind.measured:
             self.meter.begin()
         losses = _mean([self._learn(piece, kind, numbers, last=last) for piece, last in self._pieces(batch)])
+        self.weights.share_gradients()
         gradients = self.meter.after(numbers.loss_weights) if kind.measured else None
         for name in kind.resting:
             for weight in self.parts[name]:

@@ -1,6 +1,6 @@
 """The trained weights: what the model computes with, what the optimiser changes, and their moving average."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -109,6 +109,16 @@ class TrainedWeights:
         """Those of a part of the model."""
         return [self._of[id(p)] for p in module.parameters() if id(p) in self._of]
 
+    @torch.no_grad()
+    def share_gradients(self) -> None:
+        """Of weights that every worker has beside its shards, the mean of all workers' gradients."""
+        if self._group is None:
+            return
+        for weight in self.all:
+            if not isinstance(weight.parameter, DTensor) and weight.parameter.grad is not None:
+                distributed.all_reduce(weight.parameter.grad, group=self._group)
+                weight.parameter.grad /= distributed.get_world_size(self._group)
+
     def gradients(self) -> Iterator[None]:
         """Hand the parameters' gradients to the masters, in fp32, some at a time: who iterates lets the optimiser step."""
         for weights in self._portions:
@@ -123,15 +133,18 @@ class TrainedWeights:
 
     def norms(self, parts: Mapping[str, Sequence[TrainedWeight]]) -> dict[str, Tensor]:
         """The norm of the parameters' gradients, part by part; 0 where there is none."""
-        squares = []
-        for weights in parts.values():
-            found = [local(w.parameter.grad) for w in weights if w.parameter.grad is not None]
-            norms = torch._foreach_norm(found, 2, dtype=torch.float32) if found else ()  # noqa: SLF001
-            squares.append(torch.stack(norms).square().sum() if norms else torch.zeros((), device=self._masters[0].device))
-        total = torch.stack(squares)
+        whole = torch.stack([self._square(w for w in of if not isinstance(w.parameter, DTensor)) for of in parts.values()])
         if self._group is not None:
-            distributed.all_reduce(total, group=self._group)
-        return dict(zip(parts, total.sqrt().unbind(), strict=True))
+            shards = torch.stack([self._square(w for w in of if isinstance(w.parameter, DTensor)) for of in parts.values()])
+            distributed.all_reduce(shards, group=self._group)
+            whole += shards
+        return dict(zip(parts, whole.sqrt().unbind(), strict=True))
+
+    def _square(self, weights: Iterable[TrainedWeight]) -> Tensor:
+        """The sum of all squares of the gradients that this worker has."""
+        found = [local(w.parameter.grad) for w in weights if w.parameter.grad is not None]
+        norms = torch._foreach_norm(found, 2, dtype=torch.float32) if found else ()  # noqa: SLF001
+        return torch.stack(norms).square().sum() if norms else torch.zeros((), device=self._masters[0].device)
 
     @torch.no_grad()
     def apply(self) -> None:

@@ -30,7 +30,8 @@ KINDS = {"exact": EXACT, "random": RANDOM}
 
 
 def settings(backbone, kind, **more):
-    return {"planner.backbone": backbone, "train.precision": "fp32", **KINDS[kind], **more}
+    """Small networks have weights that are single numbers, and no repeated layers; pretrained ones have layers."""
+    return {"planner.backbone": "tiny" if kind == "random" else backbone, "train.precision": "fp32", **KINDS[kind], **more}
 
 
 def batches(model):
