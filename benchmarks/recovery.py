@@ -38,6 +38,8 @@ from libra_ray.types import Json
 
 SHARES = (0.0, 0.5)
 TASKS = ("place-5mm", "place-1mm")
+VARIED = ("record.recovery_share", "train.seed", "sim.tasks")
+"""What the study gives each policy itself."""
 STUDY: Mapping[str, Any] = {
     **PRECISION,
     **GRASP,
@@ -216,8 +218,16 @@ def kept(out: Path, settings: Json) -> list[Cell]:
 
 
 def changes_of(given: argparse.Namespace) -> dict[str, Any]:
-    """Settings of all policies by the command line."""
-    return {**(QUICK if given.quick else {}), **dict(pair.split("=", 1) for pair in given.set)}
+    """Settings of all policies by the command line.
+
+    Raises:
+        ValueError: what is given is no setting, or one that the study itself varies.
+    """
+    pairs = [pair.partition("=") for pair in given.set]
+    for name, equals, _ in pairs:
+        if not equals or name in VARIED:
+            raise ValueError(f"--set {name}: give NAME=VALUE of a setting other than {' and '.join(VARIED)}")
+    return {**(QUICK if given.quick else {}), **{name: value for name, _, value in pairs}}
 
 
 def main() -> None:
@@ -229,6 +239,8 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder for the work (default: runs)")
     parser.add_argument("--out", type=Path, help="JSON to write (default: benchmarks/results/recovery.json)")
     given = parser.parse_args()
+    if given.seeds < 1:
+        parser.error(f"--seeds {given.seeds} must be at least 1")
     name = "recovery_quick" if given.quick else "recovery"
     out = given.out or (given.runs if given.quick else RESULTS) / f"{name}.json"
     torch.set_num_threads(os.cpu_count() or 1)

@@ -1,5 +1,7 @@
 """The study of recovery demonstrations: two recordings that differ in nothing else, and what is made of its cells."""
 
+from argparse import Namespace
+
 import pytest
 
 from benchmarks import recovery
@@ -42,3 +44,10 @@ def test_a_stopped_study_keeps_its_cells_and_refuses_others(tmp_path):
     assert plain(recovery.kept(tmp_path / "found.json", settings)) == plain(cells)
     with pytest.raises(ValueError, match="give the same, or another --out"):
         recovery.kept(tmp_path / "found.json", {"train.steps": 6})
+
+
+@pytest.mark.parametrize("given", ["record.recovery_share=1", "train.seed=2", "sim.tasks=stack", "train.steps"])
+def test_what_the_study_varies_itself_is_refused(given):
+    assert recovery.changes_of(Namespace(quick=False, set=["train.lr=0.1"])) == {"train.lr": "0.1"}
+    with pytest.raises(ValueError, match=r"NAME=VALUE of a setting other than record\.recovery_share"):
+        recovery.changes_of(Namespace(quick=False, set=[given]))
