@@ -111,7 +111,7 @@ class Domain:
 
 DOMAINS = {
     "metaworld": Domain(preset="quickstart"),
-    "tabletop": Domain(preset="tabletop", changes={"sim.tasks": "touch,push,putdown-5mm"}),
+    "tabletop": Domain(preset="tabletop", changes={"sim.tasks": "touch,push,putdown-5mm", "train.curriculum": "threshold"}),
 }
 
 

@@ -127,6 +127,7 @@ TABLES = {
 """The first row of each is what the others are compared with."""
 STUDY = {
     "train.start_parts": PART,
+    "train.curriculum": "threshold",
     "evaluate.controllers": "policy",
     "evaluate.videos_per_task": 0,
     "train.checkpoint_every": 500,

@@ -38,6 +38,7 @@ SPACE = "encoder"
 PRETRAINED = "pretrained"
 STUDY: Mapping[str, Any] = {
     **WORDED_TASKS,
+    "train.curriculum": "threshold",
     "train.checkpoint_every": 300,
     "train.validate_every": 300,
     "train.log_every": 40,

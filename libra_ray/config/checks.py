@@ -39,6 +39,7 @@ ABOVE_ZERO = (
 SHARES = (
     "data.holdout_share", "record.noise_share", "refiner.condition_dropout", "train.tau", "train.ema_decay",
     "train.balance_memory", "train.lr_final_share", "delay.lost_share", "delay.reordered_share", "anchor_refine.anchor_share",
+    "record.recovery_share",
 )  # fmt: skip
 """Settings in [0, 1]."""
 
@@ -90,6 +91,7 @@ def check(settings: Settings) -> None:
     """
     _refuse_ranges(settings)
     _refuse_misfits(settings)
+    _refuse_other_families(settings)
     _refuse_one_sided(settings)
     _refuse_odd_systems(settings)
     _refuse_seen_seeds(settings)
@@ -112,7 +114,7 @@ def _refuse_ranges(settings: Settings) -> None:
 
 
 def _refuse_misfits(settings: Settings) -> None:
-    """Sizes, cameras and tasks that do not go together."""
+    """Sizes, names and shares that do not go together."""
     executed, horizon, tasks = settings["control.execute_steps"], settings["action.horizon"], settings["sim.tasks"]
     if executed > horizon:
         raise ValueError(f"control.execute_steps={executed} exceeds action.horizon={horizon}")
@@ -131,19 +133,28 @@ def _refuse_misfits(settings: Settings) -> None:
         width, heads = settings[f"{system}.width"], settings[f"{system}.heads"]
         if width % heads:
             raise ValueError(f"{system}.width={width} is not a multiple of {system}.heads={heads}")
-    if settings["sim.wrist_camera"] and settings["sim.family"] != "tabletop":
-        raise ValueError("sim.wrist_camera=true needs sim.family=tabletop: the robots of other families have no such camera")
-    moves, steps = settings["sim.goal_moves_at"], settings["sim.max_steps"]
-    if moves and settings["sim.family"] != "tabletop":
-        raise ValueError(f"sim.goal_moves_at={moves} needs sim.family=tabletop: other families' goals stay where they are")
-    if moves >= steps:
-        raise ValueError(f"sim.goal_moves_at={moves} must be below sim.max_steps={steps}, or no goal would ever be moved")
     if not tasks or len(set(tasks)) < len(tasks):
         raise ValueError(f"sim.tasks={','.join(tasks)!r} must name at least one task, and each only once")
     renames_of(settings["data.keys"])
     cameras = settings["data.cameras"]
     if len(set(cameras)) < len(cameras):
         raise ValueError(f"data.cameras={','.join(cameras)} must name each camera only once")
+
+
+def _refuse_other_families(settings: Settings) -> None:
+    """What only the table has, of another family; and a move of the goal that never comes."""
+    moves, steps, share = (settings[name] for name in ("sim.goal_moves_at", "sim.max_steps", "record.recovery_share"))
+    if settings["sim.wrist_camera"] and settings["sim.family"] != "tabletop":
+        raise ValueError("sim.wrist_camera=true needs sim.family=tabletop: the robots of other families have no such camera")
+    if share and settings["sim.family"] != "tabletop":
+        raise ValueError(
+            f"record.recovery_share={share} needs sim.family=tabletop: the experts of other families make no mistakes; give 0, "
+            "and record.noise_share to push them off their path"
+        )
+    if moves and settings["sim.family"] != "tabletop":
+        raise ValueError(f"sim.goal_moves_at={moves} needs sim.family=tabletop: other families' goals stay where they are")
+    if moves >= steps:
+        raise ValueError(f"sim.goal_moves_at={moves} must be below sim.max_steps={steps}, or no goal would ever be moved")
 
 
 def _refuse_one_sided(settings: Settings) -> None:

@@ -52,6 +52,9 @@ class RecordConfig:
     """Standard deviation of the seeded action noise (action units, range [-1, 1]); labels stay clean."""
     noise_share: float = 0.5
     """Share of the episodes that are recorded with noise."""
+    recovery_share: float = 0.0
+    """Share of the episodes in which the expert makes one mistake and recovers (tabletop only): it closes on nothing or askew,
+    lets go beside the goal, or the hand is shoved; drawn from the episode's seed, whatever the noise; labels stay clean."""
     settle_steps: int = 0
     """Control steps recorded after the first success."""
     max_attempts: int = 3

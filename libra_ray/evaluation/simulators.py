@@ -76,7 +76,9 @@ class Simulators:
         self, task: str, seed: int, record: RecordConfig, path: Path, encoder: EncoderSettings | None = None
     ) -> Attempt:
         """Record one episode by the expert; only a success is written to `path`, its pictures as clips of the encoder."""
-        expert = ExpertController(noise_std=record.noise_std, noise_share=record.noise_share)
+        expert = ExpertController(
+            noise_std=record.noise_std, noise_share=record.noise_share, recovery_share=record.recovery_share
+        )
         episode = self._whole(task, seed, expert, render=True, settle_steps=record.settle_steps)
         if episode.success:
             save_episode(path, episode, {} if encoder is None else self._clips(episode, encoder))
@@ -90,7 +92,7 @@ class Simulators:
 
     def play(self, job: EpisodeJob) -> PlayedEpisode:
         """One episode by a controller that needs no policy: `expert` or `zero_action`."""
-        scripted = ExpertController(noise_std=0, noise_share=0) if job.controller == "expert" else ZeroController()
+        scripted = ExpertController() if job.controller == "expert" else ZeroController()
         return PlayedEpisode.of(job, self._whole(job.task, job.seed, scripted, render=False))
 
     def begin(self, episodes: Mapping[int, EpisodeRequest]) -> dict[int, StepResult]:

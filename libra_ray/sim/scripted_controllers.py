@@ -1,6 +1,7 @@
 """Controllers that need no policy: the scripted expert, which records, and one that never moves, a floor to compare with."""
 
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +13,23 @@ BURST_STEPS = (5, 12)
 PAUSE_STEPS = (10, 40)
 """Shortest and longest undisturbed stretch before each disturbance: time for the expert to recover."""
 GRIPPER = 3
-_NOISE_STREAM = 0x6E6F6973
-"""Keeps the noise independent of the placement, which is drawn from the same seed."""
+_NOISE_STREAM, _RECOVERY_STREAM = 0x6E6F6973, 0x7265636F
+"""Keep noise and mistakes independent of each other and of the placement, all drawn from the same seed."""
+
+
+class Mistaken(Protocol):
+    """A mistake under way."""
+
+    def action(self, label: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What is executed in place of the expert's own action; asked once every control step."""
+
+
+@runtime_checkable
+class Fallible(Protocol):
+    """An environment whose expert can be made to make a mistake."""
+
+    def mistake(self, rng: np.random.Generator) -> Mistaken:
+        """A mistake in the episode that was just started."""
 
 
 @dataclass
@@ -22,15 +38,19 @@ class ExpertController:
 
     A disturbance is one random displacement, held for a while: white noise would average out within a few steps and leave the
     hand on the expert's path. The gripper is never disturbed, so nothing is dropped that the expert cannot pick up again.
-    `Action.label` is always the expert's own action.
+    On some episodes it makes one mistake, such as to close the gripper on nothing, and goes on from there. `Action.label` is
+    always the expert's own action.
 
     Args:
         noise_std: standard deviation of a disturbance in action units (range [-1, 1], 1 is 1 cm per step).
         noise_share: share of the episodes with disturbances; the seed decides which.
+        recovery_share: share of the episodes with a mistake, of environments that are `Fallible`; the seed decides which,
+            whether or not there are disturbances too.
     """
 
     noise_std: float = 0.0
     noise_share: float = 0.0
+    recovery_share: float = 0.0
     needs_images: bool = False
     _rng: np.random.Generator = field(default_factory=np.random.default_rng, repr=False)
 
@@ -41,13 +61,19 @@ class ExpertController:
         self._noisy = self.noise_std > 0 and self._rng.random() < self.noise_share
         self._offset: NDArray[np.float32] = np.zeros(environment.action_dim, np.float32)
         self._pause, self._burst = self._drawn(PAUSE_STEPS), 0
+        self._mistake: Mistaken | None = None
+        rng = np.random.default_rng([seed, _RECOVERY_STREAM])
+        if rng.random() < self.recovery_share:
+            assert isinstance(environment, Fallible), "the configuration's check refuses others"
+            self._mistake = environment.mistake(rng)
 
     def act(self, observation: Observation) -> Action:
-        """The expert's action as label; the same, disturbed or not, as value."""
+        """The expert's action as label; as value the same, or what the mistake makes of it, disturbed or not."""
         label = self._environment.expert_action()
-        if not self._noisy:
-            return Action(value=label, label=label)
-        return Action(value=np.clip(label + self._disturbance(), -1, 1).astype(np.float32), label=label)
+        value = label if self._mistake is None else self._mistake.action(label)
+        if self._noisy:
+            value = np.clip(value + self._disturbance(), -1, 1).astype(np.float32)
+        return Action(value=value, label=label)
 
     def _disturbance(self) -> NDArray[np.float32]:
         if self._pause > 0:

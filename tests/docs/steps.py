@@ -139,6 +139,7 @@ STEPS = [
         leaves=("runs/quickstart/report.html",),
         smaller={"--sim.family": "--name blocks --sim.family"},
     ),
+    Step(line=JOB + "pipeline.py published", leaves=("runs/published/report.html",), says="report:"),
     Step(
         line=JOB + "pipeline.py quickstart --name one --model.system monolithic",
         leaves=("runs/one/report.html",),
@@ -194,6 +195,7 @@ ELSEWHERE = {
     "uv run --with boto3 ray up cluster.yaml": "needs an AWS account; tests/test_cluster.py holds it against Ray's schema",
     "uv run -m benchmarks.components": "hours; tests/benchmarks/test_components.py",
     "uv run -m benchmarks.granularity": "hours; tests/benchmarks/test_granularity.py",
+    "uv run -m benchmarks.recovery": "hours; tests/benchmarks/test_recovery.py",
     "uv run -m benchmarks.scaling quickstart --cpus 2 16": "needs 16 cores; tests/benchmarks/test_scaling.py",
     "uv run -m benchmarks.main_job quickstart": "it is `make quickstart`, timed, on a machine of its own",
     "uv run python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=local/demos --root='/data/my demos' --push-to-hub=false": (

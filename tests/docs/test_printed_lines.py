@@ -37,7 +37,10 @@ SMALL = {
     "train.validate_every": 10, "evaluate.episodes_per_task": 1, "evaluate.robots": 2, "evaluate.videos_per_task": 1,
 }  # fmt: skip
 """What the clone's presets say instead."""
-SMALL_TASKS = {"quickstart": ("reach-v3",), "mt10": ("reach-v3",), "tabletop": ("touch",), "debug": ("reach-v3",)}
+SMALL_TASKS = {
+    "quickstart": ("reach-v3",), "published": ("reach-v3",), "mt10": ("reach-v3",), "tabletop": ("touch",),
+    "debug": ("reach-v3",),
+}  # fmt: skip
 SMALL_SWEEP = "DEBUG_SIZE, SIZE = (2, 1), (2, 1)"
 
 

@@ -66,6 +66,44 @@ def test_without_a_standard_deviation_nothing_is_disturbed():
     assert not is_noisy(actions(ExpertController(noise_std=0, noise_share=1), 0))
 
 
+class FallibleStub(StubEnvironment):
+    """Its expert's mistake is to stand still, once."""
+
+    class Stop:
+        def __init__(self) -> None:
+            self.asked = 0
+
+        def action(self, label):
+            self.asked += 1
+            return np.zeros(4, np.float32) if self.asked == 1 else label
+
+    def mistake(self, rng):
+        assert rng.random() is not None
+        return self.Stop()
+
+
+def on_fallible(controller, seed, steps=60):
+    controller.reset(FallibleStub(), seed)
+    return [controller.act(OBSERVATION) for _ in range(steps)]
+
+
+def test_a_mistake_changes_no_noise_and_no_label():
+    noise = {"noise_std": 0.3, "noise_share": 0.5}
+    for seed in range(10):
+        clean = on_fallible(ExpertController(**noise), seed)
+        wrong = on_fallible(ExpertController(**noise, recovery_share=1), seed)
+        np.testing.assert_array_equal([a.label for a in wrong], [a.label for a in clean])
+        np.testing.assert_array_equal([a.value for a in wrong[1:]], [a.value for a in clean[1:]])
+        np.testing.assert_array_equal(wrong[0].value, np.zeros(4))
+
+
+@pytest.mark.parametrize("share", [0, 0.3, 1])
+def test_the_share_of_episodes_with_a_mistake(share):
+    controller = ExpertController(noise_std=0.3, noise_share=0.5, recovery_share=share)
+    mistaken = [is_noisy(on_fallible(controller, seed, 1)) for seed in range(300)]
+    assert np.mean(mistaken) == pytest.approx(share, abs=0.08 if 0 < share < 1 else 0)
+
+
 def test_zero_never_moves():
     for action in actions(ZeroController(), 0, 3):
         np.testing.assert_array_equal(action.value, np.zeros(4, np.float32))

@@ -9,6 +9,7 @@ from libra_ray.config import SimConfig
 from libra_ray.sim.render.offscreen import OffscreenRenderer
 from libra_ray.sim.tabletop.expert import expert_action
 from libra_ray.sim.tabletop.goals import GoalProgress
+from libra_ray.sim.tabletop.mistakes import Mistake
 from libra_ray.sim.tabletop.moves import check_goal_moves, move_goal, spots_of
 from libra_ray.sim.tabletop.physics import CONTROL_HZ, MOUTH_CLEARANCE_M, Placement, World, draw_placement
 from libra_ray.sim.tabletop.tasks import Part, Task, any_push, draw_parts, instruction, parse_task
@@ -141,6 +142,14 @@ class Tabletop:
             RuntimeError: closed, or not yet reset.
         """
         return expert_action(self._world, self._running(), self._task.tolerance_mm)
+
+    def mistake(self, rng: np.random.Generator) -> Mistake:
+        """A mistake that the expert will make in the episode that was just started, and recover from.
+
+        Raises:
+            RuntimeError: closed, or not yet reset.
+        """
+        return Mistake(self._world, self._running(), self._task.tolerance_mm, in_hand=self._task.in_hand, rng=rng)
 
     def render(self, height: int | None = None, width: int | None = None) -> NDArray[np.uint8]:
         """The front camera's `(height, width, 3)` uint8 picture of the present state; by default of the observation's size.

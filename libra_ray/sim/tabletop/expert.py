@@ -24,17 +24,37 @@ _PEG_GRASP_M = 0.010
 """Where the peg is grasped, above its centre."""
 _DROP_M = 0.032
 """Height of a block's centre above a bin at its release."""
+_NOWHERE_ELSE = np.zeros(3)
 
 
-def expert_action(world: World, progress: GoalProgress, tolerance_mm: float) -> NDArray[np.float32]:
-    """The action `(4,)` in [-1, 1] that works on the current part."""
+def expert_action(
+    world: World,
+    progress: GoalProgress,
+    tolerance_mm: float,
+    *,
+    grasp_off_m: NDArray[np.float64] = _NOWHERE_ELSE,
+    release_off_m: NDArray[np.float64] = _NOWHERE_ELSE,
+) -> NDArray[np.float32]:
+    """The action `(4,)` in [-1, 1] that works on the current part.
+
+    A thing counts as held only while both fingers rest against it: whoever has closed on nothing, or lost it, grasps again.
+
+    Args:
+        world: the table.
+        progress: whose turn it is.
+        tolerance_mm: how exactly things are put down.
+        grasp_off_m: how far from its place an expert who is mistaken takes the thing to be that it goes to grasp, `(3,)`.
+        release_off_m: the same of the place that it carries it to.
+    """
     part = progress.current
     if part.kind == "touch":
         above = world.position(part.item) + np.array((0, 0, BLOCK_HALF_M + _FINGERTIP_M - 0.004))
         return _action(_approach(world.hand, above, _TRAVEL_M + _FINGERTIP_M, 0.008), _grip_underway(world, above, CLOSE))
     if part.kind == "push":
         return _push(world, part)
-    return _carry(world, part, tolerance_mm / 1000) if world.holds(part.item) else _grasp(world, part)
+    if world.holds(part.item):
+        return _carry(world, part, tolerance_mm / 1000, release_off_m)
+    return _grasp(world, part, grasp_off_m)
 
 
 def _push(world: World, part: Part) -> NDArray[np.float32]:
@@ -49,16 +69,16 @@ def _push(world: World, part: Part) -> NDArray[np.float32]:
     return _action(_approach(hand, behind, _TRAVEL_M + _FINGERTIP_M, 0.005), _grip_underway(world, behind, CLOSE))
 
 
-def _grasp(world: World, part: Part) -> NDArray[np.float32]:
+def _grasp(world: World, part: Part, off_m: NDArray[np.float64]) -> NDArray[np.float32]:
     offset = _PEG_GRASP_M if part.item == PEG else 0.0
-    goal = world.position(part.item) + np.array((0, 0, offset))
+    goal = world.position(part.item) + np.array((0, 0, offset)) + off_m
     off = np.abs(goal - world.hand)
     if off[:2].max() < _GRASP_M + 0.001 and off[2] < 0.003:
         return _action(np.zeros(3), CLOSE)
     return _action(_approach(world.hand, goal, _TRAVEL_M + _FINGERTIP_M, _GRASP_M), _grip_underway(world, goal, OPEN))
 
 
-def _carry(world: World, part: Part, tolerance_m: float) -> NDArray[np.float32]:
+def _carry(world: World, part: Part, tolerance_m: float, off_m: NDArray[np.float64]) -> NDArray[np.float32]:
     item, goal = world.position(part.item), world.position(part.goal).copy()
     half = PEG_HALF_M[1] if part.item == PEG else BLOCK_HALF_M
     fine, loose = 0.3 * tolerance_m, 0.7 * tolerance_m
@@ -70,6 +90,7 @@ def _carry(world: World, part: Part, tolerance_m: float) -> NDArray[np.float32]:
             goal[2] += 2 * BLOCK_HALF_M
         case _:
             fine, goal[2] = float(np.clip(fine, 0.00015, 0.006)), half
+    goal += off_m
     off = float(np.linalg.norm((goal - item)[:2]))
     landed = item[2] - goal[2] < 0.001
     if landed and off <= (loose if world.told_to_open else fine):
