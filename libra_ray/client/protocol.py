@@ -30,6 +30,7 @@ An answer:
     intent_first_step   absolute step of the observation behind the intent that the actions follow; null where there is none
     intent_age_steps    first_step - intent_first_step; the server's limit on the age is in these steps too
     intent_age_ms       time since that observation reached the server
+    metadata            what the levels above the last say to people of the intents in use, by name, e.g. `subgoals`; often empty
     held                true: no intent covered this step, and the actions are the safe ones, not fresh ones
     robot, seq          whose answer it is
     server_timing       total_ms in the gateway, queue_ms before the call, call_ms of it, compute_ms in it; batch: robots in it;
@@ -150,6 +151,7 @@ class Reply:
     intent_age_ms: float | None = None
     held: bool = False
     server_timing: dict[str, float] = field(default_factory=dict)
+    metadata: Json = field(default_factory=dict)
 
     @classmethod
     def read(cls, message: Json) -> Self:

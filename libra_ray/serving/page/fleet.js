@@ -198,6 +198,7 @@ const tiles = new Map();
 function buildTile(name) {
   const tile = document.createElement("li");
   make("span", tile, "name", name).title = name;
+  make("span", tile, "told");
   for (const label of ["latency", "intent", "success"]) {
     const pair = make("div", tile, "pair");
     make("span", pair, "", label);
