@@ -200,8 +200,8 @@ def _refuse_odd_hierarchies(settings: Settings) -> None:
     for name, only in (("refiner.vision", "own"), ("refiner.see_language", False)):
         if settings[name] != only:
             raise ValueError(
-                f"{name}={settings[name]} has no use with model.system=hierarchy, whose motor level sees by its own encoder and "
-                f"knows the task by its waypoints alone; give {only}"
+                f"{name}={settings[name]} has no use with model.system=hierarchy: its motor level has its own encoder, and "
+                f"knows the task by its waypoints alone; give {str(only).lower()}"
             )
 
 

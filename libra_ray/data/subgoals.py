@@ -59,7 +59,7 @@ class Subgoals:
         return cls(names=names, of_frame=of_frame, ends=ends)
 
     def ahead(self, rows: NDArray[np.int64], last: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-        """The next sub-goals `(B, count)` from each of `rows` on, its own first; the number of names past `last`, their last row."""
+        """The next sub-goals `(B, count)` from each of `rows` on, its own first; the number of names past its `last` row."""
         found = np.full((len(rows), count), len(self.names), np.int64)
         now = rows
         for k in range(count):

@@ -120,9 +120,7 @@ class GuidedEyes(nn.Module):
         self.eyes = ConvEncoder(image_size, width)
         self.gaze = InstructionAttention(ConvEncoder.CHANNELS[0], width)
 
-    def look(
-        self, images: UInt8[Tensor, "B T C height width"], sentence: Float[Tensor, "B width"]
-    ) -> BackboneOutput:
+    def look(self, images: UInt8[Tensor, "B T C height width"], sentence: Float[Tensor, "B d"]) -> BackboneOutput:
         """Picture tokens, tokens of what the sentence names in the pictures, and the sentence itself."""
         seen = self.eyes.encode(images)
         narrow, wide = self.eyes.norm.weight, self.gaze.scale

@@ -39,6 +39,7 @@ class WaypointGrid(nn.Module):
         self.count = len(ends)
         self.ends: Tensor
         self.left: Tensor
+        self._leads_to: Tensor
         self.register_buffer("ends", ends, persistent=False)
         self.register_buffer("left", ends[leads_to] - torch.arange(steps), persistent=False)
         self.register_buffer("_leads_to", leads_to, persistent=False)
@@ -49,7 +50,7 @@ class WaypointGrid(nn.Module):
 
     def intent(self, waypoints: Float[Tensor, "B W S"]) -> dict[str, Tensor]:
         """Waypoints as a level below reads them: `waypoint` `(B, L, S)`, where each step leads to, and `left` `(B, L)`."""
-        rows = waypoints.index_select(1, self._leads_to.to(torch.long))
+        rows = waypoints.index_select(1, self._leads_to)
         return {"waypoint": rows, "left": self.left.expand(len(rows), -1)}
 
 
@@ -116,7 +117,7 @@ class PathFollower(nn.Module):
     def features(
         self, waypoint: Float[Tensor, "B H S"], left: Int[Tensor, "B H"], state: Float[Tensor, "B S"]
     ) -> Float[Tensor, "B H F"]:
-        """What each step of a chunk knows of its waypoint: where it lies, how far from here, how soon; zeros where `left` is 0."""
+        """What each step of a chunk knows of its waypoint: where it is, how far off, how soon; zeros where `left` is 0."""
         known = (left > 0)[..., None]
         soon = (left / self.every)[..., None]
         said = torch.cat([waypoint, waypoint - state[:, None], soon.to(waypoint), known.to(waypoint)], dim=-1)
