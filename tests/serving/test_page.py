@@ -42,7 +42,8 @@ const look = (name, frame) => {
       {value: card.children[1].textContent, note: card.children[2].textContent, alarm: card.classList.contains("alarm")}])),
     robots: [...page.querySelectorAll("#robots > li")].map(tile => ({
       name: tile.querySelector(".name").textContent, values: [...tile.querySelectorAll("b")].map(b => b.textContent),
-      told: tile.querySelector(".told").textContent, state: tile.className, bar: Number(tile.querySelector("rect").getAttribute("width"))})),
+      told: tile.querySelector(".told").textContent, state: tile.className,
+      bar: Number(tile.querySelector("rect").getAttribute("width"))})),
     curves: Object.fromEntries([...page.querySelectorAll("#curves figure")].map(figure => [figure.id,
       [...figure.querySelectorAll("path")].map(path => path.getAttribute("d"))])),
     levels: [...page.querySelectorAll("#levels .card")].map(card => [card.querySelector("h3").textContent,
