@@ -207,7 +207,8 @@ def windows(data: TrainingData) -> Windows:
 
     config, pipeline = data.config, Pipeline(data.stats, data.config.data.normalisation)
     action = replace(config.action, chunks=1)
-    return Windows(data.demonstrations, data.frames, pipeline, action, config.data, data.split.train, numbers, max_staleness=0)
+    chosen, hierarchy = data.split.train, config.hierarchy
+    return Windows(data.demonstrations, data.frames, pipeline, action, config.data, chosen, numbers, 0, hierarchy)
 
 
 def evaluate(folder: RunFolder, policy: Policy) -> Report:

@@ -70,6 +70,9 @@ def windows(model: System, size: int) -> Batch:
         actions=torch.rand(size, steps, shape.action_dim, generator=draw) * 2 - 1,
         action_mask=torch.ones(size, steps, dtype=torch.bool),
         offset=torch.randint(0, config.action.plan_steps + 1, (size,), generator=draw),
+        path=torch.randn(size, config.action.plan_steps, shape.state_dim, generator=draw),
+        subgoals=torch.zeros(size, config.hierarchy.subgoals, dtype=torch.long),
+        heard_subgoals=torch.zeros(size, config.hierarchy.subgoals, dtype=torch.long),
     )
     return batch.pinned() if torch.cuda.is_available() else batch
 

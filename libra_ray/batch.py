@@ -24,6 +24,10 @@ class Batch:
         actions: `(B, L + H, D)` normalised actions from the planner's step on, in [-1, 1].
         action_mask: `(B, L + H)` False on steps past the episode's end; these never influence a loss.
         offset: `(B,)` control steps between the planner's and the refiner's picture.
+        path: `(B, L, S)` normalised proprioception after each of the first L of the actions; past the episode's end its last.
+        subgoals: `(B, K)` the sub-goals that the demonstrator works on from the planner's step on, in their order, as places in
+            `RobotShape.subgoals`; past the last one that list's length.
+        heard_subgoals: `(B, K)` the same as of some steps before, as a slower level will have said them.
     """
 
     plan_images: UInt8[Tensor, "B T C height width"]
@@ -35,6 +39,9 @@ class Batch:
     actions: Float[Tensor, "B steps D"]
     action_mask: Bool[Tensor, "B steps"]
     offset: Int[Tensor, " B"]
+    path: Float[Tensor, "B L S"]
+    subgoals: Int[Tensor, "B K"]
+    heard_subgoals: Int[Tensor, "B K"]
 
     def __len__(self) -> int:
         """The number of windows."""

@@ -71,7 +71,8 @@ def read_manifest(folder: Path | str) -> Manifest:
         tree |= {name: tuple(tree[name]) for name in ("image_keys", "instructions")}
         data = Fingerprint(**tree["data"]) if tree.get("data") else None
         levels = tuple(Level(**level) for level in tree.get("levels", ()))
-        return Manifest(**{**tree, "shape": RobotShape(**tree["shape"]), "data": data, "levels": levels})
+        shape = RobotShape(**{**tree["shape"], "subgoals": tuple(tree["shape"].get("subgoals", ()))})
+        return Manifest(**{**tree, "shape": shape, "data": data, "levels": levels})
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"checkpoint {folder} has a damaged manifest.json ({error}); train again or restore it") from error
 

@@ -85,10 +85,13 @@ class SystemPolicy:
             return []
         values = self.engine.answer(level, self.asked(level, observations, above))
         if asked is not self.levels[-1]:
-            rows = {name: value.numpy() for name, value in values.items()}
+            found = {name: value.numpy() for name, value in values.items()}
+            rows = [{name: value[i] for name, value in found.items()} for i in range(len(observations))]
             return [
-                Intent(level=level, values={name: row[i] for name, row in rows.items()}, first_step=o.step, covers=asked.covers)
-                for i, o in enumerate(observations)
+                Intent(
+                    level=level, values=row, first_step=o.step, covers=asked.covers, metadata=self.model.metadata(level, row)
+                )
+                for o, row in zip(observations, rows, strict=True)
             ]
         actions = self.pipeline.outputs_action(values["actions"].numpy())
         measures = {name: value.tolist() for name, value in values.items() if name != "actions"}

@@ -62,11 +62,15 @@ class Observation:
 
 @dataclass(frozen=True, kw_only=True)
 class RobotShape:
-    """What a data set fixes about a model: dimensions of action and state, number of cameras."""
+    """What a data set fixes about a model: dimensions of action and state, number of cameras, and its sub-goals in words.
+
+    `subgoals` are the different ones that its demonstrations work on, sorted; empty where no data set is there yet.
+    """
 
     action_dim: int
     state_dim: int
     cameras: int
+    subgoals: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +98,7 @@ class Intent:
         first_step: the absolute control step of the observation behind it, from which on it holds.
         covers: control steps that it holds for.
         made_at: clock time in seconds at which that observation was taken.
+        metadata: what it says to people, plain JSON, e.g. `{"subgoals": ["touch the red block"]}`; no level reads it.
     """
 
     level: str
@@ -101,6 +106,7 @@ class Intent:
     first_step: int
     covers: int
     made_at: float = 0.0
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def end_step(self) -> int:

@@ -30,13 +30,13 @@ An answer:
     intent_first_step   absolute step of the observation behind the intent that the actions follow; null where there is none
     intent_age_steps    first_step - intent_first_step; the server's limit on the age is in these steps too
     intent_age_ms       time since that observation reached the server
+    metadata            what the levels above the last say to people of the intents in use, by name, e.g. `subgoals`
     held                true: no intent covered this step, and the actions are the safe ones, not fresh ones
     robot, seq          whose answer it is
     server_timing       total_ms in the gateway, queue_ms before the call, call_ms of it, compute_ms in it; batch: robots in it;
                         <level>_ms from the picture to the intent in use, of each level above the last
 
-A server that is about to end closes with `GOING_AWAY`: reconnect and go on, with `step` in the next request. `TOO_BIG` and
-`UNAUTHORISED` are for good.
+A server about to end closes with `GOING_AWAY`: reconnect, and send `step`. `TOO_BIG` and `UNAUTHORISED` are for good.
 """
 
 import io
@@ -90,9 +90,8 @@ class Handshake:
         max_message_bytes: longer requests are refused.
         gateway: which replica answers.
         supersample: pixels that the demonstrations' simulator drew per pixel and axis; a simulated robot should draw alike.
-        margin_steps: level -> control steps that it has to spare at present. Above the last level: of an intent, when the next
-            one is in use; of the last level: of the time that its answer may take. Below 0 it is too late. Levels that were not
-            measured yet are left out, as by servers that do not measure.
+        margin_steps: level -> control steps that it has to spare at present, where it was measured. Above the last level: of an
+            intent, when the next one is in use; of the last level: of the time that its answer may take. Below 0: too late.
     """
 
     observation: dict[str, Json]
@@ -150,6 +149,7 @@ class Reply:
     intent_age_ms: float | None = None
     held: bool = False
     server_timing: dict[str, float] = field(default_factory=dict)
+    metadata: Json = field(default_factory=dict)
 
     @classmethod
     def read(cls, message: Json) -> Self:

@@ -4,7 +4,7 @@ from libra_ray.config.closed_loop import ControlConfig, DelayConfig, EvaluateCon
 from libra_ray.config.networks import ActionConfig, ModelConfig, PlannerConfig, PolicyConfig, RefinerConfig
 from libra_ray.config.presets import PRESETS, QUICKSTART_TASKS, TABLETOP_TASKS
 from libra_ray.config.saved import from_json, from_tree, read_saved, to_json
-from libra_ray.config.systems import AnchorRefineConfig, CoarseToFineConfig, ExpertsConfig
+from libra_ray.config.systems import AnchorRefineConfig, CoarseToFineConfig, ExpertsConfig, HierarchyConfig
 from libra_ray.config.training import RayConfig, TrainConfig
 from libra_ray.config.tree import Config, DataConfig, RecordConfig, SimConfig, TrackingConfig, override, preset
 
@@ -21,6 +21,7 @@ __all__ = [
     "DelayConfig",
     "EvaluateConfig",
     "ExpertsConfig",
+    "HierarchyConfig",
     "ModelConfig",
     "PlannerConfig",
     "PolicyConfig",

@@ -24,7 +24,7 @@ LEAST = {
     "train.augment_pixels": 0, "train.augment_state": 0, "sim.supersample": 1, "train.weight_decay": 0,
     "train.lambda_plan": 0, "train.lambda_diff": 0, "refiner.sample_noise": 0, "coarse_to_fine.steps": 1,
     "coarse_to_fine.noise": 0, "anchor_refine.lambda_gripper": 0, "experts.balance": 0,
-    "model.lora_rank": 1,
+    "model.lora_rank": 1, "hierarchy.plans": 1, "hierarchy.subgoals": 1, "hierarchy.waypoint_steps": 1,
 }  # fmt: skip
 """The smallest value of each."""
 ABOVE_ZERO = (
@@ -184,6 +184,8 @@ def _refuse_odd_systems(settings: Settings) -> None:
     named = settings["experts.names"]
     if len(named) < 2 or len(set(named)) < len(named) or not set(named) <= set(EXPERTS):
         raise ValueError(f"experts.names={','.join(named)} must name at least two of {', '.join(EXPERTS)}, each only once")
+    if system == "hierarchy":
+        _refuse_odd_hierarchies(settings)
     if system != "anchor_refine":
         return
     share, backbone = settings["anchor_refine.anchor_share"], settings["anchor_refine.backbone"]
@@ -196,6 +198,22 @@ def _refuse_odd_systems(settings: Settings) -> None:
             f"anchor_refine.stop_gradient=false has no gradient through the denoising of anchor_refine.backbone={backbone}; "
             "give anchor_refine.backbone=regression"
         )
+
+
+def _refuse_odd_hierarchies(settings: Settings) -> None:
+    """Waypoints that no plan has, and ways to see that the level below has not."""
+    every, steps = settings["hierarchy.waypoint_steps"], settings["action.horizon"] * settings["action.chunks"]
+    if every > steps:
+        raise ValueError(
+            f"hierarchy.waypoint_steps={every} lies past the {steps} steps of action.horizon times action.chunks; "
+            f"it must be at most {steps}"
+        )
+    for name, only in (("refiner.vision", "own"), ("refiner.see_language", False)):
+        if settings[name] != only:
+            raise ValueError(
+                f"{name}={settings[name]} has no use with model.system=hierarchy: its motor level has its own encoder, and "
+                f"knows the task by its waypoints alone; give {str(only).lower()}"
+            )
 
 
 def _refuse_seen_seeds(settings: Settings) -> None:

@@ -32,8 +32,8 @@ class ModelConfig:
     """`libra`: planner and refiner, as published; `monolithic`: the baseline at equal budget, one level and one loss (with
     `refiner.vision` it spans the paper's component table); `regression`: the actions' mean by one network; `coarse_to_fine`:
     token heads, and a flow that starts from their decoded action; `anchor_refine`: a frozen anchor and its learned residual;
-    `experts`: token, diffusion and flow experts over one backbone, and a learned router; or the address of a class of your own
-    (docs/systems.md)."""
+    `experts`: token, diffusion and flow experts over one backbone, and a learned router; `hierarchy`: three levels, from
+    sub-goals to waypoints to actions; or the address of a class of your own (docs/systems.md)."""
     lora_rank: int = 16
     """Rank of the adapters of parts that train by `lora` (`planner.train_*`, `refiner.train_*`)."""
     lora_alpha: float = 32.0

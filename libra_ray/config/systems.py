@@ -55,6 +55,21 @@ class AnchorRefineConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HierarchyConfig:
+    """`model.system=hierarchy`; its tactical level covers M * H steps, its motor level H."""
+
+    levels: Literal["three", "two"] = "three"
+    """`three`: strategic, tactical, motor. `two`: the same networks, but the tactical level reads the instruction itself, by
+    what would be the strategic level's, and nothing says sub-goals."""
+    plans: int = 2
+    """Answers of the tactical level that one of the strategic level covers: it lasts so many times M * H steps."""
+    subgoals: int = 4
+    """K, sub-goals that the strategic level says, the present one first; of a shorter rest the end too."""
+    waypoint_steps: int = 5
+    """Control steps from one waypoint to the next; the last one lies at the end of the M * H steps. Open in the source."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExpertsConfig:
     """`model.system=experts`; its token expert's classes are `action.bins`, the denoisers are of the size of `refiner`."""
 

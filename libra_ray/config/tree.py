@@ -12,7 +12,7 @@ from libra_ray.config.overrides import flatten, with_changes
 from libra_ray.config.paths import in_full
 from libra_ray.config.presets import PRESETS as NAMED
 from libra_ray.config.presets import QUICKSTART_TASKS
-from libra_ray.config.systems import AnchorRefineConfig, CoarseToFineConfig, ExpertsConfig
+from libra_ray.config.systems import AnchorRefineConfig, CoarseToFineConfig, ExpertsConfig, HierarchyConfig
 from libra_ray.config.training import RayConfig, TrainConfig
 
 PRESETS = NAMED
@@ -121,6 +121,7 @@ class Config:
     coarse_to_fine: CoarseToFineConfig = field(default_factory=CoarseToFineConfig)
     anchor_refine: AnchorRefineConfig = field(default_factory=AnchorRefineConfig)
     experts: ExpertsConfig = field(default_factory=ExpertsConfig)
+    hierarchy: HierarchyConfig = field(default_factory=HierarchyConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     control: ControlConfig = field(default_factory=ControlConfig)

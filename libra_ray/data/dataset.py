@@ -1,6 +1,7 @@
 """LeRobotDataset v3, in and out: `DatasetWriter` and `write_dataset` write one, `open_dataset` reads any."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from libra_ray.data.checks import DatasetError, check_dimensions, check_finite, 
 from libra_ray.data.columns import Table, frame_order, numbers, read_table, vectors, whole_numbers
 from libra_ray.data.layout import Layout
 from libra_ray.data.names import renamed
+from libra_ray.data.subgoals import Subgoals, rewards_of
 from libra_ray.data.tasks import frame_instructions
-from libra_ray.data.writer import SEED_KEY, DatasetWriter, Recording, write_dataset, write_recordings
+from libra_ray.data.writer import REWARD_KEY, SEED_KEY, DatasetWriter, Recording, write_dataset, write_recordings
 from libra_ray.types import ACTION_KEY, STATE_KEY, RobotSpec
 
 __all__ = [
@@ -44,6 +46,7 @@ class Demonstrations:
         instructions: the different instructions, sorted.
         task_index: `(F,)` the place of each frame's own among them; within an episode it may change.
         seeds: `(E,)`, `UNKNOWN_SEED` where the dataset has none.
+        reward: `(F,)`, None where the dataset has none.
         layout: the dataset's files; `index_column` is the name in them of the frames' numbers.
         notes: what in the dataset is not trained on as it stands; a line each, to be told to the user.
     """
@@ -64,6 +67,7 @@ class Demonstrations:
     layout: Layout
     index_column: str = "index"
     notes: tuple[str, ...] = ()
+    reward: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         """The number of frames."""
@@ -88,6 +92,11 @@ class Demonstrations:
     def robot(self) -> RobotSpec:
         """Whose data these are."""
         return RobotSpec(action_dim=self.action_dim, state_dim=self.state_dim, cameras=self.image_keys, control_hz=self.fps)
+
+    @cached_property
+    def subgoals(self) -> Subgoals:
+        """Which sub-goal each frame works on."""
+        return Subgoals.of(self.instructions, self.task_index, self.episode_index, self.reward)
 
     def instruction(self, row: int) -> str:
         """The instruction of one frame."""
@@ -119,7 +128,7 @@ def open_dataset(
     dims = {key: int(np.prod(features.table[key]["shape"])) for key in (STATE_KEY, ACTION_KEY)}
     check_dimensions(STATE_KEY, dims[STATE_KEY], state_dim)
     check_dimensions(ACTION_KEY, dims[ACTION_KEY], action_dim)
-    names = [*dims, *INDICES, *(key for key in (SEED_KEY, "timestamp") if key in features.table)]
+    names = [*dims, *INDICES, *(key for key in (SEED_KEY, REWARD_KEY, "timestamp") if key in features.table)]
     table = read_table(root / "data", layout.data, [features.in_files(name) for name in names])
     index, episode_index, frame_index, task_index = (
         whole_numbers(table[features.in_files(name)], name, table.place) for name in INDICES
@@ -133,6 +142,7 @@ def open_dataset(
     if "timestamp" in names:
         numbers(table[features.in_files("timestamp")], "timestamp", frame)
     seeds = _seeds(table[features.in_files(SEED_KEY)] if SEED_KEY in names else None, len(table))[order]
+    reward = rewards_of(table[features.in_files(REWARD_KEY)] if REWARD_KEY in names else None)
     episode_index, frame_index, task_index = episode_index[order], frame_index[order], task_index[order]
     starts = _episode_starts(root, info, layout, episode_index, frame_index)
     for key, values in vector.items():
@@ -156,6 +166,7 @@ def open_dataset(
         layout=layout,
         index_column=features.in_files("index"),
         notes=(*features.notes, *cameras.notes, *_notes(layout, table)),
+        reward=None if reward is None else reward[order],
     )
 
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from libra_ray.batch import Batch
-from libra_ray.config import ActionConfig, DataConfig
+from libra_ray.config import ActionConfig, DataConfig, HierarchyConfig
 from libra_ray.data.dataset import Demonstrations
 from libra_ray.data.transforms import Pipeline
 
@@ -37,6 +37,7 @@ class Windows:
         tokens: the planner's tokeniser; called once.
         max_staleness: control steps by which the later picture may lag off the chunk grid (RoboDual's random staleness); below
             0 it lies anywhere from the first picture to the end of its plan.
+        hierarchy: how many sub-goals a window names, and of how long ago the heard ones may be: up to so many plans.
 
     Raises:
         ValueError: no episodes, or statistics of other dimensions than the dataset's.
@@ -52,6 +53,7 @@ class Windows:
         episodes: NDArray[np.int64],
         tokens: Tokens,
         max_staleness: int,
+        hierarchy: HierarchyConfig,
     ) -> None:
         if len(episodes) == 0:
             raise ValueError("no episodes to make windows of; lower data.holdout_share or record more episodes")
@@ -71,6 +73,8 @@ class Windows:
         self._steps = np.arange(action.plan_steps + action.horizon)
         self._ages = np.arange(data.history - 1, -1, -1)
         self._max_staleness = max_staleness
+        self._subgoals, self._named = recorded.subgoals, hierarchy.subgoals
+        self._oldest = hierarchy.plans * action.plan_steps
 
     def __len__(self) -> int:
         """The number of windows."""
@@ -94,6 +98,8 @@ class Windows:
         fresh = now + offset
         future = now[:, None] + self._steps
         mask = future <= self._last[now][:, None]
+        path = np.minimum(future[:, : self._plan_steps] + 1, self._last[now][:, None])
+        heard = now - rng.integers(0, np.minimum(now - self._first[now], self._oldest), endpoint=True)
         text, tensor = self._text_of[now], torch.from_numpy
         return Batch(
             plan_images=self._images(now),
@@ -105,6 +111,9 @@ class Windows:
             actions=tensor(self._action[np.minimum(future, self._last[now][:, None])]),
             action_mask=tensor(mask),
             offset=tensor(offset),
+            path=tensor(self._state[path]),
+            subgoals=tensor(self._subgoals.ahead(now, self._last[now], self._named)),
+            heard_subgoals=tensor(self._subgoals.ahead(heard, self._last[now], self._named)),
         )
 
     def _draw_offsets(self, remaining: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:

@@ -18,6 +18,7 @@ SYSTEMS = {
     "coarse_to_fine": "libra_ray.model.coarse_to_fine:CoarseToFine",
     "anchor_refine": "libra_ray.model.anchor_refine:AnchorRefine",
     "experts": "libra_ray.model.experts:Experts",
+    "hierarchy": "libra_ray.model.hierarchy:Hierarchy",
 }
 """Name -> `module:Class`. A system of one's own is given in this form as `model.system`, without an entry here."""
 

@@ -8,10 +8,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int, UInt8
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from libra_ray.batch import Batch
@@ -160,6 +161,10 @@ class System(nn.Module, ABC):
     def save_processor(self, folder: Path) -> None:
         """Write under `folder` what rebuilds pretrained parts without their source: tokenisers, processors, architectures."""
 
+    def metadata(self, level: str, values: Mapping[str, NDArray[Any]]) -> Mapping[str, Any]:
+        """What one robot's intent of a level says to people, plain JSON by name, for replies and the fleet's page."""
+        return {}
+
     def loss_weights(self) -> Mapping[str, float]:
         """The configured weight of every loss term, by its name."""
         return {"loss": 1.0}
@@ -178,10 +183,7 @@ class System(nn.Module, ABC):
         return (last.covers, self.shape.action_dim) if level == last.name else None
 
     def stages(self) -> Mapping[str, Callable[..., object]]:
-        """What the time of `infer` goes into, by a reader's name: bound methods, none of which calls another one of them.
-
-        For whoever times them (`libra_ray.budget`); by default the parts as a whole.
-        """
+        """What the time of `infer` goes into, by a reader's name: bound methods, none of which calls another one of them."""
         return {name: part.forward for name, part in self.parts().items()}
 
     def denoised_by(self) -> Denoised | None:
@@ -201,11 +203,8 @@ class System(nn.Module, ABC):
     def lengthened_by(cls, config: Config, level: Level, *, acts: bool) -> tuple[str, int] | None:
         """The setting that says how many control steps an answer of the level covers, and the steps that one more of it adds.
 
-        None where no setting does. By default that of a chunk or a plan, where the level covers as many steps as these have in
-        `config.action`; a system whose levels are as long by themselves says so here.
-
-        Args:
-            acts: whether it is the last level.
+        None where no setting does. By default that of a chunk, of the level that acts, or of a plan, where the level covers as
+        many steps as these have in `config.action`; a system whose levels are as long by themselves says so here.
         """
         if acts:
             return ("action.horizon", 1) if level.covers == config.action.horizon else None

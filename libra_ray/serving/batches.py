@@ -115,18 +115,25 @@ class InferenceResult:
         numbers: `(B,)` of the requests, as asked.
         values: an intent's values by name, `(B, ...)` each; of the level that acts `ACTIONS`, `(B, H, D)`.
         seconds: the replica computed.
+        metadata: of every intent; empty for the level that acts.
     """
 
     numbers: NDArray[np.int64]
     values: Mapping[str, NDArray[Any]]
     seconds: float
+    metadata: Sequence[Mapping[str, Any]] = ()
 
     @classmethod
     def stacked(cls, numbers: NDArray[np.int64], answers: Sequence[Intent | ActionChunk], seconds: float) -> "InferenceResult":
         """A policy's answers to the batch of those numbers."""
         assert len(answers) == len(numbers)
         batch = [answer.values if isinstance(answer, Intent) else {ACTIONS: answer.actions} for answer in answers]
-        return cls(numbers=numbers, values={name: np.stack([row[name] for row in batch]) for name in batch[0]}, seconds=seconds)
+        return cls(
+            numbers=numbers,
+            values={name: np.stack([row[name] for row in batch]) for name in batch[0]},
+            seconds=seconds,
+            metadata=[answer.metadata for answer in answers if isinstance(answer, Intent)],
+        )
 
     def check(self, requests: Sequence[InferenceRequest]) -> None:
         """Refuse answers to other requests.

@@ -4,6 +4,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from libra_ray.control.margin import Margin
 from libra_ray.stats.intervals import PERCENTILES
@@ -117,6 +118,7 @@ class RobotRow:
         held: its requests that were answered by holding the last action.
         missed: its requests that were answered after their deadline.
         judged: its ended episodes whose success was reported.
+        metadata: of the last reply.
     """
 
     name: str
@@ -132,6 +134,7 @@ class RobotRow:
     episodes: int = 0
     judged: int = 0
     successes: int = 0
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def joined(self, other: "RobotRow") -> "RobotRow":
         """The row of a robot that two gateways know: the counts of both, the rest as the one sees it that it talks to."""

@@ -203,6 +203,7 @@ class GatewayCore:
         read, took_s = intents.get(control.acting.reads or ""), now - arrived
         missed = took_s > self.deadline_s
         self._late[self._last].add(missed)
+        metadata = {name: told for intent in intents.values() for name, told in intent.metadata.items()}
         self.telemetry.tick(
             robot.name,
             latency_s=took_s,
@@ -211,6 +212,7 @@ class GatewayCore:
             intent_age_steps=None if read is None else step - read.first_step,
             held=result is None,
             missed=missed,
+            metadata=metadata,
         )
         timing = {"total_ms": 1000 * took_s}
         timing |= {f"{n}_ms": 1000 * (i.ready_at - i.made_at) for n, i in intents.items() if isinstance(i, ServedIntent)}
@@ -225,6 +227,7 @@ class GatewayCore:
             "intent_age_ms": None if read is None else 1000 * (now - read.made_at),
             "held": result is None,
             "server_timing": timing,
+            "metadata": metadata,
         }
 
     async def _infer(

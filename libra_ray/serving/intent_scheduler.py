@@ -223,6 +223,7 @@ class IntentScheduler:
                     made_at=pending.seen_at,
                     weights=weights,
                     ready_at=ready_at,
+                    metadata=result.metadata[row] if result.metadata else {},
                 )
                 robot.control.accept_intent(intent, step)
                 robot.answered.set()

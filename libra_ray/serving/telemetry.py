@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Any
 
 from libra_ray.control.disagreement import Replan
 from libra_ray.control.margin import Latency, Margin
@@ -101,6 +102,7 @@ class Telemetry:
         intent_age_steps: int | None,
         held: bool,
         missed: bool,
+        metadata: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         """A request was answered.
 
@@ -112,11 +114,12 @@ class Telemetry:
             intent_age_steps: of the intent behind the reply; None without one.
             held: the reply holds the last safe action.
             missed: the reply is later than its control deadline.
+            metadata: of the reply.
         """
         row, latency_ms = self._robot(robot).row, 1000 * latency_s
         row.requests += 1
         row.latency_ms = latency_ms + (1 - _SMOOTHING) * ((row.latency_ms or latency_ms) - latency_ms)
-        row.intent_age_steps, row.holding = intent_age_steps, held
+        row.intent_age_steps, row.holding, row.metadata = intent_age_steps, held, metadata
         row.held += held
         row.missed += missed
         self._ticks += 1

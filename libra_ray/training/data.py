@@ -1,7 +1,7 @@
 """A data set made ready to train on: checked, split by episode, normalised, decoded, and tokenised for a model."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -109,7 +109,7 @@ class TrainingData:
             before.check_unchanged(data, dataset)
         split = split_episodes(demonstrations, config.data.holdout_share, config.train.seed)
         spec = DatasetSpec(
-            shape=shape_of(demonstrations.robot),
+            shape=replace(shape_of(demonstrations.robot), subgoals=demonstrations.subgoals.names),
             image_keys=demonstrations.image_keys,
             control_hz=demonstrations.fps,
             instructions=demonstrations.instructions,
@@ -183,6 +183,7 @@ class TrainingData:
             episodes=episodes,
             tokens=partial(distinct_tokens, model.tokenise),
             max_staleness=max_staleness,
+            hierarchy=self.config.hierarchy,
         )
 
     def validator(self, device: torch.device) -> Validate | None:

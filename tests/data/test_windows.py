@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from libra_ray.config import ActionConfig, DataConfig
+from libra_ray.config import ActionConfig, DataConfig, HierarchyConfig
 from libra_ray.data.splits import split_episodes
 from libra_ray.data.transforms import Pipeline, compute_stats
 from libra_ray.data.windows import Windows
@@ -19,7 +19,7 @@ def make_windows(recorded, *, horizon=3, chunks=2, history=1, staleness=0, episo
     pipeline = Pipeline(compute_stats(recorded, np.arange(len(recorded))), "min_max")
     action, data = ActionConfig(horizon=horizon, chunks=chunks), DataConfig(history=history)
     frames = make_frames(recorded, cameras)
-    return Windows(recorded, frames, pipeline, action, data, episodes, byte_tokens, staleness)
+    return Windows(recorded, frames, pipeline, action, data, episodes, byte_tokens, staleness, HierarchyConfig())
 
 
 def rows_of(images):

@@ -146,6 +146,13 @@ STEPS = [
         says="report:",
     ),
     Step(
+        line=JOB
+        + "pipeline.py tabletop --name levels --model.system hierarchy --sim.tasks chain1,chain2,chain3 --planner.max_text_tokens 256",
+        leaves=("runs/levels/report.html",),
+        says="report:",
+        smaller={"tabletop": "debug --sim.family tabletop --sim.max_steps 300"},
+    ),
+    Step(
         line=JOB + "pipeline.py quickstart --name mine --model.system my_systems:Mine",
         leaves=("runs/mine/report.html",),
         forgets=("runs/mine",),

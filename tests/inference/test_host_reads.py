@@ -11,7 +11,10 @@ from tests.model.builders import SHAPE, make_batch, tiny_config
 from tests.model.test_systems import FORMS, TOY
 
 LEVELS = {
-    **{name: FORMS[name] for name in (*SYSTEMS, TOY, "anchor_libra_two_levels", "anchor_own_context", "experts_soft")},
+    **{
+        name: FORMS[name]
+        for name in (*SYSTEMS, TOY, "anchor_libra_two_levels", "anchor_own_context", "experts_soft", "hierarchy_two_levels")
+    },
     "published": {"refiner.objective": "ddpm", "refiner.predicts": "target", "refiner.max_committed_steps": 2},
     "reads_words": {"refiner.vision": "shared", "refiner.see_language": True},
 }

@@ -66,6 +66,11 @@ def make_batch(model: System, size: int = 6, seed: int = 0, *, masked: int = 0) 
         actions=torch.rand(size, steps, shape.action_dim, generator=generator) * 2 - 1,
         action_mask=torch.arange(steps) < (steps - masked * (torch.arange(size) % 2))[:, None],
         offset=torch.arange(size) % (config.action.chunks) * config.action.horizon,
+        path=torch.randn(size, config.action.plan_steps, shape.state_dim, generator=generator),
+        **{
+            name: torch.randint(0, len(shape.subgoals) + 1, (size, config.hierarchy.subgoals), generator=generator)
+            for name in ("subgoals", "heard_subgoals")
+        },
     )
 
 

@@ -32,6 +32,7 @@ FORMS = {
     "anchor_libra": REFINED | {"anchor_refine.backbone": "libra"},
     "anchor_libra_two_levels": REFINED | {"anchor_refine.backbone": "libra", "anchor_refine.levels": "two"},
     "anchor_own_context": REFINED | {"anchor_refine.levels": "two", "anchor_refine.context": "own"},
+    "hierarchy_two_levels": {"model.system": "hierarchy", "hierarchy.levels": "two"},
     "experts_soft": {"model.system": "experts", "experts.routing": "soft", "experts.names": "token,flow"},
     "anchor_not_frozen": REFINED | {"anchor_refine.stop_gradient": False, "anchor_refine.gripper": "none"},
 }
@@ -166,7 +167,7 @@ def test_every_system_appears_in_help():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("libre", "none of libra, monolithic, regression, coarse_to_fine, anchor_refine, experts, nor the address"),
+        ("libre", "none of libra, monolithic, regression, coarse_to_fine, anchor_refine, experts, hierarchy, nor the address"),
         ("nowhere:Toy", "cannot be loaded"),
         ("toy_system:Tonic", "cannot be loaded"),
         ("tests.model.builders:Path", "no subclass of libra_ray.model.system.System"),

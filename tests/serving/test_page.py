@@ -42,7 +42,8 @@ const look = (name, frame) => {
       {value: card.children[1].textContent, note: card.children[2].textContent, alarm: card.classList.contains("alarm")}])),
     robots: [...page.querySelectorAll("#robots > li")].map(tile => ({
       name: tile.querySelector(".name").textContent, values: [...tile.querySelectorAll("b")].map(b => b.textContent),
-      state: tile.className, bar: Number(tile.querySelector("rect").getAttribute("width"))})),
+      told: tile.querySelector(".told").textContent, state: tile.className,
+      bar: Number(tile.querySelector("rect").getAttribute("width"))})),
     curves: Object.fromEntries([...page.querySelectorAll("#curves figure")].map(figure => [figure.id,
       [...figure.querySelectorAll("path")].map(path => path.getAttribute("d"))])),
     levels: [...page.querySelectorAll("#levels .card")].map(card => [card.querySelector("h3").textContent,
@@ -82,10 +83,11 @@ def fleets():
     """What the servers of the pages say."""
     evil = busy_fleet(len(EVIL), seconds=9).fleet()
     for robot, name in zip(evil["robots"], EVIL, strict=True):
-        robot["name"] = name
+        robot["name"], robot["metadata"] = name, {name: [name, name]}
     evil["refused"] = {"<img src=x onerror='parent.hacked = 1'>": 3}
     busy, three = busy_fleet(64).fleet(), busy_fleet(3).fleet()
     three["robots"][0]["holding"] = True
+    three["robots"][1]["metadata"] = {"subgoals": ["touch the red block", "push the blue block to the left"], "sure": 0.5}
     return {
         "wide": [busy],
         "narrow": [busy],
@@ -134,6 +136,12 @@ def test_the_key_figures_are_those_of_the_json(seen, fleets, page):
     assert first_number(figures["figure-held"]) == close(100 * fleet["held"]["share"])
     assert f"p99 {fleet['latency_ms']['p99']:.1f}" in seen[page]["figures"]["figure-latency"]["note"]
     assert seen[page]["figures"]["figure-missed"]["alarm"] == (fleet["missed"]["share"] >= 0.01)
+
+
+def test_a_robot_says_what_its_levels_say_to_people(seen):
+    told = [robot["told"] for robot in seen["three"]["robots"]]
+    assert told == ["", "subgoals: touch the red block, push the blue block to the left; sure: 0.5", ""]
+    assert [robot["told"] for robot in seen["evil"]["robots"]] == [f"{name}: {name}, {name}" for name in EVIL]
 
 
 def numbers(text):

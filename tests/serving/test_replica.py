@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import json
 import os
 import shutil
 import threading
@@ -21,7 +22,7 @@ from libra_ray.serving.settings import ServingSettings
 from libra_ray.serving.weights import UnknownWeightsError, pinned, weights_key
 from libra_ray.types import ActionChunk, Intent
 from tests.model import families, vision_models
-from tests.model.builders import INSTRUCTIONS, make_observation, save_checkpoint, tiny_model
+from tests.model.builders import INSTRUCTIONS, SHAPE, make_observation, save_checkpoint, tiny_model
 from tests.serving.bench import engine
 from tests.serving.stubs import LEVELS, LocalHandle, observe
 
@@ -132,6 +133,7 @@ SERVED = {
     "coarse_to_fine": {},
     "anchor_refine": {"anchor_refine.backbone": "diffusion", "anchor_refine.levels": "two"},
     "experts": {},
+    "hierarchy": {},
     "tests.serving.three_levels:ThreeLevels": {},
 }
 
@@ -182,6 +184,34 @@ def test_any_system_is_served_as_it_answers_offline(system):
                 }
 
         await asyncio.gather(*[robot(number) for number in range(3)])
+
+    asyncio.run(asyncio.wait_for(work(), 60))
+
+
+def test_what_intents_say_to_people_is_in_the_replies_and_on_the_page(tmp_path):
+    """Of any level: it is what the policy itself says of the intent in use, for as long as that is."""
+    names = ("lift", "push", "touch")
+    model = tiny_model({"model.system": "hierarchy"}, dataclasses.replace(SHAPE, subgoals=names))
+    # So that words differ between robots.
+    model.strategic.to_logits.weight.data.mul_(20)
+    save_checkpoint(tmp_path / "checkpoint", model)
+    policy = load_policy(tmp_path / "checkpoint")
+
+    async def work():
+        served = await Local(
+            tmp_path / "checkpoint", rule="fifo", **{f"levels.{n.name}.timeout_s": 60 for n in policy.levels}
+        ).start()
+        replies = {number: [await served.ask(number, step) for step in (0, 5)] for number in range(4)}
+        rows = {row.name: row.to_json() for row in served.core.telemetry.snapshot().robots}
+        for number, told in replies.items():
+            [intent] = policy.infer(policy.levels[0].name, [dataclasses.replace(make_observation(number), step=0)], [None])
+            assert [reply.metadata for reply in told] == [dict(intent.metadata)] * 2
+            assert rows[f"robot {number}"]["metadata"] == intent.metadata
+        assert len({str(told[0].metadata) for told in replies.values()}) > 1
+        fleet = json.loads(json.dumps(served.core.telemetry.snapshot().to_json(), allow_nan=False))
+        assert {row["name"]: row["metadata"] for row in fleet["robots"]} == {
+            f"robot {number}": told[0].metadata for number, told in replies.items()
+        }
 
     asyncio.run(asyncio.wait_for(work(), 60))
 

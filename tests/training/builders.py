@@ -21,7 +21,12 @@ def training_data(config: Config) -> TrainingData:
         split=Split(train=np.arange(2), holdout=np.array([2, 3])),
         stats=compute_stats(recorded, recorded.rows(np.arange(2))),
         spec=DatasetSpec(
-            shape=RobotShape(action_dim=recorded.action_dim, state_dim=recorded.state_dim, cameras=1),
+            shape=RobotShape(
+                action_dim=recorded.action_dim,
+                state_dim=recorded.state_dim,
+                cameras=1,
+                subgoals=recorded.subgoals.names,
+            ),
             image_keys=(IMAGE_KEY,),
             control_hz=10,
             instructions=(),

@@ -108,7 +108,28 @@ class WithBackbone(Adaptable):
         cast("Backbone", self.backbone).save_processor(folder)
 
 
-class TinyBackbone(nn.Module):
+class GuidedEyes(nn.Module):
+    """Sees pictures, and finds in them what a vector speaks of."""
+
+    STAYS_FP32: tuple[str, ...] = ("gaze",)
+
+    def __init__(self, image_size: int, pictures: int, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.summary_width = width * (pictures * (VISION_TOKENS + InstructionAttention.QUERIES) + 1)
+        self.eyes = ConvEncoder(image_size, width)
+        self.gaze = InstructionAttention(ConvEncoder.CHANNELS[0], width)
+
+    def look(self, images: UInt8[Tensor, "B T C height width"], sentence: Float[Tensor, "B d"]) -> BackboneOutput:
+        """Picture tokens, tokens of what the sentence names in the pictures, and the sentence itself."""
+        seen = self.eyes.encode(images)
+        narrow, wide = self.eyes.norm.weight, self.gaze.scale
+        found = matched(self.gaze(matched(seen.fine, wide), matched(sentence, wide)), narrow)
+        tokens = torch.cat([seen.tokens, found, sentence[:, None]], dim=1)
+        return BackboneOutput(tokens=tokens, mask=None, summary=tokens.flatten(1), pictures=seen.tokens, sentence=sentence)
+
+
+class TinyBackbone(GuidedEyes):
     """Random weights, byte-level tokeniser, no download: for two cores and for tests."""
 
     PAD = 0
@@ -116,12 +137,8 @@ class TinyBackbone(nn.Module):
     vision = "eyes."
 
     def __init__(self, image_size: int, pictures: int, width: int, max_text_tokens: int) -> None:
-        super().__init__()
-        self.width = width
-        self.summary_width = width * (pictures * (VISION_TOKENS + InstructionAttention.QUERIES) + 1)
+        super().__init__(image_size, pictures, width)
         self.max_text_tokens = max_text_tokens
-        self.eyes = ConvEncoder(image_size, width)
-        self.gaze = InstructionAttention(ConvEncoder.CHANNELS[0], width)
         self.bytes = nn.Embedding(257, width)
         self.position = nn.Parameter(torch.randn(max_text_tokens, width) * 0.02)
         self.words = nn.Conv1d(width, width, kernel_size=8, stride=4, padding=2)
@@ -147,17 +164,13 @@ class TinyBackbone(nn.Module):
 
     def forward(self, images: UInt8[Tensor, "B T C height width"], text: Text) -> BackboneOutput:
         """Picture tokens, tokens of what the instruction names in the pictures, and one of the instruction itself."""
-        seen = self.eyes.encode(images)
         if reads_are_free(text.ids):
             # A batch holds few different instructions: each is read once.
             unique, rows = torch.unique(text.ids, dim=0, return_inverse=True)
             sentence = self._sentence(unique)[rows]
         else:
             sentence = self._sentence(text.ids)
-        narrow, wide = self.words.weight, self.gaze.scale
-        found = matched(self.gaze(matched(seen.fine, wide), matched(sentence, wide)), narrow)
-        tokens = torch.cat([seen.tokens, found, sentence[:, None]], dim=1)
-        return BackboneOutput(tokens=tokens, mask=None, summary=tokens.flatten(1), pictures=seen.tokens, sentence=sentence)
+        return self.look(images, sentence)
 
     def _sentence(self, ids: Int[Tensor, "B L"]) -> Float[Tensor, "B width"]:
         embedded = (self.bytes(ids) + self.position) * (ids != self.PAD)[..., None]

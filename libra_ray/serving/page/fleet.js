@@ -198,6 +198,7 @@ const tiles = new Map();
 function buildTile(name) {
   const tile = document.createElement("li");
   make("span", tile, "name", name).title = name;
+  make("span", tile, "told");
   for (const label of ["latency", "intent", "success"]) {
     const pair = make("div", tile, "pair");
     make("span", pair, "", label);
@@ -217,6 +218,8 @@ function showTile(tile, robot) {
   latency.textContent = robot.connected ? number(robot.latency_ms, " ms") : `${duration(robot.silent_s)} ago`;
   age.textContent = intent;
   episodes.textContent = success;
+  const told = Object.entries(robot.metadata).map(([name, said]) => `${name}: ${[said].flat().join(", ")}`).join("; ");
+  tile.querySelector(".told").textContent = tile.querySelector(".told").title = told;
   tile.querySelector("rect").setAttribute("width", 100 * (robot.success_rate ?? 0));
   tile.title = `${plural(robot.requests, "request")}, ${number(robot.held)} held, ${number(robot.missed)} late; `
     + `here for ${duration(robot.connected_s)}, last heard of ${duration(robot.silent_s)} ago`;
