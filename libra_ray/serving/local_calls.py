@@ -153,7 +153,7 @@ class _Asking(_Messages):
             self._answer.set_exception(ConnectionResetError("the replica went away with the call"))
 
 
-class LocalHandle:
+class LocalCalls:
     """A handle of a deployment whose `infer` asks replicas of this machine directly, each for one call at a time.
 
     Where none of them is free, and for all else, the engine's handle is asked: it knows the replicas of other machines, and
@@ -178,7 +178,7 @@ class LocalHandle:
         return getattr(self._handle, name)
 
     @property
-    def infer(self) -> "LocalHandle":
+    def infer(self) -> "LocalCalls":
         """What is called by `infer.remote(...)`."""
         return self
 

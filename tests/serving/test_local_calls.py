@@ -11,7 +11,7 @@ import pytest
 import uvloop
 
 from libra_ray.serving import local_calls
-from libra_ray.serving.local_calls import LocalCallServer, LocalHandle, socket_name
+from libra_ray.serving.local_calls import LocalCalls, LocalCallServer, socket_name
 
 
 class Machine:
@@ -20,7 +20,7 @@ class Machine:
     def __init__(self, folder):
         self.folder, self.servers, self.by_engine, self.cancelled = folder, {}, 0, []
         engine = SimpleNamespace(app_name="app", deployment_name="Refiner", infer=self, describe="the engine's")
-        self.handle = LocalHandle(engine, folder)
+        self.handle = LocalCalls(engine, folder)
 
     def remote(self, what, **options):
         self.by_engine += 1

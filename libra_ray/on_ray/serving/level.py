@@ -32,5 +32,5 @@ class AnsweringLocally:
             await self._local.close(LEAVE_S)
 
 
-class Level(AnsweringLocally, LevelReplica):
+class ServedLevel(AnsweringLocally, LevelReplica):
     """What serves a level."""

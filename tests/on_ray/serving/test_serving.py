@@ -65,7 +65,7 @@ def deployed(proxy_port, tmp_path_factory):
     from tests.model.builders import save_checkpoint, tiny_model
 
     class Stub(AnsweringLocally, stubs.StubLevel):
-        """As `level.Level`."""
+        """As `ServedLevel`."""
 
     folders = [tmp_path_factory.mktemp("serving") / name for name in ("first", "second")]
     for seed, folder in enumerate(folders):
