@@ -2,18 +2,16 @@
 
 `uv run -m benchmarks.serving compare` runs us and the peers on the same checkpoint and observations: a plain blocking
 openpi-style loop (a restatement), `vla-eval`, LeRobot's `PolicyServer`, and the bare batched forward pass as the limit.
-The other sections (`isolation`, `faults`, `soak`, `autoscaling`) are of libra_ray alone. Each writes a JSON, a table and a
-plot, `benchmarks/results/serving*`. Run again, `compare` goes on with the cells in `runs/benchmarks/` that are missing, and
-measures those again during which others took more of the machine than `benchmarks/stolen.py` allows.
+The other sections (`cost`, `isolation`, `faults`, `soak`, `autoscaling`) are of libra_ray alone. Each writes a JSON, a table
+and a plot, `benchmarks/results/serving*`. Run again, `compare` goes on with the cells in `runs/benchmarks/` that are missing,
+and measures those again during which others took more of the machine than `benchmarks/stolen.py` allows.
 """
 
 import argparse
 import asyncio
 import importlib
 import json
-import os
 import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +22,8 @@ from benchmarks import serving_stress as stress
 from benchmarks.files import RESULTS, ROOT, RUNS, command_line, origin, read_result, write_result
 from benchmarks.peers.work import Work
 from benchmarks.results_table import write_between
+from benchmarks.serving_cost import ROBOTS as FLEET
+from benchmarks.serving_cost import bare
 from benchmarks.serving_load import Judge, Load, measure, observations
 from benchmarks.serving_servers import Server, ours, peer
 from benchmarks.stolen import MOST_STOLEN, StolenCpu
@@ -65,7 +65,7 @@ def compare(given: argparse.Namespace, bench: "Bench") -> None:
             if system == "bare":
                 for robots in fleets:
                     stolen = StolenCpu()
-                    cell = _bare(given, robots)
+                    cell = bare(given, robots)
                     bench.keep(f"bare|{mode}|{robots}", cell, stolen.share)
                     bar.to(bar.count + 1)
                 continue
@@ -82,16 +82,6 @@ def compare(given: argparse.Namespace, bench: "Bench") -> None:
                         cell = {"failed": f"{type(error).__name__}: {error}"}
                     bench.keep(f"{system}|{mode}|{robots}", cell, stolen.share)
                     bar.to(bar.count + 1)
-
-
-def _bare(given: argparse.Namespace, robots: int) -> Json:
-    command = [sys.executable, "-m", "benchmarks.peers.bare", given.checkpoint, robots, given.threads, given.seconds]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(given.threads)}
-    done = subprocess.run(
-        [*map(str, command)], cwd=ROOT, env=environment, check=True, capture_output=True, encoding="utf-8", errors="replace"
-    )
-    cell: Json = json.loads(done.stdout.splitlines()[-1])
-    return cell
 
 
 class Bench:
@@ -149,7 +139,12 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--checkpoint", type=Path, default=ROOT / "runs/quickstart/checkpoint", help="served by everybody")
     p.add_argument("--dataset", type=Path, help="data set to show (default: the run's, random pictures where there is none)")
     p.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS, help="compare: who")
-    p.add_argument("--robots", type=int, nargs="+", help=f"numbers of robots (default: {' '.join(map(str, ROBOTS))}; else 16)")
+    p.add_argument(
+        "--robots",
+        type=int,
+        nargs="+",
+        help=f"numbers of robots (default: {' '.join(map(str, ROBOTS))}; {FLEET}, 16)",
+    )
     p.add_argument("--hz", type=float, default=10.0, help="chunk requests per second and robot (default: %(default)s)")
     p.add_argument("--seconds", type=float, help="measured time of a cell or section (default: depends on the section)")
     p.add_argument("--warmup", type=float, default=3, help="seconds before, not counted (default: %(default)s)")
@@ -176,7 +171,8 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line with its defaults filled in; a mistake ends the program with one line."""
     parser = _parser()
     given = parser.parse_args(argv)
-    given.robots = given.robots or ((1, 4) if given.quick else ROBOTS if given.section == "compare" else (16,))
+    usual = {"compare": ROBOTS, "cost": (FLEET,)}.get(given.section, (16,))
+    given.robots = given.robots or ((1, 4) if given.quick else usual)
     given.seconds = given.seconds or (3.0 if given.quick else stress.SECTIONS.get(given.section, (None, 15.0))[1])
     given.warmup = min(given.warmup, 1.0) if given.quick else given.warmup
     name = COMPARISON if given.section == "compare" else f"serving_{given.section}.json"

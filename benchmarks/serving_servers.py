@@ -171,11 +171,19 @@ def peer(module: str, checkpoint: Path, threads: int, client: Callable[[int, str
 
 
 def ours(
-    checkpoint: Path, threads: int, settings: Mapping[str, Any] | None = None, way: Way | None = None, import_path: str = APP
+    checkpoint: Path,
+    threads: int,
+    settings: Mapping[str, Any] | None = None,
+    way: Way | None = None,
+    import_path: str = APP,
+    *,
+    typed: bool = False,
 ) -> Server:
     """libra_ray as `serve run` starts it, with its own Ray, on free ports.
 
     Args:
+        typed: by the command that users type, so that Serve's proxy has its usual port: one server at a time. Otherwise by a
+            file that names the proxy's port, for which Ray starts with all that it has.
         way: by which robots and calls reach the replicas; as libra_ray does by default.
         import_path: of the application, e.g. one whose gateway calls in another way.
     """
@@ -189,6 +197,9 @@ def ours(
         **{f"levels.{level.name}.threads": threads for level in read_levels(checkpoint)},
         **(settings or {}),
     }
+    if typed:
+        named = [f"{name}={value}" for name, value in arguments.items()]
+        return _ours([import_path, *named], port, threads, way, direct)
     application: Json = {"name": "libra", "import_path": import_path, "route_prefix": "/", "args": arguments}
     if way.replicas:
         needs = {"num_cpus": 0.1, "runtime_env": {"env_vars": dict(way.replicas)}}
@@ -196,9 +207,13 @@ def ours(
     config: Json = {"http_options": {"host": "127.0.0.1", "port": proxy}, "applications": [application]}
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", prefix="serving-", suffix=".yaml", delete=False) as file:
         json.dump(config, file)  # JSON is YAML
+    return _ours([file.name], port, threads, way, direct, scratch=(Path(file.name),))
+
+
+def _ours(what: list[str], port: int, threads: int, way: Way, direct: int, scratch: Sequence[Path] = ()) -> Server:
     return Server(
         name="libra_ray",
-        command=[str(Path(sys.executable).parent / "serve"), "run", file.name],
+        command=[str(Path(sys.executable).parent / "serve"), "run", *what],
         port=port,
         client=lambda robot: AsyncRobotClient(f"ws://127.0.0.1:{port}", robot=robot),
         environment={
@@ -214,7 +229,7 @@ def ours(
             **way.serve,
         },
         ready_url=f"http://127.0.0.1:{port}/readyz",
-        scratch=(Path(file.name),),
+        scratch=scratch,
     )
 
 

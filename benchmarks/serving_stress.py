@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from benchmarks.serving_cost import cost
 from benchmarks.serving_isolation import isolation, settings_of
 from benchmarks.serving_load import Load
 from benchmarks.serving_servers import DEPLOYMENTS, Server, ours
@@ -248,6 +249,7 @@ def _memory_and_descriptors(process: psutil.Process) -> tuple[int, int] | None:
 
 
 SECTIONS: dict[str, tuple[Callable[[argparse.Namespace, Any], Json], float]] = {
+    "cost": (cost, 15.0),
     "isolation": (isolation, 60.0),
     "faults": (faults, 160.0),
     "soak": (soak, 600.0),

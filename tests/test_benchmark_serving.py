@@ -224,11 +224,11 @@ def arguments(checkpoint: Path, out: Path, *more: str) -> Namespace:
 
 def test_a_measured_cell_is_kept_and_other_settings_are_refused(checkpoint, tmp_path, monkeypatch):
     out = tmp_path / "serving.json"
-    monkeypatch.setattr(serving, "_bare", lambda given, robots: cell(100.0 + robots))
+    monkeypatch.setattr(serving, "bare", lambda given, robots: cell(100.0 + robots))
     given = arguments(checkpoint, out)
     serving.compare(given, serving.Bench(given))
     assert not out.exists(), "a result is whole"
-    monkeypatch.setattr(serving, "_bare", lambda given, robots: pytest.fail("measured again"))
+    monkeypatch.setattr(serving, "bare", lambda given, robots: pytest.fail("measured again"))
     bench = serving.Bench(given)
     serving.compare(given, bench)
     bench.write()
@@ -241,7 +241,7 @@ def test_a_measured_cell_is_kept_and_other_settings_are_refused(checkpoint, tmp_
 
 def test_a_cell_that_others_disturbed_is_measured_again_until_it_is_not(checkpoint, tmp_path, monkeypatch):
     out, rates, shares = tmp_path / "serving.json", iter([1.0, 2.0, 3.0]), iter([0.2, 0.4, 0.01])
-    monkeypatch.setattr(serving, "_bare", lambda given, robots: cell(next(rates)))
+    monkeypatch.setattr(serving, "bare", lambda given, robots: cell(next(rates)))
     monkeypatch.setattr(serving.StolenCpu, "share", property(lambda self: next(shares)))
     found = []
     for _ in range(4):

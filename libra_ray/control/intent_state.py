@@ -46,6 +46,8 @@ class IntentState:
 
     def adopt(self, step: int) -> None:
         """Take in what has come by this step; an intent never replaces one of a later observation."""
+        if not self.pending:
+            return
         arrived = sorted((coming for coming in self.pending if coming.step <= step), key=lambda coming: coming.step)
         if not arrived:
             return

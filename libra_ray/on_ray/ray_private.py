@@ -4,6 +4,7 @@ Imports stand inside the functions: Ray reads its settings from the environment 
 """
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from libra_ray.types import Json
@@ -105,6 +106,13 @@ def serve_details() -> Json:
 
     details: Json = _get_global_client().get_serve_details()
     return details
+
+
+def sockets_folder() -> Path:
+    """Where the Unix sockets of this machine's Ray lie, of a process that is connected to it."""
+    from ray._private import worker
+
+    return Path(worker._global_node.get_sockets_dir_path())  # noqa: SLF001
 
 
 def deploy(declared: "ServeDeploySchema", app_name: str) -> None:

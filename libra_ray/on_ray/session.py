@@ -11,9 +11,18 @@ from libra_ray.on_ray import cluster, machine, ray_private
 
 _QUIET = {"log_to_driver": False, "logging_level": "error"}
 """The user sees this program's lines; Ray's own are in its log folder."""
+_OWN = {"include_dashboard": False, **_QUIET}
+"""Of a cluster that ends with this process: nobody looks at its dashboard."""
 
 
 START_TRIES = 3
+SELDOM = {
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.3",
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
+    "RAY_raylet_report_resources_period_milliseconds": "1000",
+    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
+}
+"""What Ray does ten times a second in each of its processes: on one machine that takes processors from the robots it serves."""
 
 
 @contextmanager
@@ -30,7 +39,7 @@ def connected() -> Iterator[None]:
     if address := cluster.wanted():
         _join(address)
     else:
-        start_local(include_dashboard=False, **_QUIET)
+        start_local(**_OWN)
     try:
         yield
     finally:
@@ -91,6 +100,8 @@ def prepare_serve_run(address: str | None) -> None:
 def connect_serve_run(**options: Any) -> None:
     """Connect as `connected` does, for as long as this process lives; `options` are those of `ray.init`.
 
+    A cluster of its own does nothing that a server does not need.
+
     Raises:
         ValueError: RAY_ADDRESS, or a folder that Ray needs, cannot be used; the message names the variable.
         RuntimeError: no cluster that can be used answers at RAY_ADDRESS.
@@ -98,7 +109,9 @@ def connect_serve_run(**options: Any) -> None:
     if address := cluster.wanted():
         _join(address, **options)
     else:
-        start_local(**_QUIET, **options)
+        for name, value in SELDOM.items():
+            os.environ.setdefault(name, value)
+        start_local(shared=True, **_OWN, **options)
 
 
 def _join(address: str, **options: Any) -> None:
@@ -110,16 +123,20 @@ def _join(address: str, **options: Any) -> None:
         raise RuntimeError(f"RAY_ADDRESS={address!r} answers, but this machine cannot join it: {error}") from error
 
 
-def start_local(**options: Any) -> None:
-    """A new cluster on this machine; `options` are those of `ray.init`.
+def start_local(*, shared: bool = False, **options: Any) -> None:
+    """A new cluster on this machine.
 
     Ray gives its processes half a minute to come up, whatever else the machine has to do: that it took longer is no reason to
     give up a job.
 
+    Args:
+        shared: other programs of the user will talk to it too.
+        options: of `ray.init`.
+
     Raises:
         ValueError: RAY_TMPDIR or TMPDIR names a folder that Ray cannot use.
     """
-    machine.prepare_start(shared=options.get("include_dashboard", True))
+    machine.prepare_start(shared=shared)
     for left in reversed(range(START_TRIES)):
         try:
             ray.init(address="local", **options)

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from libra_ray.serving.batches import ACTIONS, InferenceRequest, InferenceResult
 from libra_ray.types import Intent, Observation
 
-WINDOW_SHARE = 0.1
-"""Share of a call's duration, and of the control deadline, for which an idle level waits for more requests."""
+CALL_SHARE, DEADLINE_SHARE = 0.5, 0.1
+"""Shares of a call's duration and of the control deadline: for the shorter of both an idle level waits for more requests.
+
+A call for one robot costs as much as eight further robots in it: what is waited for is processors for all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +108,7 @@ class Batcher:
     def _window(self) -> float:
         if self._window_s is not None:
             return self._window_s
-        return WINDOW_SHARE * min(self._call_s, self._deadline_s())
+        return min(CALL_SHARE * self._call_s, DEADLINE_SHARE * self._deadline_s())
 
     def _send(self) -> None:
         weights = self._waiting[0].weights

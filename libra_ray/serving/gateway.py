@@ -270,6 +270,7 @@ class GatewayCore:
             in_flight=lambda: self.weight_switch.replicas[level.name].running,
             failed=self._failed,
             ready=self.telemetry.intent,
+            expected_peers=lambda: self.connections,
             clock=self._clock,
         )
 

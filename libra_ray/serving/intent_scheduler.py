@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 from libra_ray.serving.batches import InferenceRequest, InferenceResult
+from libra_ray.serving.batching import CALL_SHARE
 from libra_ray.serving.robot_sessions import RobotSession, ServedIntent
 from libra_ray.types import Level
 
@@ -62,6 +63,7 @@ class IntentScheduler:
         in_flight: calls that may be under way now.
         failed: told of every failed call.
         ready: told of every intent, with the seconds since its picture.
+        expected_peers: robots that may ask: when all of them have asked, nobody else is waited for by one that stands.
         clock: seconds that never go back.
     """
 
@@ -75,10 +77,11 @@ class IntentScheduler:
         in_flight: Callable[[], int],
         failed: Callable[[str], None],
         ready: Callable[[str, float], None] = lambda *_: None,
+        expected_peers: Callable[[], int] = lambda: 1,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.level, self._call, self._weights, self._failed, self._ready = level, call, weights, failed, ready
-        self._max_batch, self._in_flight, self._clock = max_batch, in_flight, clock
+        self._max_batch, self._in_flight, self._expected_peers, self._clock = max_batch, in_flight, expected_peers, clock
         self._numbers = itertools.count()
         self._waiting: dict[RobotSession, float] = {}
         self._penalties: WeakKeyDictionary[RobotSession, _Penalty] = WeakKeyDictionary()
@@ -111,9 +114,9 @@ class IntentScheduler:
         return float("-inf") if intent is None or seen is None else intent.end_step - seen.step
 
     def _window_s(self, robot: RobotSession) -> float:
-        """How long a robot may wait for others; not at all where it stands without an intent, or soon will."""
+        """How long a robot may wait for others; where it stands without an intent, no longer than for the level that acts."""
         if self._steps_left(robot) <= 0:
-            return 0.0
+            return CALL_SHARE * self._call_s if len(self._waiting) < self._expected_peers() else 0.0
         return max(0.0, min(self._call_s, SPARE_SHARE * (robot.pace_s - CALLS_AHEAD * self._call_s)))
 
     def _is_urgent(self, robot: RobotSession) -> bool:

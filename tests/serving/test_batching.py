@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from libra_ray.serving.batches import ACTIONS, InferenceResult, RowMismatchError
-from libra_ray.serving.batching import WINDOW_SHARE, Batcher
+from libra_ray.serving.batching import CALL_SHARE, DEADLINE_SHARE, Batcher
 from tests.serving.stubs import observe
 from tests.serving.virtual_time import run
 
@@ -114,7 +114,7 @@ def test_a_window_counts_while_a_call_is_under_way():
 
 
 @pytest.mark.parametrize("deadline_s", [1.0, 0.005])
-def test_without_a_window_a_tenth_of_the_calls_or_of_the_deadline_is_waited(deadline_s):
+def test_without_a_window_a_share_of_the_calls_or_of_the_deadline_is_waited(deadline_s):
     """Of the calls so far, the last ones most."""
 
     async def work():
@@ -122,7 +122,7 @@ def test_without_a_window_a_tenth_of_the_calls_or_of_the_deadline_is_waited(dead
         for _ in range(4):
             began = calls.clock()
             await calls.ask(1)
-            assert calls.at[-1] - began == pytest.approx(WINDOW_SHARE * min(usual_s, deadline_s))
+            assert calls.at[-1] - began == pytest.approx(min(CALL_SHARE * usual_s, DEADLINE_SHARE * deadline_s))
             usual_s += 0.2 * (CALL_S - usual_s)
 
     run(work())

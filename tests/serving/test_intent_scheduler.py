@@ -21,7 +21,7 @@ from tests.serving.virtual_time import run
 class Calls:
     """A scheduler in front of a level that answers with the robot's number; `fault` changes what comes back."""
 
-    def __init__(self, level=LEVELS[0], *, max_batch=9, call_s=0.05, fault=lambda result: result):
+    def __init__(self, level=LEVELS[0], *, max_batch=9, call_s=0.05, fault=lambda result: result, peers=1):
         self.sent, self.failed, self.call_s, self.fault = [], [], call_s, fault
         self.weights, self.ready = "w", []
         self.scheduler = IntentScheduler(
@@ -32,12 +32,18 @@ class Calls:
             in_flight=lambda: 1,
             failed=self.failed.append,
             ready=lambda level, seconds: self.ready.append((level, seconds)),
+            expected_peers=lambda: peers,
             clock=asyncio.get_running_loop().time,
         )
 
     async def _call(self, level, requests, weights, *, urgent):
         self.sent.append(
-            SimpleNamespace(robots=[int(r.observation.state[0]) for r in requests], weights=weights, asked=requests)
+            SimpleNamespace(
+                robots=[int(r.observation.state[0]) for r in requests],
+                weights=weights,
+                asked=requests,
+                at=asyncio.get_running_loop().time(),
+            )
         )
         await asyncio.sleep(self.call_s)
         tokens = np.array([[[int(r.observation.state[0])]] for r in requests])
@@ -94,6 +100,23 @@ def test_the_latency_of_an_intent_is_counted_from_its_picture():
             calls.scheduler.schedule(robot)
         await asyncio.sleep(2.5 * calls.call_s)
         assert calls.ready == [("planner", pytest.approx(times * calls.call_s)) for times in (1, 2)]
+
+    run(work())
+
+
+@pytest.mark.parametrize(
+    ("peers", "wait_s", "batches"), [(1, 0.0, [[1], [2], [3]]), (3, 0.025, [[1], [2, 3]]), (2, 0.01, [[1], [2, 3]])]
+)
+def test_robots_that_stand_share_a_call_with_those_that_come_soon(peers, wait_s, batches):
+    """Half a call is waited, not for more robots than there are, and by the first call of all not at all."""
+
+    async def work():
+        calls, began = Calls(peers=peers), asyncio.get_running_loop().time()
+        for number, pause_s in ((1, 2 * calls.call_s), (2, 0.01), (3, 3 * calls.call_s)):
+            calls.scheduler.schedule(calls.robot(number))
+            await asyncio.sleep(pause_s)
+        assert [sent.robots for sent in calls.sent] == batches
+        assert calls.sent[1].at - began == pytest.approx(2 * calls.call_s + wait_s)
 
     run(work())
 

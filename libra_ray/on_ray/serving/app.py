@@ -19,6 +19,7 @@ from libra_ray.on_ray.serving.scaling import LOOK_BACK_S, METRICS_S
 from libra_ray.serving.engine import Engine
 from libra_ray.serving.gateway import GatewayCore
 from libra_ray.serving.listener import Listener
+from libra_ray.serving.local_calls import LocalCalls
 from libra_ray.serving.settings import Replicas, ServingSettings
 from libra_ray.serving.web import Web
 from libra_ray.serving.weights import pinned
@@ -28,7 +29,7 @@ APP_NAME = "default"
 """What `serve run` calls an application that was given no name."""
 GATEWAY = "Gateway"
 """The gateways' deployment; the others are named after their levels."""
-REPLICA = "libra_ray.serving.replica.LevelReplica"
+REPLICA = "libra_ray.on_ray.serving.level.ServedLevel"
 """What serves a level; named, and imported by the replicas alone: whoever builds the application needs no torch."""
 LEAVE_S = 3.0
 ENVIRONMENT = {"RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": str(METRICS_S)}
@@ -55,7 +56,7 @@ class GatewayBase:
         handles: of the levels' deployments, slow to fast.
     """
 
-    _way = staticmethod(ray_private.direct)
+    _way = staticmethod(lambda handle: LocalCalls(ray_private.direct(handle), ray_private.sockets_folder()))
     """Of calls to the levels."""
 
     async def __init__(self, settings: ServingSettings, *handles: DeploymentHandle[Any]) -> None:  # type: ignore[misc]  # Serve awaits it

@@ -59,9 +59,13 @@ def deployed(proxy_port, tmp_path_factory):
     from ray import serve
 
     from libra_ray.on_ray.serving.app import build
+    from libra_ray.on_ray.serving.level import AnsweringLocally
     from libra_ray.serving.settings import ServingSettings
     from libra_ray.serving.weights import pinned
     from tests.model.builders import save_checkpoint, tiny_model
+
+    class Stub(AnsweringLocally, stubs.StubLevel):
+        """As `ServedLevel`."""
 
     folders = [tmp_path_factory.mktemp("serving") / name for name in ("first", "second")]
     for seed, folder in enumerate(folders):
@@ -72,7 +76,7 @@ def deployed(proxy_port, tmp_path_factory):
     stub = ServingSettings.read(stub).with_levels([level.name for level in stubs.LEVELS])
     three = ServingSettings.read(three).with_levels([level.name for level in stubs.THREE])
     targets = {
-        "stub": build(stub, stubs.StubLevel),
+        "stub": build(stub, Stub),
         "three": build(three, stubs.StubOfThree),
         "real": build(real),
     }
