@@ -119,7 +119,7 @@ class Telemetry:
         row, latency_ms = self._robot(robot).row, 1000 * latency_s
         row.requests += 1
         row.latency_ms = latency_ms + (1 - _SMOOTHING) * ((row.latency_ms or latency_ms) - latency_ms)
-        row.intent_age_steps, row.holding, row.metadata = intent_age_steps, held, metadata
+        row.intent_age_steps, row.holding, row.metadata = intent_age_steps, held, dict(metadata)
         row.held += held
         row.missed += missed
         self._ticks += 1

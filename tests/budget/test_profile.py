@@ -20,7 +20,7 @@ from libra_ray.policy import act, load_policy
 from tests.model.builders import save_checkpoint, tiny_model
 from tests.model.test_systems import FORMS, TOY
 
-DENOISING = ("libra", "monolithic", "coarse_to_fine", "anchor_libra_two_levels")
+DENOISING = ("libra", "monolithic", "coarse_to_fine", "hierarchy", "anchor_libra_two_levels")
 PROFILED = (*SYSTEMS, TOY, "anchor_libra_two_levels", "anchor_own_context")
 NAMED = {
     "planner": {"preprocessing", "vision-language encoder", "planner head"},
