@@ -9,9 +9,9 @@ import ray
 
 from libra_ray.on_ray import cluster, machine, ray_private
 
-_QUIET = {"log_to_driver": False, "logging_level": "error"}
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
 """The user sees this program's lines; Ray's own are in its log folder."""
-_OWN = {"include_dashboard": False, **_QUIET}
+_OWN: dict[str, Any] = {"include_dashboard": False, **_QUIET}
 """Of a cluster that ends with this process: nobody looks at its dashboard."""
 
 

@@ -117,7 +117,8 @@ class _Answering(_Messages):
         self._task: asyncio.Task[None] | None = None
 
     def _received(self, message: Any) -> None:
-        self._task = self._server.start(*message, self._send)
+        arguments, options = message
+        self._task = self._server.start(arguments, options, self._send)
 
     def connection_lost(self, exc: Exception | None) -> None:
         # Nobody waits any more.
