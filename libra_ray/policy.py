@@ -21,7 +21,6 @@ from torch import Tensor
 
 from libra_ray import checkpoint
 from libra_ray.checkpoint import Checkpoint
-from libra_ray.config import Config
 from libra_ray.config.overrides import flatten
 from libra_ray.data.transforms import Pipeline
 from libra_ray.inference.engine import InferenceEngine, buckets
@@ -271,11 +270,6 @@ def load_source(folder: Path | str, *, variant: str = "", changes: Mapping[str, 
     return checkpoint.load(folder, changes=changes)
 
 
-def inference_settings(config: Config) -> dict[str, Any]:
-    """How a configuration has policies run: for `changes`, where that of a run counts and not that of its checkpoint."""
-    return {name: value for name, value in flatten(config).items() if name.startswith("policy.")}
-
-
 def check_variant(folder: Path | str, variant: str) -> None:
     """Refuse another way to run a policy that its system does not have, before any weights are loaded.
 
@@ -296,7 +290,6 @@ __all__ = [
     "SystemPolicy",
     "act",
     "check_variant",
-    "inference_settings",
     "load_policy",
     "load_source",
 ]

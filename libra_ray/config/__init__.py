@@ -6,7 +6,16 @@ from libra_ray.config.presets import PRESETS, QUICKSTART_TASKS, TABLETOP_TASKS
 from libra_ray.config.saved import from_json, from_tree, read_saved, to_json
 from libra_ray.config.systems import AnchorRefineConfig, CoarseToFineConfig, ExpertsConfig, HierarchyConfig
 from libra_ray.config.training import RayConfig, TrainConfig
-from libra_ray.config.tree import Config, DataConfig, RecordConfig, SimConfig, TrackingConfig, override, preset
+from libra_ray.config.tree import (
+    Config,
+    DataConfig,
+    RecordConfig,
+    SimConfig,
+    TrackingConfig,
+    inference_settings,
+    override,
+    preset,
+)
 
 __all__ = [
     "PRESETS",
@@ -33,6 +42,7 @@ __all__ = [
     "TrainConfig",
     "from_json",
     "from_tree",
+    "inference_settings",
     "override",
     "preset",
     "read_saved",

@@ -142,6 +142,11 @@ def preset(name: str) -> Config:
     return override(Config(preset=name), PRESETS[name])
 
 
+def inference_settings(config: Config) -> dict[str, Any]:
+    """How a configuration has policies run: for `load_policy`, where that of a run counts and not that of its checkpoint."""
+    return {name: value for name, value in flatten(config).items() if name.startswith("policy.")}
+
+
 def override(config: Config, changes: Mapping[str, Any]) -> Config:
     """A copy of `config` with dotted names replaced, e.g. `{"refiner.depth": 6}`.
 

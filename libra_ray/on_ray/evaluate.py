@@ -11,7 +11,7 @@ import torch
 from libra_ray import checkpoint
 from libra_ray.common.files import repair_jsonl
 from libra_ray.common.progress import ProgressBar, print_status
-from libra_ray.config import Config
+from libra_ray.config import Config, inference_settings
 from libra_ray.control.delays import Delays, open_delays
 from libra_ray.control.margin import Latency, Margin, injected_steps, margins
 from libra_ray.evaluation.lockstep import Lockstep
@@ -23,7 +23,7 @@ from libra_ray.on_ray.policy_replica import Driver, ReplicaReport, threads_of
 from libra_ray.on_ray.replicas import ReplicaPlan, ReplicaPool
 from libra_ray.on_ray.session import available_cpus, available_gpus, is_private, present_cpus
 from libra_ray.on_ray.simulator_pool import SimulatorPool, actors_of
-from libra_ray.policy import inference_settings, load_policy
+from libra_ray.policy import load_policy
 from libra_ray.runs.folder import Clock, RunFolder
 from libra_ray.runs.results import Evaluation
 from libra_ray.sim import check_robot, control_hz, instructions

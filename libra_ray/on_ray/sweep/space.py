@@ -173,11 +173,13 @@ def _objectives(name: str, given: Any) -> tuple[Objective, ...]:
 
 
 def _check(space: Space, config: Config) -> None:
-    """Every choice on its own, then many points as wholes."""
+    """Every choice on its own, beside what the space leaves no choice of, then many points as wholes."""
+    categories = {name: list(domain.categories) for name, domain in space.domains.items() if isinstance(domain, Categorical)}
+    fixed = {name: values[0] for name, values in categories.items() if len(values) == 1}
     for name, domain in space.domains.items():
         for value in domain.categories if isinstance(domain, Categorical) else [plain_value(domain.sample())]:
             try:
-                override(config, {name: value})
+                override(config, {**fixed, name: value})
             except ValueError as error:
                 raise ValueError(f"space {space.name}: {error}") from None
     for point in space.draws(CHECKED_DRAWS, seed=0):

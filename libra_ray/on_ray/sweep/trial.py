@@ -12,7 +12,7 @@ from libra_ray import checkpoint
 from libra_ray.common.disk import NoRoomError, explained, lacks_room
 from libra_ray.common.files import append_jsonl, repair_jsonl
 from libra_ray.common.json_text import plain
-from libra_ray.config import Config, SimConfig, override
+from libra_ray.config import Config, SimConfig, inference_settings, override
 from libra_ray.control.margin import measure
 from libra_ray.evaluation.log import read_evaluation
 from libra_ray.on_ray import evaluate as evaluation
@@ -21,7 +21,7 @@ from libra_ray.on_ray import train as training
 from libra_ray.on_ray.run_data import keep, open_to_train
 from libra_ray.on_ray.simulator_pool import SimulatorPool
 from libra_ray.on_ray.sweep.sweep_folder import FULL, RUNGS_NAME, TrialFolder, TrialProcess, WrittenOrder
-from libra_ray.policy import inference_settings, load_policy
+from libra_ray.policy import load_policy
 from libra_ray.runs.folder import Clock, RunFolder
 from libra_ray.runs.results import SPEED, TrainingLog
 from libra_ray.runs.trials import Rung, TrialResult
