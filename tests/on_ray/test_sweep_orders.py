@@ -289,6 +289,7 @@ def test_nonsense_is_refused_before_any_work(argv, said, tmp_path, capsys, monke
 
 def test_resources_of_a_trial(monkeypatch):
     def cluster(cpus, gpus=0):
+        monkeypatch.setattr("ray.is_initialized", lambda: True)
         monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": cpus, "GPU": gpus})
 
     def share(concurrent=0, **changes):
