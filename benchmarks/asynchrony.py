@@ -20,8 +20,8 @@ import torch
 
 from benchmarks import baseline
 from benchmarks.asynchrony_page import CURVES, DELAYS, DOMAINS, PANELS, VARIANTS, Cell, Curve, Domain, publish
-from benchmarks.files import RESULTS, RUNS, command_line, origin, write_result
-from libra_ray.common.json_text import plain, read
+from benchmarks.files import RESULTS, RUNS, command_line, earlier, origin, write_result
+from libra_ray.common.json_text import plain
 from libra_ray.common.progress import ProgressBar
 from libra_ray.common.provenance import describe_hardware
 from libra_ray.config import Config, override, preset
@@ -140,12 +140,8 @@ def kept(out: Path, settings: Json) -> list[Cell]:
     Raises:
         ValueError: it has others.
     """
-    if not out.exists():
-        return []
-    study = read(Study, out)
-    if study.settings != settings:
-        raise ValueError(f"{out} was measured with {study.settings}, not {settings}; give the same, or another --out")
-    return list(study.cells)
+    study = earlier(out, Study, settings)
+    return [] if study is None else list(study.cells)
 
 
 def main() -> None:

@@ -4,10 +4,10 @@ import argparse
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from libra_ray.common.files import write_text
-from libra_ray.common.json_text import plain
+from libra_ray.common.json_text import plain, read
 from libra_ray.common.provenance import describe_hardware, git_revision
 from libra_ray.types import Json
 
@@ -26,6 +26,28 @@ def read_result(path: Path) -> Json:
     """The result at `path`."""
     tree: Json = json.loads(path.read_text(encoding="utf-8"))
     return tree
+
+
+class Measured(Protocol):
+    """A result whose cells share settings."""
+
+    @property
+    def settings(self) -> Json:
+        """What they were all measured with."""
+
+
+def earlier[Study: Measured](out: Path, kind: type[Study], settings: Json) -> Study | None:
+    """An earlier result of the same settings, to go on with; None where there is none.
+
+    Raises:
+        ValueError: it has others.
+    """
+    if not out.exists():
+        return None
+    found = read(kind, out)
+    if found.settings != settings:
+        raise ValueError(f"{out} was measured with {found.settings}, not {settings}; give the same, or another --out")
+    return found
 
 
 def write_result(path: Path, result: Any) -> None:
