@@ -14,7 +14,7 @@ A request (single values may be plain, numpy scalars, or arrays without dimensio
                         pictures (k, height, width, 3), oldest first. Names as in the handshake, e.g. `observation.image`
     observation.state   (S,) proprioception, any real dtype, finite
     prompt              the instruction, plain text (`task` and `instruction` are taken too)
-    step                absolute control step of the observation; left out, the server counts `execute_steps` per request
+    step                control steps since the first answer of the episode; left out, the server counts `execute_steps` each
     seq                 any integer; comes back in the answer
     robot               the robot's name; left out, the server gives one per connection, which the answers carry
     reset               true begins a new episode: earlier intents are forgotten, and `step` counts from 0

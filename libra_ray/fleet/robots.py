@@ -127,7 +127,8 @@ class PhysicsRobot(DrivenRobot):
 
     A chunk is due when the control step of its observation ends. While it is missing the robot goes on with what is left of
     the chunk before, and then holds still step by step (no motion, gripper as it was); a late chunk goes on at the index that
-    belongs to the present step.
+    belongs to the present step. An episode's first chunk is executed from its beginning, as in evaluation: the robot stands
+    where it was when it asked, and its control steps count from its first action.
     """
 
     simulated: SimulatedRobot
@@ -136,58 +137,60 @@ class PhysicsRobot(DrivenRobot):
     action_dim: int
     _gripper: float = field(default=0.0, init=False)
     _holds: int = field(default=0, init=False)
+    _begins: bool = field(default=True, init=False)
+    _awaited: int = field(default=0, init=False)
     _rest: NDArray[np.float32] = field(init=False)
 
     async def _live(self) -> None:
         at_s = self.log.now()
         report: dict[str, Any] = {}
         while True:
-            motion, begins, self._gripper = await self.simulated.begin(), True, 0.0
+            motion, self._begins, self._gripper, self._awaited = await self.simulated.begin(), True, 0.0, 0
             self._rest = np.empty((0, self.action_dim), np.float32)
             at_s = max(at_s, self.log.now())
             while motion.success is None:
                 await self._until(at_s)
                 # A driver that fell behind by whole steps begins anew instead of hurrying after its clock.
                 at_s = max(at_s, self.log.now() - self.period_s)
-                steps, motion = await self._chunk(motion, at_s, _beginning(begins=begins) | report)
-                at_s, begins, report = at_s + steps * self.period_s, False, {}
+                steps, motion = await self._chunk(motion, at_s, report)
+                at_s, report = at_s + steps * self.period_s, {}
             self.log.episodes.append(FinishedEpisode(task=self.simulated.task, success=motion.success, at_s=self.log.now()))
             report = {"success": motion.success}
 
-    async def _chunk(self, motion: MotionResult, at_s: float, extra: dict[str, Any]) -> tuple[int, MotionResult]:
+    async def _chunk(self, motion: MotionResult, at_s: float, report: dict[str, Any]) -> tuple[int, MotionResult]:
         """One request, and the control steps until the next one is wanted: how many, and what became of the robot."""
-        asked = asyncio.ensure_future(self._ask(motion.observation, **extra))
+        shown = replace(motion.observation, step=motion.observation.step - self._awaited)
+        asked = asyncio.ensure_future(self._ask(shown, **_beginning(begins=self._begins), **report))
         waited, missed = 0, len(self.log.missed)
         try:
             while not asked.done() and motion.success is None:
                 due = at_s + (waited + 1) * self.period_s
                 await asyncio.wait({asked}, timeout=max(0.0, due - self.log.now()))
                 if not asked.done():
-                    motion, waited = await self._meanwhile(due, begins=bool(extra.get("reset"))), waited + 1
+                    motion, waited = await self._meanwhile(due), waited + 1
         finally:
             asked.cancel()
         reply = None if asked.cancelled() or motion.success is not None else await asked
-        fresh = self.execute_steps - waited if reply is not None else 0
-        if reply is None or fresh <= 0:
+        late = 0 if self._begins else waited
+        if reply is None or late >= len(reply.actions):
             return (waited, motion) if waited else (1, await self._held_after_error(at_s))
+        self._begins = False
         if len(self.log.missed) == missed:
             self.log.met.append(at_s + (waited + 1) * self.period_s)
-        last = self.execute_steps
+        last = max(self.execute_steps, late + 1)
         if reply.held:
-            last = min(last, waited + _hold_steps(self._holds, self.execute_steps))
+            last = min(last, late + _hold_steps(self._holds, self.execute_steps))
         self._holds = self._holds + 1 if reply.held else 0
-        motion = await self.simulated.execute(reply.actions[waited:last])
-        self._gripper = float(reply.actions[min(self.execute_steps, len(reply.actions)) - 1, -1])
+        motion = await self.simulated.execute(reply.actions[late:last])
+        self._gripper = float(reply.actions[late:last][-1, -1])
         self._rest = self._rest[:0] if reply.held else reply.actions[last:]
         self.log.executed(motion.executed, fresh=not reply.held)
         return waited + motion.executed, motion
 
-    async def _meanwhile(self, due: float, *, begins: bool) -> MotionResult:
+    async def _meanwhile(self, due: float) -> MotionResult:
         """One control step without the chunk that was due."""
         if not len(self._rest):
             self.log.missed.append(due)
-            if begins:
-                self.log.awaited.append((self.log.now(), 1))
             return await self._hold()
         action, self._rest = self._rest[:1], self._rest[1:]
         self._gripper = float(action[0, -1])
@@ -200,6 +203,9 @@ class PhysicsRobot(DrivenRobot):
         return await self._hold()
 
     async def _hold(self) -> MotionResult:
+        if self._begins:
+            self._awaited += 1
+            self.log.awaited.append((self.log.now(), 1))
         still = np.zeros((1, self.action_dim), np.float32)
         still[0, -1] = self._gripper
         motion = await self.simulated.execute(still)

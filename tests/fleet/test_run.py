@@ -244,7 +244,7 @@ class FallingRobot:
 
 
 class SlowEndpoint:
-    """Answers after a while with actions that name their own step."""
+    """Answers after a while with actions that name their own step, from 1 on."""
 
     reconnects = 0
 
@@ -260,25 +260,30 @@ class SlowEndpoint:
     async def act(self, observation: Observation, **extra: object) -> Reply:
         self.extras.append(extra)
         await asyncio.sleep(self.delay_s)
-        numbers = np.arange(observation.step, observation.step + H, dtype=np.float32)
+        numbers = 1 + np.arange(observation.step, observation.step + H, dtype=np.float32)
         return Reply(actions=np.stack([numbers] * D, axis=1), first_step=observation.step, robot="r")
 
 
-def test_a_simulated_robot_holds_still_until_its_late_chunk_and_goes_on_at_the_right_step():
-    simulated, endpoint, log = FallingRobot(steps=40), SlowEndpoint(0.25), DriveLog()
+@pytest.mark.parametrize("delay_s", [0.25, 0.1 * H + 0.15])
+def test_a_simulated_robot_holds_still_until_its_late_chunk_and_goes_on_at_the_right_step(delay_s):
+    """Before its first chunk it stands where it was when it asked: that one is used from its beginning, however late it is."""
+    simulated, endpoint, log = FallingRobot(steps=40), SlowEndpoint(delay_s), DriveLog()
     robot = PhysicsRobot(name="r", client=endpoint, log=log, simulated=simulated, period_s=0.1, execute_steps=H, action_dim=D)
-    asyncio.run(drive([robot], 1.6))
+    asyncio.run(drive([robot], 2.0))
     executed = np.stack(simulated.actions)
     still = executed[:, 0] == 0
-    still[0] = True
-    # What is not held is the action of that very step of the episode.
-    steps = np.arange(len(executed)) % 40
+    awaited = np.flatnonzero(~still)[0]
+    assert awaited == sum(n for _, n in log.awaited)
+    np.testing.assert_array_equal(executed[awaited : awaited + H, 0], 1 + np.arange(H))
+    # What is not held is the action of that very step, counted from the first action.
+    steps = 1 + np.arange(len(executed)) - awaited
     np.testing.assert_array_equal(executed[~still, 0], steps[~still])
     assert len(log.missed) >= 2 * 2
     assert not log.met
     assert sum(n for _, n in log.held) == still.sum()
     # The gripper stays as the last fresh action had it.
-    held_later = np.flatnonzero(still & (np.arange(len(executed)) > H))
+    held_later = np.flatnonzero(still & (np.arange(len(executed)) > awaited))
+    assert len(held_later)
     assert (executed[held_later, -1] > 0).all()
 
 
@@ -291,10 +296,43 @@ def test_a_simulated_robot_goes_on_with_its_chunk_while_the_next_one_comes():
     asyncio.run(drive([robot], 4))
     executed = np.stack(simulated.actions)[:, 0]
     first = np.flatnonzero(executed)[0]
-    np.testing.assert_array_equal(executed[first:], np.arange(first, len(executed)))
+    np.testing.assert_array_equal(executed[first:], 1 + np.arange(len(executed) - first))
     assert len(executed) > 2 * H
     assert len(log.missed) == first
     assert len(log.met) >= 2
+
+
+def test_a_simulated_robot_uses_what_is_left_of_a_chunk_that_is_later_than_what_it_executes():
+    simulated, log = FallingRobot(steps=40), DriveLog()
+    robot = PhysicsRobot(
+        name="r", client=SlowEndpoint(0.25), log=log, simulated=simulated, period_s=0.1, execute_steps=1, action_dim=D,
+        lifetime_s=2.0,
+    )  # fmt: skip
+    asyncio.run(drive([robot], 4))
+    executed = np.stack(simulated.actions)[:, 0]
+    first = np.flatnonzero(executed)[0]
+    moved = executed[first:] > 0
+    np.testing.assert_array_equal(executed[first:][moved], (1 + np.arange(len(moved)))[moved])
+    assert moved.mean() > 0.8, "H steps of every answer, of which three are late"
+
+
+def test_an_episode_begins_until_it_is_answered():
+    class Deaf(SlowEndpoint):
+        async def act(self, observation: Observation, **extra: object) -> Reply:
+            reply = await super().act(observation, **extra)
+            if len(self.extras) < 3:
+                raise TimeoutError
+            return reply
+
+    simulated, endpoint, log = FallingRobot(steps=40), Deaf(0.0), DriveLog()
+    robot = PhysicsRobot(
+        name="r", client=endpoint, log=log, simulated=simulated, period_s=0.1, execute_steps=H, action_dim=D, lifetime_s=1.5
+    )
+    asyncio.run(drive([robot], 2.0))
+    assert [extra.get("reset", False) for extra in endpoint.extras[:4]] == [True, True, True, False]
+    executed = np.stack(simulated.actions)[:, 0]
+    assert np.flatnonzero(executed)[0] == sum(n for _, n in log.awaited)
+    assert executed[executed > 0][0] == 1
 
 
 def test_the_log_is_a_trace_of_every_levels_latency():
@@ -316,7 +354,7 @@ def test_a_simulated_robot_that_is_told_to_hold_asks_again_at_its_next_step():
         name="r", client=Holding(0.0), log=log, simulated=simulated, period_s=0.1, execute_steps=H, action_dim=D, lifetime_s=1.0
     )
     asyncio.run(drive([robot], 1.5))
-    assert [a[0] for a in simulated.actions[:8]] == list(range(8))
+    assert [a[0] for a in simulated.actions[:8]] == list(range(1, 9))
     assert [n for _, n in log.held[:2]] == [1, 2], "twice as long where it is told so again"
     assert log.fresh[0][1] == H
 
