@@ -14,15 +14,16 @@ from numpy.typing import NDArray
 from benchmarks.files import ROOT
 from benchmarks.results_table import write_between
 from libra_ray.common.files import write_text
-from libra_ray.config.presets import LATE_IS_NORMAL
+from libra_ray.config.presets import AS_PUBLISHED, LATE_IS_NORMAL
 from libra_ray.report.interval_plot import INK, LINE, STYLE
 from libra_ray.stats.granularity_peak import Estimate, estimate, paired_difference, success_draws
 
 PAGE = ROOT / "docs" / "asynchrony.md"
 DELAYS = (0, 2, 5, 10, 15, 20)
 """Control steps that the network is late by; at 80 Hz 10 are 125 ms."""
-PUBLISHED = {"action.chunks": 2, "refiner.max_staleness": 0, "refiner.condition_dropout": 0.0}
-LATE = {name: value for name, value in LATE_IS_NORMAL.items() if name != "control.rule"}
+PUBLISHED, LATE = (
+    {name: value for name, value in of.items() if not name.startswith("control.")} for of in (AS_PUBLISHED, LATE_IS_NORMAL)
+)
 LONG = {"action.horizon": 20, "action.chunks": 1, "refiner.max_staleness": 0, "control.execute_steps": 5}
 """A network of one level answers as many steps as the dual system's plan, and is asked as often."""
 

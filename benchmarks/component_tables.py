@@ -6,6 +6,7 @@ from typing import Any
 
 from benchmarks.pretraining import PART, WORDED_TASKS
 from libra_ray.config import Config, override, preset
+from libra_ray.config.presets import AS_PUBLISHED
 
 COARSE_ONLY = "coarse_only"
 WORDS = {"refiner.see_language": True}
@@ -126,6 +127,8 @@ TABLES = {
 }
 """The first row of each is what the others are compared with."""
 STUDY = {
+    # As published, where the preset is made for late planners.
+    **AS_PUBLISHED,
     "train.start_parts": PART,
     "train.curriculum": "threshold",
     "evaluate.controllers": "policy",

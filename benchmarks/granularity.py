@@ -22,6 +22,7 @@ from libra_ray.common.files import write_text
 from libra_ray.common.json_text import plain, read
 from libra_ray.common.provenance import Hardware, describe_hardware, git_revision, public_config
 from libra_ray.config import Config, override, preset
+from libra_ray.config.presets import AS_PUBLISHED
 from libra_ray.on_ray.session import connected
 from libra_ray.on_ray.sweep import publish, runner
 from libra_ray.on_ray.sweep.space import Space, load_space
@@ -38,6 +39,8 @@ SPACE = "encoder"
 PRETRAINED = "pretrained"
 STUDY: Mapping[str, Any] = {
     **WORDED_TASKS,
+    # As published, where the preset is made for late planners.
+    **AS_PUBLISHED,
     "train.curriculum": "threshold",
     "train.checkpoint_every": 300,
     "train.validate_every": 300,

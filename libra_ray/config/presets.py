@@ -49,10 +49,14 @@ PUBLISHED = {
 }
 """Libra-VLA's recipe to the letter (docs/method.md): named in full, lest a default that is changed changes it."""
 
+AS_PUBLISHED = {name: PUBLISHED[name] for name in LATE_IS_NORMAL}
+"""The same settings in Libra-VLA's recipe."""
+
 QUICK_TASKS = {"sim.max_steps": 250, "train.steps": 1500, "train.batch_size": 128}
 """Whoever has not succeeded after 250 steps (the experts need 120) never does; only the floor would go on to 500."""
 
 FINE_TUNED = {
+    **LATE_IS_NORMAL,
     "sim.tasks": MT10,
     "sim.image_size": 224,
     "record.episodes_per_task": 60,
@@ -75,6 +79,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "quickstart": {**QUICK_TASKS, **LATE_IS_NORMAL},
     "published": {**QUICK_TASKS, "sim.tasks": QUICKSTART_TASKS, **PUBLISHED},
     "mt10": {
+        **LATE_IS_NORMAL,
         "sim.tasks": MT10,
         "sim.supersample": 2,
         # Where the goal is a small dot anywhere, more places teach to find a new one better (benchmarks/places.py); where it is
@@ -113,6 +118,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "evaluate.videos_per_task": 1,
     },
     "tabletop": {
+        **LATE_IS_NORMAL,
         "sim.family": "tabletop",
         "sim.tasks": TABLETOP_TASKS,
         "sim.supersample": 2,
@@ -141,7 +147,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "train.batch_size": 32,
         "train.warmup_steps": 500,
     },
-    # The sizes of the paper; where it is silent, those of its closest public relatives.
+    # The sizes of the paper, its plans of two chunks too; where it is silent, those of its closest public relatives.
     "paper": {
         **FINE_TUNED,
         "action.bins": 10,

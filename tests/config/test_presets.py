@@ -8,6 +8,7 @@ from libra_ray.common.json_text import read
 from libra_ray.config import PRESETS, preset
 from libra_ray.config.overrides import flatten
 from libra_ray.config.presets import PUBLISHED
+from libra_ray.control.margin import cycle_of
 
 LETTER = {
     "action.bins": 10,
@@ -55,3 +56,14 @@ def test_the_starting_noise_is_the_one_that_measured_better(name):
     rows = read_result(RESULTS / f"noise_{name}.json")["rows"]
     best = max((row for row in rows if row["task"] == "all"), key=lambda row: row["success"])
     assert preset(name).refiner.sample_noise == best["sample_noise"]
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS.keys() - {"debug", "published", "paper"}))
+def test_a_plan_that_is_late_by_ten_steps_costs_nothing(name):
+    """It still covers what is executed when the next one is in use, and the refiner has been shown what it meets there."""
+    config, late = preset(name), 10
+    covers = config.action.chunks * config.action.horizon
+    cycle = cycle_of(covers, late, config.action.horizon, config.action.horizon, config.control, above_last=True)
+    assert cycle.replaced <= covers
+    assert config.refiner.max_staleness == -1
+    assert config.refiner.condition_dropout > 0
