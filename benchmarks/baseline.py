@@ -43,7 +43,7 @@ from libra_ray.runs.results import TrainingLog
 from libra_ray.training.data import TrainingData
 from libra_ray.types import ActionChunk, Intent, Level, Observation, Policy
 
-LR, LR_FINAL_SHARE, LOG_EVERY_S = 1e-3, 0.01, 5.0
+LR, LR_FINAL_SHARE, ROWS = 1e-3, 0.01, 50
 Loss = Literal["l1", "mse"]
 
 
@@ -79,7 +79,7 @@ def _conv(before: int, after: int, kernel: int, stride: int) -> nn.Sequential:
 
 
 class TimedTrainer:
-    """Training for a given time: the cosine runs over the share of the seconds used, not over steps."""
+    """Training for a given time: the cosine runs over the share of the seconds used, or of whatever else the clock counts."""
 
     def __init__(
         self, network: ConvPolicy, config: Config, *, loss: Loss, seconds: float, clock: Callable[[], float] = time.perf_counter
@@ -97,7 +97,7 @@ class TimedTrainer:
                 return
             error = self._optimise(batch.to(self.device))
             self.step, self.elapsed_s = self.step + 1, self.clock() - began
-            if self.elapsed_s >= self.seconds or self.elapsed_s - logged >= LOG_EVERY_S:
+            if self.elapsed_s >= self.seconds or self.elapsed_s - logged >= self.seconds / ROWS:
                 yield {"step": self.step, "elapsed_s": self.elapsed_s, "loss": float(error)}
                 began, logged = self.clock() - self.elapsed_s, self.elapsed_s
 

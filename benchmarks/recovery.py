@@ -239,7 +239,7 @@ def main() -> None:
         parser.error(f"--seeds {given.seeds} must be at least 1")
     name = "recovery_quick" if given.quick else "recovery"
     out = given.out or (given.runs if given.quick else RESULTS) / f"{name}.json"
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     try:
         changes = changes_of(given)
         settings = plain({**STUDY, **changes})
