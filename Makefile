@@ -49,6 +49,10 @@ test: setup  ## the tests
 test-gpu: setup  ## the tests that need a GPU
 	uv run pytest tests/gpu -n0
 
+.PHONY: mutants
+mutants: setup  ## does each small change of the core's code fail a test? An hour or more; goes on where it stopped
+	uv run --with mutmut==3.8.1 mutmut run
+
 .PHONY: test-docs
 test-docs: setup  ## every line that README and docs print, run from a clone
 	uv run pytest -n0 -m printed tests/docs
