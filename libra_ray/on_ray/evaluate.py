@@ -220,11 +220,13 @@ def device_of(config: Config) -> str:
 
 
 def check_gpu(config: Config) -> None:
-    """Refuse to use a GPU that is not there; which ones a cluster at RAY_ADDRESS has, its machines know.
+    """Refuse a GPU that is not there, and what needs one without; which ones a cluster at RAY_ADDRESS has, its machines know.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or none is asked for.
     """
+    if config.policy.compile == "graphs" and not config.ray.use_gpu:
+        raise ValueError("policy.compile=graphs needs a GPU; give --ray.use_gpu true, or --policy.compile auto")
     if config.ray.use_gpu and is_private() and not torch.cuda.is_available():
         raise ValueError("ray.use_gpu=true, but this machine has no GPU that torch can use; give --ray.use_gpu false")
 

@@ -40,6 +40,12 @@ def test_a_gpu_that_is_not_there_is_refused_before_anything_is_done(make_run, mo
         stages.check(make_run(ray__use_gpu=True), "record", stage)
 
 
+@pytest.mark.parametrize("stage", ["train", "evaluate"])
+def test_graphs_without_a_gpu_are_refused_before_anything_is_done(make_run, stage):
+    with pytest.raises(ValueError, match=r"policy.compile=graphs needs a GPU; give --ray.use_gpu true"):
+        stages.check(make_run(policy__compile="graphs"), "record", stage)
+
+
 def test_on_a_cluster_without_a_gpu_here_it_is_said(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
