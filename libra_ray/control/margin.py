@@ -9,7 +9,7 @@ or with `committed_steps` those.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 
@@ -94,12 +94,13 @@ class Cycle:
     replaced: int
 
 
-def measure(policy: Policy, seen: Observation) -> dict[str, Latency]:
+def measure(policy: Policy, seen: Observation, clock: Callable[[], float] = perf_counter) -> dict[str, Latency]:
     """The latency of every level on this machine for one robot, by name; the first call of each is not counted.
 
     Args:
         policy: whose levels are asked one after the other, each with the intent of the one that it reads.
         seen: what the robot sees.
+        clock: seconds.
     """
     intents: dict[str | None, Intent | None] = {None: None}
     found = {}
@@ -108,9 +109,9 @@ def measure(policy: Policy, seen: Observation) -> dict[str, Latency]:
         [answer] = policy.infer(level.name, [seen], above)
         ms: list[float] = []
         while len(ms) < CALLS and (len(ms) < FEWEST_CALLS or sum(ms) < 1000 * LONGEST_S):
-            began = perf_counter()
+            began = clock()
             policy.infer(level.name, [seen], above)
-            ms.append(1000 * (perf_counter() - began))
+            ms.append(1000 * (clock() - began))
         if isinstance(answer, Intent):
             intents[level.name] = answer
         found[level.name] = Latency.of(ms)

@@ -182,6 +182,26 @@ def test_what_is_injected_is_what_is_set_or_drawn():
     assert injected_steps(fixed, levels) == {"slow": 7, "fast": 2}
     drawn = Delays(DelayConfig(intent_steps=7), {"slow": np.arange(101), "fast": np.zeros(3, np.int64)})
     assert injected_steps(drawn, levels) == {"slow": 95, "fast": 0}
+    assert injected_steps(fixed, three(6, 3)) == {"top": 7, "middle": 7, "fast": 2}
+
+
+def test_a_latency_of_measured_calls_is_their_median_and_their_95th_percentile():
+    assert Latency.of(np.arange(101.0)) == Latency(p50_ms=50, p95_ms=95, robots=1, injected_steps=0)
+
+
+@pytest.mark.parametrize(("seconds", "calls"), [(0.001, 15), (0.3, 4), (0.25, 4), (0.5, 3), (7.0, 3)])
+def test_a_level_is_measured_fifteen_times_or_for_a_second_but_at_least_three_times(seconds, calls):
+    class Slow(Answers):
+        now = 0.0
+
+        def infer(self, level, observations, above):
+            self.now += seconds
+            return super().infer(level, observations, above)
+
+    policy = Slow(ONE)
+    found = measure(policy, Observation(images={}, state=np.zeros(2, np.float32), instruction="go"), lambda: policy.now)
+    assert len(policy.calls) == 1 + calls, "the first one is not counted"
+    assert found["policy"].p50_ms == pytest.approx(1000 * seconds)
 
 
 def test_every_level_is_measured_with_the_intent_that_it_reads():
