@@ -7,7 +7,7 @@ import pytest
 
 from libra_ray.config import ControlConfig, DelayConfig
 from libra_ray.control.delays import Delays, in_steps, open_delays
-from libra_ray.control.lockstep import drive
+from libra_ray.control.lockstep import PolicyController, drive
 from libra_ray.control.robot import RobotControl
 from libra_ray.types import Level
 from tests.control.test_robot import LEVELS, H, L, StubPolicy, asked, fresh, observe, run
@@ -125,6 +125,20 @@ def test_measured_latencies_are_whole_steps():
     assert steps["refiner"].tolist() == [0, 0, 1, 2]
     drawn = {Delays(measured=steps).intent("planner", 0, step).due for step in range(200)}
     assert drawn == {0, 1, 2, 8}
+    levels = (*LEVELS, Level(name="third", covers=1, reads="refiner"))
+    of_three = in_steps({level.name: [12.6] for level in levels}, levels, control_hz=80)
+    assert {name: found.tolist() for name, found in of_three.items()} == {"planner": [2], "refiner": [2], "third": [1]}
+
+
+def test_without_a_trace_delays_are_as_set():
+    config = DelayConfig(intent_steps=3, lost_share=0.5, seed=7)
+    assert open_delays(config, LEVELS, 10) == Delays(config)
+
+
+def test_a_trace_may_hold_an_answer_that_took_no_time(tmp_path):
+    path = tmp_path / "drive.json"
+    path.write_text(json.dumps({"level_latencies_ms": {"planner": [0.0], "refiner": [0.0]}}))
+    assert open_delays(DelayConfig(trace=str(path)), LEVELS, 10).intent("planner", 0, 0).due == 0
 
 
 def test_a_trace_that_lacks_a_level_or_is_none_is_refused(tmp_path):
@@ -132,6 +146,10 @@ def test_a_trace_that_lacks_a_level_or_is_none_is_refused(tmp_path):
         ValueError, match="no latencies of level refiner, but of planner; the policy's levels are planner, refiner"
     ):
         in_steps({"planner": [1.0]}, LEVELS, control_hz=10)
+    with pytest.raises(ValueError, match="no latencies of level planner, but of one, two;"):
+        in_steps({"one": [1.0], "two": [1.0]}, LEVELS, control_hz=10)
+    with pytest.raises(ValueError, match="no latencies of level planner, but of none;"):
+        in_steps({}, LEVELS, control_hz=10)
     path = tmp_path / "drive.json"
     with pytest.raises(ValueError, match=r"drive.json holds no latencies \(FileNotFoundError.* jobs/drive.py --out"):
         open_delays(DelayConfig(trace=str(path)), LEVELS, 10)
@@ -201,3 +219,20 @@ def test_a_policy_of_one_level_is_late_as_a_whole():
     assert not any(action.held for action in actions)
     assert all(value[1] == step for step, value in fresh(actions))
     assert max(action.intent_age_steps for action in actions) == H - 1
+
+
+def test_a_controllers_episodes_draw_their_own_delays():
+    """By their seeds, as robots in lockstep do."""
+
+    class Noting(Delays):
+        def intent(self, level, episode, step):
+            asked.append(episode)
+            return super().intent(level, episode, step)
+
+    asked: list[int] = []
+    controller = PolicyController(StubPolicy(), ControlConfig(rule="overlap"), delays=Noting(DelayConfig(intent_steps=2)))
+    for seed in (11, 12):
+        controller.reset(None, seed)
+        for step in range(4 * H):
+            controller.act(observe(0, step))
+    assert set(asked) == {11, 12}

@@ -87,6 +87,8 @@ def test_statistics_survive_json_exactly(array):
     assert again.digest() == stats.digest()
     np.testing.assert_array_equal(again.action.q99, stats.action.q99)
     assert again.action.q99.dtype == np.float32
+    tree = json.loads(stats.to_json())
+    assert stats.to_json() == json.dumps(tree, sort_keys=True, separators=(",", ":")), "one text, and so one digest"
 
 
 def test_the_digest_tells_statistics_apart():
