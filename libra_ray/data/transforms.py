@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Normalisation = Literal["min_max", "quantile"]
 STATE_LIMIT = 3.0
 """Normalised states are cut here: a state far outside the recorded range says no more than "outside"."""
-_CONSTANT_SPAN = 1e-6
+CONSTANT_SPAN = 1e-6
 """A dimension whose range is smaller than this share of its size is a constant with rounding noise."""
 
 
@@ -199,7 +199,7 @@ def _scale(low: NDArray[np.float32], high: NDArray[np.float32]) -> ScaleTransfor
 
 def is_constant(low: NDArray[np.float32], high: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Which dimensions `(dims,)` vary between `low` and `high` by no more than rounding noise."""
-    return high - low <= _CONSTANT_SPAN * np.maximum(1, np.abs(low))
+    return high - low <= CONSTANT_SPAN * np.maximum(1, np.abs(low))
 
 
 def _check_keys(found: dict[str, object], expected: set[str], what: str) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from libra_ray.data.transforms import STATE_LIMIT, NormStats, Pipeline, VectorStats, compute_stats
+from libra_ray.data.transforms import CONSTANT_SPAN, STATE_LIMIT, NormStats, Pipeline, VectorStats, compute_stats, is_constant
 from tests.data.builders import make_recorded
 
 values = hnp.arrays(
@@ -61,6 +61,7 @@ def test_states_are_about_one(array, mode):
     assert np.isfinite(normalised).all()
     assert np.abs(normalised).max() <= (1 + 1e-5 if mode == "min_max" else STATE_LIMIT)
     assert np.abs(pipeline.inputs_state(array + 1e6)).max() <= STATE_LIMIT
+    assert np.abs(pipeline.inputs_state(array - 1e6)).max() <= STATE_LIMIT
 
 
 def test_a_constant_dimension_is_zero_inside_and_itself_outside():
@@ -68,6 +69,29 @@ def test_a_constant_dimension_is_zero_inside_and_itself_outside():
     pipeline = Pipeline(stats_of(array), "min_max")
     np.testing.assert_array_equal(pipeline.inputs_action(array), [[0, -1], [0, 1]])
     np.testing.assert_array_equal(pipeline.outputs_action(np.array([0.9, 0.5], np.float32)), np.array([0.3, 0.5], np.float32))
+
+
+def test_off_its_constant_a_dimension_still_says_nothing():
+    pipeline = Pipeline(stats_of(np.array([[0.3, -1], [0.3, 1]], np.float32)), "min_max")
+    np.testing.assert_array_equal(pipeline.inputs_state(np.array([5.0, 0.5], np.float32)), np.array([0, 0.5], np.float32))
+
+
+def test_a_dimension_is_constant_that_varies_by_rounding_alone():
+    """By its size, or where it is small by itself."""
+    span = np.float32(CONSTANT_SPAN)
+    low = np.array([0, 0, 1000, 1000, -1000], np.float32)
+    high = low + span * np.array([1, 1.5, 500, 1500, 500], np.float32)
+    assert is_constant(low, high).tolist() == [True, False, True, False, True]
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.int64, np.float32])
+def test_numbers_of_any_kind_come_out_in_single_precision(kind):
+    stats = stats_of(np.array([[0, -1], [4, 1]], np.float32))
+    pipeline, numbers = Pipeline(stats, "min_max"), np.array([2, 1], kind)
+    for found in (pipeline.inputs_state(numbers), pipeline.inputs_action(numbers), pipeline.outputs_action(numbers)):
+        assert found.dtype == np.float32
+    np.testing.assert_array_equal(pipeline.inputs_action(numbers), [0, 1])
+    assert (pipeline.stats, pipeline.normalisation) == (stats, "min_max")
 
 
 def test_quantiles_ignore_outliers_but_not_rare_switches():
