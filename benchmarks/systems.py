@@ -168,8 +168,8 @@ def said(measured: Cell | SystemTime) -> str:
     return f"{measured.variant}, seed {measured.seed}: {measured.steps} steps in {measured.spent_s:.0f} s; success: {rates}"
 
 
-def main() -> None:
-    """Run the study, or go on with it; tables and plots are written anew after every cell."""
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = command_line("systems", __doc__)
     parser.add_argument("domain", choices=DOMAINS, help="tasks, demonstrations and time that all its policies share")
     parser.add_argument("--tables", nargs="+", default=[], help="those above (default: all that the domain has)")
@@ -185,14 +185,20 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder for the work (default: runs)")
     parser.add_argument("--out", type=Path, help="JSON to write (default: benchmarks/results/systems_<domain>.json)")
     parser.add_argument("--show", action="store_true", help="only write tables and plots of what is measured anew")
-    given = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Run the study, or go on with it; tables and plots are written anew after every cell."""
+    asked = parser()
+    given = asked.parse_args()
     name = f"systems_{given.domain}" + ("_quick" if given.quick else "")
     out = given.out or (given.runs if given.quick else RESULTS) / f"{name}.json"
     try:
         order = ordered(given)
         found = earlier(out, Study, order.settings) or Study(settings=order.settings, cells=[], times=[])
     except ValueError as mistake:
-        parser.error(str(mistake))
+        asked.error(str(mistake))
     torch.set_num_threads(given.threads)
     cells, times = list(found.cells), list(found.times)
     page = out.parent.resolve() == RESULTS
