@@ -112,6 +112,9 @@ def run(root: Path, order: Order, known: Study) -> Iterator[Cell | SystemTime]:
             seconds=order.seconds,
             probed_steps=order.probed_steps,
         )
+        # One after the other, so that all are measured under the same load of a shared machine.
+        for variant in dict.fromkeys([variant for _, variant in cells] + times):
+            course.pace(variant)
         with SimulatorPool(evaluated_config(course.data.config, order.domain, 1).sim, available_cpus()) as pool:
             for seed, variant in cells:
                 yield course.cell(variant, seed, pool)
@@ -184,12 +187,12 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="further settings of every policy")
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder for the work (default: runs)")
     parser.add_argument("--out", type=Path, help="JSON to write (default: benchmarks/results/systems_<domain>.json)")
-    parser.add_argument("--show", action="store_true", help="only write tables and plots of what is measured anew")
+    parser.add_argument("--show", action="store_true", help="run nothing: write tables and plots of what is measured")
     return parser
 
 
 def main() -> None:
-    """Run the study, or go on with it; tables and plots are written anew after every cell."""
+    """Run the study, or go on with it; the JSON is written anew after every cell, tables and plots at the end."""
     asked = parser()
     given = asked.parse_args()
     name = f"systems_{given.domain}" + ("_quick" if given.quick else "")
@@ -201,20 +204,20 @@ def main() -> None:
         asked.error(str(mistake))
     torch.set_num_threads(given.threads)
     cells, times = list(found.cells), list(found.times)
-    page = out.parent.resolve() == RESULTS
-    if not given.show:
-        root = (given.runs / name).resolve()
-        with locked(root):
-            for measured in run(root, order, found):
-                if isinstance(measured, Cell):
-                    cells.append(measured)
-                else:
-                    times.append(measured)
-                rows = {"cells": [plain(each) for each in cells], "times": [plain(each) for each in times]}
-                write_result(out, {**origin(), "settings": order.settings, **rows})
-                publish(out, given.domain, cells, times, page=page)
-                print(f"\n{said(measured)}", flush=True)
-    print(publish(out, given.domain, cells, times, page=page))
+    try:
+        if not given.show:
+            root = (given.runs / name).resolve()
+            with locked(root):
+                for measured in run(root, order, found):
+                    if isinstance(measured, Cell):
+                        cells.append(measured)
+                    else:
+                        times.append(measured)
+                    rows = {"cells": [plain(each) for each in cells], "times": [plain(each) for each in times]}
+                    write_result(out, {**origin(), "settings": order.settings, **rows})
+                    print(f"\n{said(measured)}", flush=True)
+    finally:
+        print(publish(out, given.domain, cells, times, page=out.parent.resolve() == RESULTS))
 
 
 if __name__ == "__main__":

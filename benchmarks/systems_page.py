@@ -20,6 +20,8 @@ PAGE = ROOT / "docs" / "systems.md"
 MOST_PANELS = 4
 """Tasks of which each has a panel of its own."""
 SHARE = "share_"
+RESAMPLES = 1000
+"""Of the bootstrap of a median error, which is slow."""
 GRIPPER = {"val_gripper_error_anchor": "anchor's gripper errors", "val_gripper_error": "gripper errors"}
 """Held-out measures of AnchorRefine: shares of steps on which the gripper is commanded wrongly."""
 NOTHING = "no cell is measured yet"
@@ -53,7 +55,7 @@ def lines_of(cells: Sequence[Cell], table: str) -> dict[str, Line]:
     samples = [
         Sample(label=row.label, outcomes=list(outcomes(cells, row).values()), errors_mm=errors_mm(cells, row)) for row in rows
     ]
-    return {line.sample.label: line for line in summarise(samples)} if samples else {}
+    return {line.sample.label: line for line in summarise(samples, RESAMPLES)} if samples else {}
 
 
 def measured(cells: Sequence[Cell], table: str, lines: Mapping[str, Line]) -> str:
@@ -62,7 +64,15 @@ def measured(cells: Sequence[Cell], table: str, lines: Mapping[str, Line]) -> st
         key: name for key, name in GRIPPER.items() if any(key in c.held_out for r in TABLES[table] for c in of_row(cells, r))
     }
     errors = any(line.error_mm for line in lines.values())
-    names = ["policy", "success", *(["median final error, mm"] if errors else []), "seeds × episodes", "weights", "steps"]
+    names = [
+        "policy",
+        "success",
+        *(["median final error, mm"] if errors else []),
+        "seeds × episodes",
+        "weights",
+        "steps",
+        "training, s",
+    ]
     names += gripper.values() if table == "anchor" else ()
     found = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for row in (row for row in TABLES[table] if row.label in lines):
@@ -71,6 +81,7 @@ def measured(cells: Sequence[Cell], table: str, lines: Mapping[str, Line]) -> st
         shown = [row.label, _mark(line.success, ".2f"), *([_mark(line.error_mm, ".1f")] if errors else [])]
         shown += [f"{len(mine)} × {'/'.join(map(str, counts))}", f"{mine[0].parameters / 1e6:.2f} M"]
         shown += ["/".join(f"{steps:,}" for steps in sorted({cell.steps for cell in mine}))]
+        shown += [f"{np.mean([cell.spent_s for cell in mine]):.0f}"]
         if table == "anchor":
             shown += [_share([cell.held_out[key] for cell in mine if key in cell.held_out]) for key in gripper]
         found.append(f"| {' | '.join(shown)} |")

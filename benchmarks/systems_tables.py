@@ -151,7 +151,7 @@ class Domain:
 ALL = ("ranking", "anchor", "experts", LATENCY)
 PLACED = ("5mm", "2mm", "1mm")
 DOMAINS = {
-    "metaworld": Domain(preset="quickstart", tasks=preset("quickstart").sim.tasks, episodes=20, seconds=240.0, tables=ALL),
+    "metaworld": Domain(preset="quickstart", tasks=preset("quickstart").sim.tasks, episodes=20, seconds=60.0, tables=ALL),
     # Demonstrations within 1 mm teach the coarser tolerances too, and the pictures do not tell which is meant. With the grasp
     # (`place-1mm`) two cores rank nobody: 8 % for all in docs/components.md.
     "tabletop": Domain(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from benchmarks import baseline
 from benchmarks.studies import evaluated, opened, outcomes_of, train
@@ -161,14 +162,20 @@ class Course:
     def config(self, variant: str, seed: int) -> Config:
         """Of a policy, with the steps that fit its time."""
         config = config_of(self.domain, variant, seed, self.changes)
-        if VARIANTS[variant].cloning:
+        pace = self.pace(variant)
+        if pace is None:
             return config
-        steps = max(1, round(self.seconds / self.step_s(variant)))
+        steps = max(1, round(self.seconds / pace))
         warmup = min(config.train.warmup_steps, steps // 4)
         return override(config, {"train.steps": steps, "train.warmup_steps": warmup, "train.validate_every": steps})
 
-    def step_s(self, variant: str) -> float:
-        """Seconds of an optimiser step: measured once, and then kept, so that all seeds take as many steps."""
+    def pace(self, variant: str) -> float | None:
+        """Seconds of an optimiser step: measured once, and then kept, so that all seeds take as many steps.
+
+        None of behaviour cloning, whose schedule counts by the clock itself.
+        """
+        if VARIANTS[variant].cloning:
+            return None
         path = self.root / "paces.json"
         known = read(dict[str, float], path) if path.exists() else {}
         if variant not in known:
@@ -205,20 +212,21 @@ class Course:
         if VARIANTS[variant].cloning:
             policy, _ = load(run, "policy")
             assert isinstance(policy, baseline.BaselinePolicy)
-            weights, state = policy.network, torch.load(folder.path("network.pt"), weights_only=True)
-            steps, held_out = state["step"], dict[str, float]()
+            network: nn.Module = policy.network
+            steps: int = torch.load(folder.path("network.pt"), "cpu", weights_only=True)["step"]
+            held_out = dict[str, float]()
         else:
             loaded, log = checkpoint.load(folder.path("checkpoint")), stages.training_log(folder).rows
-            weights, steps = loaded.model, loaded.manifest.step
+            network, steps = loaded.model, loaded.manifest.step
             held_out = {name: round(value, 5) for name, value in log[-1].metrics.items() if name.startswith("val_")}
         spent = folder.fact(SPENT, float) or 0.0
         return Cell(
             variant=variant,
             seed=seed,
             machine=_machine(self.data.config),
-            parameters=sum(p.numel() for p in weights.parameters()),
+            parameters=sum(p.numel() for p in network.parameters()),
             steps=steps,
-            step_s=round(spent / steps if VARIANTS[variant].cloning else self.step_s(variant), 5),
+            step_s=round(self.pace(variant) or spent / steps, 5),
             spent_s=round(spent, 1),
             held_out=held_out,
             played={

@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from benchmarks import systems
+from benchmarks import systems, systems_page
 from benchmarks.systems_page import NOTHING, against_best, publish
 from benchmarks.systems_tables import (
     ABLATIONS,
@@ -154,7 +154,7 @@ def test_the_page_shows_every_policy_with_its_pairs(tmp_path):
     assert gain.split("|")[2].strip().startswith("+0.3")
     same = next(line for line in text.splitlines() if line.startswith(f"| AnchorRefine over diffusion minus {MONOLITHIC} |"))
     assert same.split("|")[2].strip() == "+0.00 (+0.00–+0.00)"
-    assert re.search(r"\| AnchorRefine over regression \| 0\.\d\d \(.*\| 1\.5 \(.*\| 4\.0 % \| 1\.0 % \|", text)
+    assert re.search(r"\| AnchorRefine over regression \| 0\.\d\d \(.*\| 1\.5 \(.*\| 100 \| 4\.0 % \| 1\.0 % \|", text)
     assert publish(tmp_path / "none.json", "tabletop", [], [], page=False) == NOTHING
 
 
@@ -192,6 +192,7 @@ def test_latencies_are_shown_by_level_with_what_is_proposed(tmp_path):
 @pytest.fixture
 def study(ray_cluster, tmp_path, monkeypatch):
     """The smallest study: what it has measured after such a command line."""
+    monkeypatch.setattr(systems_page, "RESAMPLES", 10)
     monkeypatch.setattr(stopwatch, "CALLS", 2)
     monkeypatch.setattr(stopwatch, "FEWEST_CALLS", 1)
 
@@ -204,7 +205,8 @@ def study(ray_cluster, tmp_path, monkeypatch):
 
 
 def test_the_smallest_study_runs_and_goes_on(study, monkeypatch, capsys):
-    found = study("tabletop", "--variants", "anchor_regression", "experts_hard")
+    both = ("tabletop", "--variants", "anchor_regression", "experts_hard", "--tables", "anchor", "experts")
+    found = study(*both)
     anchored, mixed = found.cells
     assert set(anchored.played) == {POLICY, "anchor_only"}
     assert set(mixed.played) == {POLICY, *ALONE.values()}
@@ -213,14 +215,17 @@ def test_the_smallest_study_runs_and_goes_on(study, monkeypatch, capsys):
     for task in DOMAINS["tabletop"].tasks:
         assert len(mixed.played[POLICY].outcomes[task]) == len(mixed.played[POLICY].errors_mm[task]) == 1
         assert sum(mixed.played[POLICY].measures[task].values()) == pytest.approx(1, abs=1e-3)
-    assert [time.variant for time in found.times] == ["anchor_regression", "experts_hard"]
+    assert found.times == []
+    found = study("tabletop", "--variants", "anchor_regression", "--tables", "latency")
+    assert [time.variant for time in found.times] == ["anchor_regression"]
     assert [row.batch for row in found.times[0].levels] == [1, 16]
     capsys.readouterr()
 
     done = []
     monkeypatch.setattr(Course, "cell", lambda self, variant, seed, pool: done.append(variant) or anchored)
     monkeypatch.setattr(Course, "times", lambda self, variant: pytest.fail("it is timed already"))
-    study("tabletop", "--variants", "anchor_regression", "experts_hard")
+    study(*both)
+    study("tabletop", "--variants", "anchor_regression", "--tables", "latency")
     assert done == []
     assert "| share of the actions |" in capsys.readouterr().out
     study("tabletop", "--variants", "libra", "anchor_regression", "--tables", "ranking")
