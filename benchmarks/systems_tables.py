@@ -13,10 +13,10 @@ SEED = 600_000
 """The first of the evaluated episodes; no demonstration and no other study has it."""
 VARIED = ("model.system", "train.steps", "train.seed", "sim.tasks", "evaluate.controllers")
 """What the study gives each policy itself."""
-ONE_LEVEL: Mapping[str, Any] = {"action.chunks": 1, "refiner.max_staleness": 0, "refiner.condition_dropout": 0.0}
+ONE_LEVEL: dict[str, Any] = {"action.chunks": 1, "refiner.max_staleness": 0, "refiner.condition_dropout": 0.0}
 """Of one level nothing is ever old or missing."""
-REFINED: Mapping[str, Any] = {"model.system": "anchor_refine", **ONE_LEVEL}
-MIXED: Mapping[str, Any] = {"model.system": "experts", **ONE_LEVEL}
+REFINED: dict[str, Any] = {"model.system": "anchor_refine", **ONE_LEVEL}
+MIXED: dict[str, Any] = {"model.system": "experts", **ONE_LEVEL}
 ALONE = {name: f"expert_{name}" for name in EXPERTS}
 """The variants of a mixture, and here also the policies that were trained with one expert."""
 
