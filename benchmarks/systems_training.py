@@ -32,6 +32,8 @@ PROBED_STEPS = {"cpu": 40, "cuda": 300}
 """Optimiser steps by which a system's pace is measured; on a GPU the first ones record its graphs."""
 SPENT = "train.spent_s"
 """Kept beside the stages: seconds of the clock that training took."""
+IN_PARTS = "chain"
+"""Begins the names of tasks in parts: how far the present one is from its goal says nothing of the whole."""
 LATENCY_BATCHES = (1, 16)
 BUDGET_MS, BUDGET_HZ, JPEG = 50.0, 20.0, 90
 
@@ -42,7 +44,7 @@ class Played:
 
     Attributes:
         outcomes: task -> an episode each: `1` succeeded, `0` did not.
-        errors_mm: task -> how far from its goal the object ended; None of an episode that raised. No task that has no goal.
+        errors_mm: task -> how far from its goal the object ended; None of one that raised. Only of tasks about one place.
         parts_done: task -> a digit an episode, the parts that were done; only of tasks in parts.
         measures: task -> name -> the mean of what the acting level says of its answers.
     """
@@ -62,12 +64,10 @@ class Played:
             errors_mm={
                 task: [None if mm is None else round(mm, 2) for mm in errors]
                 for task, errors in placed.items()
-                if any(mm is not None for mm in errors)
+                if any(mm is not None for mm in errors) and not task.startswith(IN_PARTS)
             },
             parts_done={
-                task: "".join(str(r.parts_done or 0) for r in of)
-                for task, of in by_task.items()
-                if any((r.parts_done or 0) > 1 for r in of) or task.startswith("chain")
+                task: "".join(str(r.parts_done or 0) for r in of) for task, of in by_task.items() if task.startswith(IN_PARTS)
             },
             measures={task: found for task, of in by_task.items() if (found := _means(of))},
         )

@@ -235,4 +235,5 @@ def test_the_smallest_study_runs_and_goes_on(study, monkeypatch, capsys):
 def test_the_smallest_study_of_chains_counts_parts(study):
     (found,) = study("chains", "--variants", "hierarchy_three", "--tables", "hierarchy").cells
     assert set(found.played[POLICY].parts_done) == set(DOMAINS["chains"].tasks)
+    assert found.played[POLICY].errors_mm == {}
     assert all(0 <= int(done) <= int(task[-1]) for task, of in found.played[POLICY].parts_done.items() for done in of)
