@@ -21,17 +21,14 @@ import torch
 from benchmarks import baseline
 from benchmarks.asynchrony_page import CURVES, DELAYS, DOMAINS, PANELS, VARIANTS, Cell, Curve, Domain, publish
 from benchmarks.files import RESULTS, RUNS, command_line, earlier, origin, write_result
+from benchmarks.studies import changes_of, evaluated, opened, outcomes_of, recorded, train
 from libra_ray.common.json_text import plain
 from libra_ray.common.progress import ProgressBar
 from libra_ray.common.provenance import describe_hardware
 from libra_ray.config import Config, override, preset
-from libra_ray.evaluation.log import read_evaluation
-from libra_ray.on_ray import evaluate as evaluation
-from libra_ray.on_ray import stages
 from libra_ray.on_ray.evaluate import Load, load_trained
 from libra_ray.on_ray.session import available_cpus, connected
 from libra_ray.on_ray.simulator_pool import SimulatorPool
-from libra_ray.on_ray.sweep.trial import train_until
 from libra_ray.runs.folder import RunFolder, locked
 from libra_ray.training.data import TrainingData
 from libra_ray.types import Json
@@ -39,6 +36,8 @@ from libra_ray.types import Json
 CLONING_STEPS = 3600
 """Optimiser steps of plain behaviour cloning: on two quiet cores 240 CPU seconds, as 1,500 steps of the others take."""
 SEED = 400_000
+VARIED = ("train.seed", "model.system")
+"""What the study gives each policy itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,17 +74,12 @@ def run(domain: Domain, root: Path, known: Sequence[Cell], given: argparse.Names
     ]
     if not wanted:
         return
-    more = changes_of(given)
+    more = settings_given(given)
     with connected(), ProgressBar("asynchrony", total=len(wanted), unit="cells") as bar:
-        data = RunFolder.open(root / "data", config_of(domain, "late", 0, more))
-        stages.record(data)
-        # The first policy decodes the pictures for all.
-        data.path("frames").mkdir(exist_ok=True)
+        data = recorded(root / "data", config_of(domain, "late", 0, more))
         with SimulatorPool(data.config.sim, available_cpus()) as pool:
             for seed, curve, delay in wanted:
-                own = {**more, "data.root": str(data.dataset)}
-                folder = RunFolder.open(root / f"{curve.variant}-{seed}", config_of(domain, curve.variant, seed, own))
-                folder.share_frames(data.path("frames"))
+                folder = opened(root / f"{curve.variant}-{seed}", config_of(domain, curve.variant, seed, more), data)
                 yield measure(folder, curve, delay, given.episodes, pool)
                 bar.to(bar.count + 1)
 
@@ -97,19 +91,15 @@ def measure(folder: RunFolder, curve: Curve, delay: int, episodes: int, pool: Si
         cell_config(folder.config, curve, delay, episodes), {"evaluate.checkpoint": str(folder.path("checkpoint"))}
     )
     cell = RunFolder.open(folder.path("cells") / f"{curve.slug}-{delay}", config)
-    if not cell.done("evaluate"):
-        with cell.stage("evaluate") as clock:
-            evaluation.evaluate(cell, clock, load, pool)
-    results = sorted(read_evaluation(cell).results, key=lambda result: (result.task, result.seed))
+    results = evaluated(cell, load, pool)
     ages = [age for result in results for age in result.intent_age_steps]
-    won = {task: [r for r in results if r.task == task] for task in config.sim.tasks}
     return Cell(
         panel=curve.panel,
         label=curve.label,
         delay_steps=delay,
         seed=config.train.seed,
         cpu=describe_hardware().cpu,
-        outcomes={task: "".join("1" if r.success and r.error is None else "0" for r in of) for task, of in won.items()},
+        outcomes=outcomes_of(results, config.sim.tasks),
         held_share=sum(r.held_actions for r in results) / max(1, sum(r.steps for r in results)),
         intent_age_p50=float(np.median(ages)) if ages else None,
         train_s=folder.wall_s("train"),
@@ -123,16 +113,17 @@ def trained(folder: RunFolder, *, cloning: bool) -> Load:
         # Counted in steps, by a clock that ticks once a step: where others compute too, seconds are fewer steps.
         policy, _ = baseline.train(folder, data, "l1", CLONING_STEPS, count().__next__)
         return lambda *_: (policy, folder.config)
-    if not folder.done("train"):
-        with folder.stage("train") as clock:
-            train_until(folder, folder.config.train.steps, clock)
+    train(folder)
     return load_trained
 
 
-def changes_of(given: argparse.Namespace) -> dict[str, Any]:
-    """Settings of all policies by the command line."""
-    changes: dict[str, Any] = dict(pair.split("=", 1) for pair in given.set)
-    return {**({"train.steps": given.steps} if given.steps else {}), **changes}
+def settings_given(given: argparse.Namespace) -> dict[str, Any]:
+    """Settings of all policies by the command line.
+
+    Raises:
+        ValueError: see `changes_of`.
+    """
+    return {**({"train.steps": given.steps} if given.steps else {}), **changes_of(given.set, VARIED)}
 
 
 def kept(out: Path, settings: Json) -> list[Cell]:
@@ -161,11 +152,12 @@ def main() -> None:
     given = parser.parse_args()
     out = given.out or RESULTS / f"asynchrony_{given.domain}.json"
     domain, root = DOMAINS[given.domain], given.runs / f"asynchrony-{given.domain}"
-    settings = {"episodes": given.episodes, "evaluate.seed": SEED, **changes_of(given)}
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     try:
+        more = settings_given(given)
+        settings = {"episodes": given.episodes, "evaluate.seed": SEED, **more}
         for variant in VARIANTS:
-            config_of(domain, variant, 0, changes_of(given))
+            config_of(domain, variant, 0, more)
         cells = kept(out, settings)
     except ValueError as mistake:
         parser.error(str(mistake))

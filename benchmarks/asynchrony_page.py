@@ -11,12 +11,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from benchmarks import studies
 from benchmarks.files import ROOT
 from benchmarks.results_table import write_between
+from benchmarks.studies import won, words
 from libra_ray.common.files import write_text
 from libra_ray.config.presets import AS_PUBLISHED, LATE_IS_NORMAL
 from libra_ray.report.interval_plot import INK, LINE, STYLE
-from libra_ray.stats.granularity_peak import Estimate, estimate, paired_difference, success_draws
+from libra_ray.stats.granularity_peak import Estimate
 
 PAGE = ROOT / "docs" / "asynchrony.md"
 DELAYS = (0, 2, 5, 10, 15, 20)
@@ -139,7 +141,7 @@ class Cell:
     @property
     def tasks(self) -> list[NDArray[np.bool_]]:
         """Whether each episode succeeded, an array per task."""
-        return [np.array([outcome == "1" for outcome in of]) for of in self.outcomes.values()]
+        return won(self.outcomes)
 
     @property
     def rate(self) -> float:
@@ -160,16 +162,13 @@ def by_place(cells: Sequence[Cell]) -> Found:
 
 
 def success(cells: Sequence[Cell]) -> Estimate:
-    """Mean over seeds and tasks, with its interval: seeds are resampled, then episodes."""
-    outcomes = [cell.tasks for cell in cells]
-    mean = float(np.mean([cell.rate for cell in cells]))
-    return estimate(mean, success_draws(outcomes, np.random.default_rng(0)))
+    """Mean over seeds and tasks, with its interval."""
+    return studies.success([cell.tasks for cell in cells])
 
 
 def difference(ours: Sequence[Cell], theirs: Sequence[Cell]) -> Estimate | None:
     """How much more often the first succeed, episode by episode, over the seeds that both have; None without any."""
-    pairs = [(a.tasks, b.tasks) for a in ours for b in theirs if a.seed == b.seed]
-    return paired_difference(pairs) if pairs else None
+    return studies.difference(*({cell.seed: cell.tasks for cell in side} for side in (ours, theirs)))
 
 
 def table(found: Found, panel: str) -> str:
@@ -182,7 +181,7 @@ def table(found: Found, panel: str) -> str:
         points = [found.get((curve.panel, curve.label, delay), ()) for delay in DELAYS]
         if any(points):
             seeds = max(map(len, points))
-            lines.append(f"| {curve.label} | {seeds} | " + " | ".join(_words(success(p)) if p else "–" for p in points) + " |")
+            lines.append(f"| {curve.label} | {seeds} | " + " | ".join(words(success(p)) if p else "–" for p in points) + " |")
     return "\n".join(lines)
 
 
@@ -193,7 +192,7 @@ def differences(found: Found) -> str:
     def row(name: str, pairs: Sequence[tuple[Sequence[Cell], Sequence[Cell]]]) -> None:
         values = [difference(*pair) for pair in pairs]
         if any(values):
-            lines.append(f"| {name} | " + " | ".join("–" if v is None else _words(v, "+.2f") for v in values) + " |")
+            lines.append(f"| {name} | " + " | ".join(words(v, "+.2f") for v in values) + " |")
 
     dual = [found.get((SPLIT, REFERENCE, delay), ()) for delay in DELAYS]
     row(f"{REFERENCE}, against itself in time", [(late, dual[0]) for late in dual])
@@ -254,7 +253,3 @@ def publish(out: Path, domain: str, cells: Sequence[Cell], *, page: bool) -> str
     if page:
         write_between(PAGE, f"asynchrony.py {domain}", text)
     return text
-
-
-def _words(found: Estimate, form: str = ".2f") -> str:
-    return f"{found.value:{form}} ({found.low:{form}}–{found.high:{form}})"

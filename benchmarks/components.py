@@ -24,6 +24,7 @@ from benchmarks.component_tables import BENCHES, PLACED, QUICK, TABLES, config_o
 from benchmarks.files import RESULTS, ROOT, RUNS, command_line, origin, write_result
 from benchmarks.pretraining import PLACE, checkpoint_of, pretrain
 from benchmarks.results_table import write_between
+from benchmarks.studies import evaluated, opened, train
 from libra_ray import checkpoint
 from libra_ray.common.files import write_text
 from libra_ray.common.json_text import plain, read
@@ -31,12 +32,10 @@ from libra_ray.common.progress import ProgressBar
 from libra_ray.common.provenance import describe_hardware, public_config
 from libra_ray.config import Config
 from libra_ray.evaluation.log import read_evaluation
-from libra_ray.on_ray import evaluate as evaluation
 from libra_ray.on_ray import stages
 from libra_ray.on_ray.session import available_cpus, connected
 from libra_ray.on_ray.simulator_pool import SimulatorPool
 from libra_ray.on_ray.sweep.sweep_folder import MAY_CHANGE, differences
-from libra_ray.on_ray.sweep.trial import train_until
 from libra_ray.report.comparison import Line, Sample, markdown, short, summarise
 from libra_ray.report.interval_plot import Panel, interval_plot
 from libra_ray.runs.folder import RunFolder, locked
@@ -144,16 +143,10 @@ def run_cell(
     pool: SimulatorPool | None = None,
 ) -> Cell:
     """Train and evaluate one policy, or go on with it, or read what is finished."""
-    own = {"data.root": str(data.dataset), PLACE: str(checkpoint_of(root / f"{name}-pretrained"))}
-    config = config_of(BENCHES[name], variant, seed, {**changes, **own})
-    folder = RunFolder.open(root / f"{name}-{variant}-{seed}", config)
-    folder.share_frames(data.path("frames"))
-    if not folder.done("train"):
-        with folder.stage("train") as clock:
-            train_until(folder, config.train.steps, clock)
-    if not folder.done("evaluate"):
-        with folder.stage("evaluate") as clock:
-            evaluation.evaluate(folder, clock, pool=pool)
+    own = {PLACE: str(checkpoint_of(root / f"{name}-pretrained"))}
+    folder = opened(root / f"{name}-{variant}-{seed}", config_of(BENCHES[name], variant, seed, {**changes, **own}), data)
+    train(folder)
+    evaluated(folder, pool=pool)
     return Cell.read(folder, name, variant)
 
 

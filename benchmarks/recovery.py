@@ -19,21 +19,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks import studies
 from benchmarks.component_tables import GRASP, PRECISION, TRUTH
 from benchmarks.files import RESULTS, RUNS, command_line, earlier, origin, read_result, write_result
+from benchmarks.studies import changes_of, evaluated, opened, outcomes_of, recorded, train, won, words
 from libra_ray.common.json_text import plain
 from libra_ray.common.progress import ProgressBar
 from libra_ray.common.provenance import describe_hardware
 from libra_ray.config import Config, override, preset
-from libra_ray.evaluation.log import read_evaluation
-from libra_ray.on_ray import evaluate as evaluation
-from libra_ray.on_ray import stages
 from libra_ray.on_ray.session import available_cpus, connected
 from libra_ray.on_ray.simulator_pool import SimulatorPool
-from libra_ray.on_ray.sweep.trial import train_until
 from libra_ray.runs.folder import RunFolder, locked
-from libra_ray.runs.results import EpisodeResult
-from libra_ray.stats.granularity_peak import Estimate, Outcomes, estimate, paired_difference, success_draws
+from libra_ray.stats.granularity_peak import Estimate, Outcomes
 from libra_ray.types import Json
 
 SHARES = (0.0, 0.5)
@@ -95,21 +92,20 @@ class Cell:
     @classmethod
     def of(cls, folder: RunFolder, frames: int) -> Self:
         """The cell of a finished run."""
-        results = sorted(read_evaluation(folder).results, key=lambda result: result.seed)
-        by_task = {task: [r for r in results if r.task == task] for task in folder.config.sim.tasks}
+        results, tasks = evaluated(folder), folder.config.sim.tasks
         return cls(
             share=folder.config.record.recovery_share,
             seed=folder.config.train.seed,
             cpu=describe_hardware().cpu,
-            outcomes={task: "".join("1" if _won(r) else "0" for r in of) for task, of in by_task.items()},
-            errors_mm={task: [r.position_error_mm for r in of] for task, of in by_task.items()},
+            outcomes=outcomes_of(results, tasks),
+            errors_mm={task: [r.position_error_mm for r in results if r.task == task] for task in tasks},
             frames=frames,
             train_s=folder.wall_s("train"),
         )
 
     def won(self, task: str) -> Outcomes:
         """Whether each of the task's episodes succeeded."""
-        return [np.array([outcome == "1" for outcome in self.outcomes[task]])]
+        return won({task: self.outcomes[task]})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,10 +114,6 @@ class Study:
 
     settings: Json
     cells: Sequence[Cell]
-
-
-def _won(result: EpisodeResult) -> bool:
-    return result.success and result.error is None
 
 
 def config_of(share: float, seed: int, changes: Mapping[str, Any]) -> Config:
@@ -137,25 +129,17 @@ def run(root: Path, seeds: int, changes: Mapping[str, Any], known: Sequence[Cell
         return
     with connected(), ProgressBar("recovery", total=len(wanted), unit="policies") as bar:
         for share, seed in wanted:
-            data = RunFolder.open(root / f"data-{share:g}", config_of(share, 0, changes))
-            stages.record(data)
-            # The recording's first policy decodes the pictures for all of them.
-            data.path("frames").mkdir(exist_ok=True)
-            own = {**changes, "data.root": str(data.dataset)}
-            folder = RunFolder.open(root / f"{share:g}-{seed}", config_of(share, seed, own))
-            folder.share_frames(data.path("frames"))
-            yield measure(folder)
+            data = recorded(root / f"data-{share:g}", config_of(share, 0, changes))
+            yield measure(opened(root / f"{share:g}-{seed}", config_of(share, seed, changes), data))
             bar.to(bar.count + 1)
 
 
 def measure(folder: RunFolder) -> Cell:
     """Train and evaluate one policy, or go on with it, or read what is finished."""
-    if not folder.done("train"):
-        with folder.stage("train") as clock:
-            train_until(folder, folder.config.train.steps, clock)
+    train(folder)
     if not folder.done("evaluate"):
-        with SimulatorPool(folder.config.sim, available_cpus()) as pool, folder.stage("evaluate") as clock:
-            evaluation.evaluate(folder, clock, pool=pool)
+        with SimulatorPool(folder.config.sim, available_cpus()) as pool:
+            evaluated(folder, pool=pool)
     return Cell.of(folder, frames_of(folder.dataset))
 
 
@@ -166,19 +150,13 @@ def frames_of(dataset: Path) -> int:
 
 def success(cells: Sequence[Cell], task: str) -> Estimate:
     """Share of the task's episodes that succeed, mean over training seeds."""
-    outcomes = [cell.won(task) for cell in cells]
-    return estimate(float(np.mean([o[0].mean() for o in outcomes])), success_draws(outcomes, np.random.default_rng(0)))
+    return studies.success([cell.won(task) for cell in cells])
 
 
 def gain(cells: Sequence[Cell], task: str) -> Estimate | None:
     """How much more often the policies with recoveries succeed, by pairs; None as long as no seed has both."""
-    pairs = [
-        (ours.won(task), theirs.won(task))
-        for ours in cells
-        for theirs in cells
-        if ours.share == max(SHARES) and theirs.share == min(SHARES) and ours.seed == theirs.seed
-    ]
-    return paired_difference(pairs) if pairs else None
+    sides = ({cell.seed: cell.won(task) for cell in cells if cell.share == share} for share in (max(SHARES), min(SHARES)))
+    return studies.difference(*sides)
 
 
 def markdown(cells: Sequence[Cell]) -> str:
@@ -189,18 +167,15 @@ def markdown(cells: Sequence[Cell]) -> str:
             mine = [cell for cell in cells if cell.share == share]
             if mine:
                 adds = gain(cells, task) if share == max(SHARES) else None
-                words = [_words(success(mine, task), ".2f"), _words(adds, "+.2f"), f"{np.median(_errors(mine, task)):.1f}"]
-                lines.append(f"| {task} | {share:g} | {' | '.join(words)} | {len(mine)} |")
+                found = [words(success(mine, task), until=" to "), words(adds, "+.2f", until=" to ")]
+                found += [f"{np.median(_errors(mine, task)):.1f}"]
+                lines.append(f"| {task} | {share:g} | {' | '.join(found)} | {len(mine)} |")
     return "\n".join(lines)
 
 
 def _errors(cells: Sequence[Cell], task: str) -> NDArray[np.float64]:
     """An episode that raised ended nowhere near its goal."""
     return np.array([np.inf if mm is None else mm for cell in cells for mm in cell.errors_mm[task]])
-
-
-def _words(of: Estimate | None, form: str) -> str:
-    return "–" if of is None else f"{of.value:{form}} ({of.low:{form}} to {of.high:{form}})"
 
 
 def kept(out: Path, settings: Json) -> list[Cell]:
@@ -213,17 +188,13 @@ def kept(out: Path, settings: Json) -> list[Cell]:
     return [] if study is None else list(study.cells)
 
 
-def changes_of(given: argparse.Namespace) -> dict[str, Any]:
+def settings_given(given: argparse.Namespace) -> dict[str, Any]:
     """Settings of all policies by the command line.
 
     Raises:
         ValueError: what is given is no setting, or one that the study itself varies.
     """
-    pairs = [pair.partition("=") for pair in given.set]
-    for name, equals, _ in pairs:
-        if not equals or name in VARIED:
-            raise ValueError(f"--set {name}: give NAME=VALUE of a setting other than {' and '.join(VARIED)}")
-    return {**(QUICK if given.quick else {}), **{name: value for name, _, value in pairs}}
+    return {**(QUICK if given.quick else {}), **changes_of(given.set, VARIED)}
 
 
 def main() -> None:
@@ -241,7 +212,7 @@ def main() -> None:
     out = given.out or (given.runs if given.quick else RESULTS) / f"{name}.json"
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     try:
-        changes = changes_of(given)
+        changes = settings_given(given)
         settings = plain({**STUDY, **changes})
         config_of(max(SHARES), 0, changes)
         cells = kept(out, settings)

@@ -185,6 +185,7 @@ class Episode:
         error: the exception's text if the episode raised; such an episode counts as a failed one.
         frames: rendered frames `(height, width, 3)` uint8 for a video, where one was asked for.
         position_error_mm: how far from its goal the task's object ended, where the task is about that.
+        parts_done: of a task in parts, how many were done, each in its turn; None where the robot counts none.
         goal_moved_at: the control step whose observation is the first to show the goal at another place; None where it stayed.
     """
 
@@ -196,6 +197,7 @@ class Episode:
     error: str | None = None
     frames: Sequence[NDArray[np.uint8]] = ()
     position_error_mm: float | None = None
+    parts_done: int | None = None
     goal_moved_at: int | None = None
 
     @property

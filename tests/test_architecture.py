@@ -53,7 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "jobs": TENSORS | HELPERS | COMPONENTS | DOMAIN | {"client", "serving", "fleet", "budget", "on_ray"},
     "serve_apps": RECORDS | DOMAIN | {"client", "serving", "on_ray"},
     "tune_spaces": {"config"},
-    "benchmarks": TENSORS | HELPERS | COMPONENTS | DOMAIN | {"client", "serving", "fleet", "on_ray"},
+    "benchmarks": TENSORS | HELPERS | COMPONENTS | DOMAIN | {"client", "serving", "fleet", "budget", "on_ray"},
 }
 """Part -> the parts of `libra_ray` it may import, beside itself. A part is a folder or a file directly below `libra_ray`."""
 

@@ -182,8 +182,8 @@ def _refuse_odd_systems(settings: Settings) -> None:
             "give planner.train_vision"
         )
     named = settings["experts.names"]
-    if len(named) < 2 or len(set(named)) < len(named) or not set(named) <= set(EXPERTS):
-        raise ValueError(f"experts.names={','.join(named)} must name at least two of {', '.join(EXPERTS)}, each only once")
+    if not named or len(set(named)) < len(named) or not set(named) <= set(EXPERTS):
+        raise ValueError(f"experts.names={','.join(named)} must name at least one of {', '.join(EXPERTS)}, each only once")
     if system == "hierarchy":
         _refuse_odd_hierarchies(settings)
     if system != "anchor_refine":

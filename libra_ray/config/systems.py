@@ -74,7 +74,7 @@ class ExpertsConfig:
     """`model.system=experts`; its token expert's classes are `action.bins`, the denoisers are of the size of `refiner`."""
 
     names: tuple[str, ...] = EXPERTS
-    """The experts that take part, at least two: `token`, `diffusion` (DDPM), `flow`."""
+    """The experts that take part: `token`, `diffusion` (DDPM), `flow`; one alone has no router, for comparison."""
     routing: Literal["hard", "soft"] = "hard"
     """`hard`: each chunk is that of one expert, and no other one is computed; `soft`: the mean of all experts' chunks by the
     router's weights."""

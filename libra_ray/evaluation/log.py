@@ -77,6 +77,7 @@ class PlayedEpisode:
             held_actions=sum(s.action.held for s in episode.steps),
             intent_age_steps=[s.action.intent_age_steps for s in episode.steps if s.action.intent_age_steps is not None],
             position_error_mm=episode.position_error_mm,
+            parts_done=episode.parts_done,
             asynchrony=asynchrony_of(episode, replans),
             measures=mean_measures([step.action for step in episode.steps]),
         )

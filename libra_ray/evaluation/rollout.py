@@ -74,8 +74,9 @@ class Rollout:
             steps=tuple(self._steps),
             success=any(step.success for step in self._steps),
             frames=tuple(self._frames),
-            # Only some families of robots have tasks with a place to be right about, or one that can be moved.
+            # Only some families of robots have tasks with a place to be right about, with parts, or one that can be moved.
             position_error_mm=getattr(self.environment, "position_error_mm", None),
+            parts_done=getattr(self.environment, "parts_done", None),
             goal_moved_at=getattr(self.environment, "goal_moved_at", None),
         )
 

@@ -13,7 +13,7 @@ from libra_ray.config import Config
 from libra_ray.config.systems import EXPERTS
 from libra_ray.model.parts.action_experts import ActionExpert, Router, choice_loss, errors_of, load_loss, make_expert, shares_of
 from libra_ray.model.parts.augment import augmented
-from libra_ray.model.parts.backbone import Backbone, Text, WithBackbone, make_backbone
+from libra_ray.model.parts.backbone import Backbone, BackboneOutput, Text, WithBackbone, make_backbone
 from libra_ray.model.parts.chunks import Chunk, chunk_of, masked_mean
 from libra_ray.model.parts.draws import normal
 from libra_ray.model.parts.planner import FeatureWidths
@@ -36,7 +36,7 @@ class Experts(System):
     have no use here, nor has `refiner.condition_dropout`, for nothing is ever old or missing.
 
     The router learns which expert's chunk, as it would be executed, has the least error, and from a load-balancing term. An
-    answer carries the measures `share_<expert>`, which sum to 1.
+    answer carries the measures `share_<expert>`, which sum to 1. One expert alone has no router.
     """
 
     variants = tuple(f"{ALONE}{name}" for name in EXPERTS)
@@ -50,7 +50,7 @@ class Experts(System):
         widths = FeatureWidths(width=backbone.width, summary_width=backbone.summary_width)
         self.shared = WithBackbone(backbone, config.planner)
         self.experts = nn.ModuleDict({name: make_expert(name, config, shape, widths, pictures) for name in names})
-        self.router = Router(config, shape, widths, len(names))
+        self.router = Router(config, shape, widths, len(names)) if len(names) > 1 else None
 
     def losses(self, batch: Batch, phase: str, generator: torch.Generator | None = None) -> Losses:
         """Each expert's own loss by its name, and `router`.
@@ -64,6 +64,8 @@ class Experts(System):
         features = self.shared.encode(seen.images, seen.text)
         readings = {name: expert.read(features, seen.state) for name, expert in self._experts.items()}
         terms = {name: expert.loss(readings[name], chunk, generator) for name, expert in self._experts.items()}
+        if self.router is None:
+            return Losses(terms=terms)
         # After the losses: autocast keeps what it casts, and weights that were first cast without gradient would have none.
         noise = normal(chunk.actions.shape, chunk.actions, generator)
         with torch.no_grad():
@@ -100,7 +102,7 @@ class Experts(System):
         if variant:
             expert = self._experts[variant.removeprefix(ALONE)]
             return {"actions": expert.actions(expert.read(features, seen.state), noise, seen.committed)}
-        shares, actions = shares_of(self.router(features, seen.state), self.config.experts.routing), torch.zeros_like(noise)
+        shares, actions = self._shares(features, seen), torch.zeros_like(noise)
         for share, expert in zip(shares.T, self._experts.values(), strict=True):
             if not reads_are_free(share):
                 reading = expert.read(features, seen.state)
@@ -124,19 +126,21 @@ class Experts(System):
         return {
             "shared": self.shared,
             **{f"experts.{name}": expert for name, expert in self._experts.items()},
-            "router": self.router,
+            **({} if self.router is None else {"router": self.router}),
         }
 
     def loss_weights(self) -> Mapping[str, float]:
         """The lambdas, of the cross-entropy and of both denoising losses; 1 of the router's, which shares no weights."""
         plan, diff = self.config.train.lambda_plan, self.config.train.lambda_diff
-        return {**{name: plan if name == "token" else diff for name in self._experts}, "router": 1.0}
+        own = {name: plan if name == "token" else diff for name in self._experts}
+        return own if self.router is None else {**own, "router": 1.0}
 
     def reached(self) -> Mapping[str, list[nn.Parameter]]:
         """Each expert's loss that expert and the backbone, the router's loss the router."""
         shared = [*self.shared.parameters()]
         reached = {name: [*shared, *expert.parameters()] for name, expert in self._experts.items()}
-        reached["router"] = [*self.router.parameters()]
+        if self.router is not None:
+            reached["router"] = [*self.router.parameters()]
         return {name: [p for p in weights if p.requires_grad] for name, weights in reached.items()}
 
     def tokenise(self, instructions: list[str]) -> Text:
@@ -146,6 +150,12 @@ class Experts(System):
     def save_processor(self, folder: Path) -> None:
         """Of the backbone."""
         self.shared.save_processor(folder)
+
+    def _shares(self, features: BackboneOutput, seen: SystemInput) -> Float[Tensor, "B K"]:
+        """How much of each answer is which expert's."""
+        if self.router is None:
+            return torch.ones_like(seen.state[:, :1])
+        return shares_of(self.router(features, seen.state), self.config.experts.routing)
 
     @property
     def _experts(self) -> Mapping[str, ActionExpert]:

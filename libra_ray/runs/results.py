@@ -95,6 +95,7 @@ class EpisodeResult:
     held_actions: int = 0
     intent_age_steps: Sequence[int] = field(default_factory=tuple)
     position_error_mm: float | None = None
+    parts_done: int | None = field(default=None, metadata=ABSENT)
     asynchrony: EpisodeAsynchrony | None = field(default=None, metadata=ABSENT)
     measures: Mapping[str, float] | None = field(default=None, metadata=ABSENT)
 

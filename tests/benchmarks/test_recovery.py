@@ -48,6 +48,6 @@ def test_a_stopped_study_keeps_its_cells_and_refuses_others(tmp_path):
 
 @pytest.mark.parametrize("given", ["record.recovery_share=1", "train.seed=2", "sim.tasks=stack", "train.steps"])
 def test_what_the_study_varies_itself_is_refused(given):
-    assert recovery.changes_of(Namespace(quick=False, set=["train.lr=0.1"])) == {"train.lr": "0.1"}
+    assert recovery.settings_given(Namespace(quick=False, set=["train.lr=0.1"])) == {"train.lr": "0.1"}
     with pytest.raises(ValueError, match=r"NAME=VALUE of a setting other than record\.recovery_share"):
-        recovery.changes_of(Namespace(quick=False, set=[given]))
+        recovery.settings_given(Namespace(quick=False, set=[given]))

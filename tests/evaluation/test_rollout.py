@@ -124,11 +124,16 @@ def test_observations_carry_the_pictures_before():
     assert seen[:4] == [[0, 0, 0], [0, 0, 1], [0, 1, 2], [1, 2, 3]]
 
 
-def test_where_the_object_ended_is_part_of_the_episode():
+def test_where_the_object_ended_and_which_parts_were_done_is_part_of_the_episode():
     class Placing(StubEnvironment):
         @property
         def position_error_mm(self):
             return 100.0 - len(self.executed)
 
-    assert run(Placing(success_at=4), StubController(), 0).position_error_mm == 96
-    assert run(StubEnvironment(success_at=4), StubController(), 0).position_error_mm is None
+        @property
+        def parts_done(self):
+            return len(self.executed) // 2
+
+    placed, other = (run(robot(success_at=4), StubController(), 0) for robot in (Placing, StubEnvironment))
+    assert (placed.position_error_mm, placed.parts_done) == (96, 2)
+    assert (other.position_error_mm, other.parts_done) == (None, None)

@@ -225,6 +225,20 @@ def test_experts_that_do_not_take_part_are_no_variants(tmp_path):
         check_variant(tmp_path / "checkpoint", "expert_diffusion")
 
 
+@pytest.mark.parametrize("name", EXPERTS)
+def test_one_expert_alone_has_no_router_and_answers_all(tmp_path, name):
+    model = model_of(experts__names=name)
+    assert not any("router" in of for of, _ in model.named_parameters())
+    terms = losses(model, make_batch(model)).terms
+    assert set(terms) == set(model.loss_weights()) == set(model.reached()) == {name}
+    save_checkpoint(tmp_path / "checkpoint", model)
+    seen = [make_observation(robot) for robot in range(2)]
+    policy, alone = (load_policy(tmp_path / "checkpoint", variant=v) for v in ("", f"expert_{name}"))
+    for one, other in zip(act(policy, seen), act(alone, seen), strict=True):
+        np.testing.assert_array_equal(one.actions, other.actions)
+        assert one.measures[f"share_{name}"] == 1
+
+
 def test_each_expert_learns_by_its_own_loss_with_its_own_objective():
     model = model_of()
     assert isinstance(model.experts["diffusion"].refiner.objective, DDPM)
@@ -276,9 +290,9 @@ def test_its_measures_are_numbers_that_the_border_lets_pass():
     assert dry_run(model_of).config.model.system == "experts"
 
 
-@pytest.mark.parametrize("names", ["token", "token,token", "token,flows", ""])
+@pytest.mark.parametrize("names", ["token,token", "token,flows", ""])
 def test_experts_that_are_none_are_refused(names):
-    with pytest.raises(ValueError, match=rf"experts\.names={names} must name at least two of token, diffusion, flow"):
+    with pytest.raises(ValueError, match=rf"experts\.names={names} must name at least one of token, diffusion, flow"):
         tiny_config({"model.system": "experts", "experts.names": names})
 
 

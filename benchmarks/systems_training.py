@@ -1,0 +1,291 @@
+"""One policy of the study of systems: as many steps as fit its time, its episodes, and how long its levels take."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks import baseline
+from benchmarks.studies import evaluated, opened, outcomes_of, train
+from benchmarks.systems_tables import VARIANTS, Domain, config_of, evaluated_config
+from libra_ray import checkpoint
+from libra_ray.budget.answer import answered_budget, kept_profile, question_of
+from libra_ray.budget.records import Candidate, ComponentProfile
+from libra_ray.common.files import write_text
+from libra_ray.common.json_text import dump, read
+from libra_ray.common.progress import print_status
+from libra_ray.common.provenance import describe_hardware
+from libra_ray.config import Config, override
+from libra_ray.on_ray import stages
+from libra_ray.on_ray.evaluate import Load, device_of, load_trained
+from libra_ray.on_ray.simulator_pool import SimulatorPool
+from libra_ray.runs.folder import RunFolder
+from libra_ray.runs.results import PHASE, EpisodeResult
+from libra_ray.training.data import TrainingData
+from libra_ray.training.fit import Trainer
+
+PROBED_STEPS = {"cpu": 40, "cuda": 300}
+"""Optimiser steps by which a system's pace is measured; on a GPU the first ones record its graphs."""
+SPENT = "train.spent_s"
+"""Kept beside the stages: seconds of the clock that training took."""
+IN_PARTS = "chain"
+"""Begins the names of tasks in parts: how far the present one is from its goal says nothing of the whole."""
+LATENCY_BATCHES = (1, 16)
+BUDGET_MS, BUDGET_HZ, JPEG = 50.0, 20.0, 90
+
+
+@dataclass(frozen=True, kw_only=True)
+class Played:
+    """A policy's episodes as one controller, each in the order of the seeds.
+
+    Attributes:
+        outcomes: task -> an episode each: `1` succeeded, `0` did not.
+        errors_mm: task -> how far from its goal the object ended; None of one that raised. Only of tasks about one place.
+        parts_done: task -> a digit an episode, the parts that were done; only of tasks in parts.
+        measures: task -> name -> the mean of what the acting level says of its answers.
+    """
+
+    outcomes: Mapping[str, str]
+    errors_mm: Mapping[str, Sequence[float | None]]
+    parts_done: Mapping[str, str]
+    measures: Mapping[str, Mapping[str, float]]
+
+    @classmethod
+    def of(cls, results: Sequence[EpisodeResult], tasks: Sequence[str]) -> "Played":
+        """What one controller did."""
+        by_task = {task: [r for r in results if r.task == task] for task in tasks}
+        placed = {task: [r.position_error_mm for r in of] for task, of in by_task.items()}
+        return cls(
+            outcomes=outcomes_of(results, tasks),
+            errors_mm={
+                task: [None if mm is None else round(mm, 2) for mm in errors]
+                for task, errors in placed.items()
+                if any(mm is not None for mm in errors) and not task.startswith(IN_PARTS)
+            },
+            parts_done={
+                task: "".join(str(r.parts_done or 0) for r in of) for task, of in by_task.items() if task.startswith(IN_PARTS)
+            },
+            measures={task: found for task, of in by_task.items() if (found := _means(of))},
+        )
+
+
+def _means(results: Sequence[EpisodeResult]) -> dict[str, float]:
+    said = [r.measures for r in results if r.measures]
+    return {name: round(float(np.mean([m[name] for m in said])), 4) for name in (said[0] if said else ())}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A policy of one training seed.
+
+    Attributes:
+        machine: the processor or GPU that it was trained on.
+        steps: of the optimiser.
+        step_s: seconds of training's clock that one was reckoned with; of behaviour cloning, that it took.
+        spent_s: seconds of that clock that training took, with reading the data and the measures at its end.
+        held_out: what was measured on held-out episodes after the last step.
+        played: by the controller's name.
+    """
+
+    variant: str
+    seed: int
+    machine: str
+    parameters: int
+    steps: int
+    step_s: float
+    spent_s: float
+    held_out: Mapping[str, float]
+    played: Mapping[str, Played]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LevelTime:
+    """Milliseconds of one call of a level for so many robots."""
+
+    level: str
+    batch: int
+    p50_ms: float
+    p95_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SystemTime:
+    """How long the levels of a policy take on one thread or a GPU, and what `jobs/budget.py` proposes for 20 Hz.
+
+    Attributes:
+        setting: of the denoising steps; empty where nothing is denoised.
+        rule: of control.
+        proposal: None where nothing fits.
+        least_chunks: M that it needs; None where no plan is waited for.
+    """
+
+    variant: str
+    machine: str
+    setting: str
+    denoising_steps: int
+    rule: str
+    levels: Sequence[LevelTime]
+    proposal: Candidate | None
+    least_chunks: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """How all policies of a study are trained and evaluated.
+
+    Attributes:
+        root: folder of the work.
+        data: the run of the demonstrations.
+        changes: of all policies, from the command line.
+        episodes: of each task.
+        seconds: of training, by a clock that runs in CPU seconds, or on a GPU in real time.
+        probed_steps: see `PROBED_STEPS`.
+    """
+
+    root: Path
+    domain: Domain
+    data: RunFolder
+    changes: Mapping[str, object]
+    episodes: int
+    seconds: float
+    probed_steps: int
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """Of training: on a machine that others use too, real time would say more about them."""
+        return time.perf_counter if device_of(self.data.config) == "cuda" else time.process_time
+
+    def config(self, variant: str, seed: int) -> Config:
+        """Of a policy, with the steps that fit its time."""
+        config = config_of(self.domain, variant, seed, self.changes)
+        pace = self.pace(variant)
+        if pace is None:
+            return config
+        steps = max(1, round(self.seconds / pace))
+        warmup = min(config.train.warmup_steps, steps // 4)
+        return override(config, {"train.steps": steps, "train.warmup_steps": warmup, "train.validate_every": steps})
+
+    def pace(self, variant: str) -> float | None:
+        """Seconds of an optimiser step: measured once, and then kept, so that all seeds take as many steps.
+
+        None of behaviour cloning, whose schedule counts by the clock itself.
+        """
+        if VARIANTS[variant].cloning:
+            return None
+        path = self.root / "paces.json"
+        known = read(dict[str, float], path) if path.exists() else {}
+        if variant not in known:
+            config = config_of(self.domain, variant, 0, self.changes)
+            known[variant] = step_seconds(config, self.data, self.clock, self.probed_steps)
+            write_text(path, dump(known))
+            print_status(f"systems: {variant} takes {known[variant]:.4f} s a step")
+        return known[variant]
+
+    def policy(self, variant: str, seed: int) -> tuple[RunFolder, Load]:
+        """A policy's run, trained first where it is not yet, and how it is loaded."""
+        folder = opened(self.root / f"{variant}-{seed}", self.config(variant, seed), self.data)
+        if VARIANTS[variant].cloning:
+            data = TrainingData.open(folder.config, folder.dataset, folder.path("frames"))
+            policy, trainer = baseline.train(folder, data, "l1", self.seconds, self.clock)
+            folder.note(SPENT, trainer.elapsed_s)
+            return folder, lambda *_: (policy, folder.config)
+        if not folder.done("train"):
+            before, began = folder.fact(SPENT, float) or 0.0, self.clock()
+            try:
+                train(folder)
+            finally:
+                folder.note(SPENT, before + self.clock() - began)
+        return folder, load_trained
+
+    def cell(self, variant: str, seed: int, pool: SimulatorPool) -> Cell:
+        """A policy, trained and evaluated."""
+        folder, load = self.policy(variant, seed)
+        config = evaluated_config(folder.config, self.domain, self.episodes)
+        run = RunFolder.open(
+            folder.path("evaluated"), override(config, {"evaluate.checkpoint": str(folder.path("checkpoint"))})
+        )
+        results = evaluated(run, load, pool)
+        if VARIANTS[variant].cloning:
+            policy, _ = load(run, "policy")
+            assert isinstance(policy, baseline.BaselinePolicy)
+            network: nn.Module = policy.network
+            steps: int = torch.load(folder.path("network.pt"), "cpu", weights_only=True)["step"]
+            held_out = dict[str, float]()
+        else:
+            loaded, log = checkpoint.load(folder.path("checkpoint")), stages.training_log(folder).rows
+            network, steps = loaded.model, loaded.manifest.step
+            held_out = {name: round(value, 5) for name, value in log[-1].metrics.items() if name.startswith("val_")}
+        spent = folder.fact(SPENT, float) or 0.0
+        return Cell(
+            variant=variant,
+            seed=seed,
+            machine=_machine(self.data.config),
+            parameters=sum(p.numel() for p in network.parameters()),
+            steps=steps,
+            step_s=round(self.pace(variant) or spent / steps, 5),
+            spent_s=round(spent, 1),
+            held_out=held_out,
+            played={
+                controller: Played.of([r for r in results if r.controller == controller], self.domain.tasks)
+                for controller in VARIANTS[variant].controllers
+            },
+        )
+
+    def times(self, variant: str) -> SystemTime:
+        """How long the levels of a policy take: its weights are those of the first seed, by which a router routes."""
+        folder, _ = self.policy(variant, 0)
+        trained, device = folder.path("checkpoint"), device_of(folder.config)
+        question = question_of(trained, budget_ms=BUDGET_MS, control_hz=BUDGET_HZ, robots=1, rule="", committed=None)
+        budget = folder.path("budget")
+        budget.mkdir(exist_ok=True)
+        profile = kept_profile(budget, trained, device, 1, JPEG, lambda what: print_status(f"systems: {variant}, {what}"))
+        answer = answered_budget(trained, question, profile)
+        return SystemTime(
+            variant=variant,
+            machine=_machine(self.data.config),
+            setting=profile.denoising_setting,
+            denoising_steps=profile.denoising_steps,
+            rule=question.control.rule,
+            levels=level_times(profile),
+            proposal=answer.proposal,
+            least_chunks=answer.least_chunks,
+        )
+
+
+def _machine(config: Config) -> str:
+    here = describe_hardware()
+    return here.gpu if here.gpu and device_of(config) == "cuda" else here.cpu
+
+
+def level_times(profile: ComponentProfile) -> list[LevelTime]:
+    """Whole calls of every level with the checkpoint's own denoising steps, for one robot and for many."""
+    return [
+        LevelTime(level=level, batch=call.batch, p50_ms=round(call.p50_ms, 3), p95_ms=round(call.p95_ms, 3))
+        for level, calls in profile.calls.items()
+        for call in calls
+        if call.batch in LATENCY_BATCHES and call.steps in (0, profile.denoising_steps)
+    ]
+
+
+def step_seconds(config: Config, data: RunFolder, clock: Callable[[], float], steps: int) -> float:
+    """What one of a system's optimiser steps takes, by the clock.
+
+    A short training with the phases in their shares of the steps, as the schedule has them: of each phase the first third warms
+    up and is not counted.
+    """
+    brief = {"train.steps": steps, "train.log_every": 1, "train.validate_every": 0, "train.checkpoint_every": steps}
+    opened = TrainingData.open(override(config, brief), data.dataset, data.path("frames"))
+    torch.manual_seed(config.train.seed)
+    device, took = torch.device(device_of(config)), dict[str, list[float]]()
+    trainer = Trainer(opened.make_model().to(device), device=device)
+    with opened.stream(trainer.model, rank=0, world=1, start_step=0, pin=device.type == "cuda") as batches:
+        began = clock()
+        for progress in trainer.run(batches):
+            phase = next((name for name, on in progress.metrics.items() if name.startswith(PHASE) and on), "")
+            took.setdefault(phase, []).append(clock() - began)
+            began = clock()
+    return sum(len(of) * float(np.mean(of[len(of) // 3 :])) for of in took.values()) / steps
