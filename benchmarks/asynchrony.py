@@ -81,7 +81,7 @@ def run(domain: Domain, root: Path, known: Sequence[Cell], given: argparse.Names
         stages.record(data)
         # The first policy decodes the pictures for all.
         data.path("frames").mkdir(exist_ok=True)
-        with SimulatorPool(data.config.sim, available_cpus()) as pool:
+        with SimulatorPool(data.config.sim, data.config.data.image_size, available_cpus()) as pool:
             for seed, curve, delay in wanted:
                 own = {**more, "data.root": str(data.dataset)}
                 folder = RunFolder.open(root / f"{curve.variant}-{seed}", config_of(domain, curve.variant, seed, own))

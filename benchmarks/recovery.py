@@ -59,7 +59,7 @@ STUDY: Mapping[str, Any] = {
 }
 """Changes of the preset `tabletop`: pictures from the wrist, two steps of every five executed, true tokens."""
 QUICK: Mapping[str, Any] = {
-    "sim.image_size": 32,
+    "data.image_size": 32,
     "sim.supersample": 1,
     "record.episodes_per_task": 4,
     "planner.width": 32,
@@ -154,7 +154,10 @@ def measure(folder: RunFolder) -> Cell:
         with folder.stage("train") as clock:
             train_until(folder, folder.config.train.steps, clock)
     if not folder.done("evaluate"):
-        with SimulatorPool(folder.config.sim, available_cpus()) as pool, folder.stage("evaluate") as clock:
+        with (
+            SimulatorPool(folder.config.sim, folder.config.data.image_size, available_cpus()) as pool,
+            folder.stage("evaluate") as clock,
+        ):
             evaluation.evaluate(folder, clock, pool=pool)
     return Cell.of(folder, frames_of(folder.dataset))
 

@@ -153,7 +153,7 @@ class SystemPolicy:
         return {"preprocessing": self.inputs, **self.model.stages()}
 
     def _images(self, observations: Sequence[Observation]) -> UInt8[Tensor, "B T C height width"]:
-        keys, size = self.source.manifest.image_keys, self.source.config.sim.image_size
+        keys, size = self.source.manifest.image_keys, self.source.config.data.image_size
         history = self.source.config.data.history
         rows = []
         for o in observations:
@@ -201,7 +201,7 @@ class SystemPolicy:
     def blank(self) -> Observation:
         """What a robot of this policy might see: black pictures, and an instruction that it was trained on."""
         manifest, config = self.source.manifest, self.source.config
-        picture = np.zeros((config.sim.image_size, config.sim.image_size, 3), np.uint8)
+        picture = np.zeros((config.data.image_size, config.data.image_size, 3), np.uint8)
         return Observation(
             images=dict.fromkeys(manifest.image_keys, picture),
             state=np.zeros(manifest.shape.state_dim, np.float32),

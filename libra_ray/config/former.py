@@ -3,7 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-RENAMED = {"control.planner_delay_steps": "delay.intent_steps", "control.intent_delay_steps": "delay.intent_steps"}
+RENAMED = {
+    "control.planner_delay_steps": "delay.intent_steps",
+    "control.intent_delay_steps": "delay.intent_steps",
+    "sim.image_size": "data.image_size",
+}
 """Former name -> present one, of the same meaning."""
 FREEZE = "planner.freeze_backbone"
 BACKBONE = ("planner.train_vision", "planner.train_language")

@@ -205,16 +205,22 @@ def simulation(load: LoadSpec, server: Handshake) -> SimConfig:
     return SimConfig(
         family=load.family,
         tasks=load.task_names,
-        image_size=int(server.observation[server.cameras[0]]["shape"][0]),
         supersample=server.supersample,
         wrist_camera=WRIST in server.cameras,
         max_steps=load.max_steps,
     )
 
 
+def picture_size(server: Handshake) -> int:
+    """Height and width of the pictures that the server's policy reads, in pixels."""
+    return int(server.observation[server.cameras[0]]["shape"][0])
+
+
 def _simulated_fleet(load: LoadSpec, server: Handshake) -> SimulatedFleet:
-    sim, tasks = simulation(load, server), load.task_names
-    return SimulatedFleet(sim, tasks, load.robots, history=server.history, seed=load.seed, processes=load.processes)
+    sim, size = simulation(load, server), picture_size(server)
+    return SimulatedFleet(
+        sim, size, load.task_names, load.robots, history=server.history, seed=load.seed, processes=load.processes
+    )
 
 
 def _robots(

@@ -70,7 +70,7 @@ class AnchorRefine(System):
         residual: dict[str, nn.Module] = {}
         if self.settings.context == "own":
             pictures, width = shape.cameras * config.data.history, config.planner.width
-            encoder = make_encoder(config.refiner.encoder, config.sim.image_size, width, folder)
+            encoder = make_encoder(config.refiner.encoder, config.data.image_size, width, folder)
             residual["context"] = own = OwnContext(encoder, pictures, width, config.refiner.train_encoder)
             widths = own.widths
         residual["head"] = ResidualHead(

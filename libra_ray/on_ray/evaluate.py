@@ -12,6 +12,7 @@ from libra_ray import checkpoint
 from libra_ray.common.files import repair_jsonl
 from libra_ray.common.progress import ProgressBar, print_status
 from libra_ray.config import Config, inference_settings
+from libra_ray.config.overrides import flatten
 from libra_ray.control.delays import Delays, open_delays
 from libra_ray.control.margin import Latency, Margin, injected_steps, margins
 from libra_ray.evaluation.lockstep import Lockstep
@@ -75,10 +76,11 @@ def evaluate(folder: RunFolder, clock: Clock, load: Load = load_trained, pool: S
     brought = pool is not None or load is not load_trained
     plan = ReplicaPlan(count=0) if brought or not driven else ReplicaPlan.of(config, present_cpus(), available_gpus())
     open_driver = partial(driver_of, folder, load)
+    simulators = partial(SimulatorPool, config.sim, config.data.image_size, config.ray.simulator_actors)
     with (
         ProgressBar("evaluate", total=len(jobs), unit="episodes") as bar,
         ReplicaPool(config, plan, open_driver, bar.say) as replicas,
-        nullcontext(pool) if pool else SimulatorPool(config.sim, config.ray.simulator_actors, beside=plan.cpus) as robots,
+        nullcontext(pool) if pool else simulators(beside=plan.cpus) as robots,
     ):
         bar.to(len(done))
         writer = EvaluationLogWriter(folder, clock, bar)
@@ -174,11 +176,12 @@ def check_fits(config: Config, trained: Config) -> None:
     Raises:
         ValueError: names both values, or the controllers that are left.
     """
-    for name in ("family", "image_size", "supersample", "wrist_camera"):
-        ours, theirs = getattr(config.sim, name), getattr(trained.sim, name)
+    now, then = flatten(config), flatten(trained)
+    for name in ("sim.family", "data.image_size", "sim.supersample", "sim.wrist_camera"):
+        ours, theirs = now[name], then[name]
         if ours != theirs:
             value = str(theirs).lower() if isinstance(theirs, bool) else theirs
-            raise ValueError(f"sim.{name}={ours}, but the checkpoint was trained with {theirs}; give --sim.{name} {value}")
+            raise ValueError(f"{name}={ours}, but the checkpoint was trained with {theirs}; give --{name} {value}")
     executed, committed, horizon = config.control.execute_steps, config.control.committed_steps, trained.action.horizon
     if executed > horizon:
         raise ValueError(f"control.execute_steps={executed} exceeds the checkpoint's horizon of {horizon}")
@@ -200,7 +203,7 @@ def check_drives(config: Config, folder: Path) -> None:
     check_robot(config.sim, manifest.robot, f"checkpoint {folder}")
     with torch.device("meta"):
         pictures = manifest.shape.cameras * trained.data.history
-        backbone = make_backbone(trained.planner, trained.sim.image_size, pictures, folder)
+        backbone = make_backbone(trained.planner, trained.data.image_size, pictures, folder)
     distinct_tokens(backbone.tokenise, evaluated_instructions(config))
 
 

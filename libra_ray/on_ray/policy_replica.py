@@ -73,7 +73,7 @@ class PolicyReplica:
         """Run episodes of one controller to their end, on simulators that reserve `cpus_each`, and report on the way."""
         self.load(controller)
         driver, buffer = self._drivers[controller], ResultBuffer(self._config.evaluate.videos_per_task)
-        pool = SimulatorPool(self._config.sim, cpus_each=cpus_each, given=actors)
+        pool = SimulatorPool(self._config.sim, self._config.data.image_size, cpus_each=cpus_each, given=actors)
         fleet = Lockstep(self._config, driver.trained, pool, driver.policy, buffer, driver.delays)
         for _ in fleet.ticks(jobs):
             if buffer.episodes:

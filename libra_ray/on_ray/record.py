@@ -193,7 +193,7 @@ def _fill_spool(folder: RunFolder, shelf: Shelf, clock: Clock, thread: ThreadPoo
         bar.to(sum(len(t.succeeded) for t in shelf.tallies))
         if all(t.complete for t in shelf.tallies):
             return thread.submit(write)
-        with SimulatorPool(config.sim, config.ray.simulator_actors) as pool:
+        with SimulatorPool(config.sim, config.data.image_size, config.ray.simulator_actors) as pool:
             # Both load LeRobot, one after the other, while the simulators start.
             encoder = EncoderSettings.of(encoder_config(config.record.video_codec))
             written = thread.submit(write)

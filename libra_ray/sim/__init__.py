@@ -21,7 +21,7 @@ class _Family:
     Attributes:
         module: that defines it; its function `robot_spec` says what a `SimConfig`'s robot is, `episode_instruction` what a
             task asks for in the episode of a seed.
-        environment: its class, made from `(SimConfig, task)`, with an attribute `control_hz`.
+        environment: its class, made from `(SimConfig, task, image_size)`, with an attribute `control_hz`.
         check: its function that refuses an unknown task name.
         check_moves: its function that refuses a task whose goal cannot be moved; empty where none can.
     """
@@ -51,19 +51,20 @@ _FAMILIES: Mapping[str, _Family] = MappingProxyType(
 )
 
 
-def make_environment(sim: SimConfig, task: str) -> Environment:
+def make_environment(sim: SimConfig, task: str, image_size: int) -> Environment:
     """A simulated robot with one task.
 
     Args:
-        sim: family, picture size and episode length; `sim.tasks` is not read.
+        sim: family and episode length; `sim.tasks` is not read.
         task: one of the family's, e.g. `drawer-open-v3` (Meta-World) or `place-1mm` (tabletop).
+        image_size: height and width of its cameras' pictures, in pixels.
 
     Raises:
         ValueError: the family has no such task; the message names those it has, or the nearest of them.
         RuntimeError: the machine has no library to render with; the message says how to install one.
     """
     family = _FAMILIES[sim.family]
-    return family.load(family.environment)(sim, task)
+    return family.load(family.environment)(sim, task, image_size)
 
 
 def check_tasks(sim: SimConfig, others: Iterable[str] = ()) -> None:

@@ -78,8 +78,9 @@ class Metaworld:
     gripper opening in [0, 1]. Not for use by several threads at once.
 
     Args:
-        sim: picture size and episode length.
+        sim: episode length, and how finely pictures are drawn.
         task: e.g. `drawer-open-v3` or `metaworld-drawer-open-v3`.
+        image_size: height and width of the pictures, in pixels.
 
     Raises:
         ValueError: there is no such task.
@@ -89,12 +90,12 @@ class Metaworld:
     action_dim = ACTION_DIM
     control_hz = CONTROL_HZ
 
-    def __init__(self, sim: SimConfig, task: str) -> None:
+    def __init__(self, sim: SimConfig, task: str, image_size: int) -> None:
         self.task = task_name(task)
         self.instruction = task_instructions()[self.task]
         self.max_steps = sim.max_steps
         self._supersample = sim.supersample
-        self.image_shapes: Mapping[str, tuple[int, int, int]] = {IMAGE_KEY: (sim.image_size, sim.image_size, 3)}
+        self.image_shapes: Mapping[str, tuple[int, int, int]] = {IMAGE_KEY: (image_size, image_size, 3)}
         self._env = _make_env(self.task, sim.max_steps)
         self._expert = ENV_POLICY_MAP[self.task]()
         self._renderers: dict[tuple[int, int], OffscreenRenderer] = {}

@@ -119,7 +119,7 @@ class TrainingData:
         return cls(
             config=config,
             demonstrations=demonstrations,
-            frames=frame_cache(demonstrations, frames_root, config.sim.image_size) if frames_root else frames,
+            frames=frame_cache(demonstrations, frames_root, config.data.image_size) if frames_root else frames,
             split=split,
             stats=compute_stats(demonstrations, demonstrations.rows(split.train)),
             spec=spec,

@@ -127,7 +127,7 @@ def test_a_moved_goal_is_in_the_episode_and_its_record():
     changes = {"sim__family": "tabletop", "sim__tasks": ("place",), "sim__max_steps": 14, "sim__goal_moves_at": 7}
     config = debug_config(evaluate__robots=2, control__rule="overlap", **changes)
     noted, jobs = Noted(), _jobs(3, "place")
-    Lockstep(config, config, LocalFleet(Simulators(config.sim)), StubPolicy(), noted).play(jobs)
+    Lockstep(config, config, LocalFleet(Simulators(config.sim, config.data.image_size)), StubPolicy(), noted).play(jobs)
     for job, episode in noted.episodes.items():
         found = asynchrony_of(episode, noted.replans[job])
         assert episode.goal_moved_at == 7
@@ -147,8 +147,8 @@ def test_lockstep_is_what_a_single_robot_does(untrained):
     policy = load_policy(untrained)
     jobs = _jobs(2, "reach-v3")
     noted = Noted()
-    Lockstep(config, policy.source.config, LocalFleet(Simulators(config.sim)), policy, noted).play(jobs)
-    environment = make_environment(config.sim, "reach-v3")
+    Lockstep(config, policy.source.config, LocalFleet(Simulators(config.sim, config.data.image_size)), policy, noted).play(jobs)
+    environment = make_environment(config.sim, "reach-v3", config.data.image_size)
     for job in jobs:
         alone = run(environment, PolicyController(policy, config.control), job.seed)
         together = noted.episodes[job]

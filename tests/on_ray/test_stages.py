@@ -132,7 +132,7 @@ class TestAnotherRobot:
 
         task = {"metaworld": "reach-v3", "tabletop": "chain2"}[family]
         sim = debug_config(sim__family=family, sim__wrist_camera=wrist, sim__tasks=task).sim
-        environment, spec = make_environment(sim, task), robot_spec(sim)
+        environment, spec = make_environment(sim, task, 64), robot_spec(sim)
         assert (spec.action_dim, spec.state_dim) == (environment.action_dim, environment.state_dim)
         assert (spec.control_hz, spec.cameras) == (environment.control_hz, tuple(environment.image_shapes))
         assert spec.control_hz == control_hz(sim)

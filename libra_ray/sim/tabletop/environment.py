@@ -46,7 +46,9 @@ class Tabletop:
     several threads at once.
 
     Args:
-        sim: picture size, episode length, whether there is a second camera at the wrist, and when the goal is moved.
+        sim: episode length, how finely pictures are drawn, whether there is a second camera at the wrist, and when the goal is
+            moved.
+        image_size: height and width of the pictures, in pixels.
         task: `touch`, `push`, `bin`, `place`, `putdown` (a `place` that begins with its block in the hand), `stack`, `insert`,
             or `chain1` to `chain4`; `place`, `putdown`, `insert` and chains take a tolerance, e.g. `place-1mm`.
 
@@ -63,7 +65,7 @@ class Tabletop:
     action_dim = ACTION_DIM
     control_hz = CONTROL_HZ
 
-    def __init__(self, sim: SimConfig, task: str) -> None:
+    def __init__(self, sim: SimConfig, task: str, image_size: int) -> None:
         self._task = parse_task(task)
         self.task = self.instruction = task
         self.parts: tuple[Part, ...] = ()
@@ -72,7 +74,7 @@ class Tabletop:
             check_goal_moves(task)
         self.goal_moved_at: int | None = None
         self._supersample = sim.supersample
-        shape = (sim.image_size, sim.image_size, 3)
+        shape = (image_size, image_size, 3)
         self.image_shapes: Mapping[str, tuple[int, int, int]] = dict.fromkeys(robot_spec(sim).cameras, shape)
         self._world = World(min(self._task.tolerance_mm / 1000, MOUTH_CLEARANCE_M))
         self._renderers: dict[tuple[str, int, int], OffscreenRenderer] = {}
