@@ -227,7 +227,12 @@ def _alike(one: Checkpoint, other: Checkpoint) -> bool:
         {name: value for name, value in flatten(of.config).items() if not name.startswith(OF_TRAINING)} for of in (one, other)
     )
     shapes = [{name: value.shape for name, value in of.model.state_dict().items()} for of in (one, other)]
-    return ours == theirs and shapes[0] == shapes[1] and one.manifest.levels == other.manifest.levels
+    return ours == theirs and shapes[0] == shapes[1] and _answers(one) == _answers(other)
+
+
+def _answers(of: Checkpoint) -> tuple[object, ...]:
+    """What a checkpoint's answers are about."""
+    return of.manifest.levels, of.manifest.shape.action.gripper
 
 
 def act(policy: Policy, observations: Sequence[Observation]) -> list[ActionChunk]:

@@ -18,8 +18,9 @@ from libra_ray.common.disk import NoRoomError
 from libra_ray.data.fingerprint import Fingerprint
 from libra_ray.policy import SystemPolicy
 from libra_ray.runs.folder import RunFolder
+from libra_ray.spec import RobotSpec
 from libra_ray.training.fine_tuning import start_from
-from libra_ray.types import RobotShape, RobotSpec
+from libra_ray.types import RobotShape
 from tests.model.builders import (
     INSTRUCTIONS,
     KEYS,

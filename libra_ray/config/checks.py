@@ -172,8 +172,10 @@ def _refuse_one_sided(settings: Settings) -> None:
 def _refuse_odd_systems(settings: Settings) -> None:
     """Dials of single systems that do not go together."""
     system, gripper = settings["model.system"], settings["anchor_refine.gripper"]
-    if gripper not in ("last", "none") and not gripper.isdecimal():
-        raise ValueError(f"anchor_refine.gripper={gripper!r} is no action dimension; give last, none, or its number from 0")
+    if gripper not in ("declared", "last", "none") and not gripper.isdecimal():
+        raise ValueError(
+            f"anchor_refine.gripper={gripper!r} is no action dimension; give declared, last, none, or its number from 0"
+        )
     if system == "coarse_to_fine" and settings["refiner.objective"] != "flow":
         raise ValueError("model.system=coarse_to_fine starts from a coarse action, not from noise; give refiner.objective=flow")
     if settings["refiner.train_encoder"] != "full" and settings["refiner.vision"] == "shared":

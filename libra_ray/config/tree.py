@@ -84,6 +84,17 @@ class DataConfig:
     """Other names for the data set's features, as NEW=OLD, e.g. `action=actions,observation.state=state` (docs/data.md)."""
     image_size: int = 64
     """Height and width of the pictures as models read them, in pixels: a data set's are resized, simulators draw them so."""
+    gripper: str = ""
+    """Which action dimension opens and closes the gripper: its name, its number from 0, `last` or `none`; empty means as the
+    data set declares it (docs/data.md)."""
+    action_is: Literal["declared", "delta", "absolute"] = "declared"
+    """Whether the other dimensions of an action are changes or values, where the data set does not say or is wrong."""
+    rotation: Literal["declared", "none", "euler", "axis_angle", "quaternion", "rot6d"] = "declared"
+    """How the rotation in an action is written, likewise."""
+    action_names: tuple[str, ...] = ()
+    """The names of an action's dimensions, in the data set's order; empty means those in its `info.json`."""
+    state_names: tuple[str, ...] = ()
+    """Of a state's, likewise."""
     history: int = 1
     """Pictures per camera a system sees: the present one and `history - 1` before it."""
     holdout_share: float = 0.1

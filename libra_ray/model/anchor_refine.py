@@ -52,7 +52,7 @@ class AnchorRefine(System):
     def __init__(self, config: Config, shape: RobotShape, folder: Path | None = None) -> None:
         super().__init__(config, shape)
         self.settings, action, dims = config.anchor_refine, config.action, shape.action_dim
-        self.gripper = gripper_dim(self.settings.gripper, dims)
+        self.gripper = gripper_dim(self.settings.gripper, dims, shape.action.gripper)
         self.arm: Tensor
         arm = [dim for dim in range(dims) if dim != self.gripper]
         self.register_buffer("arm", torch.tensor(arm), persistent=False)

@@ -24,10 +24,11 @@ from libra_ray.on_ray.policy_replica import Driver, ReplicaReport, threads_of
 from libra_ray.on_ray.replicas import ReplicaPlan, ReplicaPool
 from libra_ray.on_ray.session import available_cpus, available_gpus, is_private, present_cpus
 from libra_ray.on_ray.simulator_pool import SimulatorPool, actors_of
-from libra_ray.policy import load_policy
+from libra_ray.policy import SystemPolicy, load_policy
 from libra_ray.runs.folder import Clock, RunFolder
 from libra_ray.runs.results import Evaluation
 from libra_ray.sim import check_robot, control_hz, instructions
+from libra_ray.spec import UNDECLARED
 from libra_ray.training.data import distinct_tokens
 from libra_ray.types import Level, Policy
 
@@ -95,7 +96,7 @@ def evaluate(folder: RunFolder, clock: Clock, load: Load = load_trained, pool: S
             driver = open_driver(controller)
             if pool is None:
                 torch.set_num_threads(threads_of(driver.policy, min(available_cpus(), os.cpu_count() or 1)))
-            Lockstep(config, driver.trained, robots, driver.policy, writer, driver.delays).play(mine)
+            Lockstep(config, driver.trained, robots, driver.policy, writer, driver.delays, driver.action).play(mine)
 
 
 def driver_of(folder: RunFolder, load: Load, controller: str) -> Driver:
@@ -106,7 +107,8 @@ def driver_of(folder: RunFolder, load: Load, controller: str) -> Driver:
     """
     policy, trained = load(folder, controller)
     check_fits(folder.config, trained)
-    return Driver(policy=policy, trained=trained, delays=delays_of(folder.config, policy.levels))
+    action = policy.source.manifest.shape.action if isinstance(policy, SystemPolicy) else UNDECLARED
+    return Driver(policy=policy, trained=trained, delays=delays_of(folder.config, policy.levels), action=action)
 
 
 def check_resources(config: Config) -> None:

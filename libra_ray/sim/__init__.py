@@ -9,9 +9,13 @@ from typing import Any
 from libra_ray.config import SimConfig
 from libra_ray.extras import needs
 from libra_ray.sim.render.gl_backend import choose_backend
-from libra_ray.types import Environment, RobotSpec
+from libra_ray.spec import RobotSpec, differences
+from libra_ray.types import Environment
 
 __all__ = ["check_robot", "check_tasks", "choose_backend", "control_hz", "instructions", "make_environment", "robot_spec"]
+
+
+CANNOT_DRIVE = "it can be trained on (jobs/train.py) and served, but not evaluated in this simulator"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,30 +113,33 @@ def instructions(sim: SimConfig, seeds: Iterable[int]) -> tuple[str, ...]:
     return tuple(sorted({instruction(task, seed) for seed in seeds for task in sim.tasks}))
 
 
-def check_robot(sim: SimConfig, robot: RobotSpec, whose: str) -> None:
-    """Refuse a data set or checkpoint of another robot than the simulated one, whose policy could not drive it.
+def check_robot(sim: SimConfig, robot: RobotSpec, whose: str, remedy: str = CANNOT_DRIVE, *, any_rate: bool = False) -> None:
+    """Refuse a data set or policy of another robot than the simulated one, which it could not drive.
 
     Cameras that the simulator has and the policy does not need do no harm.
 
     Args:
         sim: the simulated robot's family and cameras.
         robot: the other one.
-        whose: the other one's data set or checkpoint, as the message names it.
+        whose: the other one's data set, checkpoint or server, as the message names it.
+        remedy: what can be done instead.
+        any_rate: at whatever rate the other one is controlled.
 
     Raises:
         ValueError: names everything in which they differ, with both values.
     """
     ours = robot_spec(sim)
-    pairs = {
+    pairs: dict[str, tuple[object, object]] = {
         "action dimensions": (robot.action_dim, ours.action_dim),
         "state dimensions": (robot.state_dim, ours.state_dim),
-        "control rate in Hz": (f"{robot.control_hz:g}", f"{ours.control_hz:g}"),
+        **differences(robot, ours),
     }
+    if not any_rate:
+        pairs["control rate in Hz"] = (f"{robot.control_hz:g}", f"{ours.control_hz:g}")
     differing = [f"{name} {theirs} (simulator: {own})" for name, (theirs, own) in pairs.items() if theirs != own]
     if not set(robot.cameras) <= set(ours.cameras):
         differing.append(f"cameras {', '.join(robot.cameras)} (simulator: {', '.join(ours.cameras)})")
     if differing:
         raise ValueError(
-            f"{whose} is of another robot than the one of sim.family={sim.family}: {'; '.join(differing)}; "
-            "it can be trained on (jobs/train.py) and served, but not evaluated in this simulator"
+            f"{whose} is of another robot than the one of sim.family={sim.family}: {'; '.join(differing)}; {remedy}"
         )

@@ -13,7 +13,8 @@ from hypothesis import given, strategies
 from hypothesis.extra import numpy as arrays
 from openpi_client import msgpack_numpy
 
-from libra_ray.client.protocol import Handshake, Reply, jpeg, pack, request, unpack
+from libra_ray.client.pictures import jpeg
+from libra_ray.client.protocol import Handshake, Reply, pack, request, unpack
 from libra_ray.types import IMAGE_KEY, STATE_KEY, Level, Observation
 
 NUMERIC = strategies.one_of(
