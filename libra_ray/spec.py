@@ -73,7 +73,7 @@ class VectorSpec:
         gripper = "none" if self.gripper == NO_GRIPPER else self.dimension(self.gripper or 0)
         facts = {
             "names": (self.names or None, ", ".join(self.names)),
-            "ranges": (self.ranges or None, ", ".join(map(_range, self.ranges))),
+            "ranges": (self.ranges or None, _words(self.ranges)),
             "gripper": (self.gripper, gripper),
             "values": (self.delta, "delta" if self.delta else "absolute"),
             "rotation": (self.rotation, str(self.rotation)),
@@ -168,5 +168,6 @@ def differences(one: Declares, other: Declares, *, undeclared: bool = False) -> 
     return found
 
 
-def _range(pair: tuple[float, float] | None) -> str:
-    return "unlimited" if pair is None else f"[{pair[0]:g}, {pair[1]:g}]"
+def _words(ranges: tuple[tuple[float, float] | None, ...]) -> str:
+    each = ["unlimited" if pair is None else f"[{pair[0]:g}, {pair[1]:g}]" for pair in ranges]
+    return f"{each[0]} each" if len(set(each)) == 1 else ", ".join(each)

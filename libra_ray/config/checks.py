@@ -174,7 +174,8 @@ def _refuse_odd_systems(settings: Settings) -> None:
     system, gripper = settings["model.system"], settings["anchor_refine.gripper"]
     if gripper not in ("declared", "last", "none") and not gripper.isdecimal():
         raise ValueError(
-            f"anchor_refine.gripper={gripper!r} is no action dimension; give declared, last, none, or its number from 0"
+            f"anchor_refine.gripper={gripper!r} is no action dimension; give last, none, or its number from 0; declared means "
+            "as the data set says"
         )
     if system == "coarse_to_fine" and settings["refiner.objective"] != "flow":
         raise ValueError("model.system=coarse_to_fine starts from a coarse action, not from noise; give refiner.objective=flow")

@@ -110,9 +110,9 @@ def _check_drives(config: Config, recorded: Demonstrations) -> None:
     Raises:
         ValueError: names what differs.
     """
-    otherwise = f"; what the data set says wrongly, say with {DECLARING}"
-    remedy = CANNOT_DRIVE + otherwise * bool(differences(recorded.robot, robot_spec(config.sim)))
-    check_robot(config.sim, recorded.robot, f"data set {recorded.root}", remedy)
+    wrong = differences(recorded.robot, robot_spec(config.sim))
+    mend = f"; what the data set says wrongly, say with {DECLARING}, or mend it in meta/info.json" if wrong else ""
+    check_robot(config.sim, recorded.robot, f"data set {recorded.root}", CANNOT_DRIVE + mend)
     reach = np.abs(recorded.action).max(axis=0)
     if beyond := [f"action[{i}] up to {reach[i]:g}" for i in np.flatnonzero(reach > 1)]:
         print_status(

@@ -150,6 +150,23 @@ def test_the_defaults_of_earlier_versions_are_todays():
     assert from_tree(tree).evaluate.controllers == ("policy", "coarse_only", "zero_action")
 
 
+@pytest.mark.parametrize(
+    ("name", "default", "other"), [("control.hold", "still", "repeat"), ("anchor_refine.gripper", "last", "none")]
+)
+def test_a_choice_that_is_declared_today_was_a_default_once(name, default, other):
+    """Or a run that was begun then would not be continued by the same command; what is chosen today stays."""
+    section, _, key = name.partition(".")
+    tree = json.loads(to_json(Config()))
+    assert tree[section][key] == "declared"
+    for chosen in (default, other):
+        tree[section][key] = chosen
+        assert flatten(from_tree(tree))[name] == chosen
+    tree["sim"]["image_size"] = tree["data"].pop("image_size")
+    assert flatten(from_tree(tree))[name] == other
+    tree[section][key] = default
+    assert from_tree(tree) == Config()
+
+
 def test_a_list_that_names_all_there_is_stays_what_it_is():
     """Or the run that was begun with it would not be continued by the same command."""
     named = {"evaluate.controllers": "expert,policy,coarse_only,zero_action", "train.start_parts": "planner,refiner"}

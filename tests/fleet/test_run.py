@@ -30,6 +30,7 @@ from libra_ray.fleet.robot import drive
 from libra_ray.fleet.robots import MotionResult, PhysicsRobot
 from libra_ray.fleet.run import SYNTHETIC, WRIST, DriveResult, LoadSpec, picture_size, run, simulation, table
 from libra_ray.fleet.simulated import SimulatedFleet
+from libra_ray.spec import VectorSpec
 from libra_ray.stats.intervals import wilson
 from libra_ray.types import IMAGE_KEY, STATE_KEY, Json, Level, Observation
 from tests.data.builders import make_recorded
@@ -126,6 +127,16 @@ def test_simulated_robots_see_as_the_demonstrations_robots_saw():
     sim = simulation(load, server)
     assert (sim.family, sim.tasks, sim.supersample, sim.wrist_camera) == ("tabletop", ("touch",), 2, True)
     assert picture_size(server) == 16
+
+
+def test_simulated_robots_are_not_driven_by_another_robots_policy(monkeypatch):
+    load = {"stub": "", "family": "tabletop", "tasks": ("touch",), "robots": 1}
+    with serving() as server:
+        monkeypatch.setitem(HANDSHAKE.action, "spec", VectorSpec(delta=False).tree())
+        said = r"policy at ws:.* of another robot .*=tabletop: action values absolute \(simulator: delta\); give --family"
+        with pytest.raises(ValueError, match=said):
+            asyncio.run(run(stubs(server, **load)))
+        assert server.requests == []
 
 
 def test_all_is_well_where_the_server_answers_at_once():

@@ -7,6 +7,7 @@ from libra_ray.evaluation.lockstep import Lockstep
 from libra_ray.evaluation.log import EpisodeJob
 from libra_ray.evaluation.measures import asynchrony_of
 from libra_ray.evaluation.simulators import DIED, TRIES, EpisodeRequest, Simulators
+from libra_ray.spec import VectorSpec
 from libra_ray.types import Action
 from tests.on_ray.doubles import STEPS, LocalFleet, Noted, StubPolicy, StubSimulators, debug_config
 
@@ -32,6 +33,13 @@ def test_every_job_is_played_once_in_batches():
     assert max(policy.batches) == 2, "of three robots two are thought for while one moves"
     assert noted.calls == len(policy.batches)
     assert all(pictures > 0 for pictures in noted.pictures.values())
+
+
+def test_robots_know_what_the_actions_mean():
+    absolute = VectorSpec(delta=False)
+    fleet = Lockstep(CONFIG, CONFIG, LocalFleet(StubSimulators()), StubPolicy(), Noted(), action=absolute)
+    fleet.play(_jobs(2))
+    assert [robot.action for robot in fleet.robots.values()] == [absolute] * 2
 
 
 def test_while_one_group_moves_the_other_is_thought_for():

@@ -16,7 +16,7 @@ from libra_ray.evaluation.simulators import Attempt, Simulators
 from libra_ray.on_ray import record as recording
 from libra_ray.on_ray import stages
 from libra_ray.on_ray.record import TaskTally
-from libra_ray.sim import control_hz
+from libra_ray.sim import control_hz, robot_spec
 from tests.data.builders import make_episode
 from tests.on_ray.doubles import dying
 
@@ -172,6 +172,12 @@ def test_the_recording_is_a_dataset_that_lerobot_reads(recorded_run, monkeypatch
     size = recorded_run.config.data.image_size
     assert dataset.num_episodes == recorded_run.config.record.episodes_per_task
     assert tuple(dataset[0]["observation.image"].shape) == (3, size, size)
+
+
+def test_the_recording_declares_what_the_simulator_does(recorded_run):
+    robot = open_dataset(recorded_run.path("dataset")).robot
+    assert robot == robot_spec(recorded_run.config.sim)
+    assert robot.action.names == ("x", "y", "z", "gripper")
 
 
 def test_a_second_start_adds_only_what_is_missing(ray_cluster, make_run, monkeypatch):
