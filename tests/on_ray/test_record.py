@@ -142,7 +142,7 @@ def test_a_fleet_writes_what_one_process_would(recorded_run, tmp_path):
     for seed in range(config.record.episodes_per_task):
         assert simulators.demonstrate("reach-v3", seed, config.record, tmp_path / f"{seed}.npz").success
         episodes.append(load_episode(tmp_path / f"{seed}.npz"))
-    alone = write_dataset(episodes, tmp_path / "dataset", fps=control_hz(config.sim))
+    alone = write_dataset(episodes, tmp_path / "dataset", fps=control_hz(config.sim), declared=robot_spec(config.sim))
     fleet = recorded_run.path("dataset")
     names = sorted(path.relative_to(alone) for path in alone.rglob("*") if path.is_file())
     assert names == sorted(path.relative_to(fleet) for path in fleet.rglob("*") if path.is_file())
