@@ -77,7 +77,7 @@ def run(domain: Domain, root: Path, known: Sequence[Cell], given: argparse.Names
     more = settings_given(given)
     with connected(), ProgressBar("asynchrony", total=len(wanted), unit="cells") as bar:
         data = recorded(root / "data", config_of(domain, "late", 0, more))
-        with SimulatorPool(data.config.sim, available_cpus()) as pool:
+        with SimulatorPool(data.config.sim, data.config.data.image_size, available_cpus()) as pool:
             for seed, curve, delay in wanted:
                 folder = opened(root / f"{curve.variant}-{seed}", config_of(domain, curve.variant, seed, more), data)
                 yield measure(folder, curve, delay, given.episodes, pool)

@@ -53,7 +53,7 @@ class ConvPolicy(nn.Module):
     def __init__(self, config: Config, spec: DatasetSpec, width: int = 256) -> None:
         super().__init__()
         self.horizon, self.action_dim = config.action.horizon, spec.shape.action_dim
-        colours, side = 3 * spec.shape.cameras * config.data.history, math.ceil(config.sim.image_size // 4 / 2)
+        colours, side = 3 * spec.shape.cameras * config.data.history, math.ceil(config.data.image_size // 4 / 2)
         self.eyes = nn.Sequential(_conv(colours, 32, 6, 4), _conv(32, 64, 3, 2), _conv(64, 96, 3, 1), nn.Flatten())
         self.look = nn.Sequential(nn.Linear(96 * side * side, width), nn.ReLU())
         self.instruction = nn.Embedding(len(spec.instructions), 64)

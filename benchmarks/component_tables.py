@@ -137,7 +137,7 @@ STUDY = {
     "train.log_every": 40,
 }
 QUICK = {
-    "sim.image_size": 32,
+    "data.image_size": 32,
     "sim.max_steps": 60,
     "record.episodes_per_task": 10,
     "train.steps": 40,

@@ -164,7 +164,7 @@ def run(
             if not variants:
                 continue
             data = prepare(root, name, changes, quick=quick)
-            with SimulatorPool(data.config.sim, available_cpus()) as pool:
+            with SimulatorPool(data.config.sim, data.config.data.image_size, available_cpus()) as pool:
                 for variant in variants:
                     yield run_cell(root, name, variant, seed, data, changes, pool)
                     bar.to(bar.count + 1)

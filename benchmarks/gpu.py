@@ -52,7 +52,7 @@ QUICK = RobotShape(action_dim=4, state_dim=4, cameras=1)
 def windows(model: System, size: int) -> Batch:
     """Random windows for a model, in memory from which a GPU fetches them."""
     config, shape, draw = model.config, model.shape, torch.Generator().manual_seed(0)
-    side = config.sim.image_size
+    side = config.data.image_size
     pictures = (size, shape.cameras * config.data.history, 3, side, side)
     steps = config.action.plan_steps + config.action.horizon
     text = model.tokenise(["open the drawer", "push the button down"][:1] * size)

@@ -49,7 +49,7 @@ STUDY: Mapping[str, Any] = {
 }
 """Changes of the preset `tabletop`."""
 QUICK: Mapping[str, Any] = {
-    "sim.image_size": 32,
+    "data.image_size": 32,
     "sim.max_steps": 40,
     "record.episodes_per_task": 10,
     "train.steps": 40,

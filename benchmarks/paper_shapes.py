@@ -38,7 +38,7 @@ TEMPLATE = (
 TINY_CHANGES: Mapping[str, Any] = MappingProxyType(
     {
         "planner.width": 32, "planner.heads": 4, "planner.depth": 1, "planner.max_text_tokens": 16, "refiner.width": 32,
-        "refiner.heads": 4, "refiner.depth": 1, "sim.image_size": 32, "train.batch_size": 2, "train.accumulate": 1,
+        "refiner.heads": 4, "refiner.depth": 1, "data.image_size": 32, "train.batch_size": 2, "train.accumulate": 1,
         "ray.use_gpu": False,
     }
 )  # fmt: skip

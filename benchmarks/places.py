@@ -54,7 +54,8 @@ def scenes(task: str, seeds: Sequence[int]) -> Scenes:
     choose_backend()
     from libra_ray.sim.metaworld import Metaworld
 
-    environment = Metaworld(override(preset("mt10"), {"sim.tasks": task}).sim, task)
+    config = override(preset("mt10"), {"sim.tasks": task})
+    environment = Metaworld(config.sim, task, config.data.image_size)
     images, goals = [], []
     with ProgressBar(task, len(seeds), "scenes") as bar:
         for seed in seeds:

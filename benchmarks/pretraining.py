@@ -63,7 +63,7 @@ def pretrain(folder: Path, data: RunFolder, changes: Mapping[str, Any], *, quick
     """
     recorded = RunFolder.open(data.root, data.config)
     stages.record(recorded)
-    frame_cache(open_dataset(recorded.dataset, data.config.data), recorded.path("frames"), data.config.sim.image_size)
+    frame_cache(open_dataset(recorded.dataset, data.config.data), recorded.path("frames"), data.config.data.image_size)
     run = RunFolder.open(folder, pretraining(data.config, recorded.dataset, changes, quick=quick))
     run.share_frames(recorded.path("frames"))
     if not run.done("train"):

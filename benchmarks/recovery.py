@@ -56,7 +56,7 @@ STUDY: Mapping[str, Any] = {
 }
 """Changes of the preset `tabletop`: pictures from the wrist, two steps of every five executed, true tokens."""
 QUICK: Mapping[str, Any] = {
-    "sim.image_size": 32,
+    "data.image_size": 32,
     "sim.supersample": 1,
     "record.episodes_per_task": 4,
     "planner.width": 32,
@@ -138,7 +138,7 @@ def measure(folder: RunFolder) -> Cell:
     """Train and evaluate one policy, or go on with it, or read what is finished."""
     train(folder)
     if not folder.done("evaluate"):
-        with SimulatorPool(folder.config.sim, available_cpus()) as pool:
+        with SimulatorPool(folder.config.sim, folder.config.data.image_size, available_cpus()) as pool:
             evaluated(folder, pool=pool)
     return Cell.of(folder, frames_of(folder.dataset))
 

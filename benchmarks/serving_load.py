@@ -90,7 +90,7 @@ class Judge:
 
 def observations(work: Work, robots: int, dataset: Path | None) -> list[Observation]:
     """One observation per robot, all different: recorded ones where there is a data set, otherwise random ones."""
-    shape, size = work.policy.source.manifest.shape, work.config.sim.image_size
+    shape, size = work.policy.source.manifest.shape, work.config.data.image_size
     keys, words = work.policy.source.manifest.image_keys, work.policy.source.manifest.instructions
     if dataset is not None:
         data = open_dataset(dataset, work.config.data)
@@ -113,7 +113,7 @@ def _recorded(work: Work, recording: Recording, robots: int) -> Iterator[Observa
 
 
 def _handshake(work: Work) -> Handshake:
-    shape, size = work.policy.source.manifest.shape, work.config.sim.image_size
+    shape, size = work.policy.source.manifest.shape, work.config.data.image_size
     pictures = {k: {"dtype": "uint8", "shape": [size, size, 3]} for k in work.policy.source.manifest.image_keys}
     return Handshake(
         observation={**pictures, STATE_KEY: {"dtype": "float32", "shape": [shape.state_dim]}},

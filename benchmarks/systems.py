@@ -115,7 +115,8 @@ def run(root: Path, order: Order, known: Study) -> Iterator[Cell | SystemTime]:
         # One after the other, so that all are measured under the same load of a shared machine.
         for variant in dict.fromkeys([variant for _, variant in cells] + times):
             course.pace(variant)
-        with SimulatorPool(evaluated_config(course.data.config, order.domain, 1).sim, available_cpus()) as pool:
+        config = evaluated_config(course.data.config, order.domain, 1)
+        with SimulatorPool(config.sim, config.data.image_size, available_cpus()) as pool:
             for seed, variant in cells:
                 yield course.cell(variant, seed, pool)
                 bar.to(bar.count + 1)

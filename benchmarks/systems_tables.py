@@ -197,7 +197,7 @@ DOMAINS = {
     ),
 }
 QUICK: Mapping[str, Any] = {
-    "sim.image_size": 32,
+    "data.image_size": 32,
     "sim.supersample": 1,
     "planner.width": 32,
     "planner.depth": 1,

@@ -247,8 +247,8 @@ def _refuse_unknown(argv: Sequence[str], prog: str, own: Sequence[str]) -> None:
         ValueError: an option is unknown.
     """
     settings = leaf_types(Config)
-    for token in argv:
-        option = token.partition("=")[0]
+    for token, following in zip(argv, [*argv, ""][1:], strict=True):
+        option, _, value = token.partition("=")
         name = option.removeprefix("--")
         if not name or name == option or option in own or ("." in name and name in settings):
             continue
@@ -256,7 +256,7 @@ def _refuse_unknown(argv: Sequence[str], prog: str, own: Sequence[str]) -> None:
             raise ValueError(f"the preset is given without an option name, e.g. `{prog} {DEFAULT_PRESET}`")
         if "." not in name and (near := difflib.get_close_matches(option, own, n=1, cutoff=0.7)):
             raise ValueError(f"unknown option {option}; did you mean {near[0]}?")
-        override(Config(), {name: ""})
+        override(Config(), {name: value or following})
 
 
 def _resolved(given: Mapping[str, Any]) -> Config:

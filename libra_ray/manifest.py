@@ -7,7 +7,8 @@ from pathlib import Path
 from libra_ray import config as configuration
 from libra_ray.config import Config
 from libra_ray.data.fingerprint import Fingerprint
-from libra_ray.types import Json, Level, RobotShape, RobotSpec
+from libra_ray.spec import RobotSpec, VectorSpec
+from libra_ray.types import Json, Level, RobotShape
 
 FORMAT = 1
 
@@ -46,6 +47,8 @@ class Manifest:
             state_dim=self.shape.state_dim,
             cameras=self.image_keys,
             control_hz=self.control_hz,
+            action=self.shape.action,
+            state=self.shape.state,
         )
 
     @property
@@ -71,10 +74,15 @@ def read_manifest(folder: Path | str) -> Manifest:
         tree |= {name: tuple(tree[name]) for name in ("image_keys", "instructions")}
         data = Fingerprint(**tree["data"]) if tree.get("data") else None
         levels = tuple(Level(**level) for level in tree.get("levels", ()))
-        shape = RobotShape(**{**tree["shape"], "subgoals": tuple(tree["shape"].get("subgoals", ()))})
-        return Manifest(**{**tree, "shape": shape, "data": data, "levels": levels})
+        return Manifest(**{**tree, "shape": _shape(tree["shape"]), "data": data, "levels": levels})
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"checkpoint {folder} has a damaged manifest.json ({error}); train again or restore it") from error
+
+
+def _shape(tree: Json) -> RobotShape:
+    """The shape in a manifest; earlier versions wrote neither sub-goals nor what the numbers mean."""
+    means = {name: VectorSpec.read(tree.get(name), tree[f"{name}_dim"]) for name in ("action", "state")}
+    return RobotShape(**{**tree, **means, "subgoals": tuple(tree.get("subgoals", ()))})
 
 
 def read_config(folder: Path | str) -> Config:

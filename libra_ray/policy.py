@@ -153,7 +153,7 @@ class SystemPolicy:
         return {"preprocessing": self.inputs, **self.model.stages()}
 
     def _images(self, observations: Sequence[Observation]) -> UInt8[Tensor, "B T C height width"]:
-        keys, size = self.source.manifest.image_keys, self.source.config.sim.image_size
+        keys, size = self.source.manifest.image_keys, self.source.config.data.image_size
         history = self.source.config.data.history
         rows = []
         for o in observations:
@@ -201,7 +201,7 @@ class SystemPolicy:
     def blank(self) -> Observation:
         """What a robot of this policy might see: black pictures, and an instruction that it was trained on."""
         manifest, config = self.source.manifest, self.source.config
-        picture = np.zeros((config.sim.image_size, config.sim.image_size, 3), np.uint8)
+        picture = np.zeros((config.data.image_size, config.data.image_size, 3), np.uint8)
         return Observation(
             images=dict.fromkeys(manifest.image_keys, picture),
             state=np.zeros(manifest.shape.state_dim, np.float32),
@@ -227,7 +227,12 @@ def _alike(one: Checkpoint, other: Checkpoint) -> bool:
         {name: value for name, value in flatten(of.config).items() if not name.startswith(OF_TRAINING)} for of in (one, other)
     )
     shapes = [{name: value.shape for name, value in of.model.state_dict().items()} for of in (one, other)]
-    return ours == theirs and shapes[0] == shapes[1] and one.manifest.levels == other.manifest.levels
+    return ours == theirs and shapes[0] == shapes[1] and _answers(one) == _answers(other)
+
+
+def _answers(of: Checkpoint) -> tuple[object, ...]:
+    """What a checkpoint's answers are about."""
+    return of.manifest.levels, of.manifest.shape.action.gripper
 
 
 def act(policy: Policy, observations: Sequence[Observation]) -> list[ActionChunk]:

@@ -11,26 +11,12 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from libra_ray.spec import UNDECLARED, VectorSpec
+
 IMAGE_KEY = "observation.image"
 """The camera feature of LeRobot's Meta-World schema; more cameras are `observation.images.<name>`."""
 STATE_KEY = "observation.state"
 ACTION_KEY = "action"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RobotSpec:
-    """What a simulator, a data set and a checkpoint each say of their robot, to be compared before anything long begins.
-
-    Attributes:
-        action_dim: D; `state_dim`: S.
-        cameras: feature names of the colour cameras.
-        control_hz: control steps per second.
-    """
-
-    action_dim: int
-    state_dim: int
-    cameras: tuple[str, ...]
-    control_hz: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +50,17 @@ class Observation:
 class RobotShape:
     """What a data set fixes about a model: dimensions of action and state, number of cameras, and its sub-goals in words.
 
-    `subgoals` are the different ones that its demonstrations work on, sorted; empty where no data set is there yet.
+    Attributes:
+        subgoals: the different ones that its demonstrations work on, sorted; empty where no data set is there yet.
+        action: what the numbers of an action mean; `state` likewise.
     """
 
     action_dim: int
     state_dim: int
     cameras: int
     subgoals: tuple[str, ...] = ()
+    action: VectorSpec = UNDECLARED
+    state: VectorSpec = UNDECLARED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +203,8 @@ class Environment(Protocol):
     instruction: str
     state_dim: int
     action_dim: int
+    action_spec: VectorSpec
+    state_spec: VectorSpec
     control_hz: int
     max_steps: int
     image_shapes: Mapping[str, tuple[int, int, int]]

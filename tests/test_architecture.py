@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-RECORDS = {"config", "types", "extras"}
+RECORDS = {"config", "types", "spec", "extras"}
 TENSORS = RECORDS | {"batch"}
 HELPERS = {"common", "stats"}
 COMPONENTS = {"data", "model", "sim", "control"}
@@ -20,13 +20,14 @@ DOMAIN = {"inference", "manifest", "checkpoint", "policy", "training", "runs", "
 MAY_IMPORT: dict[str, set[str]] = {
     # records
     "": set(),
-    "types": set(),
+    "spec": set(),
+    "types": {"spec"},
     "extras": set(),
     "config": set(),
     "batch": set(),
     "stats": set(),
     "common": RECORDS,
-    "client": {"types"},
+    "client": {"types", "spec"},
     # components, which cannot see one another
     "data": TENSORS | HELPERS,
     "model": TENSORS,

@@ -136,7 +136,7 @@ def test_help_shows_every_setting_with_its_docstring(capsys, monkeypatch):
     names = [name for name in leaf_types(Config) if "." in name]
     assert [name for name in names if f"--{name} " not in text] == []
     documented = docstrings(Config)
-    assert documented["sim.image_size"] == "Height and width of the camera picture, in pixels."
+    assert documented["data.image_size"].startswith("Height and width of the pictures as models read them")
     assert [name for name, said in documented.items() if said not in text] == []
     assert "{own,shared}" in text
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,9 @@ from libra_ray.common.disk import NoRoomError
 from libra_ray.data.fingerprint import Fingerprint
 from libra_ray.policy import SystemPolicy
 from libra_ray.runs.folder import RunFolder
+from libra_ray.spec import NO_GRIPPER, UNDECLARED, RobotSpec, VectorSpec
 from libra_ray.training.fine_tuning import start_from
-from libra_ray.types import RobotShape, RobotSpec
+from libra_ray.types import RobotShape
 from tests.model.builders import (
     INSTRUCTIONS,
     KEYS,
@@ -192,12 +194,28 @@ def test_a_checkpoint_says_which_data_it_was_trained_on(folder, tmp_path):
     assert manifest.robot == RobotSpec(action_dim=4, state_dim=5, cameras=KEYS[:1], control_hz=29.97)
 
 
+def test_a_checkpoint_says_what_its_numbers_mean(tmp_path):
+    names = {"names": ("x", "y", "z", "grip"), "ranges": ((-1, 1), None, None, (0, 1)), "rotation": "none"}
+    shape = replace(SHAPE, action=VectorSpec(**names, gripper=3, delta=True), state=VectorSpec(gripper=NO_GRIPPER))
+    model = tiny_model(shape=shape)
+    facts = checkpoint.DatasetSpec(shape=shape, image_keys=KEYS[:1], control_hz=10, instructions=INSTRUCTIONS)
+    checkpoint.save(tmp_path / "new", model, model.state_dict(), make_stats(), facts, 1)
+    loaded = checkpoint.load(tmp_path / "new")
+    assert loaded.manifest.shape == loaded.model.shape == shape
+    assert (loaded.manifest.robot.action, loaded.manifest.robot.state) == (shape.action, shape.state)
+    change_manifest(tmp_path / "new", shape={**asdict(shape), "action": {"gripper": 9}})
+    with pytest.raises(ValueError, match="gripper 9 is no declaration of 4 numbers"):
+        checkpoint.load(tmp_path / "new")
+
+
 def test_checkpoints_of_versions_that_did_not_say_it_still_load(folder):
     path = folder / "manifest.json"
     tree = json.loads(path.read_text())
-    del tree["data"]
+    del tree["data"], tree["shape"]["action"], tree["shape"]["state"]
     path.write_text(json.dumps(tree))
-    assert checkpoint.load(folder).manifest.data is None
+    manifest = checkpoint.load(folder).manifest
+    assert manifest.data is None
+    assert manifest.robot.action == manifest.robot.state == UNDECLARED
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format": 1}'])
@@ -285,6 +303,7 @@ def test_an_export_that_fails_leaves_nothing_behind(folder, tmp_path, monkeypatc
 
 PROGRAM = """
 import sys
+from dataclasses import asdict, replace
 import numpy as np
 from libra_ray.policy import act, load_policy
 from libra_ray.types import Observation

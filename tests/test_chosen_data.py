@@ -29,7 +29,7 @@ def test_a_policy_knows_the_cameras_by_their_new_names_and_in_the_chosen_order(t
     assert manifest.control_hz == 29.97
     assert data.demonstrations.features.keys() & {ACTION_KEY, "actions", "image"} == {ACTION_KEY}
 
-    size = data.config.sim.image_size
+    size = data.config.data.image_size
     shown = {key: np.full((size, size, 3), 10, np.uint8) for key in (FRONT, SIDE, "observation.images.unknown")}
     policy = load_policy(tmp_path / "checkpoint")
     with torch.inference_mode():

@@ -223,6 +223,8 @@ def _files(runs: Path) -> dict[Path, int]:
         ("pipeline", ["--tracking.registered_model=team/libra"], "tracking.registered_model='team/libra'"),
         ("pipeline", ["--tracking.uri=mlruns"], "sqlite:///<path>/mlflow.db"),
         ("evaluate", [], "is not a checkpoint"),
+        ("record", ["--sim.image_size", "48"], "sim.image_size has another name now; give data.image_size=48"),
+        ("train", ["--sim.image_size=48"], "sim.image_size has another name now; give data.image_size=48"),
         ("pipeline", ["--evaluate.checkpoint=/does/not/exist"], "/does/not/exist is not a checkpoint"),
     ],
 )
@@ -235,8 +237,8 @@ def test_nonsense_is_refused_before_any_work(job, argv, said, tmp_path, capsys):
 
 def test_pictures_of_another_size_are_refused(interrupted, tmp_path, capsys):
     checkpoint = f"--evaluate.checkpoint={interrupted[0] / 'checkpoint'}"
-    line = _refusal(capsys, "evaluate", tmp_path / "runs", checkpoint, "--sim.image_size=48")
-    assert "give --sim.image_size 32" in line
+    line = _refusal(capsys, "evaluate", tmp_path / "runs", checkpoint, "--data.image_size=48")
+    assert "give --data.image_size 32" in line
 
 
 def test_other_settings_are_refused_in_a_folder_that_has_results(interrupted, capsys):

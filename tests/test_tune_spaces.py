@@ -109,7 +109,7 @@ def test_a_grid_of_what_is_continuous_is_refused():
 def test_recordings_are_shared_unless_the_space_changes_them(file):
     config = preset("debug")
     assert load_space("joint", config).recordings(config) == [config]
-    wrist = load_space(file('"sim.image_size": tune.choice([32, 48]), "action.bins": tune.choice([2, 4])'), config)
-    assert [c.sim.image_size for c in wrist.recordings(config)] == [32, 48]
+    wrist = load_space(file('"data.image_size": tune.choice([32, 48]), "action.bins": tune.choice([2, 4])'), config)
+    assert [c.data.image_size for c in wrist.recordings(config)] == [32, 48]
     with pytest.raises(ValueError, match="noise_std"):
         load_space(file('"record.noise_std": tune.uniform(0.0, 1.0)'), config).recordings(config)

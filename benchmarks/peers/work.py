@@ -50,7 +50,7 @@ class Work:
 
     def blank(self) -> Observation:
         """An observation of the checkpoint's shape."""
-        manifest, size = self.policy.source.manifest, self.config.sim.image_size
+        manifest, size = self.policy.source.manifest, self.config.data.image_size
         return Observation(
             images={key: np.zeros((size, size, 3), np.uint8) for key in manifest.image_keys},
             state=np.zeros(manifest.shape.state_dim, np.float32),

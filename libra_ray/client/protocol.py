@@ -39,7 +39,6 @@ An answer:
 A server about to end closes with `GOING_AWAY`: reconnect, and send `step`. `TOO_BIG` and `UNAUTHORISED` are for good.
 """
 
-import io
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -49,6 +48,8 @@ import msgpack  # type: ignore[import-untyped]  # it ships no types
 import numpy as np
 from numpy.typing import NDArray
 
+from libra_ray.client.pictures import jpeg
+from libra_ray.spec import RobotSpec
 from libra_ray.types import STATE_KEY, Json, Level, Observation
 
 VERSION = 2
@@ -78,7 +79,7 @@ class Handshake:
 
     Attributes:
         observation: feature name -> `dtype` and `shape`, for one robot.
-        action: `dtype` and `shape` `(H, D)` of the answer's actions.
+        action: `dtype` and `shape` `(H, D)` of the answer's actions; as of the state, `spec` says what they mean (see `robot`).
         control_hz: control rate that a step stands for, in Hz.
         horizon: H, control steps that the actions of one answer are for.
         levels: of the policy, slow to fast; the last one acts.
@@ -135,6 +136,11 @@ class Handshake:
         """The camera features, in the order of the handshake."""
         return tuple(name for name, spec in self.observation.items() if spec["dtype"] == "uint8")
 
+    @property
+    def robot(self) -> RobotSpec:
+        """The policy's robot, for a driver to compare its own with by `libra_ray.spec.differences`."""
+        return RobotSpec.read(self.action, self.observation[STATE_KEY], self.cameras, self.control_hz)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
@@ -190,15 +196,6 @@ def request(observation: Observation, *, jpeg_quality: int | None = None, **extr
         "version": VERSION,
         **extra,
     }
-
-
-def jpeg(picture: NDArray[np.uint8], quality: int = 90) -> bytes:
-    """The JPEG of an `(height, width, 3)` RGB picture."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="JPEG", quality=quality)
-    return buffer.getvalue()
 
 
 def pack(message: Mapping[str, Any]) -> bytes:

@@ -10,7 +10,7 @@ Settings = Mapping[str, Any]
 
 LEAST = {
     "delay.control_hz": 0,
-    "sim.image_size": 16, "sim.max_steps": 1, "record.episodes_per_task": 1, "record.max_attempts": 1, "data.history": 1,
+    "data.image_size": 16, "sim.max_steps": 1, "record.episodes_per_task": 1, "record.max_attempts": 1, "data.history": 1,
     "action.bins": 2, "action.horizon": 1, "action.chunks": 1, "planner.width": 8, "planner.depth": 1, "planner.heads": 1,
     "refiner.width": 8, "refiner.depth": 1, "refiner.heads": 1, "refiner.train_timesteps": 2, "refiner.denoising_steps": 1,
     "refiner.noise_draws": 1, "refiner.max_staleness": -1, "train.steps": 1, "train.batch_size": 1, "train.log_every": 1,
@@ -172,8 +172,11 @@ def _refuse_one_sided(settings: Settings) -> None:
 def _refuse_odd_systems(settings: Settings) -> None:
     """Dials of single systems that do not go together."""
     system, gripper = settings["model.system"], settings["anchor_refine.gripper"]
-    if gripper not in ("last", "none") and not gripper.isdecimal():
-        raise ValueError(f"anchor_refine.gripper={gripper!r} is no action dimension; give last, none, or its number from 0")
+    if gripper not in ("declared", "last", "none") and not gripper.isdecimal():
+        raise ValueError(
+            f"anchor_refine.gripper={gripper!r} is no action dimension; give last, none, or its number from 0; declared means "
+            "as the data set says"
+        )
     if system == "coarse_to_fine" and settings["refiner.objective"] != "flow":
         raise ValueError("model.system=coarse_to_fine starts from a coarse action, not from noise; give refiner.objective=flow")
     if settings["refiner.train_encoder"] != "full" and settings["refiner.vision"] == "shared":

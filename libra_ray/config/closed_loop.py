@@ -19,9 +19,9 @@ class ControlConfig:
     most half of H; 0: the robot waits for its chunk."""
     max_intent_age_steps: int = 0
     """The oldest intent, in control steps, that the last level acts under, also one used up; 0: three times what it covers."""
-    hold: Literal["still", "repeat"] = "still"
-    """Where no intent is young enough: `still` is right where actions are position changes (zeros, the last one kept: the
-    gripper), `repeat` where they are positions."""
+    hold: Literal["declared", "still", "repeat"] = "declared"
+    """Where no intent is young enough: `still` is right where actions are position changes (zeros, the gripper's kept),
+    `repeat` where they are positions; `declared`: as the policy's data set says that they are, and still where it does not."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-RENAMED = {"control.planner_delay_steps": "delay.intent_steps", "control.intent_delay_steps": "delay.intent_steps"}
+PICTURES = "sim.image_size"
+RENAMED = {
+    "control.planner_delay_steps": "delay.intent_steps",
+    "control.intent_delay_steps": "delay.intent_steps",
+    PICTURES: "data.image_size",
+}
 """Former name -> present one, of the same meaning."""
 FREEZE = "planner.freeze_backbone"
 BACKBONE = ("planner.train_vision", "planner.train_language")
@@ -16,6 +21,8 @@ ALL = {
     "evaluate.controllers": ("expert", "policy", "coarse_only", "zero_action"),
 }
 """Setting -> how its default named all there was in the days of `refiner.condition`; now its default is empty and means all."""
+BY_HAND = {"control.hold": "still", "anchor_refine.gripper": "last"}
+"""Setting -> its default in the days of `sim.image_size`; where nothing is declared, today's `declared` means the same."""
 
 
 def upgraded(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -23,6 +30,8 @@ def upgraded(settings: Mapping[str, Any]) -> dict[str, Any]:
     found = {RENAMED.get(name, name): value for name, value in settings.items()}
     if found.pop(FREEZE, False):
         found |= dict.fromkeys(BACKBONE, "frozen")
+    if PICTURES in settings:
+        found |= {name: "declared" for name, default in BY_HAND.items() if found.get(name) == default}
     if CONDITION in found:
         found["model.system"] = SYSTEM_OF.get(found.pop(CONDITION), "libra")
         found |= {name: () for name, everything in ALL.items() if tuple(found.get(name, ())) == everything}

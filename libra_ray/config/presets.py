@@ -58,7 +58,7 @@ QUICK_TASKS = {"sim.max_steps": 250, "train.steps": 1500, "train.batch_size": 12
 FINE_TUNED = {
     **LATE_IS_NORMAL,
     "sim.tasks": MT10,
-    "sim.image_size": 224,
+    "data.image_size": 224,
     "record.episodes_per_task": 60,
     "record.episodes_of": ("reach-v3=800", "push-v3=800", "pick-place-v3=800", "peg-insert-side-v3=200"),
     "planner.depth": 12,
@@ -100,7 +100,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "debug": {
         "sim.tasks": ("reach-v3",),
-        "sim.image_size": 32,
+        "data.image_size": 32,
         "sim.max_steps": 100,
         "record.episodes_per_task": 4,
         "planner.width": 32,

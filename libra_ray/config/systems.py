@@ -34,9 +34,10 @@ class AnchorRefineConfig:
     context: Literal["shared", "own"] = "shared"
     """What the residual reads: `shared`, the backbone's features of the present picture and the words, as published; `own`, a
     vision encoder of its own (`refiner.encoder`), without words, so that a fast second level needs no backbone."""
-    gripper: str = "last"
-    """Which action dimension opens and closes the gripper: `last`, its number from 0, or `none`. It is executed as one of both
-    ends of its range, the anchor's too."""
+    gripper: str = "declared"
+    """Which action dimension opens and closes the gripper: the one that the data set declares (`data.gripper`), or the last
+    one where it declares none; `last`, its number from 0, or `none`. It is executed as one of both ends of its range, the
+    anchor's too."""
     gripper_refinement: Literal["decision", "naive", "none"] = "decision"
     """`decision`: just across the threshold where the anchor decides wrongly, nothing elsewhere, as published; ablations:
     `naive`, all of the probability's error; `none`, the anchor's decision."""

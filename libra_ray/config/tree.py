@@ -27,8 +27,6 @@ class SimConfig:
     """The simulator."""
     tasks: tuple[str, ...] = QUICKSTART_TASKS
     """Task names; one policy learns them all."""
-    image_size: int = 64
-    """Height and width of the camera picture, in pixels."""
     supersample: int = 1
     """Pixels drawn per pixel and axis, averaged; 2 shows goals of a pixel or two steadily and costs about 1 ms a picture."""
     wrist_camera: bool = False
@@ -84,6 +82,19 @@ class DataConfig:
     """The cameras to use, by feature name, in the order the model reads them; empty means all colour cameras."""
     keys: tuple[str, ...] = ()
     """Other names for the data set's features, as NEW=OLD, e.g. `action=actions,observation.state=state` (docs/data.md)."""
+    image_size: int = 64
+    """Height and width of the pictures as models read them, in pixels: a data set's are resized, simulators draw them so."""
+    gripper: str = ""
+    """Which action dimension opens and closes the gripper: its name, its number from 0, `last` or `none`; empty means as the
+    data set declares it (docs/data.md)."""
+    action_is: Literal["declared", "delta", "absolute"] = "declared"
+    """Whether the other dimensions of an action are changes or values, where the data set does not say or is wrong."""
+    rotation: Literal["declared", "none", "euler", "axis_angle", "quaternion", "rot6d"] = "declared"
+    """How the rotation in an action is written, likewise."""
+    action_names: tuple[str, ...] = ()
+    """The names of an action's dimensions, in the data set's order; empty means those in its `info.json`."""
+    state_names: tuple[str, ...] = ()
+    """Of a state's, likewise."""
     history: int = 1
     """Pictures per camera a system sees: the present one and `history - 1` before it."""
     holdout_share: float = 0.1

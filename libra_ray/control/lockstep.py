@@ -7,6 +7,7 @@ from time import perf_counter
 from libra_ray.config import ControlConfig
 from libra_ray.control.delays import Delays
 from libra_ray.control.robot import RobotControl
+from libra_ray.spec import UNDECLARED, VectorSpec
 from libra_ray.types import Action, Environment, Intent, Level, Observation, Policy
 
 
@@ -100,11 +101,12 @@ class PolicyController:
     needs_images: bool = True
     delays: Delays = IN_TIME
     latencies: Latencies = field(default_factory=dict)
+    action: VectorSpec = UNDECLARED
     _queue: list[Action] = field(default_factory=list)
 
     def reset(self, environment: Environment, seed: int) -> None:
         """A new episode."""
-        self._robot, self._queue = RobotControl(self.control, self.policy.levels, episode=seed), []
+        self._robot, self._queue = RobotControl(self.control, self.policy.levels, episode=seed, action=self.action), []
 
     def act(self, observation: Observation) -> Action:
         """The next action; a level is asked only where the robot wants it."""

@@ -13,6 +13,7 @@ from libra_ray.config import ControlConfig
 from libra_ray.control.disagreement import Replan
 from libra_ray.control.intent_state import Coming, IntentState
 from libra_ray.control.surprise import SurpriseDetector
+from libra_ray.spec import NO_GRIPPER, UNDECLARED, VectorSpec
 from libra_ray.types import Action, ActionChunk, Intent, Level, Observation
 
 OLDEST = 3
@@ -40,6 +41,7 @@ class RobotControl:
 
     Args:
         levels: of the policy, slow to fast.
+        action: what its actions mean, as far as that is declared.
 
     Attributes:
         chunk: what it executes, or would if it were asked now.
@@ -50,6 +52,7 @@ class RobotControl:
     levels: tuple[Level, ...]
     chunk: ActionChunk | None = None
     episode: int = 0
+    action: VectorSpec = UNDECLARED
     _states: dict[str, IntentState] = field(default_factory=dict)
     _detector: SurpriseDetector = field(default_factory=SurpriseDetector, compare=False)
     _surprised: bool = False
@@ -247,10 +250,13 @@ class RobotControl:
             self.chunk, self._coming_chunk = self._coming_chunk[1], None
 
     def _safe(self, last: NDArray[np.float32]) -> NDArray[np.float32]:
-        if self.control.hold == "repeat":
+        hold, gripper = self.control.hold, self.action.gripper
+        if hold == "repeat" or (hold == "declared" and self.action.delta is False):
             return last
         still = np.zeros_like(last)
-        still[-1] = last[-1]
+        if gripper != NO_GRIPPER:
+            kept = -1 if gripper is None else gripper
+            still[kept] = last[kept]
         return still
 
     def _executed(self, step: int) -> NDArray[np.float32] | None:

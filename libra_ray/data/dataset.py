@@ -13,12 +13,14 @@ from libra_ray.config import DataConfig
 from libra_ray.data.cameras import Camera, choose_cameras, episode_numbers
 from libra_ray.data.checks import DatasetError, check_dimensions, check_finite, read_info, unfinished
 from libra_ray.data.columns import Table, frame_order, numbers, read_table, vectors, whole_numbers
+from libra_ray.data.features import REWARD_KEY, SEED_KEY, declaration_of
 from libra_ray.data.layout import Layout
 from libra_ray.data.names import renamed
 from libra_ray.data.subgoals import Subgoals, rewards_of
 from libra_ray.data.tasks import frame_instructions
-from libra_ray.data.writer import REWARD_KEY, SEED_KEY, DatasetWriter, Recording, write_dataset, write_recordings
-from libra_ray.types import ACTION_KEY, STATE_KEY, RobotSpec
+from libra_ray.data.writer import DatasetWriter, Recording, write_dataset, write_recordings
+from libra_ray.spec import NOTHING, Declaration, RobotSpec
+from libra_ray.types import ACTION_KEY, STATE_KEY
 
 __all__ = [
     "UNKNOWN_SEED", "DatasetWriter", "Demonstrations", "Recording", "open_dataset", "write_dataset", "write_recordings",
@@ -47,6 +49,7 @@ class Demonstrations:
         task_index: `(F,)` the place of each frame's own among them; within an episode it may change.
         seeds: `(E,)`, `UNKNOWN_SEED` where the dataset has none.
         reward: `(F,)`, None where the dataset has none.
+        declared: what the numbers of action and state mean.
         layout: the dataset's files; `index_column` is the name in them of the frames' numbers.
         notes: what in the dataset is not trained on as it stands; a line each, to be told to the user.
     """
@@ -68,6 +71,7 @@ class Demonstrations:
     index_column: str = "index"
     notes: tuple[str, ...] = ()
     reward: NDArray[np.float32] | None = None
+    declared: Declaration = NOTHING
 
     def __len__(self) -> int:
         """The number of frames."""
@@ -91,7 +95,14 @@ class Demonstrations:
     @property
     def robot(self) -> RobotSpec:
         """Whose data these are."""
-        return RobotSpec(action_dim=self.action_dim, state_dim=self.state_dim, cameras=self.image_keys, control_hz=self.fps)
+        return RobotSpec(
+            action_dim=self.action_dim,
+            state_dim=self.state_dim,
+            cameras=self.image_keys,
+            control_hz=self.fps,
+            action=self.declared.action,
+            state=self.declared.state,
+        )
 
     @cached_property
     def subgoals(self) -> Subgoals:
@@ -115,7 +126,7 @@ def open_dataset(
 
     Args:
         root: the dataset's folder.
-        data: which cameras to use, and under which names its features are found (`cameras`, `keys`); None means as it is.
+        data: which cameras to use, under which names its features are found, and what its numbers mean; None means as it is.
         state_dim: S that the caller can work with; None accepts any. `action_dim` likewise.
 
     Raises:
@@ -128,6 +139,7 @@ def open_dataset(
     dims = {key: int(np.prod(features.table[key]["shape"])) for key in (STATE_KEY, ACTION_KEY)}
     check_dimensions(STATE_KEY, dims[STATE_KEY], state_dim)
     check_dimensions(ACTION_KEY, dims[ACTION_KEY], action_dim)
+    declared = declaration_of(root, features.table, data)
     names = [*dims, *INDICES, *(key for key in (SEED_KEY, REWARD_KEY, "timestamp") if key in features.table)]
     table = read_table(root / "data", layout.data, [features.in_files(name) for name in names])
     index, episode_index, frame_index, task_index = (
@@ -167,6 +179,7 @@ def open_dataset(
         index_column=features.in_files("index"),
         notes=(*features.notes, *cameras.notes, *_notes(layout, table)),
         reward=None if reward is None else reward[order],
+        declared=declared,
     )
 
 

@@ -14,17 +14,15 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from libra_ray.data.features import EXECUTED_KEY, REWARD_KEY, SEED_KEY, SUCCESS_KEY, features_of
 from libra_ray.data.pictures import picture_statistics
 from libra_ray.data.video import EncodedClip, EncoderSettings, JoinedVideo, encode, encoder_config
+from libra_ray.spec import NOTHING, Declares
 from libra_ray.types import ACTION_KEY, STATE_KEY, Episode
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
-SEED_KEY = "seed"
-EXECUTED_KEY = "executed"
-REWARD_KEY = "next.reward"
-SUCCESS_KEY = "next.success"
 _NO_CLIPS: Mapping[str, EncodedClip] = MappingProxyType({})
 
 
@@ -50,6 +48,7 @@ class DatasetWriter:
         action_dim: D.
         video_codec: an encoder LeRobot knows, e.g. `h264`.
         robot_type: LeRobot's name for the robot.
+        declared: what its actions and states mean; kept in the dataset.
 
     Raises:
         ValueError: `root` exists already, or the codec is unknown.
@@ -65,6 +64,7 @@ class DatasetWriter:
         action_dim: int,
         video_codec: str = "h264",
         robot_type: str = "unknown",
+        declared: Declares = NOTHING,
     ) -> None:
         from lerobot.datasets import LeRobotDatasetMetadata
         from lerobot.datasets.feature_utils import get_hf_features_from_features
@@ -81,7 +81,7 @@ class DatasetWriter:
         self._meta = LeRobotDatasetMetadata.create(
             repo_id=f"local/{root.name}",
             fps=fps,
-            features=_features(image_shapes, state_dim, action_dim),
+            features=features_of(image_shapes, state_dim, action_dim, declared),
             robot_type=robot_type,
             root=self._partial,
             metadata_buffer_size=1000,
@@ -237,15 +237,27 @@ class DatasetWriter:
 
 
 def write_dataset(
-    episodes: Iterable[Episode], root: Path, *, fps: int, video_codec: str = "h264", robot_type: str = "unknown"
+    episodes: Iterable[Episode],
+    root: Path,
+    *,
+    fps: int,
+    video_codec: str = "h264",
+    robot_type: str = "unknown",
+    declared: Declares = NOTHING,
 ) -> Path:
     """Write all `episodes` as the dataset `root`; see `write_recordings`."""
     recordings: Iterable[Recording] = ((episode, {}) for episode in episodes)
-    return write_recordings(recordings, root, fps=fps, video_codec=video_codec, robot_type=robot_type)
+    return write_recordings(recordings, root, fps=fps, video_codec=video_codec, robot_type=robot_type, declared=declared)
 
 
 def write_recordings(
-    recordings: Iterable[Recording], root: Path, *, fps: int, video_codec: str = "h264", robot_type: str = "unknown"
+    recordings: Iterable[Recording],
+    root: Path,
+    *,
+    fps: int,
+    video_codec: str = "h264",
+    robot_type: str = "unknown",
+    declared: Declares = NOTHING,
 ) -> Path:
     """Write episodes, whose pictures may be clips, as the dataset `root`.
 
@@ -270,27 +282,10 @@ def write_recordings(
         action_dim=len(step.action.label),
         video_codec=video_codec,
         robot_type=robot_type,
+        declared=declared,
     )
     with writer:
         writer.add(first, clips)
         for episode, clips in remaining:
             writer.add(episode, clips)
     return root
-
-
-def _features(image_shapes: Mapping[str, tuple[int, int, int]], state_dim: int, action_dim: int) -> dict[str, Any]:
-    def vector(kind: str, size: int) -> dict[str, Any]:
-        return {"dtype": kind, "shape": (size,), "names": None}
-
-    cameras = {
-        key: {"dtype": "video", "shape": tuple(shape), "names": ["height", "width", "channels"]}
-        for key, shape in image_shapes.items()
-    }
-    return cameras | {
-        STATE_KEY: vector("float32", state_dim),
-        ACTION_KEY: vector("float32", action_dim),
-        EXECUTED_KEY: vector("float32", action_dim),
-        REWARD_KEY: vector("float32", 1),
-        SUCCESS_KEY: vector("bool", 1),
-        SEED_KEY: vector("int64", 1),
-    }

@@ -99,8 +99,9 @@ def try_simulator(config_json: str) -> str:
     """
     from libra_ray.sim import make_environment
 
-    sim = configuration.from_json(config_json).sim
-    environment = make_environment(sim, sim.tasks[0])
+    config = configuration.from_json(config_json)
+    sim = config.sim
+    environment = make_environment(sim, sim.tasks[0], config.data.image_size)
     pictures = environment.reset(0).images
     flat = [name for name, picture in pictures.items() if picture.std() < FLATTEST]
     if flat:

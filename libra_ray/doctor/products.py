@@ -96,6 +96,7 @@ def try_model(config_json: str, root: str) -> str:
         ValueError: a part of it cannot be loaded, or does not run.
     """
     from libra_ray.data.dataset import open_dataset
+    from libra_ray.data.features import robot_to_record
     from libra_ray.model.dry_run import dry_run
     from libra_ray.sim import instructions, robot_spec
     from libra_ray.training.data import distinct_tokens, make_model, shape_of
@@ -106,6 +107,8 @@ def try_model(config_json: str, root: str) -> str:
         robot, words = recorded.robot, recorded.instructions
     except ValueError:
         robot, words = robot_spec(config.sim), instructions(config.sim, [config.record.seed])
+        # What the settings say of a data set that is somewhere else holds for no simulator.
+        robot = robot if config.data.root else robot_to_record(robot, config.data)
     model = dry_run(lambda: make_model(config, shape_of(robot)))
     distinct_tokens(model.tokenise, words)
     size = sum(weight.numel() for weight in model.parameters()) / 1e6

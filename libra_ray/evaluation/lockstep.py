@@ -18,6 +18,7 @@ from libra_ray.control.lockstep import IN_TIME, Latencies, drive
 from libra_ray.control.robot import RobotControl
 from libra_ray.evaluation.log import EpisodeJob
 from libra_ray.evaluation.simulators import TRIES, EpisodeRequest, StepResult, died
+from libra_ray.spec import UNDECLARED, VectorSpec
 from libra_ray.types import Action, Episode, Observation, Policy
 
 FLUSH_CALLS = 200
@@ -68,6 +69,7 @@ class Lockstep:
         policy: the checkpoint's.
         sink: takes every finished episode, once.
         delays: how late answers are.
+        action: what the policy's actions mean, as far as that is declared.
     """
 
     config: Config
@@ -76,6 +78,7 @@ class Lockstep:
     policy: Policy
     sink: ResultSink
     delays: Delays = IN_TIME
+    action: VectorSpec = UNDECLARED
     robots: dict[int, RobotControl] = field(default_factory=dict)
     running: dict[int, EpisodeJob] = field(default_factory=dict)
     frames: dict[int, list[NDArray[np.uint8]]] = field(default_factory=dict)
@@ -90,7 +93,7 @@ class Lockstep:
     def ticks(self, jobs: Sequence[EpisodeJob]) -> Iterator[None]:
         """`play`, with a pause whenever a group has been thought for."""
         slots = range(min(self.config.evaluate.robots or most_robots(self.pool.processes), len(jobs)))
-        self.robots = {slot: RobotControl(self.config.control, self.policy.levels) for slot in slots}
+        self.robots = {slot: RobotControl(self.config.control, self.policy.levels, action=self.action) for slot in slots}
         queue = iter(jobs)
         moving = [
             self._send({}, {slot: next(queue) for slot in slots if group_of(slot, self.pool.processes) == group})

@@ -66,9 +66,9 @@ class RunningEpisode:
 class Simulators:
     """One process with any number of simulated robots, each in its slot; environments are kept and used again per task."""
 
-    def __init__(self, sim: SimConfig) -> None:
+    def __init__(self, sim: SimConfig, image_size: int) -> None:
         """Nothing is built before the first episode."""
-        self.sim = sim
+        self.sim, self.image_size = sim, image_size
         self.idle: dict[str, list[Environment]] = {}
         self.running: dict[int, RunningEpisode] = {}
 
@@ -150,7 +150,7 @@ class Simulators:
 
     def _take(self, task: str) -> Environment:
         pool = self.idle.setdefault(task, [])
-        return pool.pop() if pool else make_environment(self.sim, task)
+        return pool.pop() if pool else make_environment(self.sim, task, self.image_size)
 
     def _give(self, task: str, environment: Environment, *, broken: bool) -> None:
         # An environment that raised may be broken: it is not used again.

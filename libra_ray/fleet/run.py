@@ -24,7 +24,7 @@ from libra_ray.fleet.replay import Recording, open_recording, reflects, syntheti
 from libra_ray.fleet.robot import DrivenRobot, drive
 from libra_ray.fleet.robots import PhysicsRobot, StubRobot
 from libra_ray.fleet.simulated import SimulatedFleet
-from libra_ray.sim import check_tasks
+from libra_ray.sim import check_robot, check_tasks
 from libra_ray.stats.intervals import Percentiles
 
 SYNTHETIC = "synthetic"
@@ -205,16 +205,24 @@ def simulation(load: LoadSpec, server: Handshake) -> SimConfig:
     return SimConfig(
         family=load.family,
         tasks=load.task_names,
-        image_size=int(server.observation[server.cameras[0]]["shape"][0]),
         supersample=server.supersample,
         wrist_camera=WRIST in server.cameras,
         max_steps=load.max_steps,
     )
 
 
+def picture_size(server: Handshake) -> int:
+    """Height and width of the pictures that the server's policy reads, in pixels."""
+    return int(server.observation[server.cameras[0]]["shape"][0])
+
+
 def _simulated_fleet(load: LoadSpec, server: Handshake) -> SimulatedFleet:
-    sim, tasks = simulation(load, server), load.task_names
-    return SimulatedFleet(sim, tasks, load.robots, history=server.history, seed=load.seed, processes=load.processes)
+    sim, size = simulation(load, server), picture_size(server)
+    remedy = "give --family of the robot that its policy is for, or serve a policy of this one"
+    check_robot(sim, server.robot, f"the policy at {load.endpoint}", remedy, any_rate=True)
+    return SimulatedFleet(
+        sim, size, load.task_names, load.robots, history=server.history, seed=load.seed, processes=load.processes
+    )
 
 
 def _robots(

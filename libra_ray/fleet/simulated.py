@@ -28,6 +28,7 @@ class _Worker:
     """What one process holds: every robot's environment, kept from episode to episode, and its present episode."""
 
     sim: SimConfig
+    image_size: int
     history: int
     environments: dict[int, Environment] = field(default_factory=dict)
     rollouts: dict[int, Rollout] = field(default_factory=dict)
@@ -44,10 +45,10 @@ class _WorkerResult:
     cpu_s: float
 
 
-def _open(sim: SimConfig, history: int) -> None:
+def _open(sim: SimConfig, image_size: int, history: int) -> None:
     global _worker
     threading.Thread(target=_end_with_driver, daemon=True).start()
-    _worker = _Worker(sim, history)
+    _worker = _Worker(sim, image_size, history)
 
 
 def _end_with_driver() -> None:
@@ -60,7 +61,7 @@ def _end_with_driver() -> None:
 
 def _begin(robot: int, task: str, seed: int) -> _WorkerResult:
     if robot not in _worker.environments:
-        _worker.environments[robot] = make_environment(_worker.sim, task)
+        _worker.environments[robot] = make_environment(_worker.sim, task, _worker.image_size)
     rollout = Rollout(_worker.environments[robot], seed, history=_worker.history)
     rollout.start(render=True)
     _worker.rollouts[robot] = rollout
@@ -100,7 +101,8 @@ class SimulatedFleet:
     """A fleet's robots. Robot number i has task `tasks[i % len(tasks)]`; its episodes have seeds that no other robot has.
 
     Args:
-        sim: family, picture size and episode length.
+        sim: family and episode length.
+        image_size: height and width of the pictures, in pixels.
         tasks: task names of the family.
         robots: how many.
         history: pictures per camera in an observation.
@@ -109,12 +111,21 @@ class SimulatedFleet:
     """
 
     def __init__(
-        self, sim: SimConfig, tasks: Sequence[str], robots: int, *, history: int = 1, seed: int = 100_000, processes: int = 0
+        self,
+        sim: SimConfig,
+        image_size: int,
+        tasks: Sequence[str],
+        robots: int,
+        *,
+        history: int = 1,
+        seed: int = 100_000,
+        processes: int = 0,
     ) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         number = processes or max(1, min(cores, -(-robots // 4)))
         context = multiprocessing.get_context("spawn")
-        pools = [ProcessPoolExecutor(1, mp_context=context, initializer=_open, initargs=(sim, history)) for _ in range(number)]
+        given = (sim, image_size, history)
+        pools = [ProcessPoolExecutor(1, mp_context=context, initializer=_open, initargs=given) for _ in range(number)]
         with _deaf_to_interrupts():
             for pool in pools:
                 # A pool starts its process at its first call.

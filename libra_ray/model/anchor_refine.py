@@ -52,7 +52,7 @@ class AnchorRefine(System):
     def __init__(self, config: Config, shape: RobotShape, folder: Path | None = None) -> None:
         super().__init__(config, shape)
         self.settings, action, dims = config.anchor_refine, config.action, shape.action_dim
-        self.gripper = gripper_dim(self.settings.gripper, dims)
+        self.gripper = gripper_dim(self.settings.gripper, dims, shape.action.gripper)
         self.arm: Tensor
         arm = [dim for dim in range(dims) if dim != self.gripper]
         self.register_buffer("arm", torch.tensor(arm), persistent=False)
@@ -70,7 +70,7 @@ class AnchorRefine(System):
         residual: dict[str, nn.Module] = {}
         if self.settings.context == "own":
             pictures, width = shape.cameras * config.data.history, config.planner.width
-            encoder = make_encoder(config.refiner.encoder, config.sim.image_size, width, folder)
+            encoder = make_encoder(config.refiner.encoder, config.data.image_size, width, folder)
             residual["context"] = own = OwnContext(encoder, pictures, width, config.refiner.train_encoder)
             widths = own.widths
         residual["head"] = ResidualHead(

@@ -42,12 +42,12 @@ class CoarseToFine(PlannerAndRefiner):
         pictures, horizon = shape.cameras * config.data.history, config.action.horizon
         self.levels, self.intents = (Level(name="policy", covers=horizon),), {}
         self.tokenizer = ActionTokenizer(count=config.action.bins)
-        backbone = make_backbone(config.planner, config.sim.image_size, pictures, folder)
+        backbone = make_backbone(config.planner, config.data.image_size, pictures, folder)
         common = {"dims": shape.action_dim, "state": shape.state_dim}
         self.planner = Planner(config.planner, backbone, plan_steps=horizon, bins=config.action.bins, **common)
         self.refiner = Refiner(
             replace(config.refiner, denoising_steps=config.coarse_to_fine.steps),
-            image_size=config.sim.image_size,
+            image_size=config.data.image_size,
             pictures=pictures,
             horizon=horizon,
             feature_width=backbone.width,

@@ -36,7 +36,7 @@ def dry_run(make: Callable[[], System]) -> System:
         }
         named = ", ".join(f"{name}={source!r}" for name, source in sources.items())
         raise ValueError(
-            f"the model of {named} does not answer a picture of {config.sim.image_size} pixels here ({said(error)}); "
+            f"the model of {named} does not answer a picture of {config.data.image_size} pixels here ({said(error)}); "
             "give a smaller or another one, or a machine with more memory"
         ) from error
     return model
@@ -44,7 +44,7 @@ def dry_run(make: Callable[[], System]) -> System:
 
 def _answer(system: System) -> None:
     config, shape = system.config, system.shape
-    size = config.sim.image_size
+    size = config.data.image_size
     pictures = torch.zeros(1, shape.cameras * config.data.history, 3, size, size, dtype=torch.uint8)
     seen = SystemInput(images=pictures, state=torch.zeros(1, shape.state_dim), text=system.tokenise([""]))
     intents: dict[str, Mapping[str, torch.Tensor]] = {}

@@ -46,7 +46,7 @@ class Experts(System):
         super().__init__(config, shape)
         pictures, names = shape.cameras * config.data.history, config.experts.names
         self.levels, self.intents = (Level(name="policy", covers=config.action.horizon),), {}
-        backbone: Backbone = make_backbone(config.planner, config.sim.image_size, pictures, folder)
+        backbone: Backbone = make_backbone(config.planner, config.data.image_size, pictures, folder)
         widths = FeatureWidths(width=backbone.width, summary_width=backbone.summary_width)
         self.shared = WithBackbone(backbone, config.planner)
         self.experts = nn.ModuleDict({name: make_expert(name, config, shape, widths, pictures) for name in names})

@@ -70,7 +70,7 @@ class Hierarchy(System):
                 shape=(dials.subgoals,), low=0.0, high=float(self.nothing), unknown=float(self.nothing), per_step=False
             )
             self.intents = {STRATEGIC: {"subgoals": said}, **self.intents}
-        backbone: Backbone = make_backbone(config.planner, config.sim.image_size, pictures, folder)
+        backbone: Backbone = make_backbone(config.planner, config.data.image_size, pictures, folder)
         self.strategic = Planner(
             config.planner,
             backbone,

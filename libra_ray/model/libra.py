@@ -53,13 +53,13 @@ class Libra(PlannerAndRefiner):
         hidden = float(self.tokenizer.mask_token)
         tokens = IntentValue(shape=(action.plan_steps, dims), low=0.0, high=hidden, unknown=hidden)
         self.intents = {PLANNER: {"tokens": tokens}}
-        backbone: Backbone = make_backbone(config.planner, config.sim.image_size, pictures, folder)
+        backbone: Backbone = make_backbone(config.planner, config.data.image_size, pictures, folder)
         self.planner = Planner(
             config.planner, backbone, plan_steps=action.plan_steps, bins=action.bins, dims=dims, state=shape.state_dim
         )
         self.refiner = Refiner(
             config.refiner,
-            image_size=config.sim.image_size,
+            image_size=config.data.image_size,
             pictures=pictures,
             horizon=action.horizon,
             dims=dims,

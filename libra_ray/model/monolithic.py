@@ -32,12 +32,12 @@ class Monolithic(PlannerAndRefiner):
         super().__init__(config, shape)
         pictures, horizon = shape.cameras * config.data.history, config.action.horizon
         self.levels, self.intents = (Level(name="policy", covers=horizon),), {}
-        backbone: Backbone = make_backbone(config.planner, config.sim.image_size, pictures, folder)
+        backbone: Backbone = make_backbone(config.planner, config.data.image_size, pictures, folder)
         common = {"dims": shape.action_dim, "state": shape.state_dim, "bins": 0}
         self.planner = Planner(config.planner, backbone, plan_steps=horizon, **common)
         self.refiner = Refiner(
             config.refiner,
-            image_size=config.sim.image_size,
+            image_size=config.data.image_size,
             pictures=pictures,
             horizon=horizon,
             feature_width=backbone.width,

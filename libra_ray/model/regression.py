@@ -27,7 +27,7 @@ class Regression(System):
         super().__init__(config, shape)
         pictures, horizon = shape.cameras * config.data.history, config.action.horizon
         self.levels, self.intents = (Level(name="policy", covers=horizon),), {}
-        backbone = make_backbone(config.planner, config.sim.image_size, pictures, folder)
+        backbone = make_backbone(config.planner, config.data.image_size, pictures, folder)
         self.planner = Planner(
             config.planner, backbone, plan_steps=horizon, dims=shape.action_dim, bins=0, state=shape.state_dim
         )

@@ -62,7 +62,7 @@ def measured_success(
         config = cells[0][1].config
         with ExitStack() as stack:
             stack.enter_context(connected())
-            pool = stack.enter_context(SimulatorPool(config.sim, config.ray.simulator_actors))
+            pool = stack.enter_context(SimulatorPool(config.sim, config.data.image_size, config.ray.simulator_actors))
             torch.set_num_threads(profile.threads)
             for number, (candidate, folder) in enumerate(cells, start=1):
                 if not folder.done("evaluate"):

@@ -12,6 +12,7 @@ from libra_ray import checkpoint
 from libra_ray.common.files import repair_jsonl
 from libra_ray.common.progress import ProgressBar, print_status
 from libra_ray.config import Config, inference_settings
+from libra_ray.config.overrides import flatten
 from libra_ray.control.delays import Delays, open_delays
 from libra_ray.control.margin import Latency, Margin, injected_steps, margins
 from libra_ray.evaluation.lockstep import Lockstep
@@ -23,10 +24,11 @@ from libra_ray.on_ray.policy_replica import Driver, ReplicaReport, threads_of
 from libra_ray.on_ray.replicas import ReplicaPlan, ReplicaPool
 from libra_ray.on_ray.session import available_cpus, available_gpus, is_private, present_cpus
 from libra_ray.on_ray.simulator_pool import SimulatorPool, actors_of
-from libra_ray.policy import load_policy
+from libra_ray.policy import SystemPolicy, load_policy
 from libra_ray.runs.folder import Clock, RunFolder
 from libra_ray.runs.results import Evaluation
 from libra_ray.sim import check_robot, control_hz, instructions
+from libra_ray.spec import UNDECLARED
 from libra_ray.training.data import distinct_tokens
 from libra_ray.types import Level, Policy
 
@@ -75,10 +77,11 @@ def evaluate(folder: RunFolder, clock: Clock, load: Load = load_trained, pool: S
     brought = pool is not None or load is not load_trained
     plan = ReplicaPlan(count=0) if brought or not driven else ReplicaPlan.of(config, present_cpus(), available_gpus())
     open_driver = partial(driver_of, folder, load)
+    simulators = partial(SimulatorPool, config.sim, config.data.image_size, config.ray.simulator_actors)
     with (
         ProgressBar("evaluate", total=len(jobs), unit="episodes") as bar,
         ReplicaPool(config, plan, open_driver, bar.say) as replicas,
-        nullcontext(pool) if pool else SimulatorPool(config.sim, config.ray.simulator_actors, beside=plan.cpus) as robots,
+        nullcontext(pool) if pool else simulators(beside=plan.cpus) as robots,
     ):
         bar.to(len(done))
         writer = EvaluationLogWriter(folder, clock, bar)
@@ -93,7 +96,7 @@ def evaluate(folder: RunFolder, clock: Clock, load: Load = load_trained, pool: S
             driver = open_driver(controller)
             if pool is None:
                 torch.set_num_threads(threads_of(driver.policy, min(available_cpus(), os.cpu_count() or 1)))
-            Lockstep(config, driver.trained, robots, driver.policy, writer, driver.delays).play(mine)
+            Lockstep(config, driver.trained, robots, driver.policy, writer, driver.delays, driver.action).play(mine)
 
 
 def driver_of(folder: RunFolder, load: Load, controller: str) -> Driver:
@@ -104,7 +107,8 @@ def driver_of(folder: RunFolder, load: Load, controller: str) -> Driver:
     """
     policy, trained = load(folder, controller)
     check_fits(folder.config, trained)
-    return Driver(policy=policy, trained=trained, delays=delays_of(folder.config, policy.levels))
+    action = policy.source.manifest.shape.action if isinstance(policy, SystemPolicy) else UNDECLARED
+    return Driver(policy=policy, trained=trained, delays=delays_of(folder.config, policy.levels), action=action)
 
 
 def check_resources(config: Config) -> None:
@@ -174,11 +178,12 @@ def check_fits(config: Config, trained: Config) -> None:
     Raises:
         ValueError: names both values, or the controllers that are left.
     """
-    for name in ("family", "image_size", "supersample", "wrist_camera"):
-        ours, theirs = getattr(config.sim, name), getattr(trained.sim, name)
+    now, then = flatten(config), flatten(trained)
+    for name in ("sim.family", "data.image_size", "sim.supersample", "sim.wrist_camera"):
+        ours, theirs = now[name], then[name]
         if ours != theirs:
             value = str(theirs).lower() if isinstance(theirs, bool) else theirs
-            raise ValueError(f"sim.{name}={ours}, but the checkpoint was trained with {theirs}; give --sim.{name} {value}")
+            raise ValueError(f"{name}={ours}, but the checkpoint was trained with {theirs}; give --{name} {value}")
     executed, committed, horizon = config.control.execute_steps, config.control.committed_steps, trained.action.horizon
     if executed > horizon:
         raise ValueError(f"control.execute_steps={executed} exceeds the checkpoint's horizon of {horizon}")
@@ -200,7 +205,7 @@ def check_drives(config: Config, folder: Path) -> None:
     check_robot(config.sim, manifest.robot, f"checkpoint {folder}")
     with torch.device("meta"):
         pictures = manifest.shape.cameras * trained.data.history
-        backbone = make_backbone(trained.planner, trained.sim.image_size, pictures, folder)
+        backbone = make_backbone(trained.planner, trained.data.image_size, pictures, folder)
     distinct_tokens(backbone.tokenise, evaluated_instructions(config))
 
 

@@ -15,6 +15,7 @@ from libra_ray.evaluation.log import EpisodeJob, PlayedEpisode, ResultBuffer
 from libra_ray.evaluation.simulators import Simulators
 from libra_ray.on_ray.simulator_pool import SimulatorPool
 from libra_ray.policy import SystemPolicy
+from libra_ray.spec import UNDECLARED, VectorSpec
 from libra_ray.types import Policy
 
 SMALL_MODEL = 20_000_000
@@ -28,11 +29,13 @@ class Driver:
     Attributes:
         trained: the configuration it was trained under.
         delays: how late its answers are.
+        action: what its actions mean, as far as that is declared.
     """
 
     policy: Policy
     trained: Config
     delays: Delays
+    action: VectorSpec = UNDECLARED
 
 
 type OpenDriver = Callable[[str], Driver]
@@ -73,8 +76,8 @@ class PolicyReplica:
         """Run episodes of one controller to their end, on simulators that reserve `cpus_each`, and report on the way."""
         self.load(controller)
         driver, buffer = self._drivers[controller], ResultBuffer(self._config.evaluate.videos_per_task)
-        pool = SimulatorPool(self._config.sim, cpus_each=cpus_each, given=actors)
-        fleet = Lockstep(self._config, driver.trained, pool, driver.policy, buffer, driver.delays)
+        pool = SimulatorPool(self._config.sim, self._config.data.image_size, cpus_each=cpus_each, given=actors)
+        fleet = Lockstep(self._config, driver.trained, pool, driver.policy, buffer, driver.delays, driver.action)
         for _ in fleet.ticks(jobs):
             if buffer.episodes:
                 yield _report(buffer)

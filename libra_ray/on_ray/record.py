@@ -20,7 +20,7 @@ from libra_ray.data.video import EncoderSettings, encoder_config
 from libra_ray.evaluation.simulators import DIED, Attempt, Simulators
 from libra_ray.on_ray.simulator_pool import SimulatorPool
 from libra_ray.runs.folder import Clock, RunFolder
-from libra_ray.sim import control_hz
+from libra_ray.sim import control_hz, robot_spec
 
 WAKE_S = 0.2
 """Between two looks at how far the writer is."""
@@ -186,14 +186,18 @@ def _fill_spool(folder: RunFolder, shelf: Shelf, clock: Clock, thread: ThreadPoo
 
     def write() -> Path:
         return write_recordings(
-            shelf.recordings(), folder.path("dataset"), fps=control_hz(config.sim), video_codec=config.record.video_codec
+            shelf.recordings(),
+            folder.path("dataset"),
+            fps=control_hz(config.sim),
+            video_codec=config.record.video_codec,
+            declared=robot_spec(config.sim),
         )
 
     with ProgressBar("record", total=sum(t.wanted for t in shelf.tallies), unit="episodes") as bar:
         bar.to(sum(len(t.succeeded) for t in shelf.tallies))
         if all(t.complete for t in shelf.tallies):
             return thread.submit(write)
-        with SimulatorPool(config.sim, config.ray.simulator_actors) as pool:
+        with SimulatorPool(config.sim, config.data.image_size, config.ray.simulator_actors) as pool:
             # Both load LeRobot, one after the other, while the simulators start.
             encoder = EncoderSettings.of(encoder_config(config.record.video_codec))
             written = thread.submit(write)

@@ -1,13 +1,17 @@
 """The data set of a run: the same one at every start, and what it is when it is not there yet."""
 
 from libra_ray.common.progress import print_status
+from libra_ray.data.checks import DatasetError
 from libra_ray.data.dataset import Demonstrations, open_dataset
 from libra_ray.data.fingerprint import Fingerprint
 from libra_ray.runs.folder import RunFolder
+from libra_ray.spec import RobotSpec, differences
 from libra_ray.training.data import TrainingData
 
 FACT = "train.data"
 """What a run keeps of the data set that its training began with, beside the stages."""
+ROBOT = "train.robot"
+"""What that data set said of its robot."""
 
 
 def began_with(folder: RunFolder) -> Fingerprint | None:
@@ -24,6 +28,7 @@ def open_unchanged(folder: RunFolder) -> Demonstrations:
     recorded, before = open_dataset(folder.dataset, folder.config.data), began_with(folder)
     if before is not None:
         before.check_unchanged(Fingerprint.of(recorded), folder.dataset)
+    _check_same_robot(folder, recorded.robot)
     return recorded
 
 
@@ -34,10 +39,29 @@ def open_to_train(folder: RunFolder) -> TrainingData:
         ValueError: as `open_unchanged`.
     """
     data = TrainingData.open(folder.config, folder.dataset, folder.path("frames"), before=began_with(folder))
+    _check_same_robot(folder, data.demonstrations.robot)
     for remark in data.remarks():
         print_status(f"data set: {remark}")
     keep(folder, data.fingerprint)
+    if folder.fact(ROBOT, RobotSpec) is None:
+        folder.note(ROBOT, data.demonstrations.robot)
     return data
+
+
+def _check_same_robot(folder: RunFolder, now: RobotSpec) -> None:
+    """Refuse to go on where the numbers no longer mean what they meant when training began.
+
+    Raises:
+        DatasetError: says what differs.
+    """
+    before = folder.fact(ROBOT, RobotSpec)
+    if before is None or not (found := differences(now, before, undeclared=True)):
+        return
+    raise DatasetError(
+        f"the data set {folder.dataset} says otherwise what its numbers mean than when this run's training began: "
+        f"{'; '.join(f'{name} {said} (then {then})' for name, (said, then) in found.items())}; restore its meta/info.json, or "
+        "give --fresh to start over (earlier results are kept aside), or another --name"
+    )
 
 
 def keep(folder: RunFolder, data: Fingerprint) -> None:

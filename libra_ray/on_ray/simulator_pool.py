@@ -43,6 +43,7 @@ class SimulatorPool:
     def __init__(
         self,
         sim: SimConfig,
+        image_size: int,
         actors: int = 0,
         cpus_each: float = 1,
         beside: int = 0,
@@ -51,11 +52,12 @@ class SimulatorPool:
         """Start `actors` processes that reserve `cpus_each`.
 
         Args:
+            image_size: height and width of the pictures, in pixels.
             actors: 0 means one per CPU of the cluster that is not reserved.
             beside: CPUs that others reserve.
             given: processes to drive instead, which another one has started, and ends; one that dies is replaced from here.
         """
-        self._sim, self._cpus_each = sim, cpus_each
+        self._sim, self._image_size, self._cpus_each = sim, image_size, cpus_each
         self._calls: list[_Call] = []
         self.actors = list(given) or [self._start() for _ in range(actors_of(actors, beside))]
 
@@ -202,7 +204,7 @@ class SimulatorPool:
                     return
 
     def _start(self) -> ActorProxy[Simulators]:
-        return ray.remote(Simulators).options(num_cpus=self._cpus_each).remote(self._sim)
+        return ray.remote(Simulators).options(num_cpus=self._cpus_each).remote(self._sim, self._image_size)
 
     def _replace(self, index: int) -> None:
         # It may only be out of reach: what is killed cannot go on with an episode that somebody else begins again.

@@ -8,6 +8,7 @@ from libra_ray import checkpoint
 from libra_ray.common.progress import print_status
 from libra_ray.config import Config
 from libra_ray.data.dataset import Demonstrations, open_dataset
+from libra_ray.data.features import robot_to_record
 from libra_ray.evaluation import log as evaluation_log
 from libra_ray.model.dry_run import dry_run
 from libra_ray.model.system import System
@@ -20,9 +21,13 @@ from libra_ray.report.publish import check_store, publish_evaluation, publish_tr
 from libra_ray.report.records import Report
 from libra_ray.runs.folder import RunFolder, Stage
 from libra_ray.runs.results import TrainingLog
-from libra_ray.sim import check_robot, check_tasks, instructions, robot_spec
+from libra_ray.sim import CANNOT_DRIVE, check_robot, check_tasks, instructions, robot_spec
+from libra_ray.spec import RobotSpec, differences
 from libra_ray.tracking import Tracker
 from libra_ray.training.data import distinct_tokens, make_model, shape_of
+
+DECLARING = "data.action_names, data.state_names, data.gripper, data.action_is and data.rotation"
+"""Settings that say what the numbers of a data set mean."""
 
 
 def check(folder: RunFolder, *stages: Stage, fresh: bool = False) -> None:
@@ -81,6 +86,8 @@ def _check_evaluation(
     evaluation.check_fits(config, trained)
     if recorded is not None:
         _check_drives(config, recorded)
+    elif own:
+        check_robot(config.sim, _robot_to_record(config), "the data set to be recorded", f"leave out {DECLARING}")
     over = folder.done("evaluate") and not fresh
     if over or not set(evaluation.controllers_of(config, trained)) - set(evaluation.SCRIPTED):
         return
@@ -103,7 +110,9 @@ def _check_drives(config: Config, recorded: Demonstrations) -> None:
     Raises:
         ValueError: names what differs.
     """
-    check_robot(config.sim, recorded.robot, f"data set {recorded.root}")
+    wrong = differences(recorded.robot, robot_spec(config.sim))
+    mend = f"; what the data set says wrongly, say with {DECLARING}, or mend it in meta/info.json" if wrong else ""
+    check_robot(config.sim, recorded.robot, f"data set {recorded.root}", CANNOT_DRIVE + mend)
     reach = np.abs(recorded.action).max(axis=0)
     if beyond := [f"action[{i}] up to {reach[i]:g}" for i in np.flatnonzero(reach > 1)]:
         print_status(
@@ -113,10 +122,19 @@ def _check_drives(config: Config, recorded: Demonstrations) -> None:
 
 def _checked_model(folder: RunFolder, recorded: Demonstrations | None, words: Sequence[str], *, begun: bool) -> System:
     """Make the model as training will, ask it once, and let it read every instruction."""
-    robot = robot_spec(folder.config.sim) if recorded is None else recorded.robot
+    robot = _robot_to_record(folder.config) if recorded is None else recorded.robot
     model = dry_run(lambda: make_model(folder.config, shape_of(robot), begun=begun))
     distinct_tokens(model.tokenise, words)
     return model
+
+
+def _robot_to_record(config: Config) -> RobotSpec:
+    """The robot of the demonstrations that will be recorded.
+
+    Raises:
+        ValueError: a setting that it does not allow.
+    """
+    return robot_to_record(robot_spec(config.sim), config.data)
 
 
 def _to_record(config: Config) -> tuple[str, ...]:

@@ -73,7 +73,7 @@ def publish_training(folder: RunFolder, tracker: Tracker, log: TrainingLog, marg
     manifest, trained = checkpoint.read_manifest(path), checkpoint.read_config(path)
     signature = observation_action_schema(
         image_keys=manifest.image_keys,
-        image_size=trained.sim.image_size,
+        image_size=trained.data.image_size,
         history=trained.data.history,
         state_dim=manifest.shape.state_dim,
         horizon=trained.action.horizon,

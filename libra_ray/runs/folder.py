@@ -39,14 +39,14 @@ Stage = Literal["record", "train", "evaluate", "total"]
 """The three stages, and the whole pipeline around them with all its starts."""
 
 STAGE_KEYS: dict[Stage, tuple[str, ...]] = {
-    "record": ("sim.", "record.", "data.root"),
+    "record": ("sim.", "record.", "data.root", "data.image_size"),
     "train": (
-        "sim.image_size", "data.", "action.", "model.", "planner.", "refiner.", "coarse_to_fine.", "anchor_refine.",
-        "experts.", "hierarchy.", "train.", "ray.train_workers",
+        "data.", "action.", "model.", "planner.", "refiner.", "coarse_to_fine.", "anchor_refine.", "experts.", "hierarchy.",
+        "train.", "ray.train_workers",
     ),
     "evaluate": (
-        "sim.", "policy.", "control.", "delay.", "evaluate.checkpoint", "evaluate.episodes_per_task", "evaluate.seed",
-        "evaluate.controllers", "evaluate.videos_per_task",
+        "sim.", "data.image_size", "policy.", "control.", "delay.", "evaluate.checkpoint", "evaluate.episodes_per_task",
+        "evaluate.seed", "evaluate.controllers", "evaluate.videos_per_task",
     ),
 }  # fmt: skip
 """The settings that a stage's result depends on; the others may change between a stop and a resumption."""

@@ -252,7 +252,7 @@ class GatewayCore:
         return refusal
 
     def _control(self) -> RobotControl:
-        return RobotControl(self._control_config, self.handshake.levels)
+        return RobotControl(self._control_config, self.handshake.levels, action=self.handshake.robot.action)
 
     def space_changed(self) -> None:
         """Other observations, actions or levels than before: robots begin anew, and must shake hands again."""

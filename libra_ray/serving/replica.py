@@ -202,11 +202,11 @@ class LevelReplica:
 def described(policy: "SystemPolicy") -> Json:
     """What a policy says of itself in a `Handshake`."""
     source, horizon = policy.source, policy.levels[-1].covers
-    config, shape, size = source.config, source.manifest.shape, source.config.sim.image_size
+    config, shape, size = source.config, source.manifest.shape, source.config.data.image_size
     pictures = {name: {"dtype": "uint8", "shape": [size, size, 3]} for name in source.manifest.image_keys}
     return {
-        "observation": {**pictures, STATE_KEY: {"dtype": "float32", "shape": [shape.state_dim]}},
-        "action": {"dtype": "float32", "shape": [horizon, shape.action_dim]},
+        "observation": {**pictures, STATE_KEY: {"dtype": "float32", "shape": [shape.state_dim], "spec": shape.state.tree()}},
+        "action": {"dtype": "float32", "shape": [horizon, shape.action_dim], "spec": shape.action.tree()},
         "control_hz": float(source.manifest.control_hz),
         "horizon": horizon,
         "levels": policy.levels,

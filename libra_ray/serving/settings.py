@@ -125,7 +125,9 @@ class ServingSettings(_Frozen):
     control_hz: float = Field(default=0.0, ge=0, le=10_000, description="Control rate; 0 takes that of the demonstrations.")
     execute_steps: int = Field(default=0, ge=0, description="Control steps executed of each chunk; 0 means all H.")
     committed_steps: int = Field(default=0, ge=0, description="Steps that robots go on while a chunk is computed; at most H/2.")
-    hold: Literal["still", "repeat"] = Field(default="still", description="The safe action: no motion, or the last one.")
+    hold: Literal["declared", "still", "repeat"] = Field(
+        default="declared", description="The safe action: no motion, or the last one; declared: as the actions are."
+    )
     max_intent_age_steps: int = Field(default=0, ge=0, description="Oldest intent to act under; 0: 3 times what it covers.")
     first_intent_timeout_s: float = Field(default=10.0, gt=0, description="Longest wait for an episode's first intent.")
     intent_timeout_s: float = Field(

@@ -9,9 +9,13 @@ from typing import Any
 from libra_ray.config import SimConfig
 from libra_ray.extras import needs
 from libra_ray.sim.render.gl_backend import choose_backend
-from libra_ray.types import Environment, RobotSpec
+from libra_ray.spec import RobotSpec, differences
+from libra_ray.types import Environment
 
 __all__ = ["check_robot", "check_tasks", "choose_backend", "control_hz", "instructions", "make_environment", "robot_spec"]
+
+
+CANNOT_DRIVE = "it can be trained on (jobs/train.py) and served, but not evaluated in this simulator"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +25,7 @@ class _Family:
     Attributes:
         module: that defines it; its function `robot_spec` says what a `SimConfig`'s robot is, `episode_instruction` what a
             task asks for in the episode of a seed.
-        environment: its class, made from `(SimConfig, task)`, with an attribute `control_hz`.
+        environment: its class, made from `(SimConfig, task, image_size)`, with an attribute `control_hz`.
         check: its function that refuses an unknown task name.
         check_moves: its function that refuses a task whose goal cannot be moved; empty where none can.
     """
@@ -51,19 +55,20 @@ _FAMILIES: Mapping[str, _Family] = MappingProxyType(
 )
 
 
-def make_environment(sim: SimConfig, task: str) -> Environment:
+def make_environment(sim: SimConfig, task: str, image_size: int) -> Environment:
     """A simulated robot with one task.
 
     Args:
-        sim: family, picture size and episode length; `sim.tasks` is not read.
+        sim: family and episode length; `sim.tasks` is not read.
         task: one of the family's, e.g. `drawer-open-v3` (Meta-World) or `place-1mm` (tabletop).
+        image_size: height and width of its cameras' pictures, in pixels.
 
     Raises:
         ValueError: the family has no such task; the message names those it has, or the nearest of them.
         RuntimeError: the machine has no library to render with; the message says how to install one.
     """
     family = _FAMILIES[sim.family]
-    return family.load(family.environment)(sim, task)
+    return family.load(family.environment)(sim, task, image_size)
 
 
 def check_tasks(sim: SimConfig, others: Iterable[str] = ()) -> None:
@@ -108,30 +113,33 @@ def instructions(sim: SimConfig, seeds: Iterable[int]) -> tuple[str, ...]:
     return tuple(sorted({instruction(task, seed) for seed in seeds for task in sim.tasks}))
 
 
-def check_robot(sim: SimConfig, robot: RobotSpec, whose: str) -> None:
-    """Refuse a data set or checkpoint of another robot than the simulated one, whose policy could not drive it.
+def check_robot(sim: SimConfig, robot: RobotSpec, whose: str, remedy: str = CANNOT_DRIVE, *, any_rate: bool = False) -> None:
+    """Refuse a data set or policy of another robot than the simulated one, which it could not drive.
 
     Cameras that the simulator has and the policy does not need do no harm.
 
     Args:
         sim: the simulated robot's family and cameras.
         robot: the other one.
-        whose: the other one's data set or checkpoint, as the message names it.
+        whose: the other one's data set, checkpoint or server, as the message names it.
+        remedy: what can be done instead.
+        any_rate: at whatever rate the other one is controlled.
 
     Raises:
         ValueError: names everything in which they differ, with both values.
     """
     ours = robot_spec(sim)
-    pairs = {
+    pairs: dict[str, tuple[object, object]] = {
         "action dimensions": (robot.action_dim, ours.action_dim),
         "state dimensions": (robot.state_dim, ours.state_dim),
-        "control rate in Hz": (f"{robot.control_hz:g}", f"{ours.control_hz:g}"),
+        **differences(robot, ours),
     }
+    if not any_rate:
+        pairs["control rate in Hz"] = (f"{robot.control_hz:g}", f"{ours.control_hz:g}")
     differing = [f"{name} {theirs} (simulator: {own})" for name, (theirs, own) in pairs.items() if theirs != own]
     if not set(robot.cameras) <= set(ours.cameras):
         differing.append(f"cameras {', '.join(robot.cameras)} (simulator: {', '.join(ours.cameras)})")
     if differing:
         raise ValueError(
-            f"{whose} is of another robot than the one of sim.family={sim.family}: {'; '.join(differing)}; "
-            "it can be trained on (jobs/train.py) and served, but not evaluated in this simulator"
+            f"{whose} is of another robot than the one of sim.family={sim.family}: {'; '.join(differing)}; {remedy}"
         )

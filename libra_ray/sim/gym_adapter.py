@@ -7,6 +7,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from libra_ray.spec import VectorSpec
 from libra_ray.types import STATE_KEY, Environment, Observation
 
 LONGEST_INSTRUCTION = 512
@@ -18,7 +19,7 @@ class GymEnvironment(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
 
     Observations are dictionaries: the camera features, `observation.state`, and `instruction`. A success terminates the
     episode, `max_steps` truncates it; `info` holds `success`, and, where the environment has them, `position_error_mm`
-    and `parts_done`.
+    and `parts_done`. Action and state are boxes of the declared ranges, and `metadata` has what else is declared of them.
 
     Args:
         environment: is driven, and closed, by this one.
@@ -29,10 +30,11 @@ class GymEnvironment(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
     def __init__(self, environment: Environment) -> None:
         self.environment = environment
         self.render_mode = "rgb_array"
-        self.metadata = {**self.metadata, "render_fps": environment.control_hz}
-        self.action_space = spaces.Box(-1, 1, (environment.action_dim,), np.float32)
+        said = {"action_spec": environment.action_spec, "state_spec": environment.state_spec}
+        self.metadata = {**self.metadata, "render_fps": environment.control_hz, **said}
+        self.action_space = _box(environment.action_spec, environment.action_dim)
         pictures = {key: spaces.Box(0, 255, shape, np.uint8) for key, shape in environment.image_shapes.items()}
-        state = spaces.Box(-np.inf, np.inf, (environment.state_dim,), np.float32)
+        state = _box(environment.state_spec, environment.state_dim)
         words = spaces.Text(LONGEST_INSTRUCTION, charset=frozenset(map(chr, range(32, 127))))
         self.observation_space = spaces.Dict({**pictures, STATE_KEY: state, "instruction": words})
 
@@ -59,6 +61,12 @@ class GymEnvironment(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
     def _info(self, *, success: bool) -> dict[str, Any]:
         measures = ("position_error_mm", "parts_done")
         return {"success": success} | {m: getattr(self.environment, m) for m in measures if hasattr(self.environment, m)}
+
+
+def _box(spec: VectorSpec, dims: int) -> spaces.Space[NDArray[np.float32]]:
+    """As many numbers, within what is declared of them."""
+    low, high = np.array([pair or (-np.inf, np.inf) for pair in spec.ranges or (None,) * dims], np.float32).T
+    return spaces.Box(low, high, dtype=np.float32)
 
 
 def _dictionary(seen: Observation) -> dict[str, Any]:

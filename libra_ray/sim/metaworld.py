@@ -20,10 +20,13 @@ from libra_ray.config import SimConfig
 from libra_ray.sim.render.mesh_decimation import lighter_copy
 from libra_ray.sim.render.offscreen import OffscreenRenderer
 from libra_ray.sim.validation import checked_action, checked_seed
-from libra_ray.types import IMAGE_KEY, Observation, RobotSpec, Transition
+from libra_ray.spec import RobotSpec, VectorSpec
+from libra_ray.types import IMAGE_KEY, Observation, Transition
 
-ACTION_DIM = 4
-STATE_DIM = 4
+NAMES = ("x", "y", "z", "gripper")
+ACTION = VectorSpec(names=NAMES, ranges=((-1, 1),) * 4, gripper=3, delta=True, rotation="none")
+STATE = VectorSpec(names=NAMES, ranges=(None, None, None, (0, 1)), gripper=3, delta=False, rotation="none")
+ACTION_DIM = STATE_DIM = len(NAMES)
 CONTROL_HZ = 80
 CAMERA = "corner2"
 CAMERA_POSITION_M = (0.75, 0.075, 0.7)
@@ -62,7 +65,9 @@ def task_name(task: str) -> str:
 
 def robot_spec(sim: SimConfig) -> RobotSpec:
     """The arm, the same whatever `sim` says."""
-    return RobotSpec(action_dim=ACTION_DIM, state_dim=STATE_DIM, cameras=(IMAGE_KEY,), control_hz=CONTROL_HZ)
+    return RobotSpec(
+        action_dim=ACTION_DIM, state_dim=STATE_DIM, cameras=(IMAGE_KEY,), control_hz=CONTROL_HZ, action=ACTION, state=STATE
+    )
 
 
 def episode_instruction(task: str, seed: int) -> str:
@@ -78,8 +83,9 @@ class Metaworld:
     gripper opening in [0, 1]. Not for use by several threads at once.
 
     Args:
-        sim: picture size and episode length.
+        sim: episode length, and how finely pictures are drawn.
         task: e.g. `drawer-open-v3` or `metaworld-drawer-open-v3`.
+        image_size: height and width of the pictures, in pixels.
 
     Raises:
         ValueError: there is no such task.
@@ -87,14 +93,16 @@ class Metaworld:
 
     state_dim = STATE_DIM
     action_dim = ACTION_DIM
+    action_spec = ACTION
+    state_spec = STATE
     control_hz = CONTROL_HZ
 
-    def __init__(self, sim: SimConfig, task: str) -> None:
+    def __init__(self, sim: SimConfig, task: str, image_size: int) -> None:
         self.task = task_name(task)
         self.instruction = task_instructions()[self.task]
         self.max_steps = sim.max_steps
         self._supersample = sim.supersample
-        self.image_shapes: Mapping[str, tuple[int, int, int]] = {IMAGE_KEY: (sim.image_size, sim.image_size, 3)}
+        self.image_shapes: Mapping[str, tuple[int, int, int]] = {IMAGE_KEY: (image_size, image_size, 3)}
         self._env = _make_env(self.task, sim.max_steps)
         self._expert = ENV_POLICY_MAP[self.task]()
         self._renderers: dict[tuple[int, int], OffscreenRenderer] = {}

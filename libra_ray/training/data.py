@@ -22,9 +22,10 @@ from libra_ray.data.windows import Windows
 from libra_ray.model.parts.backbone import Text
 from libra_ray.model.registry import make_system
 from libra_ray.model.system import System
+from libra_ray.spec import RobotSpec
 from libra_ray.training.fine_tuning import start_from
 from libra_ray.training.fit import Validate
-from libra_ray.types import ACTION_KEY, STATE_KEY, RobotShape, RobotSpec
+from libra_ray.types import ACTION_KEY, STATE_KEY, RobotShape
 
 VALIDATION_WINDOWS = 512
 HELD_OUT = "val_"
@@ -36,7 +37,13 @@ Tokenise = Callable[[list[str]], Text]
 
 def shape_of(robot: RobotSpec) -> RobotShape:
     """What a model has to know of a robot."""
-    return RobotShape(action_dim=robot.action_dim, state_dim=robot.state_dim, cameras=len(robot.cameras))
+    return RobotShape(
+        action_dim=robot.action_dim,
+        state_dim=robot.state_dim,
+        cameras=len(robot.cameras),
+        action=robot.action,
+        state=robot.state,
+    )
 
 
 def make_model(config: Config, shape: RobotShape, *, begun: bool = False) -> System:
@@ -119,7 +126,7 @@ class TrainingData:
         return cls(
             config=config,
             demonstrations=demonstrations,
-            frames=frame_cache(demonstrations, frames_root, config.sim.image_size) if frames_root else frames,
+            frames=frame_cache(demonstrations, frames_root, config.data.image_size) if frames_root else frames,
             split=split,
             stats=compute_stats(demonstrations, demonstrations.rows(split.train)),
             spec=spec,

@@ -1,8 +1,8 @@
 """Training that begins with the weights of another checkpoint."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -11,6 +11,7 @@ from libra_ray.checkpoint import read_config, read_manifest
 from libra_ray.common.progress import print_status
 from libra_ray.model.parts.adapters import is_adapter, merged, plain
 from libra_ray.model.system import System
+from libra_ray.spec import differences
 from libra_ray.types import RobotShape
 
 
@@ -30,8 +31,9 @@ def start_from(model: System, folder: Path, parts: Sequence[str]) -> list[str]:
         The names of the weights that were taken.
 
     Raises:
-        ValueError: the folder is no checkpoint or a damaged one, one of `parts` has no weight that fits, or the checkpoint is
-            another robot's and one of `parts` has a weight that does not.
+        ValueError: the folder is no checkpoint or a damaged one, one of `parts` has no weight that fits, the checkpoint is
+            another robot's and one of `parts` has a weight that does not, or it means something else by the same numbers and
+            `parts` are all there are.
     """
     theirs = read_manifest(folder).shape
     names = {plain(name): name for name in model.state_dict() if not is_adapter(name)}
@@ -50,7 +52,8 @@ def start_from(model: System, folder: Path, parts: Sequence[str]) -> list[str]:
                 f"train.start_parts={part}: checkpoint {folder} has no weights of this name and shape; this model's parts are "
                 f"{', '.join([*model.parts(), *_heads(own)])}"
             )
-    if theirs != model.shape:
+    _check_meaning(folder, model, theirs, parts)
+    if _dims(theirs) != _dims(model.shape):
         _refuse_half_a_policy(folder, model.shape, theirs, [n for n in own if n.startswith(tuple(parts))], set(fitting))
     model.load_state_dict({names[n]: value for n, value in fitting.items()}, strict=False)
     if random := [name for name in own if name.startswith(tuple(parts)) and name not in fitting]:
@@ -67,6 +70,29 @@ def _heads(names: Iterable[str]) -> list[str]:
     return sorted({".".join(name.split(".")[:2]) for name in names})
 
 
+def _dims(shape: RobotShape) -> dict[str, Any]:
+    """All but what the numbers mean."""
+    return {name: value for name, value in vars(shape).items() if name not in ("action", "state")}
+
+
+def _check_meaning(folder: Path, model: System, theirs: RobotShape, parts: Sequence[str]) -> None:
+    """Refuse a whole policy that means something else by the same numbers; of single parts, which may know none, say so.
+
+    Raises:
+        ValueError: names what differs.
+    """
+    if not (found := differences(theirs, model.shape)):
+        return
+    words = "; ".join(f"{name} {said} (here {ours})" for name, (said, ours) in found.items())
+    line = f"train.start_from={folder} is a checkpoint of a robot whose numbers mean something else: {words}"
+    if set(parts) >= set(model.parts()):
+        raise ValueError(
+            f"{line}; give a checkpoint of this robot, say with data.action_is, data.gripper and the like what the data set "
+            "means, or name in train.start_parts the parts that know of no action, e.g. planner.backbone"
+        )
+    print_status(f"{line}; only {', '.join(parts)} of it is taken")
+
+
 def _refuse_half_a_policy(folder: Path, ours: RobotShape, theirs: RobotShape, wanted: Sequence[str], fitting: set[str]) -> None:
     """Refuse parts of which some weights have the shape of another robot.
 
@@ -80,9 +106,8 @@ def _refuse_half_a_policy(folder: Path, ours: RobotShape, theirs: RobotShape, wa
         head = ".".join(name.split(".")[:2])
         heads[head] = heads.get(head, True) and name in fitting
     whole = [head for head, fits in heads.items() if fits]
-    differing = "; ".join(
-        f"{n} {was} (here {getattr(ours, n)})" for n, was in asdict(theirs).items() if was != getattr(ours, n)
-    )
+    here = _dims(ours)
+    differing = "; ".join(f"{n} {was} (here {here[n]})" for n, was in _dims(theirs).items() if was != here[n])
     raise ValueError(
         f"train.start_from={folder} is a checkpoint of another robot: {differing}; {len(missing)} of {len(wanted)} weights do "
         f"not fit, e.g. {missing[0]}; give --train.start_parts {','.join(whole)}, or fewer, to take what fits as a whole"

@@ -31,7 +31,7 @@ TASKS = ("press the button", "open the drawer")
 
 @pytest.fixture(scope="module")
 def config() -> Config:
-    return override(preset("debug"), {"sim.image_size": 16, "train.batch_size": 16, "train.augment_pixels": 1})
+    return override(preset("debug"), {"data.image_size": 16, "train.batch_size": 16, "train.augment_pixels": 1})
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ def checkpoint(tmp_path_factory) -> Path:
 
 def answers(policy: SystemPolicy, monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
     """Chunks of one observation under different draws of the starting noise."""
-    manifest, size = policy.source.manifest, policy.source.config.sim.image_size
+    manifest, size = policy.source.manifest, policy.source.config.data.image_size
     images = {key: np.full((size, size, 3), 90, np.uint8) for key in manifest.image_keys}
     state = np.zeros(manifest.shape.state_dim, np.float32)
     seen = Observation(images=images, state=state, instruction=manifest.instructions[0])

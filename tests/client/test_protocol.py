@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
 
 import msgpack
 import numpy as np
@@ -13,7 +14,9 @@ from hypothesis import given, strategies
 from hypothesis.extra import numpy as arrays
 from openpi_client import msgpack_numpy
 
-from libra_ray.client.protocol import Handshake, Reply, jpeg, pack, request, unpack
+from libra_ray.client.pictures import jpeg
+from libra_ray.client.protocol import Handshake, Reply, pack, request, unpack
+from libra_ray.spec import RobotSpec, VectorSpec, differences
 from libra_ray.types import IMAGE_KEY, STATE_KEY, Level, Observation
 
 NUMERIC = strategies.one_of(
@@ -187,6 +190,16 @@ def test_the_handshake_travels_whole_and_forwards_compatibly():
     later = [level | {"of a later server": 1} for level in message["levels"]]
     assert Handshake.read(message | {"of a later server": 1, "levels": later}) == SHAKE
     assert SHAKE.cameras == (IMAGE_KEY,)
+
+
+def test_a_driver_learns_whose_policy_it_is_and_what_its_numbers_mean():
+    arm = VectorSpec(names=("x", "y", "z", "grip"), ranges=((-1, 1),) * 4, gripper=3, delta=True, rotation="none")
+    said = {"observation": {**SHAKE.observation, STATE_KEY: {**SHAKE.observation[STATE_KEY], "spec": VectorSpec().tree()}}}
+    told = Handshake.read(unpack(pack(replace(SHAKE, action={**SHAKE.action, "spec": arm.tree()}, **said).message())))
+    robot = RobotSpec(action_dim=4, state_dim=4, cameras=(IMAGE_KEY,), control_hz=80.0, action=arm)
+    assert told.robot == robot
+    assert SHAKE.robot == replace(robot, action=VectorSpec()), "as of a server of an earlier version"
+    assert differences(told.robot, replace(robot, action=replace(arm, delta=False))) == {"action values": ("delta", "absolute")}
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,7 @@ def test_overrides_of_different_names_commute_and_touch_nothing_else(steps, widt
         ({"refiner.vision": "shared", "refiner.train_encoder": "lora"}, r"no encoder .*; give planner\.train_vision"),
         ({"planner.train_head": "half"}, r"planner\.train_head.*full, frozen, lora"),
         ({"control.planner_delay_steps": 3}, "give delay.intent_steps=3"),
+        ({"sim.image_size": 48}, "sim.image_size has another name now; give data.image_size=48"),
         ({"tracking.experiment": " "}, "tracking.experiment=' '.*1 to 500"),
         ({"tracking.experiment": "x" * 501}, "1 to 500"),
         ({"tracking.uri": None}, "tracking.uri=None.*str"),
@@ -132,7 +133,9 @@ def test_what_earlier_versions_saved_is_read_in_todays_words():
     tree["control"]["planner_delay_steps"] = tree.pop("delay")["intent_steps"] + 2
     tree["refiner"]["condition"] = "features"
     del tree["model"]
-    assert from_json(json.dumps(tree)) == override(Config(), {"model.system": "monolithic", "delay.intent_steps": 2})
+    tree["sim"]["image_size"] = tree["data"].pop("image_size") + 16
+    saved = {"model.system": "monolithic", "delay.intent_steps": 2, "data.image_size": 80}
+    assert from_json(json.dumps(tree)) == override(Config(), saved)
     tree["refiner"]["condition"] = "tokens"
     assert from_json(json.dumps(tree)).model.system == "libra"
 
@@ -145,6 +148,23 @@ def test_the_defaults_of_earlier_versions_are_todays():
     assert from_tree(tree) == preset("debug")
     tree["evaluate"]["controllers"].remove("expert")
     assert from_tree(tree).evaluate.controllers == ("policy", "coarse_only", "zero_action")
+
+
+@pytest.mark.parametrize(
+    ("name", "default", "other"), [("control.hold", "still", "repeat"), ("anchor_refine.gripper", "last", "none")]
+)
+def test_a_choice_that_is_declared_today_was_a_default_once(name, default, other):
+    """Or a run that was begun then would not be continued by the same command; what is chosen today stays."""
+    section, _, key = name.partition(".")
+    tree = json.loads(to_json(Config()))
+    assert tree[section][key] == "declared"
+    for chosen in (default, other):
+        tree[section][key] = chosen
+        assert flatten(from_tree(tree))[name] == chosen
+    tree["sim"]["image_size"] = tree["data"].pop("image_size")
+    assert flatten(from_tree(tree))[name] == other
+    tree[section][key] = default
+    assert from_tree(tree) == Config()
 
 
 def test_a_list_that_names_all_there_is_stays_what_it_is():

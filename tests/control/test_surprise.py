@@ -8,6 +8,7 @@ from libra_ray.config import ActionConfig, ControlConfig
 from libra_ray.control.lockstep import drive
 from libra_ray.control.robot import RobotControl
 from libra_ray.control.surprise import RunningScale, SurpriseDetector
+from libra_ray.spec import NO_GRIPPER, UNDECLARED, VectorSpec
 from libra_ray.types import IMAGE_KEY, ActionChunk, Observation
 from tests.policies import DualStub, dual_levels, plan_of
 
@@ -113,8 +114,8 @@ def test_nothing_is_unusual_during_warm_up_or_below_the_usual(values):
     assert not usual.exceeded(0.0, 3)
 
 
-def loaded(**control):
-    control = RobotControl(ControlConfig(**({"rule": "overlap"} | control)), LEVELS)
+def loaded(action=UNDECLARED, **control):
+    control = RobotControl(ControlConfig(**({"rule": "overlap"} | control)), LEVELS, action=action)
     control.accept_intent(plan_of(np.zeros((L, 4), np.int64), 0), 0)
     actions = np.arange(1, 4 * H + 1, dtype=np.float32).reshape(H, 4)
     control.wants("refiner", 0)
@@ -130,6 +131,25 @@ def test_holding_still_moves_nothing_and_keeps_the_gripper():
     np.testing.assert_array_equal(held.value, [0, 0, 0, actions[-1, -1]])
     assert held.held
     np.testing.assert_array_equal(control.held_actions(H), np.tile(held.value, (H, 1)))
+
+
+@pytest.mark.parametrize(
+    ("action", "held"),
+    [
+        (VectorSpec(), [0, 0, 0, 1]),
+        (VectorSpec(delta=True, gripper=3), [0, 0, 0, 1]),
+        (VectorSpec(delta=True, gripper=1), [0, 1, 0, 0]),
+        (VectorSpec(delta=True, gripper=NO_GRIPPER), [0, 0, 0, 0]),
+        (VectorSpec(delta=False, gripper=1), [1, 1, 1, 1]),
+    ],
+)
+def test_what_is_held_follows_from_what_the_actions_are_declared_to_be(action, held):
+    control, actions = loaded(action)
+    for step in range(H):
+        control.next_action(step)
+    np.testing.assert_array_equal(control.next_action(H).value, actions[-1] * held)
+    by_hand, _ = loaded(action, hold="repeat")
+    np.testing.assert_array_equal(by_hand.held_actions(H)[0], actions[-1])
 
 
 @pytest.mark.parametrize(("step", "row"), [(1, 0), (3, 2), (5, 4), (50, 4)])

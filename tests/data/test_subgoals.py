@@ -31,7 +31,7 @@ def words(recorded):
 
 def test_the_sub_goals_of_a_recorded_chain_are_what_the_expert_worked_on(tmp_path):
     """Of the simulator itself, through the files: at every frame the part whose turn it was."""
-    environment, parts = Tabletop(SimConfig(image_size=16, max_steps=400), "chain3"), []
+    environment, parts = Tabletop(SimConfig(max_steps=400), "chain3", 16), []
 
     class Noting(ExpertController):
         def act(self, observation):

@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.printed, pytest.mark.timeout(900)]
 LIMIT_S = 600
 READY_S = 120
 SMALL = {
-    "sim.image_size": 32, "sim.supersample": 1, "sim.max_steps": 100, "record.episodes_per_task": 3, "record.episodes_of": (),
+    "data.image_size": 32, "sim.supersample": 1, "sim.max_steps": 100, "record.episodes_per_task": 3, "record.episodes_of": (),
     "planner.width": 32, "planner.depth": 1, "refiner.width": 32, "refiner.depth": 1, "train.steps": 20,
     "train.batch_size": 16, "train.warmup_steps": 2, "train.log_every": 5, "train.checkpoint_every": 10,
     "train.validate_every": 10, "evaluate.episodes_per_task": 1, "evaluate.robots": 2, "evaluate.videos_per_task": 1,

@@ -156,7 +156,7 @@ def test_a_task_that_is_not_there():
 
 def test_a_robot_whose_camera_sees_nothing(monkeypatch):
     settings = preset("debug")
-    monkeypatch.setattr("libra_ray.sim.make_environment", lambda sim, task: StubEnvironment(task))
+    monkeypatch.setattr("libra_ray.sim.make_environment", lambda sim, task, image_size: StubEnvironment(task))
     finding = looked(hardware.try_simulator, to_json(settings))
     assert (finding.level, finding.found) == ("blocker", "reach-v3: observation.image shows nothing")
     assert "libegl1" in finding.fix

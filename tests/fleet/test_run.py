@@ -28,8 +28,9 @@ from libra_ray.fleet.records import Rates
 from libra_ray.fleet.replay import open_recording, synthetic
 from libra_ray.fleet.robot import drive
 from libra_ray.fleet.robots import MotionResult, PhysicsRobot
-from libra_ray.fleet.run import SYNTHETIC, WRIST, DriveResult, LoadSpec, run, simulation, table
+from libra_ray.fleet.run import SYNTHETIC, WRIST, DriveResult, LoadSpec, picture_size, run, simulation, table
 from libra_ray.fleet.simulated import SimulatedFleet
+from libra_ray.spec import VectorSpec
 from libra_ray.stats.intervals import wilson
 from libra_ray.types import IMAGE_KEY, STATE_KEY, Json, Level, Observation
 from tests.data.builders import make_recorded
@@ -122,8 +123,20 @@ def stubs(server: StubServer, **changes: object) -> LoadSpec:
 def test_simulated_robots_see_as_the_demonstrations_robots_saw():
     load = LoadSpec(endpoint="ws://127.0.0.1:1", robots=1, hz=10, seconds=1, family="tabletop", tasks=("touch",))
     cameras = {IMAGE_KEY: HANDSHAKE.observation[IMAGE_KEY], WRIST: HANDSHAKE.observation[IMAGE_KEY]}
-    sim = simulation(load, replace(HANDSHAKE, observation=cameras, supersample=2))
-    assert (sim.family, sim.tasks, sim.image_size, sim.supersample, sim.wrist_camera) == ("tabletop", ("touch",), 16, 2, True)
+    server = replace(HANDSHAKE, observation=cameras, supersample=2)
+    sim = simulation(load, server)
+    assert (sim.family, sim.tasks, sim.supersample, sim.wrist_camera) == ("tabletop", ("touch",), 2, True)
+    assert picture_size(server) == 16
+
+
+def test_simulated_robots_are_not_driven_by_another_robots_policy(monkeypatch):
+    load = {"stub": "", "family": "tabletop", "tasks": ("touch",), "robots": 1}
+    with serving() as server:
+        monkeypatch.setitem(HANDSHAKE.action, "spec", VectorSpec(delta=False).tree())
+        said = r"policy at ws:.* of another robot .*=tabletop: action values absolute \(simulator: delta\); give --family"
+        with pytest.raises(ValueError, match=said):
+            asyncio.run(run(stubs(server, **load)))
+        assert server.requests == []
 
 
 def test_all_is_well_where_the_server_answers_at_once():
@@ -509,7 +522,7 @@ def test_interrupted_while_still_importing(job, capsys, monkeypatch):
 def test_simulators_never_hear_ctrl_c_nor_while_they_start():
     """A terminal sends it to all of them; their tracebacks would stand beside the driver's one line."""
     below = set(family(os.getpid()))
-    with SimulatedFleet(SimConfig(family="tabletop", tasks=("touch",)), ["touch"], 1, processes=1):
+    with SimulatedFleet(SimConfig(family="tabletop", tasks=("touch",)), 64, ["touch"], 1, processes=1):
         started = [pid for pid in family(os.getpid()) if pid not in below and "spawn_main" in command(pid)]
         masks = [re.search(r"SigBlk:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())[1] for pid in started]
     assert [bool(int(mask, 16) & 1 << (signal.SIGINT - 1)) for mask in masks] == [True]

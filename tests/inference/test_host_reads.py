@@ -28,7 +28,7 @@ RANDOM = {
 
 def question(model, robots=2):
     """What every level is asked, by its name."""
-    config, size = model.config, model.config.sim.image_size
+    config, size = model.config, model.config.data.image_size
     asked = {}
     for level in model.levels:
         spec = {} if level.reads is None else model.intents[level.reads]

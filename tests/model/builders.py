@@ -53,7 +53,7 @@ def make_batch(model: System, size: int = 6, seed: int = 0, *, masked: int = 0) 
     """Random windows for `model`; window `b` has `masked * (b % 2)` steps past the episode's end."""
     generator = torch.Generator().manual_seed(seed)
     config, shape = model.config, model.shape
-    pictures = (size, shape.cameras * config.data.history, 3, config.sim.image_size, config.sim.image_size)
+    pictures = (size, shape.cameras * config.data.history, 3, config.data.image_size, config.data.image_size)
     steps = config.action.plan_steps + config.action.horizon
     text = model.tokenise([INSTRUCTIONS[b % 2] for b in range(size)])
     return Batch(

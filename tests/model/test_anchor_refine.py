@@ -10,6 +10,7 @@ from torch import nn
 from libra_ray.model.anchor_refine import ANCHOR, ANCHOR_ONLY, RESIDUAL, UNKNOWN
 from libra_ray.model.registry import make_system
 from libra_ray.model.system import seen_first, seen_now
+from libra_ray.spec import NO_GRIPPER, VectorSpec
 from libra_ray.training.data import make_model
 from libra_ray.training.fit import Trainer, learning_rate
 from tests.model.builders import SHAPE, make_batch, save_checkpoint, tiny_config, tiny_model
@@ -232,6 +233,13 @@ def test_without_refinement_the_gripper_has_no_loss(changes):
         assert found.metrics["gripper_error"] == found.metrics["gripper_error_anchor"]
         assert torch.equal(done, anchor)
         assert set(done.unique().tolist()) <= {-1, 1}
+
+
+@pytest.mark.parametrize(("declared", "found"), [(None, GRIPPER), (1, 1), (NO_GRIPPER, None)])
+def test_the_gripper_is_the_one_that_the_data_declare(declared, found):
+    shape = replace(SHAPE, action=VectorSpec(gripper=declared))
+    assert make_system(tiny_config(settings()), shape).gripper == found
+    assert make_system(tiny_config(settings(gripper="last")), shape).gripper == GRIPPER, "unless the settings say otherwise"
 
 
 def test_any_dimension_can_be_the_gripper():

@@ -76,7 +76,7 @@ def chains(config):
 def learned():
     """Three levels that know these chains, and a batch of all their windows."""
     steps = {"train.steps": 120, "train.lr": 0.006, "train.log_every": 120, "train.batch_size": 24, "train.ema_decay": 0.9}
-    config = tiny_config({**DIALS, **steps, "sim.image_size": 16})
+    config = tiny_config({**DIALS, **steps, "data.image_size": 16})
     data = chains(config)
     torch.manual_seed(0)
     model = data.make_model()

@@ -83,7 +83,7 @@ class StubSimulators(Simulators):
     """Makes stub environments; the task `nowhere` cannot be made."""
 
     def __init__(self, broken=()):
-        super().__init__(SimConfig())
+        super().__init__(SimConfig(), 64)
         self.broken, self.made = broken, []
 
     def _take(self, task):

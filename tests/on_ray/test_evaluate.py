@@ -74,8 +74,10 @@ def test_resumes_after_an_interruption_and_outlives_its_simulators(ray_cluster, 
 
 
 def test_a_checkpoint_of_other_pictures_is_refused(make_run, untrained):
-    folder = make_run(sim__image_size=48, evaluate__checkpoint=str(untrained))
-    with pytest.raises(ValueError, match=r"sim.image_size=48, but the checkpoint was trained with 32; give --sim"):
+    folder = make_run(data__image_size=48, evaluate__checkpoint=str(untrained))
+    with pytest.raises(
+        ValueError, match=r"data.image_size=48, but the checkpoint was trained with 32; give --data.image_size 32"
+    ):
         evaluation.check_fits(folder.config, debug_config())
 
 

@@ -7,6 +7,7 @@ from libra_ray.evaluation.lockstep import Lockstep
 from libra_ray.evaluation.log import EpisodeJob
 from libra_ray.evaluation.measures import asynchrony_of
 from libra_ray.evaluation.simulators import DIED, TRIES, EpisodeRequest, Simulators
+from libra_ray.spec import VectorSpec
 from libra_ray.types import Action
 from tests.on_ray.doubles import STEPS, LocalFleet, Noted, StubPolicy, StubSimulators, debug_config
 
@@ -32,6 +33,13 @@ def test_every_job_is_played_once_in_batches():
     assert max(policy.batches) == 2, "of three robots two are thought for while one moves"
     assert noted.calls == len(policy.batches)
     assert all(pictures > 0 for pictures in noted.pictures.values())
+
+
+def test_robots_know_what_the_actions_mean():
+    absolute = VectorSpec(delta=False)
+    fleet = Lockstep(CONFIG, CONFIG, LocalFleet(StubSimulators()), StubPolicy(), Noted(), action=absolute)
+    fleet.play(_jobs(2))
+    assert [robot.action for robot in fleet.robots.values()] == [absolute] * 2
 
 
 def test_while_one_group_moves_the_other_is_thought_for():
@@ -127,7 +135,7 @@ def test_a_moved_goal_is_in_the_episode_and_its_record():
     changes = {"sim__family": "tabletop", "sim__tasks": ("place",), "sim__max_steps": 14, "sim__goal_moves_at": 7}
     config = debug_config(evaluate__robots=2, control__rule="overlap", **changes)
     noted, jobs = Noted(), _jobs(3, "place")
-    Lockstep(config, config, LocalFleet(Simulators(config.sim)), StubPolicy(), noted).play(jobs)
+    Lockstep(config, config, LocalFleet(Simulators(config.sim, config.data.image_size)), StubPolicy(), noted).play(jobs)
     for job, episode in noted.episodes.items():
         found = asynchrony_of(episode, noted.replans[job])
         assert episode.goal_moved_at == 7
@@ -147,8 +155,8 @@ def test_lockstep_is_what_a_single_robot_does(untrained):
     policy = load_policy(untrained)
     jobs = _jobs(2, "reach-v3")
     noted = Noted()
-    Lockstep(config, policy.source.config, LocalFleet(Simulators(config.sim)), policy, noted).play(jobs)
-    environment = make_environment(config.sim, "reach-v3")
+    Lockstep(config, policy.source.config, LocalFleet(Simulators(config.sim, config.data.image_size)), policy, noted).play(jobs)
+    environment = make_environment(config.sim, "reach-v3", config.data.image_size)
     for job in jobs:
         alone = run(environment, PolicyController(policy, config.control), job.seed)
         together = noted.episodes[job]

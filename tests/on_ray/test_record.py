@@ -16,7 +16,7 @@ from libra_ray.evaluation.simulators import Attempt, Simulators
 from libra_ray.on_ray import record as recording
 from libra_ray.on_ray import stages
 from libra_ray.on_ray.record import TaskTally
-from libra_ray.sim import control_hz
+from libra_ray.sim import control_hz, robot_spec
 from tests.data.builders import make_episode
 from tests.on_ray.doubles import dying
 
@@ -138,11 +138,11 @@ def test_a_fleet_records_what_was_wanted(recorded_run):
 def test_a_fleet_writes_what_one_process_would(recorded_run, tmp_path):
     """Two simulators that encode beside a writer, and one after the other: the same files, byte for byte."""
     config, episodes = recorded_run.config, []
-    simulators = Simulators(config.sim)
+    simulators = Simulators(config.sim, config.data.image_size)
     for seed in range(config.record.episodes_per_task):
         assert simulators.demonstrate("reach-v3", seed, config.record, tmp_path / f"{seed}.npz").success
         episodes.append(load_episode(tmp_path / f"{seed}.npz"))
-    alone = write_dataset(episodes, tmp_path / "dataset", fps=control_hz(config.sim))
+    alone = write_dataset(episodes, tmp_path / "dataset", fps=control_hz(config.sim), declared=robot_spec(config.sim))
     fleet = recorded_run.path("dataset")
     names = sorted(path.relative_to(alone) for path in alone.rglob("*") if path.is_file())
     assert names == sorted(path.relative_to(fleet) for path in fleet.rglob("*") if path.is_file())
@@ -169,9 +169,15 @@ def test_the_recording_is_a_dataset_that_lerobot_reads(recorded_run, monkeypatch
     from lerobot.datasets import LeRobotDataset
 
     dataset = LeRobotDataset("local/dataset", root=recorded_run.path("dataset"))
-    size = recorded_run.config.sim.image_size
+    size = recorded_run.config.data.image_size
     assert dataset.num_episodes == recorded_run.config.record.episodes_per_task
     assert tuple(dataset[0]["observation.image"].shape) == (3, size, size)
+
+
+def test_the_recording_declares_what_the_simulator_does(recorded_run):
+    robot = open_dataset(recorded_run.path("dataset")).robot
+    assert robot == robot_spec(recorded_run.config.sim)
+    assert robot.action.names == ("x", "y", "z", "gripper")
 
 
 def test_a_second_start_adds_only_what_is_missing(ray_cluster, make_run, monkeypatch):
@@ -179,7 +185,7 @@ def test_a_second_start_adds_only_what_is_missing(ray_cluster, make_run, monkeyp
     folder = make_run(record__episodes_per_task=3, ray__simulator_actors=1)
     config, spool = folder.config, folder.path("spool")
     tally = TaskTally("reach-v3", spool, config.record)
-    tally.note(Simulators(config.sim).demonstrate("reach-v3", 1, config.record, tally.path(1)))
+    tally.note(Simulators(config.sim, config.data.image_size).demonstrate("reach-v3", 1, config.record, tally.path(1)))
     tally.note(_attempt(2, success=False))
     kept = {path: path.stat().st_mtime_ns for path in (spool / "reach-v3").iterdir()}
     assert len(kept) == 2

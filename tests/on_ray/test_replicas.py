@@ -128,9 +128,10 @@ def test_two_replicas_are_one_are_none(ray_cluster, make_run, untrained, tmp_pat
     config, jobs, said = folder.config, evaluation.all_jobs(folder.config, ["policy"]), []
     driver = evaluation.driver_of(folder, evaluation.load_trained, "policy")
     alone, reports = ResultBuffer(0), {1: [], 2: []}
-    Lockstep(config, driver.trained, LocalFleet(Simulators(config.sim)), driver.policy, alone).play(jobs)
+    robots = LocalFleet(Simulators(config.sim, config.data.image_size))
+    Lockstep(config, driver.trained, robots, driver.policy, alone).play(jobs)
     plan, opened = ReplicaPlan(count=2, cpus_each=1), partial(_dying_once, tmp_path / "died", folder)
-    with SimulatorPool(config.sim, 2) as pool, ReplicaPool(config, plan, opened, said.append) as two:
+    with SimulatorPool(config.sim, config.data.image_size, 2) as pool, ReplicaPool(config, plan, opened, said.append) as two:
         two.play("policy", jobs, pool, reports[2].append)
         one = replace(two, actors=two.actors[:1])
         one.play("policy", jobs, pool, reports[1].append)
@@ -161,7 +162,7 @@ def test_replicas_that_go_on_dying_end_the_evaluation(ray_cluster, make_run, mon
     folder, said = make_run(evaluate__controllers="policy"), []
     jobs = evaluation.all_jobs(folder.config, ["policy"])
     with (
-        SimulatorPool(folder.config.sim, 1) as pool,
+        SimulatorPool(folder.config.sim, folder.config.data.image_size, 1) as pool,
         ReplicaPool(folder.config, ReplicaPlan(count=1), dies, said.append) as replicas,
         pytest.raises(RuntimeError, match=r"2 policy replicas died .*the same command goes on"),
     ):

@@ -43,7 +43,7 @@ def mortal(marks):
 @pytest.fixture
 def make_pool(ray_cluster, monkeypatch, tmp_path):
     monkeypatch.setattr(module, "Simulators", mortal(tmp_path))
-    return lambda actors: SimulatorPool(SimConfig(), actors)
+    return lambda actors: SimulatorPool(SimConfig(), 64, actors)
 
 
 def test_whole_episodes_survive_the_death_of_a_process(make_pool, tmp_path):
@@ -93,7 +93,7 @@ def test_a_call_alone_waits_for_what_the_process_has_to_do(make_pool):
 
 def test_more_actors_than_cpus_are_refused_where_nobody_would_add_any(ray_cluster, monkeypatch):
     with pytest.raises(ValueError, match=r"ray.simulator_actors=99.*give at most 4, or 0"):
-        SimulatorPool(SimConfig(), 99)
+        SimulatorPool(SimConfig(), 64, 99)
 
 
 def test_simulator_processes_never_load_torch(ray_cluster, tmp_path):
@@ -107,7 +107,7 @@ def test_simulator_processes_never_load_torch(ray_cluster, tmp_path):
         sys.path.insert(0, str(tmp_path))
         import torch  # noqa: F401
 
-    with SimulatorPool(debug_config().sim, 1) as pool:
+    with SimulatorPool(debug_config().sim, 32, 1) as pool:
         begun = pool.ask("begin", {0: EpisodeRequest(task="reach-v3", seed=0)})[0]
         assert begun.observation is not None, begun.episode
         actor = pool.actors[0]

@@ -1,7 +1,9 @@
 """What is known to be wrong is refused at the border: no cluster is started, nothing is written."""
 
 import json
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,12 @@ from libra_ray.data.dataset import write_dataset
 from libra_ray.data.fingerprint import Fingerprint
 from libra_ray.on_ray import evaluate as evaluation
 from libra_ray.on_ray import stages
-from libra_ray.on_ray.run_data import FACT, began_with, open_to_train
+from libra_ray.on_ray.run_data import FACT, ROBOT, began_with, open_to_train
 from libra_ray.report.publish import dataset_facts
 from libra_ray.runs.folder import RunFolder
 from libra_ray.sim import robot_spec
+from libra_ray.spec import UNDECLARED
+from libra_ray.training.data import shape_of
 from libra_ray.types import IMAGE_KEY, RobotShape
 from tests.data.builders import make_episode
 from tests.model import families
@@ -138,12 +142,111 @@ class TestAnotherRobot:
 
         task = {"metaworld": "reach-v3", "tabletop": "chain2"}[family]
         sim = debug_config(sim__family=family, sim__wrist_camera=wrist, sim__tasks=task).sim
-        environment, spec = make_environment(sim, task), robot_spec(sim)
+        environment, spec = make_environment(sim, task, 64), robot_spec(sim)
         assert (spec.action_dim, spec.state_dim) == (environment.action_dim, environment.state_dim)
         assert (spec.control_hz, spec.cameras) == (environment.control_hz, tuple(environment.image_shapes))
         assert spec.control_hz == control_hz(sim)
         assert {environment.reset(seed, render=False).instruction for seed in range(5)} == set(instructions(sim, range(5)))
         environment.close()
+
+
+class TestOtherMeanings:
+    """The same dimensions, rate and cameras, but other numbers: no shape tells."""
+
+    OTHERWISE = (
+        ({"names": ("y", "x", "z", "gripper")}, r"action names y, x, z, gripper \(simulator: x, y, z, gripper\)"),
+        ({"delta": False}, r"action values absolute \(simulator: delta\)"),
+        ({"gripper": 0}, r"action gripper x \(simulator: gripper\)"),
+        ({"ranges": ((-2, 2),) * 4}, r"action ranges \[-2, 2\] each \(simulator: \[-1, 1\] each\)"),
+        ({"rotation": "euler"}, r"action rotation euler \(simulator: none\)"),
+    )
+
+    @staticmethod
+    def of(config, **changes) -> RobotShape:
+        """What Meta-World's robot declares, changed."""
+        shape = shape_of(robot_spec(config.sim))
+        return replace(shape, action=replace(shape.action, **changes))
+
+    @pytest.mark.parametrize(("change", "words"), OTHERWISE)
+    def test_data_of_them_are_trained_on_but_not_to_be_evaluated(self, make_run, tmp_path, change, words):
+        root = tmp_path / "d"
+        write_dataset([make_episode()], root, fps=METAWORLD_HZ, declared=self.of(debug_config(), **change))
+        folder = make_run(data__root=str(root))
+        stages.check(folder, "train")
+        with pytest.raises(
+            ValueError, match=rf"data set \S*/d is of another robot .*{words}; it can .*say with data.action_names"
+        ):
+            stages.check(folder, *ALL)
+
+    def test_what_the_data_say_wrongly_the_settings_say(self, make_run, tmp_path):
+        root = tmp_path / "d"
+        write_dataset([make_episode()], root, fps=METAWORLD_HZ, declared=self.of(debug_config(), delta=False, gripper=0))
+        stages.check(make_run(data__root=str(root), data__action_is="delta", data__gripper="last"), *ALL)
+
+    def test_settings_that_contradict_the_robot_to_be_recorded_are_refused(self, make_run):
+        stages.check(make_run(data__gripper="3"), *ALL)
+        with pytest.raises(
+            ValueError, match=r"the data set to be recorded is of .*gripper y \(simulator: gripper\); leave out"
+        ):
+            stages.check(make_run("other", data__gripper="1"), *ALL)
+        with pytest.raises(ValueError, match=r"data.gripper=7: an action of the data set to be recorded has 4 dimensions"):
+            stages.check(make_run("none", data__gripper="7"), "record", "train")
+
+    @pytest.mark.parametrize(("change", "words"), OTHERWISE)
+    def test_a_checkpoint_of_them_is_not_evaluated(self, make_run, tmp_path, change, words):
+        folder = make_run(evaluate__checkpoint=str(trained(tmp_path / "c", self.of(debug_config(), **change))))
+        for refuse in (lambda: stages.check(folder, "evaluate"), lambda: evaluation.load_trained(folder, "policy")):
+            with pytest.raises(ValueError, match=rf"checkpoint \S*/c is of another robot .*{words}"):
+                refuse()
+
+    def test_a_checkpoint_of_the_same_is_and_its_actions_are_held_as_they_are(self, make_run, tmp_path):
+        shape = self.of(debug_config())
+        folder = make_run(evaluate__checkpoint=str(trained(tmp_path / "c", shape)))
+        stages.check(folder, "evaluate")
+        driver = evaluation.driver_of(folder, evaluation.load_trained, "policy")
+        assert driver.action == shape.action != UNDECLARED
+
+    def test_they_are_no_start_as_a_whole_and_said_of_a_part(self, make_run, tmp_path, capsys):
+        root, other = tmp_path / "d", trained(tmp_path / "c", self.of(debug_config(), delta=False))
+        write_dataset([make_episode()], root, fps=METAWORLD_HZ, declared=self.of(debug_config()))
+        tuned = {"data__root": str(root), "train__start_from": str(other)}
+        said = r"numbers mean something else: action values absolute \(here delta\)"
+        for parts in ("", "planner,refiner"):
+            with pytest.raises(ValueError, match=rf"train.start_from=\S*/c .*{said}; give a checkpoint of this robot"):
+                stages.check(make_run(f"whole-{parts}", **tuned, train__start_parts=parts), "train")
+        stages.check(make_run("part", **tuned, train__start_parts="planner.backbone"), "train")
+        assert re.search(rf"{said}; only planner.backbone of it is taken", capsys.readouterr().err)
+        same = str(trained(tmp_path / "same", self.of(debug_config())))
+        stages.check(make_run("same", **tuned | {"train__start_from": same}), "train")
+        stages.check(make_run("silent", **tuned | {"train__start_from": str(trained(tmp_path / "silent"))}), "train")
+
+    def test_training_is_not_resumed_under_them(self, make_run, tmp_path):
+        root = tmp_path / "d"
+        write_dataset([make_episode()], root, fps=METAWORLD_HZ, declared=self.of(debug_config()))
+        folder = make_run(data__root=str(root))
+        with folder.stage("train"):
+            open_to_train(folder)
+        stages.check(folder, "train")
+        info = root / "meta" / "info.json"
+        before, silent = info.read_text(), json.loads(info.read_text())
+        del silent["features"]["action"]["libra_ray"]["gripper"]
+        for text, words in (
+            (before.replace('"delta": true', '"delta": false'), r"action values absolute \(then delta\)"),
+            (json.dumps(silent), r"action gripper not declared \(then gripper\)"),
+        ):
+            info.write_text(text)
+            for refuse in (lambda: stages.check(folder, "train"), lambda: open_to_train(folder)):
+                with pytest.raises(ValueError, match=rf"says otherwise what its numbers mean .*{words}; restore its meta/info"):
+                    refuse()
+        info.write_text(before)
+        stages.check(folder, "train")
+
+    def test_a_run_of_a_version_that_did_not_say_goes_on(self, make_run, tmp_path):
+        folder = make_run(data__root=str(demonstrate(tmp_path / "d")))
+        with folder.stage("train"):
+            open_to_train(folder)
+        folder.note(ROBOT, None)
+        stages.check(folder, "train")
 
 
 class TestDataThatChanged:

@@ -46,18 +46,19 @@ def test_the_same_settings_continue(tmp_path):
     ("stage", "key", "value"),
     [
         ("record", "record.noise_std", 0.1),
-        ("record", "sim.image_size", 64),
+        ("record", "data.image_size", 64),
         ("record", "data.root", "/elsewhere"),
         ("train", "train.lr", 0.1),
         ("train", "refiner.depth", 3),
         ("train", "planner.backbone", "other"),
         ("train", "action.bins", 7),
         ("train", "data.history", 2),
-        ("train", "sim.image_size", 64),
+        ("train", "data.image_size", 64),
         ("evaluate", "control.rule", "overlap"),
         ("evaluate", "delay.intent_steps", 3),
         ("evaluate", "evaluate.seed", 777_777),
         ("evaluate", "sim.max_steps", 50),
+        ("evaluate", "data.image_size", 64),
     ],
 )
 def test_other_settings_of_a_begun_stage_are_refused_by_name(tmp_path, stage, key, value):
@@ -67,6 +68,18 @@ def test_other_settings_of_a_begun_stage_are_refused_by_name(tmp_path, stage, ke
         RunFolder.open(tmp_path / "run", override(CONFIG, {key: value}))
     assert "--fresh" in str(refusal.value)
     assert (tmp_path / "run" / "config.json").read_text() == before
+
+
+def test_a_run_that_earlier_settings_began_is_continued(tmp_path):
+    """Its pictures' size stood with the simulator's settings."""
+    begin(tmp_path, "record", "train", "evaluate")
+    file = tmp_path / "run" / "config.json"
+    tree = json.loads(file.read_text())
+    tree["sim"]["image_size"] = tree["data"].pop("image_size")
+    file.write_text(json.dumps(tree))
+    with pytest.raises(ValueError, match=r"data.image_size \(32 -> 64\)"):
+        RunFolder.open(tmp_path / "run", override(CONFIG, {"data.image_size": 64}))
+    assert RunFolder.open(tmp_path / "run", CONFIG).done("evaluate")
 
 
 def test_a_stage_that_was_only_begun_counts(tmp_path):

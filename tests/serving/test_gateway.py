@@ -17,6 +17,7 @@ from libra_ray.serving.requests import BadRequestError
 from libra_ray.serving.retry import NoAnswerError
 from libra_ray.serving.telemetry import ENOUGH
 from libra_ray.serving.weight_switch import LATENCY, LENGTHENED_BY
+from libra_ray.spec import VectorSpec
 from tests.serving.bench import Bench, check
 from tests.serving.stubs import BAD, CHUNKS, DIMS, FAIL, HANG, HORIZON, LEVELS, StubLevel, observe
 from tests.serving.virtual_time import run
@@ -194,6 +195,21 @@ def test_held_actions_repeat_where_that_is_asked_for():
         held = await bench.ask(1, 10, HANG)
         assert held.held
         assert (held.actions[:, 2] == last[2] + HORIZON).all()
+
+    run(work())
+
+
+def test_held_actions_repeat_where_the_policys_actions_are_values():
+    class Absolute(StubLevel):
+        async def describe(self, weights):
+            said = await super().describe(weights)
+            return said | {"action": said["action"] | {"spec": VectorSpec(delta=False).tree()}}
+
+    async def work():
+        bench = await Bench(Absolute, max_intent_age_steps=9, **{"levels.planner.timeout_s": 5}).start()
+        last = (await bench.ask(1)).actions[-1]
+        await bench.ask(1, 5, HANG)
+        assert ((await bench.ask(1, 10, HANG)).actions[:, 2] == last[2] + HORIZON).all()
 
     run(work())
 

@@ -16,10 +16,11 @@ from libra_ray.inference.recording import CallAgain
 from libra_ray.policy import load_policy
 from libra_ray.serving.batches import InferenceBatch, InferenceRequest
 from libra_ray.serving.gateway import GatewayCore
-from libra_ray.serving.replica import LevelReplica
+from libra_ray.serving.replica import LevelReplica, described
 from libra_ray.serving.requests import BadRequestError
 from libra_ray.serving.settings import ServingSettings
 from libra_ray.serving.weights import UnknownWeightsError, pinned, weights_key
+from libra_ray.spec import VectorSpec
 from libra_ray.types import ActionChunk, Intent
 from tests.model import families, vision_models
 from tests.model.builders import INSTRUCTIONS, SHAPE, make_observation, save_checkpoint, tiny_model
@@ -54,6 +55,16 @@ async def asked(replica, **options):
     request = InferenceRequest(number=0, observation=observe(0))
     await replica.infer(InferenceBatch.stacked([request], key, history=1), **options)
     return policy
+
+
+def test_the_handshake_says_what_the_checkpoints_numbers_mean(tmp_path):
+    arm = VectorSpec(names=("x", "y", "z", "grip"), ranges=((-1, 1),) * 4, gripper=3, delta=True, rotation="none")
+    shape = dataclasses.replace(SHAPE, action=arm, state=VectorSpec(delta=False))
+    save_checkpoint(tmp_path / "c", tiny_model(shape=shape))
+    policy = load_policy(tmp_path / "c")
+    shake = Handshake(**described(policy), execute_steps=1, rule="overlap", max_message_bytes=1)
+    assert Handshake.read(unpack(pack(shake.message()))).robot == policy.source.manifest.robot
+    assert shake.robot.action == arm
 
 
 def test_only_intents_that_can_wait_go_behind_and_what_is_urgent_does_not():

@@ -8,8 +8,9 @@ import pytest
 from libra_ray.config import SimConfig
 from libra_ray.evaluation.rollout import run
 from libra_ray.sim import instructions
+from libra_ray.sim.gym_adapter import GymEnvironment
 from libra_ray.sim.scripted_controllers import ExpertController
-from libra_ray.types import IMAGE_KEY, Environment, Observation
+from libra_ray.types import IMAGE_KEY, STATE_KEY, Environment, Observation
 
 STEPS = 12
 
@@ -54,6 +55,41 @@ class EnvironmentConformance:
             assert np.isfinite(seen.state).all()
             assert {key: picture.shape for key, picture in seen.images.items()} == dict(environment.image_shapes)
             assert all(picture.dtype == np.uint8 and picture.flags.c_contiguous for picture in seen.images.values())
+
+    def test_what_is_declared_of_its_numbers_is_true(self, environment):
+        action, state = environment.action_spec, environment.state_spec
+        for spec, dims in ((action, environment.action_dim), (state, environment.state_dim)):
+            assert len(spec.names) == len(spec.ranges) == dims
+
+        def moved(command: np.ndarray) -> np.ndarray:
+            before = environment.reset(0, render=False).state
+            for _ in range(4):
+                after = environment.step(command, render=False).observation.state
+                low, high = np.array([pair or (-np.inf, np.inf) for pair in state.ranges]).T
+                assert ((low <= after) & (after <= high)).all()
+            return after - before
+
+        still = np.zeros(environment.action_dim, np.float32)
+        for place, name in enumerate(action.names):
+            low, high = action.ranges[place]
+            ends = [moved(np.where(np.arange(len(still)) == place, end, still).astype(np.float32)) for end in (low, high)]
+            gap = np.abs(ends[1] - ends[0])
+            assert np.argmax(gap) == state.names.index(name), f"{name} moves what has its name"
+            if place != action.gripper:
+                assert ends[0][np.argmax(gap)] < 0 < ends[1][np.argmax(gap)], f"{name} is a change, and none at 0"
+        assert action.delta
+        assert state.delta is False
+
+    def test_gymnasium_is_told_the_declared_ranges(self, environment):
+        adapted = GymEnvironment(environment)
+        assert adapted.metadata["action_spec"] == environment.action_spec
+        assert adapted.metadata["state_spec"] == environment.state_spec
+        for box, spec in (
+            (adapted.action_space, environment.action_spec),
+            (adapted.observation_space[STATE_KEY], environment.state_spec),
+        ):
+            bounds = [pair or (-np.inf, np.inf) for pair in spec.ranges]
+            np.testing.assert_array_equal(np.stack([box.low, box.high], axis=1), bounds)
 
     @pytest.mark.parametrize("seed", [0, 1, 7])
     def test_what_an_episode_asks_for_is_known_without_it(self, environment, seed):

@@ -21,27 +21,27 @@ SIM = SimConfig(max_steps=150)
 class TestMetaworld(EnvironmentConformance):
     @pytest.fixture(scope="class")
     def make(self, task):
-        return lambda: make_environment(SIM, task)
+        return lambda: make_environment(SIM, task, 64)
 
 
 def test_tasks_have_lerobots_names_and_instructions():
     assert len(task_instructions()) == 50
     assert set(MT10) | set(QUICKSTART_TASKS) <= set(task_instructions())
-    environment = make_environment(SIM, "metaworld-window-open-v3")
+    environment = make_environment(SIM, "metaworld-window-open-v3", 64)
     assert (environment.task, environment.instruction) == ("window-open-v3", "Push and open a window")
 
 
 def test_an_unknown_task_names_its_neighbours():
     with pytest.raises(ValueError, match="drawer-open-v3"):
-        make_environment(SIM, "drawer-opn")
+        make_environment(SIM, "drawer-opn", 64)
     with pytest.raises(ValueError, match="did you mean"):
-        make_environment(SIM, "")
+        make_environment(SIM, "", 64)
 
 
 @pytest.mark.parametrize("task", ["drawer-open-v3", "door-open-v3", "button-press-topdown-v3"])
 def test_the_first_observation_shows_where_the_fixture_is(task):
     """Meta-World moves fixtures without a forward pass; one step must not make a drawer jump."""
-    environment = Metaworld(SIM, task)
+    environment = Metaworld(SIM, task, 64)
     for seed in range(5):
         environment.reset(seed, render=False)
         before = environment._raw[4:7].copy()
@@ -50,7 +50,7 @@ def test_the_first_observation_shows_where_the_fixture_is(task):
 
 
 def test_the_goal_is_visible_to_the_expert():
-    environment = Metaworld(SIM, "reach-v3")
+    environment = Metaworld(SIM, "reach-v3", 64)
     environment.reset(0)
     goal = environment._raw[-3:]
     environment.step(np.zeros(4, np.float32))
@@ -77,7 +77,7 @@ def test_pictures_look_as_lerobots(tmp_path):
     """The same camera and orientation: of all ways to flip the picture, ours is by far the nearest."""
     subprocess.run([sys.executable, "-c", AS_LEROBOT, str(tmp_path / "theirs.npy")], check=True, capture_output=True)
     theirs = np.load(tmp_path / "theirs.npy").astype(float)
-    environment = make_environment(SimConfig(image_size=60), "drawer-open-v3")
+    environment = make_environment(SimConfig(), "drawer-open-v3", 60)
     environment.reset(0)
     ours = environment.step(np.zeros(4, np.float32)).observation.images[IMAGE_KEY].astype(float)
     small = theirs.reshape(60, 8, 60, 8, 3).mean((1, 3))
@@ -92,7 +92,7 @@ def test_a_simulator_worker_loads_neither_torch_nor_ray():
         "from libra_ray.sim import make_environment",
         "from libra_ray.sim.scripted_controllers import ExpertController",
         "from libra_ray.evaluation.rollout import run",
-        "environment = make_environment(SimConfig(max_steps=3), 'reach-v3')",
+        "environment = make_environment(SimConfig(max_steps=3), 'reach-v3', 64)",
         "assert len(run(environment, ExpertController(noise_std=0.3, noise_share=1), 0, render=True).steps) == 3",
     )
     assert "mujoco" in loaded

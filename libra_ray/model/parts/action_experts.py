@@ -74,7 +74,7 @@ class DenoisingExpert(ActionExpert):
         self.head = _head(config, shape, features, 0)
         self.refiner = Refiner(
             replace(config.refiner, objective="ddpm" if objective == "diffusion" else "flow", vision="shared"),
-            image_size=config.sim.image_size,
+            image_size=config.data.image_size,
             pictures=pictures,
             horizon=config.action.horizon,
             dims=shape.action_dim,

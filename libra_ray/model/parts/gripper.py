@@ -4,23 +4,27 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from libra_ray.spec import NO_GRIPPER
+
 THRESHOLD = 0.5
 """The probability above which the gripper is commanded to the upper end of its range."""
 
 
-def gripper_dim(setting: str, dims: int) -> int | None:
+def gripper_dim(setting: str, dims: int, declared: int | None = None) -> int | None:
     """The gripper's action dimension; None where there is none.
 
     Args:
-        setting: `last`, `none`, or a number from 0.
+        setting: `declared`, `last`, `none`, or a number from 0.
         dims: of the action.
+        declared: by the data set: the dimension, `NO_GRIPPER` for none, or None for nothing, which means the last.
 
     Raises:
         ValueError: the action has no such dimension, or no other one.
     """
-    if setting == "none":
+    if setting == "none" or (setting == "declared" and declared == NO_GRIPPER):
         return None
-    found = dims - 1 if setting == "last" else int(setting)
+    last = dims - 1
+    found = (last if declared is None else declared) if setting == "declared" else last if setting == "last" else int(setting)
     if found >= dims or dims < 2:
         raise ValueError(
             f"anchor_refine.gripper={setting}: the data's actions have {dims} dimension{'s' if dims > 1 else ''}; give last, "

@@ -69,7 +69,7 @@ class Pathfinder(nn.Module):
         self.read = nn.Sequential(
             nn.Linear(config.hierarchy.subgoals * width, width), nn.SiLU(), nn.Linear(width, width), nn.LayerNorm(width)
         )
-        self.guided = GuidedEyes(config.sim.image_size, pictures, width)
+        self.guided = GuidedEyes(config.data.image_size, pictures, width)
         features = FeatureWidths(width=width, summary_width=self.guided.summary_width)
         self.head = Planner(config.planner, features, plan_steps=waypoints, dims=shape.state_dim, bins=0, state=shape.state_dim)
         self.to_way = nn.Linear(width, shape.state_dim)
@@ -103,7 +103,7 @@ class PathFollower(nn.Module):
         self.from_path = nn.Linear(2 * shape.state_dim + 2, width)
         self.refiner = Refiner(
             config.refiner,
-            image_size=config.sim.image_size,
+            image_size=config.data.image_size,
             pictures=pictures,
             horizon=config.action.horizon,
             dims=shape.action_dim,

@@ -34,7 +34,7 @@ LONGEST_ERROR = 4000
 NO_ROOM = "no_room"
 """In the last report of a trial that met a full disk: the line that says so."""
 
-_POOLS: dict[tuple[SimConfig, int], SimulatorPool] = {}
+_POOLS: dict[tuple[SimConfig, int, int], SimulatorPool] = {}
 """The simulators of this process: its trials follow one another and share them. They end with the process that started them."""
 
 
@@ -161,11 +161,11 @@ def train_until(folder: RunFolder, step: int, clock: Clock) -> None:
 
 def _pool(config: Config) -> SimulatorPool:
     """This process's simulators for a configuration; others are ended first."""
-    key = (config.sim, config.ray.simulator_actors)
+    key = (config.sim, config.data.image_size, config.ray.simulator_actors)
     if key not in _POOLS:
         close_pools()
         # While the robots move, this process waits: they use the CPUs that it has reserved.
-        _POOLS[key] = SimulatorPool(config.sim, config.ray.simulator_actors, cpus_each=0)
+        _POOLS[key] = SimulatorPool(*key, cpus_each=0)
     return _POOLS[key]
 
 

@@ -14,10 +14,13 @@ from libra_ray.sim.tabletop.moves import check_goal_moves, move_goal, spots_of
 from libra_ray.sim.tabletop.physics import CONTROL_HZ, MOUTH_CLEARANCE_M, Placement, World, draw_placement
 from libra_ray.sim.tabletop.tasks import Part, Task, any_push, draw_parts, instruction, parse_task
 from libra_ray.sim.validation import checked_action, checked_seed
-from libra_ray.types import IMAGE_KEY, Observation, RobotSpec, Transition
+from libra_ray.spec import RobotSpec, VectorSpec
+from libra_ray.types import IMAGE_KEY, Observation, Transition
 
-ACTION_DIM = 4
-STATE_DIM = 4
+NAMES = ("x", "y", "z", "gripper")
+ACTION = VectorSpec(names=NAMES, ranges=((-1, 1),) * 4, gripper=3, delta=True, rotation="none")
+STATE = VectorSpec(names=NAMES, ranges=(None, None, None, (0, 1)), gripper=3, delta=False, rotation="none")
+ACTION_DIM = STATE_DIM = len(NAMES)
 CAMERAS = {IMAGE_KEY: "front", "observation.images.wrist": "wrist"}
 """Camera feature -> camera of the scene; the second one only where `sim.wrist_camera` asks for it."""
 _SCENE_STREAM, _INSTRUCTION_STREAM, _GRASP_STREAM = 0x7363656E, 0x696E7374, 0x67726173
@@ -27,7 +30,9 @@ _SCENE_STREAM, _INSTRUCTION_STREAM, _GRASP_STREAM = 0x7363656E, 0x696E7374, 0x67
 def robot_spec(sim: SimConfig) -> RobotSpec:
     """The gripper, with the wrist's camera where `sim` asks for it."""
     cameras = tuple(CAMERAS) if sim.wrist_camera else (IMAGE_KEY,)
-    return RobotSpec(action_dim=ACTION_DIM, state_dim=STATE_DIM, cameras=cameras, control_hz=CONTROL_HZ)
+    return RobotSpec(
+        action_dim=ACTION_DIM, state_dim=STATE_DIM, cameras=cameras, control_hz=CONTROL_HZ, action=ACTION, state=STATE
+    )
 
 
 def episode_instruction(task: str, seed: int) -> str:
@@ -46,7 +51,9 @@ class Tabletop:
     several threads at once.
 
     Args:
-        sim: picture size, episode length, whether there is a second camera at the wrist, and when the goal is moved.
+        sim: episode length, how finely pictures are drawn, whether there is a second camera at the wrist, and when the goal is
+            moved.
+        image_size: height and width of the pictures, in pixels.
         task: `touch`, `push`, `bin`, `place`, `putdown` (a `place` that begins with its block in the hand), `stack`, `insert`,
             or `chain1` to `chain4`; `place`, `putdown`, `insert` and chains take a tolerance, e.g. `place-1mm`.
 
@@ -61,9 +68,11 @@ class Tabletop:
 
     state_dim = STATE_DIM
     action_dim = ACTION_DIM
+    action_spec = ACTION
+    state_spec = STATE
     control_hz = CONTROL_HZ
 
-    def __init__(self, sim: SimConfig, task: str) -> None:
+    def __init__(self, sim: SimConfig, task: str, image_size: int) -> None:
         self._task = parse_task(task)
         self.task = self.instruction = task
         self.parts: tuple[Part, ...] = ()
@@ -72,7 +81,7 @@ class Tabletop:
             check_goal_moves(task)
         self.goal_moved_at: int | None = None
         self._supersample = sim.supersample
-        shape = (sim.image_size, sim.image_size, 3)
+        shape = (image_size, image_size, 3)
         self.image_shapes: Mapping[str, tuple[int, int, int]] = dict.fromkeys(robot_spec(sim).cameras, shape)
         self._world = World(min(self._task.tolerance_mm / 1000, MOUTH_CLEARANCE_M))
         self._renderers: dict[tuple[str, int, int], OffscreenRenderer] = {}

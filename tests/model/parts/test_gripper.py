@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from libra_ray.model.parts.gripper import decided, decision_target, gripper_dim, probability
+from libra_ray.spec import NO_GRIPPER
 
 
 @given(q=st.floats(0, 1, width=32), wanted=st.sampled_from([-1.0, 1.0]), margin=st.floats(0.01, 0.4))
@@ -28,6 +29,11 @@ def test_a_mean_of_both_ends_is_a_probability():
 def test_which_dimension_it_is():
     assert [gripper_dim(setting, 4) for setting in ("last", "none", "0", "3")] == [3, None, 0, 3]
     assert gripper_dim("none", 1) is None
+
+
+def test_it_is_the_declared_one_where_nobody_says_otherwise():
+    assert [gripper_dim("declared", 4, declared) for declared in (None, 0, 2, NO_GRIPPER)] == [3, 0, 2, None]
+    assert [gripper_dim(setting, 4, 1) for setting in ("last", "none", "0")] == [3, None, 0]
 
 
 @pytest.mark.parametrize(("setting", "dims"), [("4", 4), ("last", 1), ("0", 1)])

@@ -24,7 +24,7 @@ linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="el
 
 def alone(task):
     """One environment's pictures, with no other alive."""
-    environment = make_environment(SimConfig(), task)
+    environment = make_environment(SimConfig(), task, 64)
     environment.reset(1)
     pictures = [environment.step(environment.expert_action()).observation.images[IMAGE_KEY] for _ in range(STEPS)]
     environment.close()
@@ -33,7 +33,7 @@ def alone(task):
 
 def together():
     """The same pictures from environments taking turns, while another comes and goes and a large one is drawn."""
-    environments = {task: make_environment(SimConfig(), task) for task in TASKS}
+    environments = {task: make_environment(SimConfig(), task, 64) for task in TASKS}
     pictures = {task: [] for task in TASKS}
     for environment in environments.values():
         environment.reset(1)
@@ -41,7 +41,7 @@ def together():
         for task, environment in environments.items():
             pictures[task].append(environment.step(environment.expert_action()).observation.images[IMAGE_KEY])
         if step == 1:
-            passing = make_environment(SimConfig(image_size=32), "push-v3")
+            passing = make_environment(SimConfig(), "push-v3", 32)
             passing.reset(0)
             passing.close()
             environments["reach-v3"].render(256, 320)
@@ -85,7 +85,7 @@ def test_environments_in_one_process_render_alike_under_osmesa(tmp_path):
 
 
 def test_the_picture_follows_the_state():
-    environment = make_environment(SimConfig(), "reach-v3")
+    environment = make_environment(SimConfig(), "reach-v3", 64)
     before = environment.reset(0).images[IMAGE_KEY].astype(int)
     for _ in range(10):
         after = environment.step(np.array([1, 0, 0, 0], np.float32)).observation.images[IMAGE_KEY]
@@ -94,7 +94,7 @@ def test_the_picture_follows_the_state():
 
 @pytest.fixture(scope="module")
 def whole():
-    environment = Metaworld(SimConfig(), "plate-slide-v3")
+    environment = Metaworld(SimConfig(), "plate-slide-v3", 64)
     environment.reset(0, render=False)
     return environment._env
 
@@ -143,8 +143,7 @@ def test_supersampling_averages_blocks(whole):
 def test_the_configuration_decides_about_supersampling(family_task):
     family, task = family_task
     plain, averaged = (
-        make_environment(SimConfig(family=family, image_size=32, supersample=factor), task).reset(0).images[IMAGE_KEY]
-        for factor in (1, 2)
+        make_environment(SimConfig(family=family, supersample=factor), task, 32).reset(0).images[IMAGE_KEY] for factor in (1, 2)
     )
     assert plain.shape == averaged.shape == (32, 32, 3)
     assert 0 < np.abs(plain.astype(int) - averaged).mean() < 12

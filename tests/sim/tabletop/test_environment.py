@@ -40,7 +40,7 @@ STILL = np.array((0, 0, 0, -1), np.float32)
 class TestTabletop(EnvironmentConformance):
     @pytest.fixture(scope="class")
     def make(self, task):
-        return lambda: make_environment(SIM, task)
+        return lambda: make_environment(SIM, task, 64)
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def make():
     made = []
 
     def _make(task: str, **sim) -> Tabletop:
-        made.append(Tabletop(SimConfig(family="tabletop", **{"max_steps": 300} | sim), task))
+        made.append(Tabletop(SimConfig(family="tabletop", **{"max_steps": 300} | sim), task, 64))
         return made[-1]
 
     yield _make
@@ -283,7 +283,7 @@ def test_the_expert_recovers_from_disturbances(task, make):
 )
 def test_unknown_tasks_are_refused_with_the_valid_forms(task):
     with pytest.raises(ValueError, match=r"touch, push, bin, place, putdown, stack, insert.*place-1mm"):
-        make_environment(SIM, task)
+        make_environment(SIM, task, 64)
     with pytest.raises(ValueError, match="chain1 to chain4"):
         check_tasks(SimConfig(family="tabletop", tasks=("touch", task)))
 
@@ -444,7 +444,7 @@ def test_a_move_that_cannot_be_is_refused(changes, message):
 @pytest.mark.parametrize("task", ["bin", "chain1", "chain3-5mm"])
 def test_goals_without_another_place_are_refused(task):
     sim = SimConfig(family="tabletop", tasks=("touch", task), goal_moves_at=5)
-    for refuse in (lambda: check_tasks(sim), lambda: make_environment(sim, task)):
+    for refuse in (lambda: check_tasks(sim), lambda: make_environment(sim, task, 64)):
         with pytest.raises(ValueError, match=f"{task} has bins; valid are touch, push, place, putdown, stack and insert"):
             refuse()
     check_tasks(SimConfig(family="tabletop", tasks=tuple(MOVES), goal_moves_at=5))
@@ -473,7 +473,7 @@ def test_a_worker_of_this_family_loads_no_other_simulator():
     loaded = loaded_after(
         "from libra_ray.config import SimConfig",
         "from libra_ray.sim import make_environment",
-        "make_environment(SimConfig(family='tabletop'), 'touch').reset(0)",
+        "make_environment(SimConfig(family='tabletop'), 'touch', 64).reset(0)",
     )
     assert "mujoco" in loaded
     assert not loaded & {"torch", "ray", "lerobot", "metaworld", "gymnasium"}

@@ -44,7 +44,7 @@ class Witness(ExpertController):
 
 
 def played(task: str, seed: int, **shares: float) -> tuple[Episode, Witness]:
-    environment, controller = Tabletop(SimConfig(family="tabletop", max_steps=200), task), Witness(**shares)
+    environment, controller = Tabletop(SimConfig(family="tabletop", max_steps=200), task, 64), Witness(**shares)
     controller.seen = []
     episode = run(environment, controller, seed)
     environment.close()
@@ -126,7 +126,7 @@ def test_who_is_shoved_may_drop_what_it_carries(recovered):
     ],
 )
 def test_a_mistake_is_one_that_the_task_has_room_for(task, possible):
-    environment = Tabletop(SimConfig(family="tabletop"), task)
+    environment = Tabletop(SimConfig(family="tabletop"), task, 64)
     environment.reset(0, render=False)
     assert {str(environment.mistake(np.random.default_rng(seed)).moment) for seed in range(30)} == possible
     environment.close()
@@ -152,7 +152,7 @@ def test_other_episodes_are_as_they_were():
 
 
 def test_a_recording_has_them(tmp_path):
-    simulators = Simulators(SimConfig(family="tabletop", image_size=16, max_steps=200))
+    simulators = Simulators(SimConfig(family="tabletop", max_steps=200), 16)
     steps = {}
     for share in (0, 1):
         record = RecordConfig(noise_share=0, recovery_share=share)
