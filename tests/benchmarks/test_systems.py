@@ -34,6 +34,9 @@ from libra_ray.types import RobotShape
 
 SHAPE = RobotShape(action_dim=4, state_dim=4, cameras=2, subgoals=tuple(f"touch block {i}" for i in range(30)))
 
+SHORT = {"tabletop": 30, "chains": 150}
+"""Control steps in which an expert is done, so that who never is does not go on for long."""
+
 
 def played(seed, share, tasks, **more):
     draws = np.random.default_rng(seed).random((len(tasks), 40))
@@ -197,7 +200,9 @@ def study(ray_cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(stopwatch, "FEWEST_CALLS", 1)
 
     def run(*words):
-        monkeypatch.setattr(sys, "argv", ["systems", *words, "--quick", "--seeds", "1", "--runs", str(tmp_path)])
+        short = f"sim.max_steps={SHORT[words[0]]}"
+        given = ["systems", *words, "--quick", "--seeds", "1", "--runs", str(tmp_path), "--set", short]
+        monkeypatch.setattr(sys, "argv", given)
         systems.main()
         return read(systems.Study, tmp_path / f"systems_{words[0]}_quick.json")
 
