@@ -42,7 +42,7 @@ STAGE_KEYS: dict[Stage, tuple[str, ...]] = {
     "record": ("sim.", "record.", "data.root"),
     "train": (
         "sim.image_size", "data.", "action.", "model.", "planner.", "refiner.", "coarse_to_fine.", "anchor_refine.",
-        "experts.", "hierarchy.", "train.", "ray.train_workers",
+        "experts.", "hierarchy.", "train.",
     ),
     "evaluate": (
         "sim.", "policy.", "control.", "delay.", "evaluate.checkpoint", "evaluate.episodes_per_task", "evaluate.seed",

@@ -27,7 +27,7 @@ from libra_ray.training.weights import TrainedWeights
 
 Validate = Callable[[System], dict[str, float]]
 Save = Callable[[dict[str, float]], None]
-"""Keeps `Trainer.state` and `Trainer.weights`; told the metrics of the step."""
+"""Keeps `Trainer.state`; told the metrics of the step."""
 PHASE = "phase_"
 """Begins the names of the phases in a training log: 1 in the present one, 0 in the others."""
 
@@ -53,7 +53,7 @@ class Trainer:
 
     Every random draw of a step is seeded by (seed, step, rank) and the learning rate is a function of the step, so a run
     resumed from `state()` continues exactly as if it had never stopped. In which phases which parts learn says the system's
-    schedule. Where there are several workers, they share the model as `ray.parallel` says, and each asks `weights`, `state` and
+    schedule. Where there are several workers, they share the model as `ray.parallel` says, and each asks `weights` and
     `averaged` as often as the others.
     """
 
@@ -171,13 +171,13 @@ class Trainer:
         return self._weights.everything()
 
     def state(self) -> dict[str, Any]:
-        """Everything needed to continue: raw weights, their moving average, optimiser, balance, step, schedule.
+        """Everything needed to continue: raw weights, their moving average, frozen ones, optimiser, balance, step, schedule.
 
-        Frozen weights are not in it: `weights` has them. It does not depend on the number of workers.
+        Tensors share the trainer's memory, and of sharded ones it is this worker's shards (DTensors). Once `shards.begin` has
+        written it, any number of workers may continue.
         """
         return {
-            "model": self._weights.trained(averaged=False),
-            "average": self._weights.trained(averaged=True),
+            **self._weights.state(),
             "optimiser": optimiser.state(self.optimiser, self._weights),
             "balance": self.balance.state(),
             "step": self.step,
@@ -186,8 +186,8 @@ class Trainer:
         }
 
     def checkpoint_bytes(self) -> int:
-        """What `weights` and `state` come to: trained weights also raw, averaged and with both moments of the optimiser."""
-        return self._weights.bytes(trained=5, frozen=1)
+        """What `state` comes to: trained weights raw, averaged and with both moments of the optimiser, the others once."""
+        return self._weights.bytes(trained=4, frozen=1)
 
     def _spread(self) -> nn.Module:
         """Put the model on its device, and its weights where the workers share them."""
@@ -201,7 +201,7 @@ class Trainer:
         return self.model
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self._weights.restore(state["model"], state["average"])
+        self._weights.restore(state)
         optimiser.restore(self.optimiser, self._weights, state["optimiser"])
         self.balance.restore(state["balance"])
         self.schedule.restore(state["schedule"])
