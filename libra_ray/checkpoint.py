@@ -41,7 +41,7 @@ from libra_ray.model.registry import make_system
 from libra_ray.model.system import System
 from libra_ray.types import RobotShape
 
-TRAINER_FOLDER, WEIGHTS_NAME = "trainer", "weights.safetensors"
+TRAINER_FOLDER, WEIGHTS_NAME, STATS_NAME = "trainer", "weights.safetensors", "stats.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ def save(
             staging.mkdir(parents=True)
             save_file({n: value.detach().cpu().contiguous() for n, value in weights.items()}, staging / WEIGHTS_NAME)
             describe(staging, model, stats, spec, step)
-            manifest = _seal(staging)
+            manifest = seal(staging)
         replace_folder(staging, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -102,7 +102,7 @@ def save(
 def describe(folder: Path, model: System, stats: NormStats, spec: DatasetSpec, step: int) -> None:
     """Write all of a checkpoint but its weights, for which `export` makes them of the trainer's state."""
     (folder / "config.json").write_text(configuration.to_json(model.config), encoding="utf-8")
-    (folder / "stats.json").write_text(stats.to_json(), encoding="utf-8")
+    (folder / STATS_NAME).write_text(stats.to_json(), encoding="utf-8")
     model.save_processor(folder)
     manifest = Manifest(
         step=step,
@@ -114,9 +114,9 @@ def describe(folder: Path, model: System, stats: NormStats, spec: DatasetSpec, s
     _write_manifest(folder, manifest)
 
 
-def _seal(folder: Path) -> Manifest:
-    """Complete the manifest of a folder that has its weights."""
-    manifest = replace(read_manifest(folder), digest=digest(folder))
+def seal(folder: Path, **changes: Any) -> Manifest:
+    """Complete the manifest of a folder that has all else, with other fields as given."""
+    manifest = replace(read_manifest(folder), **changes, digest=digest(folder))
     _write_manifest(folder, manifest)
     return manifest
 
@@ -146,7 +146,8 @@ def load(
             f"{manifest.digest[:12]}); restore its files or train again"
         )
     config = override(configuration.read_saved(folder / "config.json"), changes)
-    stats = NormStats.from_json((folder / "stats.json").read_text(encoding="utf-8"))
+    check_complete(folder, config, manifest)
+    stats = NormStats.from_json((folder / STATS_NAME).read_text(encoding="utf-8"))
     stats.check_fits(manifest.shape.state_dim, manifest.shape.action_dim)
     model = make_system(config, manifest.shape, folder)
     try:
@@ -154,6 +155,20 @@ def load(
     except RuntimeError as error:
         raise ValueError(f"checkpoint {folder}: its weights do not fit its configuration ({error}); train again") from error
     return Checkpoint(model=model.to(device).eval(), config=config, stats=stats, manifest=manifest)
+
+
+def check_complete(folder: Path, config: Config, manifest: Manifest) -> None:
+    """Refuse a checkpoint some of whose levels never learned.
+
+    Raises:
+        ValueError: names those that did, and what to do.
+    """
+    trained = config.train.levels
+    if trained and set(trained) < {level.name for level in manifest.levels}:
+        raise ValueError(
+            f"of checkpoint {folder} only {', '.join(trained)} was trained (train.levels); join it with the other levels: "
+            "jobs/join.py"
+        )
 
 
 def load_trainer_state(folder: Path | str) -> dict[str, Any]:
@@ -190,10 +205,10 @@ def export(source: Path, target: Path) -> Manifest:
         shutil.copytree(source, staging, ignore=shutil.ignore_patterns(TRAINER_FOLDER))
         if not (staging / WEIGHTS_NAME).exists():
             state = load_trainer_state(source)
-            weights = {**state["frozen"], **state["average"]}
-            with room_for(target, shards.size_of(weights), "a checkpoint"):
-                shards.consolidate(weights, staging / WEIGHTS_NAME)
-            _seal(staging)
+            weights = shards.sources({**state["frozen"], **state["average"]})
+            with room_for(target, sum(source.bytes for source in weights.values()), "a checkpoint"):
+                shards.write_whole(staging / WEIGHTS_NAME, weights)
+            seal(staging)
         replace_folder(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -204,7 +219,7 @@ def digest(folder: Path) -> str:
     """Sha256 over what determines the policy's answers."""
     sha = hashlib.sha256()
     parts = [path for name in (PROCESSOR_FOLDER, ENCODER_FOLDER) for path in sorted((folder / name).rglob("*"))]
-    for path in (folder / WEIGHTS_NAME, folder / "config.json", folder / "stats.json", *parts):
+    for path in (folder / WEIGHTS_NAME, folder / "config.json", folder / STATS_NAME, *parts):
         if path.is_file():
             with path.open("rb") as file:
                 while chunk := file.read(1 << 22):
@@ -225,6 +240,7 @@ __all__ = [
     "Checkpoint",
     "DatasetSpec",
     "Manifest",
+    "check_complete",
     "describe",
     "digest",
     "export",
@@ -235,4 +251,5 @@ __all__ = [
     "read_manifest",
     "replace_folder",
     "save",
+    "seal",
 ]

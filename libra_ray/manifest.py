@@ -13,6 +13,22 @@ FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True)
+class LevelOrigin:
+    """Where a level of a joined checkpoint comes from.
+
+    Attributes:
+        folder: the checkpoint, as it was called.
+        digest: of that checkpoint; `step`: the optimiser steps behind it; `data`: what it was trained on.
+    """
+
+    level: str
+    folder: str
+    digest: str
+    step: int
+    data: Fingerprint | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What a checkpoint says about itself.
 
@@ -25,6 +41,7 @@ class Manifest:
         digest: sha256 over weights, configuration, statistics and processors.
         data: the data set it was trained on; None where the version that wrote it did not say.
         levels: of the policy, slow to fast; empty where the version that wrote it did not say.
+        joined: where each level comes from, where they were trained one by one.
     """
 
     step: int
@@ -37,6 +54,7 @@ class Manifest:
     format: int = FORMAT
     data: Fingerprint | None = None
     levels: tuple[Level, ...] = ()
+    joined: tuple[LevelOrigin, ...] = ()
 
     @property
     def robot(self) -> RobotSpec:
@@ -72,9 +90,14 @@ def read_manifest(folder: Path | str) -> Manifest:
         data = Fingerprint(**tree["data"]) if tree.get("data") else None
         levels = tuple(Level(**level) for level in tree.get("levels", ()))
         shape = RobotShape(**{**tree["shape"], "subgoals": tuple(tree["shape"].get("subgoals", ()))})
-        return Manifest(**{**tree, "shape": shape, "data": data, "levels": levels})
+        joined = tuple(_origin(origin) for origin in tree.get("joined", ()))
+        return Manifest(**{**tree, "shape": shape, "data": data, "levels": levels, "joined": joined})
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"checkpoint {folder} has a damaged manifest.json ({error}); train again or restore it") from error
+
+
+def _origin(tree: Json) -> LevelOrigin:
+    return LevelOrigin(**{**tree, "data": Fingerprint(**tree["data"]) if tree.get("data") else None})
 
 
 def read_config(folder: Path | str) -> Config:

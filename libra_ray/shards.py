@@ -8,8 +8,9 @@ folder/
 """
 
 import json
+import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import lru_cache
@@ -41,6 +42,7 @@ DTYPES = {
     torch.bool: "BOOL",
 }
 """By safetensors' names."""
+SIZES = {name: dtype.itemsize for dtype, name in DTYPES.items()}
 ORDER = ("F64", "I64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8", "BOOL")
 
 
@@ -65,10 +67,7 @@ class Stored:
         Raises:
             ValueError: it is not there, or not as it was written.
         """
-        found = _described(_reader(self.folder).read_metadata(), self.folder, self.key)
-        value = torch.empty(found.size, dtype=found.properties.dtype)
-        fill([(value, self)])
-        return value
+        return sources({"": self})[""].read()
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -171,48 +170,67 @@ def fill(pairs: Iterable[tuple[Tensor, Tensor | Stored]]) -> None:
         _load(targets, _reader(folder))
 
 
-def size_of(tensors: Mapping[str, Stored]) -> int:
-    """Bytes of whole tensors, all of one folder.
+@dataclass(frozen=True, kw_only=True)
+class TensorSource:
+    """A tensor that is read when its turn comes.
+
+    Attributes:
+        dtype: by safetensors' name, e.g. `F32`.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+    @property
+    def bytes(self) -> int:
+        """Its size."""
+        return math.prod(self.shape) * SIZES[self.dtype]
+
+
+def sources(tensors: Mapping[str, Stored]) -> dict[str, TensorSource]:
+    """Whole tensors, all of one folder, each put together of its shards when it is read.
 
     Raises:
         ValueError: something is not there.
     """
-    (folder,) = {stored.folder for stored in tensors.values()}
-    metadata = _reader(folder).read_metadata()
-    return sum(_bytes(_described(metadata, folder, stored.key)) for stored in tensors.values())
-
-
-def consolidate(tensors: Mapping[str, Stored], target: Path) -> None:
-    """Put whole tensors into one safetensors file, one after the other: none but the present one is in memory.
-
-    The file is, byte for byte, what safetensors' own `save_file` writes.
-
-    Args:
-        tensors: by their names in the file, all of one folder.
-        target: the file.
-
-    Raises:
-        ValueError: something is not there, or not as it was written.
-    """
     warnings.filterwarnings("ignore", message=ALONE)
     (folder,) = {stored.folder for stored in tensors.values()}
     reader = _reader(folder)
-    found = {name: _described(reader.read_metadata(), folder, stored.key) for name, stored in tensors.items()}
-    types = {name: DTYPES[of.properties.dtype] for name, of in found.items()}
-    order = sorted(tensors, key=lambda name: (ORDER.index(types[name]), name))
+
+    def source(key: str) -> TensorSource:
+        found = _described(reader.read_metadata(), folder, key)
+
+        def read() -> Tensor:
+            value = torch.empty(found.size, dtype=found.properties.dtype)
+            _load({key: value}, reader)
+            return value
+
+        return TensorSource(dtype=DTYPES[found.properties.dtype], shape=tuple(found.size), read=read)
+
+    return {name: source(stored.key) for name, stored in tensors.items()}
+
+
+def write_whole(target: Path, tensors: Mapping[str, TensorSource]) -> None:
+    """Put tensors into one safetensors file, one after the other: none but the present one is in memory.
+
+    The file is, byte for byte, what safetensors' own `save_file` writes.
+
+    Raises:
+        ValueError: something cannot be read.
+    """
+    order = sorted(tensors, key=lambda name: (ORDER.index(tensors[name].dtype), name))
     header, offset = dict[str, Any](), 0
     for name in order:
-        size = _bytes(found[name])
-        header[name] = {"dtype": types[name], "shape": list(found[name].size), "data_offsets": [offset, offset + size]}
-        offset += size
+        found = tensors[name]
+        header[name] = {"dtype": found.dtype, "shape": list(found.shape), "data_offsets": [offset, offset + found.bytes]}
+        offset += found.bytes
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     with target.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
-            value = torch.empty(found[name].size, dtype=found[name].properties.dtype)
-            _load({tensors[name].key: value}, reader)
-            file.write(value.flatten().view(torch.uint8).numpy())
+            file.write(tensors[name].read().contiguous().flatten().view(torch.uint8).numpy())
 
 
 class _Reader(dcp.HuggingFaceStorageReader):
@@ -240,10 +258,6 @@ def _described(metadata: Metadata, folder: Path, key: str) -> TensorStorageMetad
     if not isinstance(found, TensorStorageMetadata):
         raise ValueError(f"{folder} does not hold {key}; restore it")
     return found
-
-
-def _bytes(described: TensorStorageMetadata) -> int:
-    return described.size.numel() * described.properties.dtype.itemsize
 
 
 def _apart(state: State, above: tuple[str, ...] = ()) -> tuple[dict[str, Any], dict[tuple[str, ...], Tensor]]:

@@ -74,7 +74,7 @@ def test_large_states_are_several_files(tmp_path, monkeypatch):
 
 def test_put_together_it_is_what_safetensors_writes(folder, tmp_path):
     state = shards.read(folder)
-    shards.consolidate({**state["weights"], **state["counts"]["deep"]}, tmp_path / "ours")
+    shards.write_whole(tmp_path / "ours", shards.sources({**state["weights"], **state["counts"]["deep"]}))
     save_file({**STATE["weights"], **STATE["counts"]["deep"]}, tmp_path / "theirs")
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
 
@@ -95,6 +95,6 @@ def test_no_more_than_one_tensor_is_in_memory(tmp_path, monkeypatch):
 
     monkeypatch.setattr(shards, "_load", measured)
     before = anonymous()
-    shards.consolidate(shards.read(tmp_path / "state"), tmp_path / "whole")
+    shards.write_whole(tmp_path / "whole", shards.sources(shards.read(tmp_path / "state")))
     assert len(found) == 8
     assert max(found) - before < 1.5 * size

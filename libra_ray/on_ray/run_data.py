@@ -1,8 +1,11 @@
 """The data set of a run: the same one at every start, and what it is when it is not there yet."""
 
+from libra_ray.checkpoint import STATS_NAME
+from libra_ray.common.files import write_text
 from libra_ray.common.progress import print_status
 from libra_ray.data.dataset import Demonstrations, open_dataset
 from libra_ray.data.fingerprint import Fingerprint
+from libra_ray.data.transforms import NormStats
 from libra_ray.runs.folder import RunFolder
 from libra_ray.training.data import TrainingData
 
@@ -37,7 +40,23 @@ def open_to_train(folder: RunFolder) -> TrainingData:
     for remark in data.remarks():
         print_status(f"data set: {remark}")
     keep(folder, data.fingerprint)
+    _keep_stats(folder, data.stats)
     return data
+
+
+def _keep_stats(folder: RunFolder, stats: NormStats) -> None:
+    """Leave the statistics where runs of other levels find them (`train.stats_from`) from the first step on.
+
+    Raises:
+        ValueError: the run began with others.
+    """
+    path = folder.path(STATS_NAME)
+    if path.exists() and path.read_text(encoding="utf-8") != stats.to_json():
+        raise ValueError(
+            f"the run {folder.root.name} began with other normalisation statistics than train.stats_from gives now; restore "
+            "what it points to, or give --fresh"
+        )
+    write_text(path, stats.to_json())
 
 
 def keep(folder: RunFolder, data: Fingerprint) -> None:

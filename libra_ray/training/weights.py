@@ -104,11 +104,14 @@ class TrainedWeights:
         """Those of a part of the model."""
         return [self._of[id(p)] for p in module.parameters() if id(p) in self._of]
 
+    @property
+    def sharded(self) -> bool:
+        """Whether workers have shards."""
+        return self._group is not None
+
     @torch.no_grad()
     def share_gradients(self) -> None:
         """Of weights that every worker has beside its shards, the mean of all workers' gradients."""
-        if self._group is None:
-            return
         for weight in self.all:
             if not isinstance(weight.parameter, DTensor) and weight.parameter.grad is not None:
                 distributed.all_reduce(weight.parameter.grad, group=self._group)

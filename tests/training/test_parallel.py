@@ -185,6 +185,18 @@ def test_only_shards_are_sharded(found):
     assert [found["exact", how]["sharded"] for how in ("ddp", "fsdp")] == [False, True]
 
 
+def test_what_is_waited_for_others_is_told_apart(found, backbone):
+    """Of all parts, which are no more than the whole; one worker waits for nobody."""
+    parts = [f"{part}_share" for part in ("forward", "backward", "optimiser", "communication", "data_wait")]
+    for of in found.values():
+        for row in of["rows"]:
+            assert row["communication_share"] > 0
+            assert sum(row[part] for part in parts) <= 1
+            assert all(row[part] > 0 for part in parts[:3])
+    _, rows = train(tiny_model(settings(backbone, "exact")), until=1)
+    assert rows[0]["communication_share"] == 0
+
+
 def test_shards_learn_what_replicas_learn(found):
     replicas, shards = found["random", "ddp"], found["random", "fsdp"]
     close(shards["weights"], replicas["weights"])
