@@ -200,7 +200,7 @@ def check_room(root: Path, size: int) -> None:
 def remove_unfinished(root: Path) -> None:
     """Remove what workers that were lost left of checkpoints; ask before anything is reported."""
     known = {Path(each.checkpoint.path).name for each in ray.train.get_all_reported_checkpoints()}
-    for folder in _checkpoints(root).iterdir():
+    for folder in [path for path in _checkpoints(root).iterdir() if path.is_dir()]:
         if folder.name.lstrip(".").startswith(CHECKPOINT) and folder.name not in known:
             shutil.rmtree(folder, ignore_errors=True)
 

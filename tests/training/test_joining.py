@@ -1,13 +1,16 @@
 """Levels trained one by one and joined are what they are when trained together, where they share no weights."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import join as join_job
 import pytest
 import torch
 
 from libra_ray import checkpoint
+from libra_ray.report import publish
 from libra_ray.training.data import stats_of
 from libra_ray.training.fit import Trainer
 from libra_ray.training.joining import join
@@ -117,7 +120,7 @@ def test_other_tokenisers_are_refused(levels, tmp_path):
     ("given", "words"),
     [
         ({"planner": "planner"}, "no checkpoint is given for the level refiner; the policy's levels are planner, refiner"),
-        ({"planner": "planner", "refiner": "planner"}, "was trained without refiner: its train.levels is planner"),
+        ({"planner": "planner", "refiner": "planner"}, "was trained without refiner; its train.levels is planner"),
         ({"planner": "planner", "refiner": "nowhere"}, "nowhere is not a checkpoint"),
     ],
 )
@@ -169,3 +172,54 @@ def test_manifests_of_versions_without_joining_are_read(levels, tmp_path):
     del tree["joined"]
     path.write_text(json.dumps(tree))
     assert checkpoint.read_manifest(tmp_path / "old").joined == ()
+
+
+class StubTracker:
+    """Keeps what is told of a run."""
+
+    def __init__(self):
+        self.tags, self.registered = {}, []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def log_step_metrics(self, rows):
+        assert list(rows) == []
+
+    def set_tags(self, tags):
+        self.tags |= tags
+
+    def register_model(self, folder, signature, *, digest):
+        self.registered.append(digest)
+
+
+def run_job(monkeypatch, tmp_path, *options):
+    """`jobs/join.py` in this process; its tracker."""
+    tracker = StubTracker()
+    monkeypatch.setattr(publish, "tracked", lambda _: tracker)
+    monkeypatch.setattr(sys, "argv", ["join.py", f"--runs={tmp_path}", "--tracking.required=false", *options])
+    join_job.main()
+    return tracker
+
+
+def test_the_job_registers_what_it_joins_and_says_where_it_comes_from(levels, tmp_path, monkeypatch, capsys):
+    given = [f"{level}={folder}" for level, folder in levels.items()]
+    tracker = run_job(monkeypatch, tmp_path, "--name=whole", "--levels", *given)
+    assert capsys.readouterr().out == f"checkpoint: {tmp_path}/whole/checkpoint\n"
+    assert tracker.registered == [checkpoint.load(tmp_path / "whole" / "checkpoint").manifest.digest]
+    for level, folder in levels.items():
+        assert tracker.tags[f"joined.{level}"].startswith(f"{folder} (step 4, digest {checkpoint.digest(folder)[:12]}")
+    with pytest.raises(SystemExit):
+        run_job(monkeypatch, tmp_path, "--name=whole", "--levels", *given)
+    assert "whole has a checkpoint already; give another --name, or --fresh" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", [[], ["planner"], ["planner=a", "planner=b"], ["=a"]])
+def test_levels_are_given_once_with_their_checkpoint(given, tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run_job(monkeypatch, tmp_path, *(["--levels", *given] if given else []))
+    assert "--levels takes LEVEL=CHECKPOINT once for every level" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
