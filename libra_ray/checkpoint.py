@@ -33,7 +33,7 @@ from libra_ray.common.disk import room_for
 from libra_ray.config import Config, override
 from libra_ray.data.fingerprint import Fingerprint
 from libra_ray.data.transforms import NormStats
-from libra_ray.manifest import Manifest, read_config, read_levels, read_manifest
+from libra_ray.manifest import LevelOrigin, Manifest, read_config, read_levels, read_manifest
 from libra_ray.model.parts.adapters import merged
 from libra_ray.model.parts.backbone import PROCESSOR_FOLDER
 from libra_ray.model.parts.vision import ENCODER_FOLDER
@@ -239,6 +239,7 @@ def replace_folder(staging: Path, folder: Path) -> None:
 __all__ = [
     "Checkpoint",
     "DatasetSpec",
+    "LevelOrigin",
     "Manifest",
     "check_complete",
     "describe",

@@ -19,9 +19,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
-from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 STATE_NAME = "state.pt"
@@ -116,12 +118,13 @@ def begin(folder: Path, state: State, group: distributed.ProcessGroup | None = N
     folder.mkdir(parents=True, exist_ok=True)
     rest, tensors = _apart(state)
     named = {"/".join(path): tensor for path, tensor in tensors.items()}
-    saving = None
+    saving: Future[Any] | None = None
     if named:
         warnings.filterwarnings("ignore", message=ALONE)
-        writer = dcp.HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=_files_of(named), save_distributed=True)
-        saving = dcp.async_save(named, storage_writer=writer, process_group=group)
-        assert isinstance(saving, Future), "only a stager of its own makes it something else"
+        writer = HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=_files_of(named), save_distributed=True)
+        started = async_save(named, storage_writer=writer, process_group=group)
+        assert isinstance(started, Future), "only a stager of its own makes it something else"
+        saving = started
     return Saving(folder=folder, rest=rest, paths={"/".join(path): path for path in tensors}, files=saving)
 
 
@@ -233,7 +236,7 @@ def write_whole(target: Path, tensors: Mapping[str, TensorSource]) -> None:
             file.write(tensors[name].read().contiguous().flatten().view(torch.uint8).numpy())
 
 
-class _Reader(dcp.HuggingFaceStorageReader):
+class _Reader(HuggingFaceStorageReader):
     """Reads the files' headers once."""
 
     @lru_cache(maxsize=1)  # noqa: B019  (as old as the reader)
@@ -248,7 +251,7 @@ def _reader(folder: Path) -> _Reader:
 def _load(targets: dict[str, Tensor], reader: _Reader) -> None:
     """Every worker reads for itself, and waits for nobody."""
     try:
-        dcp.load(targets, storage_reader=reader, no_dist=True)
+        load(targets, storage_reader=reader, no_dist=True)
     except CheckpointException as error:
         raise ValueError(f"{reader.path} does not hold what was written there ({_of_a_worker(error)}); restore it") from error
 

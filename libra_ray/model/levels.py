@@ -31,7 +31,7 @@ def teach_only(system: System, levels: Sequence[str]) -> None:
         )
     for weight in system.parameters():
         if id(weight) not in own:
-            weight.requires_grad_(requires_grad=False)
+            weight.requires_grad = False
     system.learned = learned
 
 
@@ -48,9 +48,9 @@ def owners(system: System) -> dict[str, str | None]:
         if level.name not in taught:
             raise ValueError(f"level {level.name} cannot learn without another, and so cannot be joined to one")
     levels_of: dict[str, set[str]] = {}
-    for level, terms in taught.items():
+    for learner, terms in taught.items():
         for name in _reached(system, terms).values():
-            levels_of.setdefault(name, set()).add(level)
+            levels_of.setdefault(name, set()).add(learner)
     of_part: dict[str, set[str]] = {}
     for name, found in levels_of.items():
         of_part.setdefault(_part(system, name), set()).update(found)

@@ -9,8 +9,8 @@ from libra_ray.data.transforms import NormStats
 from libra_ray.runs.folder import RunFolder
 from libra_ray.training.data import TrainingData
 
-FACT = "train.data"
-"""What a run keeps of the data set that its training began with, beside the stages."""
+FACT, STATS_FACT = "train.data", "train.stats"
+"""What a run keeps, beside the stages, of the data set and the normalisation statistics that its training began with."""
 
 
 def began_with(folder: RunFolder) -> Fingerprint | None:
@@ -50,13 +50,14 @@ def _keep_stats(folder: RunFolder, stats: NormStats) -> None:
     Raises:
         ValueError: the run began with others.
     """
-    path = folder.path(STATS_NAME)
-    if path.exists() and path.read_text(encoding="utf-8") != stats.to_json():
+    before = folder.fact(STATS_FACT, str)
+    if folder.config.train.stats_from and before not in (None, stats.digest()):
         raise ValueError(
             f"the run {folder.root.name} began with other normalisation statistics than train.stats_from gives now; restore "
             "what it points to, or give --fresh"
         )
-    write_text(path, stats.to_json())
+    folder.note(STATS_FACT, stats.digest())
+    write_text(folder.path(STATS_NAME), stats.to_json())
 
 
 def keep(folder: RunFolder, data: Fingerprint) -> None:

@@ -12,11 +12,19 @@ from safetensors import safe_open
 from torch import Tensor
 
 from libra_ray import config as configuration
-from libra_ray.checkpoint import WEIGHTS_NAME, Manifest, digest, read_config, read_manifest, replace_folder, seal
+from libra_ray.checkpoint import (
+    WEIGHTS_NAME,
+    LevelOrigin,
+    Manifest,
+    digest,
+    read_config,
+    read_manifest,
+    replace_folder,
+    seal,
+)
 from libra_ray.common.disk import room_for
 from libra_ray.config import Config, override
 from libra_ray.config.overrides import flatten
-from libra_ray.manifest import LevelOrigin
 from libra_ray.model.levels import owner_of, owners
 from libra_ray.model.parts.backbone import PROCESSOR_FOLDER
 from libra_ray.model.parts.vision import ENCODER_FOLDER

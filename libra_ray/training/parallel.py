@@ -81,11 +81,14 @@ def replicate(model: System, device: torch.device, timer: StepTimer) -> nn.Modul
     devices = [device] if device.type == "cuda" else None
     found = DistributedDataParallel(model, device_ids=devices, find_unused_parameters=unused)
 
-    def reduce(_: object, bucket: distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    def reduce(
+        group: distributed.ProcessGroup,
+        bucket: distributed.GradBucket,  # type: ignore[name-defined]  # it comes from torch's compiled part
+    ) -> torch.futures.Future[torch.Tensor]:
         timer.interrupt()
-        return allreduce_hook(distributed.group.WORLD, bucket)
+        return allreduce_hook(group, bucket)
 
-    found.register_comm_hook(None, reduce)
+    found.register_comm_hook(found.process_group, reduce)
     return found
 
 

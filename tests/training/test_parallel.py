@@ -5,6 +5,8 @@ import os
 import socket
 import subprocess
 import sys
+from collections import Counter
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from libra_ray.training import weights
 from libra_ray.training.fit import Trainer
 from libra_ray.training.parallel import draws
 from libra_ray.training.saving import BackgroundSaver
+from libra_ray.training.speed import COMMUNICATION, StepTimer
 from tests.model import families
 from tests.model.builders import make_batch, tiny_model
 from tests.training.builders import training_data
@@ -64,6 +67,20 @@ def saved(trainer, folder, *, rank=0, world=1):
     return folder
 
 
+@contextmanager
+def counted():
+    """How often each part of a step is noted."""
+    found, note = Counter(), StepTimer._note
+
+    def counting(timer, part):
+        found[part] += 1
+        note(timer, part)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StepTimer, "_note", counting)
+        yield found
+
+
 def failing(trainer, folder, rank):
     """What every worker is told when one of them finds no room."""
     with pytest.MonkeyPatch.context() as patch:
@@ -102,7 +119,8 @@ def work(rank, port, folder, backbone):
     for kind in KINDS:
         for how in ("ddp", "fsdp"):
             make = partial(tiny_model, settings(backbone, kind, **{"ray.parallel": how}))
-            trainer, rows = share(make())
+            with counted() as waits:
+                trainer, rows = share(make())
             half, _ = share(make(), until=HALF)
             averages = {name: value.clone() for name, value in half.weights().items()}
             written = saved(half, Path(folder) / f"{kind}-{how}", rank=rank, world=WORLD)
@@ -118,6 +136,7 @@ def work(rank, port, folder, backbone):
                 "half": averages,
                 "grown": grown,
                 "rows": rows,
+                "waits": waits[COMMUNICATION] / STEPS,
                 "sharded": sharded,
                 "val": val,
                 "bytes": trainer.checkpoint_bytes(),
@@ -188,7 +207,9 @@ def test_only_shards_are_sharded(found):
 def test_what_is_waited_for_others_is_told_apart(found, backbone):
     """Of all parts, which are no more than the whole; one worker waits for nobody."""
     parts = [f"{part}_share" for part in ("forward", "backward", "optimiser", "communication", "data_wait")]
-    for of in found.values():
+    for (_, how), of in found.items():
+        # By shards: all that is gathered, waited for, reduced and waited for, of every group; by replicas after the last gradient.
+        assert of["waits"] == 1 if how == "ddp" else of["waits"] >= 4
         for row in of["rows"]:
             assert row["communication_share"] > 0
             assert sum(row[part] for part in parts) <= 1
