@@ -208,7 +208,7 @@ def test_what_is_waited_for_others_is_told_apart(found, backbone):
     """Of all parts, which are no more than the whole; one worker waits for nobody."""
     parts = [f"{part}_share" for part in ("forward", "backward", "optimiser", "communication", "data_wait")]
     for (_, how), of in found.items():
-        # By shards: all that is gathered, waited for, reduced and waited for, of every group; by replicas after the last gradient.
+        # Shards of every group are gathered, waited for, reduced, and waited for; replicas wait after the last gradient.
         assert of["waits"] == 1 if how == "ddp" else of["waits"] >= 4
         for row in of["rows"]:
             assert row["communication_share"] > 0
