@@ -7,8 +7,11 @@ checkpoint/
   stats.json            normalisation statistics of the training episodes
   manifest.json         step, dimensions, schema of observation and action, digest
   processor/, encoder/  tokeniser and architecture of a pretrained backbone and vision encoder, where there are such
-  trainer/              raw weights, optimiser, RNG and step: only for resuming; not part of the digest
+  trainer/              raw weights, moving average, optimiser and step: only for resuming; not part of the digest
 ```
+
+While training goes on, its checkpoints have `trainer/`, written by all workers (`libra_ray/shards.py`), and no weights beside
+it: `export` makes one to run of it.
 """
 
 import hashlib
@@ -16,7 +19,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -25,11 +28,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from libra_ray import config as configuration
+from libra_ray import shards
 from libra_ray.common.disk import room_for
 from libra_ray.config import Config, override
 from libra_ray.data.fingerprint import Fingerprint
 from libra_ray.data.transforms import NormStats
-from libra_ray.manifest import Manifest, read_config, read_levels, read_manifest
+from libra_ray.manifest import LevelOrigin, Manifest, read_config, read_levels, read_manifest
 from libra_ray.model.parts.adapters import merged
 from libra_ray.model.parts.backbone import PROCESSOR_FOLDER
 from libra_ray.model.parts.vision import ENCODER_FOLDER
@@ -37,7 +41,7 @@ from libra_ray.model.registry import make_system
 from libra_ray.model.system import System
 from libra_ray.types import RobotShape
 
-TRAINER_FOLDER = "trainer"
+TRAINER_FOLDER, WEIGHTS_NAME, STATS_NAME = "trainer", "weights.safetensors", "stats.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +72,8 @@ def save(
     stats: NormStats,
     spec: DatasetSpec,
     step: int,
-    trainer: dict[str, Any] | None = None,
 ) -> Manifest:
-    """Write a checkpoint; `folder` appears complete or not at all.
+    """Write a checkpoint to run; `folder` appears complete or not at all.
 
     Args:
         folder: where to; replaced if it exists.
@@ -79,60 +82,47 @@ def save(
         stats: normalisation statistics.
         spec: what the data set says.
         step: optimiser steps done.
-        trainer: raw weights, optimiser and RNG state for resuming; None leaves the folder out.
 
     Raises:
         NoRoomError: the disk of `folder` has no room for it.
     """
     staging = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     try:
-        with room_for(folder, _bytes([weights, trainer]), "a checkpoint"):
+        with room_for(folder, sum(value.nbytes for value in weights.values()), "a checkpoint"):
             staging.mkdir(parents=True)
-            manifest = _write(staging, model, weights, stats, spec, step, trainer)
+            save_file({n: value.detach().cpu().contiguous() for n, value in weights.items()}, staging / WEIGHTS_NAME)
+            describe(staging, model, stats, spec, step)
+            manifest = seal(staging)
         replace_folder(staging, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return manifest
 
 
-def _write(
-    staging: Path,
-    model: System,
-    weights: dict[str, torch.Tensor],
-    stats: NormStats,
-    spec: DatasetSpec,
-    step: int,
-    trainer: dict[str, Any] | None,
-) -> Manifest:
-    save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, staging / "weights.safetensors")
-    (staging / "config.json").write_text(configuration.to_json(model.config), encoding="utf-8")
-    (staging / "stats.json").write_text(stats.to_json(), encoding="utf-8")
-    model.save_processor(staging)
+def describe(folder: Path, model: System, stats: NormStats, spec: DatasetSpec, step: int) -> None:
+    """Write all of a checkpoint but its weights, for which `export` makes them of the trainer's state."""
+    (folder / "config.json").write_text(configuration.to_json(model.config), encoding="utf-8")
+    (folder / STATS_NAME).write_text(stats.to_json(), encoding="utf-8")
+    model.save_processor(folder)
     manifest = Manifest(
         step=step,
         total_steps=model.config.train.steps,
-        digest=digest(staging),
+        digest="",
         levels=model.levels,
         **{k: getattr(spec, k) for k in asdict(spec)},
     )
-    (staging / "manifest.json").write_text(json.dumps(asdict(manifest), indent=2), encoding="utf-8")
-    if trainer is not None:
-        (staging / TRAINER_FOLDER).mkdir()
-        torch.save(trainer, staging / TRAINER_FOLDER / "state.pt")
+    _write_manifest(folder, manifest)
+
+
+def seal(folder: Path, **changes: Any) -> Manifest:
+    """Complete the manifest of a folder that has all else, with other fields as given."""
+    manifest = replace(read_manifest(folder), **changes, digest=digest(folder))
+    _write_manifest(folder, manifest)
     return manifest
 
 
-def _bytes(tree: Any) -> int:
-    """The size of all tensors in a tree."""
-    match tree:
-        case torch.Tensor():
-            return tree.nbytes
-        case dict():
-            return sum(map(_bytes, tree.values()))
-        case list() | tuple():
-            return sum(map(_bytes, tree))
-        case _:
-            return 0
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    (folder / "manifest.json").write_text(json.dumps(asdict(manifest), indent=2), encoding="utf-8")
 
 
 def load(
@@ -156,41 +146,69 @@ def load(
             f"{manifest.digest[:12]}); restore its files or train again"
         )
     config = override(configuration.read_saved(folder / "config.json"), changes)
-    stats = NormStats.from_json((folder / "stats.json").read_text(encoding="utf-8"))
+    check_complete(folder, config, manifest)
+    stats = NormStats.from_json((folder / STATS_NAME).read_text(encoding="utf-8"))
     stats.check_fits(manifest.shape.state_dim, manifest.shape.action_dim)
     model = make_system(config, manifest.shape, folder)
     try:
-        model.load_state_dict(merged(load_file(folder / "weights.safetensors"), config.model))
+        model.load_state_dict(merged(load_file(folder / WEIGHTS_NAME), config.model))
     except RuntimeError as error:
         raise ValueError(f"checkpoint {folder}: its weights do not fit its configuration ({error}); train again") from error
     return Checkpoint(model=model.to(device).eval(), config=config, stats=stats, manifest=manifest)
 
 
-def load_trainer_state(folder: Path | str) -> dict[str, Any]:
-    """Raw weights, optimiser and step of a checkpoint that `save` wrote with them; nothing is unpickled.
-
-    Weights that the trainer's state leaves out, because they are frozen, are those that the policy runs with.
+def check_complete(folder: Path, config: Config, manifest: Manifest) -> None:
+    """Refuse a checkpoint some of whose levels never learned.
 
     Raises:
-        ValueError: the checkpoint has none.
+        ValueError: names those that did, and what to do.
     """
-    path = Path(folder) / TRAINER_FOLDER / "state.pt"
-    if not path.is_file():
+    trained = config.train.levels
+    if trained and set(trained) < {level.name for level in manifest.levels}:
+        raise ValueError(
+            f"of checkpoint {folder} only {', '.join(trained)} was trained (train.levels); join it with the other levels: "
+            "jobs/join.py"
+        )
+
+
+def load_trainer_state(folder: Path | str) -> dict[str, Any]:
+    """Raw weights, optimiser and step of a checkpoint that training wrote, its tensors not read yet; nothing is unpickled.
+
+    Raises:
+        ValueError: the checkpoint has none, or not all of it.
+    """
+    path = Path(folder) / TRAINER_FOLDER
+    if not (path / shards.STATE_NAME).is_file():
         raise ValueError(f"checkpoint {folder} has no trainer state to resume from; give one that training itself wrote")
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    state = shards.read(path)
     raw = state.get("model", {})
-    frozen = {n: v for n, v in load_file(Path(folder) / "weights.safetensors").items() if n not in raw}
+    if "frozen" not in state and (Path(folder) / WEIGHTS_NAME).is_file():
+        # Earlier versions wrote whole weights beside it, and in them alone what is frozen.
+        state["frozen"] = {n: v for n, v in load_file(Path(folder) / WEIGHTS_NAME).items() if n not in raw}
     if "switched_at" in state:
-        # Earlier versions wrote the schedule's state beside the others.
+        # And the schedule's state beside the others.
         state["schedule"] = {name: state.pop(name) for name in ("accuracy", "switched_at")}
-    return {**state, "model": raw | frozen}
+    return state
 
 
 def export(source: Path, target: Path) -> Manifest:
-    """Copy what the policy needs, without the trainer's state, atomically."""
+    """A checkpoint to run, without the trainer's state, of one that training wrote; atomically.
+
+    Its weights are the moving average and what is frozen, copied tensor by tensor.
+
+    Raises:
+        ValueError: `source` is none, or not all of one.
+        NoRoomError: the disk of `target` has no room for it.
+    """
     staging = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     try:
         shutil.copytree(source, staging, ignore=shutil.ignore_patterns(TRAINER_FOLDER))
+        if not (staging / WEIGHTS_NAME).exists():
+            state = load_trainer_state(source)
+            weights = shards.sources({**state["frozen"], **state["average"]})
+            with room_for(target, sum(source.bytes for source in weights.values()), "a checkpoint"):
+                shards.write_whole(staging / WEIGHTS_NAME, weights)
+            seal(staging)
         replace_folder(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -201,7 +219,7 @@ def digest(folder: Path) -> str:
     """Sha256 over what determines the policy's answers."""
     sha = hashlib.sha256()
     parts = [path for name in (PROCESSOR_FOLDER, ENCODER_FOLDER) for path in sorted((folder / name).rglob("*"))]
-    for path in (folder / "weights.safetensors", folder / "config.json", folder / "stats.json", *parts):
+    for path in (folder / WEIGHTS_NAME, folder / "config.json", folder / STATS_NAME, *parts):
         if path.is_file():
             with path.open("rb") as file:
                 while chunk := file.read(1 << 22):
@@ -221,7 +239,10 @@ def replace_folder(staging: Path, folder: Path) -> None:
 __all__ = [
     "Checkpoint",
     "DatasetSpec",
+    "LevelOrigin",
     "Manifest",
+    "check_complete",
+    "describe",
     "digest",
     "export",
     "load",
@@ -231,4 +252,5 @@ __all__ = [
     "read_manifest",
     "replace_folder",
     "save",
+    "seal",
 ]

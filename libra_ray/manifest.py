@@ -14,6 +14,22 @@ FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True)
+class LevelOrigin:
+    """Where a level of a joined checkpoint comes from.
+
+    Attributes:
+        folder: the checkpoint, as it was called.
+        digest: of that checkpoint; `step`: the optimiser steps behind it; `data`: what it was trained on.
+    """
+
+    level: str
+    folder: str
+    digest: str
+    step: int
+    data: Fingerprint | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What a checkpoint says about itself.
 
@@ -26,6 +42,7 @@ class Manifest:
         digest: sha256 over weights, configuration, statistics and processors.
         data: the data set it was trained on; None where the version that wrote it did not say.
         levels: of the policy, slow to fast; empty where the version that wrote it did not say.
+        joined: where each level comes from, where they were trained one by one.
     """
 
     step: int
@@ -38,6 +55,7 @@ class Manifest:
     format: int = FORMAT
     data: Fingerprint | None = None
     levels: tuple[Level, ...] = ()
+    joined: tuple[LevelOrigin, ...] = ()
 
     @property
     def robot(self) -> RobotSpec:
@@ -74,7 +92,9 @@ def read_manifest(folder: Path | str) -> Manifest:
         tree |= {name: tuple(tree[name]) for name in ("image_keys", "instructions")}
         data = Fingerprint(**tree["data"]) if tree.get("data") else None
         levels = tuple(Level(**level) for level in tree.get("levels", ()))
-        return Manifest(**{**tree, "shape": _shape(tree["shape"]), "data": data, "levels": levels})
+        joined = tuple(_origin(origin) for origin in tree.get("joined", ()))
+        read = {"shape": _shape(tree["shape"]), "data": data, "levels": levels, "joined": joined}
+        return Manifest(**{**tree, **read})
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"checkpoint {folder} has a damaged manifest.json ({error}); train again or restore it") from error
 
@@ -83,6 +103,10 @@ def _shape(tree: Json) -> RobotShape:
     """The shape in a manifest; earlier versions wrote neither sub-goals nor what the numbers mean."""
     means = {name: VectorSpec.read(tree.get(name), tree[f"{name}_dim"]) for name in ("action", "state")}
     return RobotShape(**{**tree, **means, "subgoals": tuple(tree.get("subgoals", ()))})
+
+
+def _origin(tree: Json) -> LevelOrigin:
+    return LevelOrigin(**{**tree, "data": Fingerprint(**tree["data"]) if tree.get("data") else None})
 
 
 def read_config(folder: Path | str) -> Config:

@@ -10,6 +10,7 @@ from libra_ray import checkpoint
 from libra_ray.policy import act, load_policy
 from libra_ray.runs.results import SPEED
 from libra_ray.training.fit import Trainer
+from libra_ray.training.saving import BackgroundSaver
 from tests.devices import EMULATED, Elsewhere, emulated_device
 from tests.model import families, hugging_face
 from tests.model.builders import make_observation, save_checkpoint, tiny_config, tiny_model
@@ -53,7 +54,8 @@ def trained(config, block, folder):
         first = Trainer(model.to(device), device=device)
         with data.stream(first.model, rank=0, world=1, start_step=0) as batches:
             rows = [p.metrics for p in first.run(batches, data.validator(device), until=2)]
-        checkpoint.save(folder, first.model, first.weights(), data.stats, data.spec, first.step, first.state())
+        with BackgroundSaver(first, data) as saver:
+            saver.begin(folder)
         trainer = Trainer(other.to(device), device=device, state=checkpoint.load_trainer_state(folder))
         with data.stream(trainer.model, rank=0, world=1, start_step=2) as batches:
             rows += [p.metrics for p in trainer.run(batches, data.validator(device))]

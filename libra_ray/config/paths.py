@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-PLACES = ("data.root", "train.start_from", "evaluate.checkpoint", "delay.trace")
+PLACES = ("data.root", "train.start_from", "train.stats_from", "evaluate.checkpoint", "delay.trace")
 """Always a folder or file; empty where there is none."""
 NAMES_OR_FOLDERS = {"planner.backbone": "tiny", "refiner.encoder": "conv"}
 """Names, unless there is a folder of that name; and what is built in, which no folder changes."""

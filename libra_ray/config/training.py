@@ -12,6 +12,12 @@ class TrainConfig:
     """A checkpoint folder to fine-tune: its weights are taken where name and shape agree; empty means random ones."""
     start_parts: tuple[str, ...] = ()
     """Which of its weights are taken, by the beginnings of their names, e.g. `planner.backbone`; empty means all."""
+    levels: tuple[str, ...] = ()
+    """The levels to train, each given what those above it should have said (ground truth); the others stay as they begin, until
+    `jobs/join.py` puts them together. Empty means all."""
+    stats_from: str = ""
+    """A run's or checkpoint's folder whose normalisation statistics are used: levels that are joined need the same. Empty means
+    those of the data set."""
     steps: int = 1500
     """Optimiser steps."""
     batch_size: int = 64

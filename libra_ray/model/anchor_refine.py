@@ -133,6 +133,10 @@ class AnchorRefine(System):
             own["gripper"] = self.settings.lambda_gripper
         return {**self.anchor.loss_weights(), **own}
 
+    def taught_by(self) -> Mapping[str, tuple[str, ...]]:
+        """The anchor's own losses; a residual is of what an anchor really answers."""
+        return {ANCHOR: tuple(self.anchor.loss_weights())} if self.two else super().taught_by()
+
     def reached(self) -> Mapping[str, list[nn.Parameter]]:
         """The anchor's, and the head by both losses; without a stop-gradient the residual's loss also the anchor."""
         within = {name: list(weights) for name, weights in self.anchor.reached().items()}
@@ -141,9 +145,9 @@ class AnchorRefine(System):
         return within | {name: [*anchor, *head] for name in self.loss_weights() if name not in within}
 
     def schedule(self) -> Schedule:
-        """The anchor's own, then the residual."""
+        """The anchor's own, then the residual; the anchor's alone where nothing else is learned."""
         steps = self.config.train.steps
-        first = min(round(self.settings.anchor_share * steps), steps - 1)
+        first = steps if self.learned is not None else min(round(self.settings.anchor_share * steps), steps - 1)
         return OneAfterAnother((ANCHOR, RESIDUAL), self.anchor.schedule(), first, frozen=self.settings.stop_gradient)
 
     def stages(self) -> Mapping[str, Callable[..., object]]:

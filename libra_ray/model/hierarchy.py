@@ -92,23 +92,29 @@ class Hierarchy(System):
         if self.training:
             batch = augmented(batch, self.config.train, generator)
         share = self.config.refiner.condition_dropout if self.training else 0.0
-        terms, metrics, seen = {}, {}, seen_first(batch)
-        if self.has_words:
+        terms, metrics, seen = dict[str, Tensor](), dict[str, Tensor](), seen_first(batch)
+        if self.has_words and self.teaches("subgoals"):
             logits = self.strategic(seen.images, seen.state, seen.text)
             mask = torch.ones_like(batch.subgoals, dtype=torch.bool)
             terms["subgoals"] = plan_loss(logits, batch.subgoals[..., None], mask)
             metrics["subgoal_accuracy"] = plan_accuracy(logits, batch.subgoals[..., None], mask).detach()
         heard = dropped(batch.heard_subgoals[..., None], share, self.nothing, generator)[..., 0]
         waypoints = self.grid.of(batch.path)
-        errors = self.tactical(seen.images, seen.state, self._meant(seen, heard)).float() - waypoints
-        terms["waypoints"], metrics["waypoint_error"] = errors.square().mean(), errors.detach().abs().mean()
+        if self.teaches("waypoints"):
+            errors = self.tactical(seen.images, seen.state, self._meant(seen, heard)).float() - waypoints
+            terms["waypoints"], metrics["waypoint_error"] = errors.square().mean(), errors.detach().abs().mean()
+        if self.teaches("diff"):
+            terms["diff"] = self._motor_loss(batch, waypoints, share, generator)
+        return Losses(terms=terms, metrics=metrics)
+
+    def _motor_loss(
+        self, batch: Batch, waypoints: Float[Tensor, "B W S"], share: float, generator: torch.Generator | None
+    ) -> Float[Tensor, ""]:
         chunk, now = chunk_of(batch, self.config.action.horizon), seen_now(batch)
         ahead = self.aligned(self.levels[-1], self.grid.intent(waypoints), batch.offset)
         # A step past the episode's end would reach the others through attention.
         features = self.motor.features(ahead["waypoint"], ahead["left"], now.state) * chunk.mask[..., None]
-        features = dropped(features, share, 0, generator)
-        terms["diff"] = self.motor.loss(chunk, features, self._context(now), generator)
-        return Losses(terms=terms, metrics=metrics)
+        return self.motor.loss(chunk, dropped(features, share, 0, generator), self._context(now), generator)
 
     @torch.no_grad()
     def infer(
@@ -147,6 +153,11 @@ class Hierarchy(System):
         """The lambdas: of what is planned, and of the denoising loss."""
         plan, diff = self.config.train.lambda_plan, self.config.train.lambda_diff
         return {**({"subgoals": plan} if self.has_words else {}), "waypoints": plan, "diff": diff}
+
+    def taught_by(self) -> Mapping[str, tuple[str, ...]]:
+        """Each level by its own loss."""
+        words = {STRATEGIC: ("subgoals",)} if self.has_words else {}
+        return {**words, TACTICAL: ("waypoints",), MOTOR: ("diff",)}
 
     def reached(self) -> Mapping[str, list[nn.Parameter]]:
         """Each loss its own level; of two levels the waypoints' also what reads the instruction."""

@@ -73,16 +73,18 @@ class Libra(PlannerAndRefiner):
         """The planner's cross-entropy `plan` and the refiner's denoising loss `diff`; the metric `plan_accuracy` in [0, 1]."""
         if self.training:
             batch = augmented(batch, self.config.train, generator)
-        seen = seen_first(batch)
-        logits = self.planner(seen.images, seen.state, seen.text)
         steps = self.config.action.plan_steps
         truth, mask = self.tokenizer.encode(batch.actions[:, :steps]), batch.action_mask[:, :steps]
-        tokens = truth if phase == GROUND_TRUTH else sample_tokens(logits.detach(), generator)
-        plan = plan_loss(logits, truth, mask)
-        return Losses(
-            terms={"plan": plan, "diff": self._refiner_loss(batch, tokens, generator)},
-            metrics={"plan_accuracy": plan_accuracy(logits, truth, mask).detach()},
-        )
+        terms, metrics, tokens = dict[str, Tensor](), dict[str, Tensor](), truth
+        if self.teaches("plan"):
+            seen = seen_first(batch)
+            logits = self.planner(seen.images, seen.state, seen.text)
+            terms["plan"] = plan_loss(logits, truth, mask)
+            metrics["plan_accuracy"] = plan_accuracy(logits, truth, mask).detach()
+            tokens = truth if phase == GROUND_TRUTH else sample_tokens(logits.detach(), generator)
+        if self.teaches("diff"):
+            terms["diff"] = self._refiner_loss(batch, tokens, generator)
+        return Losses(terms=terms, metrics=metrics)
 
     @torch.no_grad()
     def infer(
@@ -101,6 +103,10 @@ class Libra(PlannerAndRefiner):
         """The lambdas."""
         return {"plan": self.config.train.lambda_plan, "diff": self.config.train.lambda_diff}
 
+    def taught_by(self) -> Mapping[str, tuple[str, ...]]:
+        """Each level by its own loss; of the refiner alone the tokens are the ground truth."""
+        return {PLANNER: ("plan",), REFINER: ("diff",)}
+
     def reached(self) -> Mapping[str, list[nn.Parameter]]:
         """Each loss its own network, and both the backbone where the refiner sees through it."""
         shared = self.planner.backbone.parameters() if self.sees_through_planner else ()
@@ -108,8 +114,9 @@ class Libra(PlannerAndRefiner):
         return {name: [p for p in weights if p.requires_grad] for name, weights in reached.items()}
 
     def schedule(self) -> Schedule:
-        """The curriculum of tokens."""
-        return Curriculum(self.config.train)
+        """The curriculum of tokens; of a level alone the ground truth."""
+        train = self.config.train
+        return Curriculum(train if self.learned is None else replace(train, curriculum="teacher"))
 
     def denoised_by(self) -> Denoised:
         """The refiner's."""

@@ -6,12 +6,11 @@ Trainer, checkpoints, evaluation, serving and reports know nothing else of it.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -20,73 +19,22 @@ from libra_ray.config import Config
 from libra_ray.model.parts.backbone import Text
 from libra_ray.model.parts.chunks import chunk_of, mean_error
 from libra_ray.model.parts.diffusion import Denoised
+from libra_ray.model.records import IntentValue, Losses, SystemInput, seen_first, seen_now
 from libra_ray.model.schedule import Schedule
 from libra_ray.types import Level, RobotShape
 
-
-@dataclass(frozen=True, kw_only=True)
-class SystemInput:
-    """What a level is asked about, for `B` robots.
-
-    Attributes:
-        images: `(B, T, 3, height, width)` uint8; `T` is cameras x history.
-        state: `(B, S)` normalised proprioception.
-        text: the instructions' tokens.
-        committed: `(B, K, D)` normalised actions that the robots will execute from now on, whatever is answered; NaN where a
-            robot waits. None where all wait.
-    """
-
-    images: UInt8[Tensor, "B T C height width"]
-    state: Float[Tensor, "B S"]
-    text: Text
-    committed: Float[Tensor, "B K D"] | None = None
-
-    def __len__(self) -> int:
-        """The number of robots."""
-        return len(self.images)
-
-
-def seen_first(batch: Batch) -> SystemInput:
-    """What the levels above the last one see in training: the pictures at the beginning of each window."""
-    return SystemInput(images=batch.plan_images, state=batch.plan_state, text=Text(ids=batch.text, mask=batch.text_mask))
-
-
-def seen_now(batch: Batch) -> SystemInput:
-    """What the last level sees in training, `offset` control steps later."""
-    return SystemInput(images=batch.images, state=batch.state, text=Text(ids=batch.text, mask=batch.text_mask))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Losses:
-    """What one batch teaches.
-
-    Attributes:
-        terms: unweighted losses by name, those that are learned in the phase; their weighted sum is minimised.
-        metrics: further scalars by name, for the log and the schedule.
-    """
-
-    terms: Mapping[str, Float[Tensor, ""]]
-    metrics: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class IntentValue:
-    """What one value of a level's intent may be.
-
-    Attributes:
-        shape: of one robot's; with `per_step` its first axis counts the control steps that the intent covers.
-        low, high: smallest and largest valid entry.
-        unknown: the entry that stands where nothing is known: past the intent's end, or without an intent.
-        dtype: numpy's name, e.g. `int64`.
-        per_step: whether the level below reads the steps from its own step on, instead of the whole value.
-    """
-
-    shape: tuple[int, ...]
-    low: float
-    high: float
-    unknown: float
-    dtype: str = "int64"
-    per_step: bool = True
+__all__ = [
+    "IntentValue",
+    "Losses",
+    "System",
+    "SystemInput",
+    "answered",
+    "asked",
+    "held_out",
+    "held_out_losses",
+    "seen_first",
+    "seen_now",
+]
 
 
 class System(nn.Module, ABC):
@@ -98,9 +46,12 @@ class System(nn.Module, ABC):
         levels: of the policy.
         intents: level name -> what its intent holds, by name; none of the last level.
         variants: other ways to run it, beside `policy`, e.g. `coarse_only`; names for `evaluate.controllers`.
+        learned: the loss terms that are learned, where some levels learn without the others (`libra_ray.model.levels`); None
+            means all.
     """
 
     variants: ClassVar[tuple[str, ...]] = ()
+    learned: frozenset[str] | None = None
     levels: tuple[Level, ...]
     intents: Mapping[str, Mapping[str, IntentValue]]
 
@@ -119,8 +70,11 @@ class System(nn.Module, ABC):
         """
 
     def forward(self, batch: Batch, phase: str, generator: torch.Generator | None = None) -> Losses:
-        """`losses`, as DistributedDataParallel calls it."""
-        return self.losses(batch, phase, generator)
+        """The `losses` that are learned, as DistributedDataParallel calls it."""
+        found = self.losses(batch, phase, generator)
+        if self.learned is None:
+            return found
+        return Losses(terms={n: term for n, term in found.terms.items() if self.teaches(n)}, metrics=found.metrics)
 
     @abstractmethod
     def infer(
@@ -168,6 +122,17 @@ class System(nn.Module, ABC):
     def loss_weights(self) -> Mapping[str, float]:
         """The configured weight of every loss term, by its name."""
         return {"loss": 1.0}
+
+    def taught_by(self) -> Mapping[str, tuple[str, ...]]:
+        """The loss terms that each level learns by, given what the levels above it should have said.
+
+        A level that cannot learn without another is not in it. By default that of a single level.
+        """
+        return {self.levels[0].name: tuple(self.loss_weights())} if len(self.levels) == 1 else {}
+
+    def teaches(self, term: str) -> bool:
+        """Whether a loss term is learned; one that is not need not be computed."""
+        return self.learned is None or term in self.learned
 
     def reached(self) -> Mapping[str, Iterable[nn.Parameter]]:
         """The trained weights that each loss term reaches; by default all of them."""
@@ -296,4 +261,17 @@ def held_out(system: System, batch: Batch) -> dict[str, float]:
     for variant in ("", *system.variants_of(system.config)):
         error = (answered(system, batch, given, variant) - chunk.actions).abs()
         found["_".join(filter(None, ("action_error", variant)))] = mean_error(error, chunk.mask)
+    return found
+
+
+@torch.no_grad()
+def held_out_losses(system: System, batch: Batch) -> dict[str, float]:
+    """What a batch says of the losses that are learned, and of their metrics: where not all levels learn, none can be asked."""
+    found = dict[str, float]()
+    for phase in system.schedule().phases:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            losses = system(batch, phase)
+        found |= {f"loss_{name}": float(value) for name, value in losses.terms.items()}
+        found |= {name: float(value) for name, value in losses.metrics.items()}
     return found

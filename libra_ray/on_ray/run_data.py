@@ -1,15 +1,18 @@
 """The data set of a run: the same one at every start, and what it is when it is not there yet."""
 
+from libra_ray.checkpoint import STATS_NAME
+from libra_ray.common.files import write_text
 from libra_ray.common.progress import print_status
 from libra_ray.data.checks import DatasetError
 from libra_ray.data.dataset import Demonstrations, open_dataset
 from libra_ray.data.fingerprint import Fingerprint
+from libra_ray.data.transforms import NormStats
 from libra_ray.runs.folder import RunFolder
 from libra_ray.spec import RobotSpec, differences
 from libra_ray.training.data import TrainingData
 
-FACT = "train.data"
-"""What a run keeps of the data set that its training began with, beside the stages."""
+FACT, STATS_FACT = "train.data", "train.stats"
+"""What a run keeps, beside the stages, of the data set and the normalisation statistics that its training began with."""
 ROBOT = "train.robot"
 """What that data set said of its robot."""
 
@@ -45,6 +48,7 @@ def open_to_train(folder: RunFolder) -> TrainingData:
     keep(folder, data.fingerprint)
     if folder.fact(ROBOT, RobotSpec) is None:
         folder.note(ROBOT, data.demonstrations.robot)
+    _keep_stats(folder, data.stats)
     return data
 
 
@@ -62,6 +66,22 @@ def _check_same_robot(folder: RunFolder, now: RobotSpec) -> None:
         f"{'; '.join(f'{name} {said} (then {then})' for name, (said, then) in found.items())}; restore its meta/info.json, or "
         "give --fresh to start over (earlier results are kept aside), or another --name"
     )
+
+
+def _keep_stats(folder: RunFolder, stats: NormStats) -> None:
+    """Leave the statistics where runs of other levels find them (`train.stats_from`) from the first step on.
+
+    Raises:
+        ValueError: the run began with others.
+    """
+    before = folder.fact(STATS_FACT, str)
+    if folder.config.train.stats_from and before not in (None, stats.digest()):
+        raise ValueError(
+            f"the run {folder.root.name} began with other normalisation statistics than train.stats_from gives now; restore "
+            "what it points to, or give --fresh"
+        )
+    folder.note(STATS_FACT, stats.digest())
+    write_text(folder.path(STATS_NAME), stats.to_json())
 
 
 def keep(folder: RunFolder, data: Fingerprint) -> None:

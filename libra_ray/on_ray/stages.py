@@ -1,6 +1,7 @@
 """The stages of the main job, each resumable and none done twice."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from libra_ray.runs.results import TrainingLog
 from libra_ray.sim import CANNOT_DRIVE, check_robot, check_tasks, instructions, robot_spec
 from libra_ray.spec import RobotSpec, differences
 from libra_ray.tracking import Tracker
-from libra_ray.training.data import distinct_tokens, make_model, shape_of
+from libra_ray.training.data import distinct_tokens, make_model, shape_of, stats_of
 
 DECLARING = "data.action_names, data.state_names, data.gripper, data.action_is and data.rotation"
 """Settings that say what the numbers of a data set mean."""
@@ -91,7 +92,13 @@ def _check_evaluation(
     over = folder.done("evaluate") and not fresh
     if over or not set(evaluation.controllers_of(config, trained)) - set(evaluation.SCRIPTED):
         return
+    if own and model is not None and model.learned is not None:
+        raise ValueError(
+            f"train.levels={','.join(config.train.levels)}: a policy of which not all levels learn cannot be evaluated; train "
+            "the others too, with jobs/train.py, and put them together with jobs/join.py"
+        )
     if not own:
+        checkpoint.check_complete(folder.checkpoint, trained, checkpoint.read_manifest(folder.checkpoint))
         evaluation.check_drives(config, folder.checkpoint)
     if config.delay.trace:
         evaluation.delays_of(config, model.levels if model is not None else checkpoint.read_levels(folder.checkpoint))
@@ -123,6 +130,8 @@ def _check_drives(config: Config, recorded: Demonstrations) -> None:
 def _checked_model(folder: RunFolder, recorded: Demonstrations | None, words: Sequence[str], *, begun: bool) -> System:
     """Make the model as training will, ask it once, and let it read every instruction."""
     robot = _robot_to_record(folder.config) if recorded is None else recorded.robot
+    if folder.config.train.stats_from:
+        stats_of(Path(folder.config.train.stats_from), shape_of(robot))
     model = dry_run(lambda: make_model(folder.config, shape_of(robot), begun=begun))
     distinct_tokens(model.tokenise, words)
     return model

@@ -3,8 +3,10 @@
 import copy
 import logging
 import os
-import tempfile
+import shutil
 import threading
+import uuid
+from collections.abc import Callable
 from concurrent.futures import Future, wait
 from dataclasses import asdict
 from pathlib import Path
@@ -35,11 +37,14 @@ from libra_ray.runs.folder import Clock, RunFolder
 from libra_ray.runs.results import LoggedStep, TrainingLog, log_step
 from libra_ray.training.data import TrainingData
 from libra_ray.training.fit import Save, Trainer
+from libra_ray.training.saving import BackgroundSaver
 
 TRAIN_NAME = "train"
 LOG_NAME = "train_log.jsonl"
 MARGINS_NAME = "margins.json"
 ERRORS_NAME = "train_errors.log"
+CHECKPOINT = "checkpoint_"
+"""Begins the names of the folders to resume from."""
 KEPT = 2
 """Checkpoints to resume from; one more is there while it is written."""
 SHOWN = "loss_", "samples_per_s"
@@ -131,21 +136,27 @@ def _train(settings: dict[str, Any], rank: int) -> None:
     before = Fingerprint(**settings["data"])
     data = TrainingData.open(config, Path(settings["dataset"]), root / "frames", before)
     torch.manual_seed(config.train.seed)
-    state = _last_state()
+    last = ray.train.get_checkpoint()
+    # A run's folder lies where all workers see it.
+    state = None if last is None else checkpoint.load_trainer_state(last.path)
     model = data.make_model(begun=state is not None)
     if rank == 0 and state is None:
         write_text(root / MARGINS_NAME, dump(margins_of(copy.deepcopy(model), data, device)))
     trainer = Trainer(model, device=device, state=state)
     if rank == 0:
+        remove_unfinished(root)
         check_room(root, trainer.checkpoint_bytes())
+    with BackgroundSaver(trainer, data) as saver:
 
-    def save(metrics: dict[str, float]) -> None:
-        _report(trainer, data, root, metrics)
+        def save(metrics: dict[str, float]) -> None:
+            row = {"step": trainer.step, **metrics}
+            folder = _checkpoints(root) / f"{CHECKPOINT}{trainer.step:08d}_{uuid.uuid4().hex[:8]}"
+            saver.begin(folder, lambda saved: _report(row, saved))
 
-    advance(trainer, data, root, until=settings["until"], save=save)
-    if state is not None and trainer.step >= settings["until"] and trainer.step == state["step"]:
-        # Every rank reports equally often: a run that was already finished says so once, with the checkpoint it has.
-        save({})
+        advance(trainer, data, root, until=settings["until"], save=save, check=saver.check)
+        if state is not None and trainer.step >= settings["until"] and trainer.step == state["step"]:
+            # Every rank reports equally often: a run that was already finished says so once, with the checkpoint it has.
+            save({})
 
 
 def margins_of(model: System, data: TrainingData, device: torch.device) -> list[Margin]:
@@ -184,14 +195,27 @@ def check_room(root: Path, size: int) -> None:
         NoRoomError: names the folder, what is needed and what is free.
     """
     disk.check_room(root, (KEPT + 1) * size - disk.bytes_below(root / "ray"), f"training with {KEPT + 1} checkpoints at a time")
-    disk.check_room(Path(tempfile.gettempdir()), size, "a checkpoint, before it is copied to the run's folder")
 
 
-def advance(trainer: Trainer, data: TrainingData, root: Path, until: int, save: Save) -> None:
+def remove_unfinished(root: Path) -> None:
+    """Remove what workers that were lost left of checkpoints; ask before anything is reported."""
+    known = {Path(each.checkpoint.path).name for each in ray.train.get_all_reported_checkpoints()}
+    for folder in [path for path in _checkpoints(root).iterdir() if path.is_dir()]:
+        if folder.name.lstrip(".").startswith(CHECKPOINT) and folder.name not in known:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _checkpoints(root: Path) -> Path:
+    """Where Ray Train keeps a run's checkpoints."""
+    return root / "ray" / TRAIN_NAME
+
+
+def advance(trainer: Trainer, data: TrainingData, root: Path, until: int, save: Save, check: Callable[[], None]) -> None:
     """Train up to step `until`, with one row of the run's log at every logging step.
 
     Args:
         save: called wherever a checkpoint is due, and at `until`.
+        check: called at every row; tells what failed in the background.
     """
     sharded = trainer.model.config.ray.parallel == "fsdp" and trainer.world > 1
     # A sharded model answers only when every worker asks.
@@ -207,30 +231,18 @@ def advance(trainer: Trainer, data: TrainingData, root: Path, until: int, save: 
     pin = trainer.device.type == "cuda"
     with data.stream(trainer.model, rank=trainer.rank, world=trainer.world, start_step=trainer.step, pin=pin) as batches:
         for progress in trainer.run(batches, validate, save, until):
+            check()
             if trainer.rank == 0:
                 log_step(root / LOG_NAME, progress.step, progress.metrics)
 
 
-def _report(trainer: Trainer, data: TrainingData, root: Path, metrics: dict[str, float]) -> None:
-    row = {"step": trainer.step, **metrics}
-    # Sharded ones are whole only when every worker asks.
-    weights, state = trainer.weights(), trainer.state()
-    if trainer.rank != 0:
-        ray.train.report(row)
-        return
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "checkpoint"
-        checkpoint.save(folder, trainer.model, weights, data.stats, data.spec, trainer.step, state)
-        with disk.room_for(root, disk.bytes_below(folder), "a checkpoint"):
-            ray.train.report(row, checkpoint=ray.train.Checkpoint.from_directory(folder))
-
-
-def _last_state() -> dict[str, Any] | None:
-    last = ray.train.get_checkpoint()
-    if last is None:
-        return None
-    with last.as_directory() as folder:
-        return checkpoint.load_trainer_state(folder)
+def _report(row: dict[str, float], folder: Path) -> None:
+    """Tell Ray Train of a checkpoint that lies where it keeps them; it counts once every rank has."""
+    ray.train.report(
+        row,
+        checkpoint=ray.train.Checkpoint.from_directory(folder),
+        checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
+    )
 
 
 def _fitted(trainer: TorchTrainer, folder: RunFolder, clock: Clock) -> ray.train.Result:

@@ -86,6 +86,15 @@ def publish_training(folder: RunFolder, tracker: Tracker, log: TrainingLog, marg
         tracker.register_model(path, signature, digest=manifest.digest)
 
 
+def publish_joined(folder: RunFolder, tracker: Tracker) -> None:
+    """A checkpoint whose levels were trained one by one: registered, and where each comes from."""
+    publish_training(folder, tracker, TrainingLog())
+    origins = checkpoint.read_manifest(folder.path("checkpoint")).joined
+    told = {f"joined.{o.level}": f"{o.folder} (step {o.step}, digest {o.digest[:12]}, data {o.data})" for o in origins}
+    with publishing(tracker, "where the levels come from"):
+        tracker.set_tags(told)
+
+
 def margin_figures(margins: Sequence[Margin], prefix: str = "") -> dict[str, float]:
     """How well each level keeps up, by the metrics' names."""
     figures = {f"{prefix}margin_steps_{margin.level}": float(margin.margin_steps) for margin in margins}

@@ -7,6 +7,7 @@ runs/<name>/
   spool/            demonstrations, one file each, until the data set is finished
   dataset/          LeRobotDataset v3
   frames/           decoded pictures, memory-mapped
+  stats.json        normalisation statistics of the training
   ray/              Ray Train's own folder: checkpoints to resume from
   train_log.jsonl   one row per logged step
   margins.json      how well each level will keep up with a robot, measured before the first step
@@ -42,7 +43,7 @@ STAGE_KEYS: dict[Stage, tuple[str, ...]] = {
     "record": ("sim.", "record.", "data.root", "data.image_size"),
     "train": (
         "data.", "action.", "model.", "planner.", "refiner.", "coarse_to_fine.", "anchor_refine.", "experts.", "hierarchy.",
-        "train.", "ray.train_workers",
+        "train.",
     ),
     "evaluate": (
         "sim.", "data.image_size", "policy.", "control.", "delay.", "evaluate.checkpoint", "evaluate.episodes_per_task",
@@ -53,7 +54,7 @@ STAGE_KEYS: dict[Stage, tuple[str, ...]] = {
 
 PRODUCTS: dict[Stage, tuple[str, ...]] = {
     "record": ("spool", "dataset", "frames"),
-    "train": ("ray", "train_log.jsonl", "margins.json", "train_errors.log", "checkpoint"),
+    "train": ("ray", "stats.json", "train_log.jsonl", "margins.json", "train_errors.log", "checkpoint"),
     "evaluate": ("evaluation.jsonl", "rollouts"),
 }
 """What a stage leaves in the folder: what starting it over has to put aside."""

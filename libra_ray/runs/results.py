@@ -19,6 +19,7 @@ SPEED = (
     "forward_share",
     "backward_share",
     "optimiser_share",
+    "communication_share",
     "tflops",
     "mfu",
     "peak_tflops",

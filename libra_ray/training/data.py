@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from libra_ray.checkpoint import DatasetSpec
+from libra_ray.checkpoint import STATS_NAME, DatasetSpec
 from libra_ray.config import Config
 from libra_ray.data.dataset import Demonstrations, open_dataset
 from libra_ray.data.fingerprint import Fingerprint
@@ -19,9 +19,10 @@ from libra_ray.data.splits import Split, split_episodes
 from libra_ray.data.stream import BatchStream
 from libra_ray.data.transforms import NormStats, Pipeline, compute_stats, is_constant
 from libra_ray.data.windows import Windows
+from libra_ray.model.levels import teach_only
 from libra_ray.model.parts.backbone import Text
 from libra_ray.model.registry import make_system
-from libra_ray.model.system import System
+from libra_ray.model.system import System, held_out_losses
 from libra_ray.spec import RobotSpec
 from libra_ray.training.fine_tuning import start_from
 from libra_ray.training.fit import Validate
@@ -53,12 +54,28 @@ def make_model(config: Config, shape: RobotShape, *, begun: bool = False) -> Sys
         begun: the training continues with weights of its own, for which what it started from is no longer needed.
 
     Raises:
-        ValueError: there is no such checkpoint, or it does not fit.
+        ValueError: there is no such checkpoint, or it does not fit; `train.levels` cannot be trained without the others.
     """
     model = make_system(config, shape)
     if config.train.start_from and not begun:
         start_from(model, Path(config.train.start_from), config.train.start_parts or tuple(model.parts()))
+    if config.train.levels:
+        teach_only(model, config.train.levels)
     return model
+
+
+def stats_of(folder: Path, shape: RobotShape) -> NormStats:
+    """The normalisation statistics of another run or checkpoint: `train.stats_from`.
+
+    Raises:
+        ValueError: there are none yet, or they are of another robot.
+    """
+    path = folder / STATS_NAME
+    if not path.is_file():
+        raise ValueError(f"train.stats_from={folder} has no {STATS_NAME}; give a checkpoint, or a run whose training has begun")
+    stats = NormStats.from_json(path.read_text(encoding="utf-8"))
+    stats.check_fits(shape.state_dim, shape.action_dim)
+    return stats
 
 
 def distinct_tokens(tokenise: Tokenise, instructions: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -87,7 +104,7 @@ class TrainingData:
     Attributes:
         demonstrations: the numbers; `frames`: the decoded pictures, memory-mapped.
         split: training and held-out episodes.
-        stats: statistics of the training episodes alone; they travel in the checkpoint.
+        stats: statistics of the training episodes alone, or those of `train.stats_from`; they travel in the checkpoint.
         spec: what the checkpoint has to know of the robot.
     """
 
@@ -123,12 +140,13 @@ class TrainingData:
             data=data,
         )
         frames = np.empty((len(demonstrations.cameras), 0), np.uint8)
+        own = compute_stats(demonstrations, demonstrations.rows(split.train))
         return cls(
             config=config,
             demonstrations=demonstrations,
             frames=frame_cache(demonstrations, frames_root, config.data.image_size) if frames_root else frames,
             split=split,
-            stats=compute_stats(demonstrations, demonstrations.rows(split.train)),
+            stats=stats_of(Path(config.train.stats_from), spec.shape) if config.train.stats_from else own,
             spec=spec,
         )
 
@@ -157,6 +175,10 @@ class TrainingData:
                 shown = ", ".join(f"{key}[{i}]={stats.low[i]:g}" for i in still)
                 what = "comes out of the policy as it is" if key == ACTION_KEY else "says nothing to the policy"
                 found.append(f"constant in all training episodes, and so it {what}: {shown}")
+        if self.config.train.stats_from:
+            rows = self.demonstrations.action[self.demonstrations.rows(self.split.train)]
+            beyond = float(np.mean((rows < self.stats.action.low) | (rows > self.stats.action.high)))
+            found.append(f"normalised as {self.config.train.stats_from}; {beyond:.1%} of its actions' entries lie outside")
         if self.config.data.holdout_share and not len(self.split.holdout):
             found.append("nothing is held out, for no instruction has an episode to spare: there will be no offline measures")
         return found
@@ -204,6 +226,7 @@ class TrainingData:
             batch = windows.batch(np.sort(rows), np.random.default_rng(0)).to(device)
             unseen = self.windows(model, self.split.holdout, pictures=False)
             everything = unseen.batch(np.arange(len(unseen)), np.random.default_rng(0)).to(device)
-            return {HELD_OUT + name: value for name, value in model.measure(batch, everything).items()}
+            found = model.measure(batch, everything) if model.learned is None else held_out_losses(model, batch)
+            return {HELD_OUT + name: value for name, value in found.items()}
 
         return validate

@@ -19,7 +19,7 @@ from libra_ray.model.layers import compile_layers, pretrained_layers
 from libra_ray.model.precision import uses_bf16
 from libra_ray.model.system import System
 from libra_ray.training import optimiser, parallel
-from libra_ray.training.graph import GraphedStep
+from libra_ray.training.graph import GraphedStep, is_graph
 from libra_ray.training.loss_balance import GradientMeter, LossGradients, make_balance
 from libra_ray.training.speed import Meter, flops_per_window, on_gpu
 from libra_ray.training.step import OptimiserStep, StepFindings, StepKind, StepNumbers
@@ -27,7 +27,7 @@ from libra_ray.training.weights import TrainedWeights
 
 Validate = Callable[[System], dict[str, float]]
 Save = Callable[[dict[str, float]], None]
-"""Keeps `Trainer.state` and `Trainer.weights`; told the metrics of the step."""
+"""Keeps `Trainer.state`; told the metrics of the step."""
 PHASE = "phase_"
 """Begins the names of the phases in a training log: 1 in the present one, 0 in the others."""
 
@@ -53,7 +53,7 @@ class Trainer:
 
     Every random draw of a step is seeded by (seed, step, rank) and the learning rate is a function of the step, so a run
     resumed from `state()` continues exactly as if it had never stopped. In which phases which parts learn says the system's
-    schedule. Where there are several workers, they share the model as `ray.parallel` says, and each asks `weights`, `state` and
+    schedule. Where there are several workers, they share the model as `ray.parallel` says, and each asks `weights` and
     `averaged` as often as the others.
     """
 
@@ -68,14 +68,17 @@ class Trainer:
         self.rank = distributed.get_rank() if distributed.is_initialized() else 0
         self.world = distributed.get_world_size() if distributed.is_initialized() else 1
         self._bf16 = uses_bf16(self.config.precision, device)
-        graphed = _is_graph(self.config.graph, device, self.world)
+        graphed = is_graph(self.config.graph, device, self.world)
+        self._speed = Meter(device, parts=not graphed)
         wrapped = self._spread()
         parts = {name: self._weights.of(part) for name, part in model.parts().items()}
+        # What other levels are made of is not spoken of where they do not learn.
+        parts = {name: of for name, of in parts.items() if of or model.learned is None}
+        terms = {name: weight for name, weight in model.loss_weights().items() if model.teaches(name)}
         self.optimiser = optimiser.make(self._weights, self.config, capturable=graphed)
-        self.balance = make_balance(self.config, model.loss_weights())
+        self.balance = make_balance(self.config, terms)
         self.schedule = model.schedule()
-        self._speed = Meter(device, parts=not graphed)
-        meter = GradientMeter({name: list(weights) for name, weights in model.reached().items()})
+        meter = GradientMeter({name: list(weights) for name, weights in model.reached().items() if name in terms})
         if self.config.balance == "gradient" and not meter.able:
             raise ValueError("train.balance=gradient cannot measure losses that share weights with ray.parallel=fsdp; give ddp")
         self._measures = meter.able
@@ -171,13 +174,13 @@ class Trainer:
         return self._weights.everything()
 
     def state(self) -> dict[str, Any]:
-        """Everything needed to continue: raw weights, their moving average, optimiser, balance, step, schedule.
+        """Everything needed to continue: raw weights, their moving average, frozen ones, optimiser, balance, step, schedule.
 
-        Frozen weights are not in it: `weights` has them. It does not depend on the number of workers.
+        Tensors share the trainer's memory, and of sharded ones it is this worker's shards (DTensors). Once `shards.begin` has
+        written it, any number of workers may continue.
         """
         return {
-            "model": self._weights.trained(averaged=False),
-            "average": self._weights.trained(averaged=True),
+            **self._weights.state(),
             "optimiser": optimiser.state(self.optimiser, self._weights),
             "balance": self.balance.state(),
             "step": self.step,
@@ -186,22 +189,22 @@ class Trainer:
         }
 
     def checkpoint_bytes(self) -> int:
-        """What `weights` and `state` come to: trained weights also raw, averaged and with both moments of the optimiser."""
-        return self._weights.bytes(trained=5, frozen=1)
+        """What `state` comes to: trained weights raw, averaged and with both moments of the optimiser, the others once."""
+        return self._weights.bytes(trained=4, frozen=1)
 
     def _spread(self) -> nn.Module:
         """Put the model on its device, and its weights where the workers share them."""
         ray = self.model.config.ray
         if ray.parallel == "fsdp" and distributed.is_initialized():
-            parallel.shard(self.model, self.device, bf16=self._bf16)
+            parallel.shard(self.model, self.device, self._speed.timer, bf16=self._bf16)
         self.model.to(self.device)
         self._weights = TrainedWeights(self.model, bf16=self._bf16)
         if self.world > 1 and ray.parallel == "ddp":
-            return parallel.replicate(self.model, self.device)
+            return parallel.replicate(self.model, self.device, self._speed.timer)
         return self.model
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self._weights.restore(state["model"], state["average"])
+        self._weights.restore(state)
         optimiser.restore(self.optimiser, self._weights, state["optimiser"])
         self.balance.restore(state["balance"])
         self.schedule.restore(state["schedule"])
@@ -278,18 +281,6 @@ class Trainer:
     def _resting(self) -> set[str]:
         """The parts that do not learn in the present phase."""
         return {name for name in self._parts if not self.schedule.learns(name)}
-
-
-def _is_graph(setting: str, device: torch.device, world: int) -> bool:
-    """`train.graph` with `auto` resolved.
-
-    Raises:
-        ValueError: a graph where there can be none.
-    """
-    able = on_gpu(device) and world == 1
-    if setting == "step" and not able:
-        raise ValueError("train.graph=step needs one worker on a CUDA device; give auto or none")
-    return able and setting != "none"
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int | None = None) -> float:

@@ -9,6 +9,7 @@ from torch import Tensor
 from libra_ray.batch import Batch
 from libra_ray.common.errors import first_reason
 from libra_ray.common.progress import print_status
+from libra_ray.training.speed import on_gpu
 from libra_ray.training.step import OptimiserStep, StepFindings, StepKind, StepNumbers
 
 EAGER = 3
@@ -107,3 +108,15 @@ def _fill(dials: StepNumbers, numbers: StepNumbers) -> None:
     ):
         assert isinstance(dial, Tensor)
         dial.fill_(float(value))
+
+
+def is_graph(setting: str, device: torch.device, world: int) -> bool:
+    """`train.graph` with `auto` resolved.
+
+    Raises:
+        ValueError: a graph where there can be none.
+    """
+    able = on_gpu(device) and world == 1
+    if setting == "step" and not able:
+        raise ValueError("train.graph=step needs one worker on a CUDA device; give auto or none")
+    return able and setting != "none"

@@ -1,15 +1,17 @@
-"""AdamW over the masters of trained weights, and its state as one that does not depend on how they are sharded."""
+"""AdamW over the masters of trained weights, and its state, which others may go on from, however they are sharded."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from libra_ray import shards
 from libra_ray.config import TrainConfig
 from libra_ray.training.weights import TrainedWeight, TrainedWeights
 
 BETAS = (0.9, 0.95)
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def make(weights: TrainedWeights, config: TrainConfig, *, capturable: bool) -> torch.optim.AdamW:
@@ -47,29 +49,38 @@ def clip(optimiser: torch.optim.AdamW, total: Tensor, bound: float) -> None:
 
 
 def state(optimiser: torch.optim.Optimizer, weights: TrainedWeights) -> dict[str, Any]:
-    """What torch calls its state dict, with whole moments; every worker must ask."""
-    found = optimiser.state_dict()
-    order = [weight for group in _groups(weights) for weight in group]
-    return {
-        "state": {index: _each(values, order[index].whole) for index, values in found["state"].items()},
-        "param_groups": [{**group, "lr": float(group["lr"])} for group in found["param_groups"]],
-    }
+    """By the weights' names the steps behind each, and its moments, of sharded ones the shards; waits for the device."""
+    learned = [weight for weight in weights.all if optimiser.state.get(weight.master)]
+    steps = torch.stack([optimiser.state[w.master]["step"].float() for w in learned]).tolist() if learned else []
+    found: dict[str, Any] = {"steps": dict(zip([weight.name for weight in learned], steps, strict=True))}
+    return found | {kind: {w.name: w.part(optimiser.state[w.master][kind]) for w in learned} for kind in MOMENTS}
 
 
 def restore(optimiser: torch.optim.Optimizer, weights: TrainedWeights, saved: Mapping[str, Any]) -> None:
-    """Go on from what `state` gave, perhaps with another number of workers or on another device."""
-    own = optimiser.state_dict()["param_groups"]
+    """Go on from what `state` gave, perhaps of other shards or on another device.
+
+    Raises:
+        ValueError: it has moments of another shape, or none of a weight that was learned.
+    """
     order = [weight for group in _groups(weights) for weight in group]
-    # How a step is computed is this run's business; which weights a group has is checked by torch.
-    kept = ("fused", "capturable", "lr", "foreach")
-    groups = [{**was, **{k: now[k] for k in kept}} for was, now in zip(saved["param_groups"], own, strict=True)]
-    moments = {index: _each(values, order[index].shard) for index, values in saved["state"].items()}
-    optimiser.load_state_dict({"state": moments, "param_groups": groups})
+    if "param_groups" in saved:
+        saved = _former(saved, [weight.name for weight in order])
+    found = optimiser.state_dict()
+    for index, weight in enumerate(order):
+        if weight.name in saved["steps"]:
+            moments = {kind: torch.zeros_like(weight.master) for kind in MOMENTS}
+            found["state"][index] = {"step": torch.tensor(float(saved["steps"][weight.name])), **moments}
+    # It brings the steps to where they are counted.
+    optimiser.load_state_dict(found)
+    learned = [weight for weight in order if weight.name in saved["steps"]]
+    shards.fill((w.part(optimiser.state[w.master][kind]), saved[kind][w.name]) for kind in MOMENTS for w in learned)
 
 
-def _each(values: Mapping[str, Any], change: Any) -> dict[str, Any]:
-    """The moments changed; `step` is one number for all."""
-    return {name: change(value) if isinstance(value, Tensor) and value.ndim else value for name, value in values.items()}
+def _former(saved: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """What earlier versions wrote, torch's own state by number, as `state` gives it."""
+    of = {names[index]: values for index, values in saved["state"].items()}
+    found: dict[str, Any] = {"steps": {name: float(values["step"]) for name, values in of.items()}}
+    return found | {kind: {name: values[kind] for name, values in of.items()} for kind in MOMENTS}
 
 
 def _groups(weights: TrainedWeights) -> tuple[list[TrainedWeight], list[TrainedWeight]]:

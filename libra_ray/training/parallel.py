@@ -6,14 +6,16 @@ from typing import Any
 
 import torch
 from torch import distributed, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import register_dataclass
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from libra_ray.model.layers import pretrained_layers
 from libra_ray.model.system import Losses, System
+from libra_ray.training.speed import COMMUNICATION, StepTimer
 
 ASKED = ("measure", "infer")
 """What else of a system is called beside `forward`."""
@@ -35,10 +37,15 @@ SAVED = {
 """What `train.checkpointing=selective` does not compute twice."""
 
 
-def shard(model: System, device: torch.device, *, bf16: bool) -> None:
+EXCHANGES = ("unshard", "wait_for_unshard", "post_backward", "finalize_backward")
+"""Where FSDP2 gathers weights, reduces gradients, and has the device wait for either; torch has no public place for it."""
+
+
+def shard(model: System, device: torch.device, timer: StepTimer, *, bf16: bool) -> None:
     """Shard a model's weights over all workers (FSDP2): layer by layer, and the rest together.
 
-    The shards stay fp32; with `bf16` they are gathered, and computed with, in bf16, and gradients summed up in fp32.
+    The shards stay fp32; with `bf16` they are gathered, and computed with, in bf16, and gradients summed up in fp32. What the
+    device waits for others is told to `timer`.
     """
     # Single numbers cannot be sharded: every worker has them, see `TrainedWeights.share_gradients`.
     single = {weight for weight in model.parameters() if not weight.ndim}
@@ -49,16 +56,40 @@ def shard(model: System, device: torch.device, *, bf16: bool) -> None:
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False, ignored_params=single)
     for name in ASKED:
         register_fsdp_forward_method(model, name)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            group = module._get_fsdp_state()._fsdp_param_group  # noqa: SLF001
+            for name in EXCHANGES if group is not None else ():
+                setattr(group, name, _timed(getattr(group, name), timer))
 
 
-def replicate(model: System, device: torch.device) -> nn.Module:
+def _timed(exchange: Callable[..., Any], timer: StepTimer) -> Callable[..., Any]:
+    def timed(*args: Any, **more: Any) -> Any:
+        with timer.within(COMMUNICATION):
+            return exchange(*args, **more)
+
+    return timed
+
+
+def replicate(model: System, device: torch.device, timer: StepTimer) -> nn.Module:
     """A model in DDP; pretrained networks carry weights (a pooler, a last norm) that take no part in our losses.
 
-    Nor do the parts that learn in another phase.
+    Nor do the parts that learn in another phase. Whenever some gradients are ready, that is told to `timer`: what comes after
+    the last ones is waiting for others.
     """
     unused = bool(pretrained_layers(model)) or not all(map(model.schedule().learns, model.parts()))
     devices = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=devices, find_unused_parameters=unused)
+    found = DistributedDataParallel(model, device_ids=devices, find_unused_parameters=unused)
+
+    def reduce(
+        group: distributed.ProcessGroup,
+        bucket: distributed.GradBucket,  # type: ignore[name-defined]  # it comes from torch's compiled part
+    ) -> torch.futures.Future[torch.Tensor]:
+        timer.interrupt()
+        return allreduce_hook(group, bucket)
+
+    found.register_comm_hook(found.process_group, reduce)
+    return found
 
 
 def recompute(model: nn.Module, how: str) -> None:

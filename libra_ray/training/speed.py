@@ -2,6 +2,8 @@
 
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from libra_ray.model.system import System
 
 PEAK_SIZE, PEAK_TIMES = 8192, 10
 GIB, TERA = 2**30, 1e12
+COMMUNICATION = "communication"
 
 
 def on_gpu(device: torch.device) -> bool:
@@ -61,6 +64,7 @@ class StepTimer:
     def __init__(self, device: torch.device, *, enabled: bool) -> None:
         self._cuda, self._enabled = on_gpu(device), enabled
         self._marks: list[tuple[str, Any]] = []
+        self._present = ""
         self._sums: dict[str, float] = defaultdict(float)
 
     def begin(self) -> None:
@@ -68,8 +72,29 @@ class StepTimer:
         if self._enabled:
             self._marks.append(("", self._now()))
 
+    def enter(self, part: str) -> None:
+        """What comes now is `part`, of which blocks `within` it are none."""
+        self._present = part
+
     def mark(self, part: str) -> None:
-        """What came since the last mark was `part`."""
+        """What came since the last mark was `part`; it is over."""
+        self._note(part)
+        self._present = ""
+
+    def interrupt(self) -> None:
+        """What came since the last mark was the part that was entered; what comes now belongs to what is marked next."""
+        if self._present:
+            self._note(self._present)
+
+    @contextmanager
+    def within(self, part: str) -> Iterator[None]:
+        """What the block takes is `part`, and none of the part that was entered; without such a part nothing is counted."""
+        self.interrupt()
+        yield
+        if self._present:
+            self._note(part)
+
+    def _note(self, part: str) -> None:
         if not self._enabled:
             return
         self._marks.append((part, self._now()))
@@ -128,11 +153,17 @@ class Meter:
         self._idle = time.perf_counter()
 
     def take(self, world: int) -> dict[str, float]:
-        """The reading: `samples_per_s` of all workers, shares of the time, `tflops` of one worker, `memory_gib`, `mfu`."""
+        """The reading: `samples_per_s` of all workers, shares of the time, `tflops` of one worker, `memory_gib`, `mfu`.
+
+        `communication_share` is what the device stands still for until others have what it needs or it has theirs; what goes on
+        beside computing is none of it.
+        """
         parts = self.timer.take()
         elapsed = time.perf_counter() - self.began
         speed = self.samples / elapsed
         reading = {"samples_per_s": speed, "data_wait_share": self.waited / elapsed}
+        if world == 1 or parts:
+            parts.setdefault(COMMUNICATION, 0.0)
         reading |= {f"{part}_share": seconds / elapsed for part, seconds in parts.items()}
         if self.flops:
             reading["tflops"] = self.flops * speed / world / TERA

@@ -13,7 +13,7 @@ from libra_ray.config import TrainConfig
 from libra_ray.model.system import Losses
 from libra_ray.training import optimiser
 from libra_ray.training.loss_balance import GradientMeter, RawGradients
-from libra_ray.training.speed import StepTimer
+from libra_ray.training.speed import COMMUNICATION, StepTimer
 from libra_ray.training.weights import TrainedWeight, TrainedWeights
 
 Number = float | Tensor
@@ -80,7 +80,9 @@ class OptimiserStep:
         if kind.measured:
             self.meter.begin()
         losses = _mean([self._learn(piece, kind, numbers, last=last) for piece, last in self._pieces(batch)])
-        self.weights.share_gradients()
+        if self.weights.sharded:
+            self.weights.share_gradients()
+            self.timer.mark(COMMUNICATION)
         gradients = self.meter.after(numbers.loss_weights) if kind.measured else None
         for name in kind.resting:
             for weight in self.parts[name]:
@@ -101,14 +103,17 @@ class OptimiserStep:
         share = 1 / self.config.accumulate
         silent = self.wrapped.no_sync() if isinstance(self.wrapped, DistributedDataParallel) and not last else nullcontext()
         with silent:
+            self.timer.enter("forward")
             with torch.autocast(batch.actions.device.type, torch.bfloat16, enabled=self.bf16):
                 losses: Losses = self.wrapped(batch, kind.phase)
                 loss = torch.stack([numbers.loss_weights[name] * share * term for name, term in losses.terms.items()]).sum()
             self.timer.mark("forward")
+            self.timer.enter("backward")
             if kind.measured:
                 self.meter.before(losses.terms, share)
             loss.backward()
-            self.timer.mark("backward")
+            # In DDP the last gradients were interrupted for, and what came then was waiting.
+            self.timer.mark(COMMUNICATION if last and isinstance(self.wrapped, DistributedDataParallel) else "backward")
         return Losses(
             terms={name: term.detach() for name, term in losses.terms.items()},
             metrics={name: value.detach() for name, value in losses.metrics.items()},

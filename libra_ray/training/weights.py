@@ -7,7 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
+
+from libra_ray import shards
+from libra_ray.shards import Stored, local
 
 LARGE = 1 << 16
 """Entries from which on a matrix is kept in bf16 beside its fp32 master: to cast it anew at every use would cost more than to
@@ -21,11 +24,13 @@ class TrainedWeight:
     """One weight, or this worker's shard of it.
 
     Attributes:
+        name: of the model.
         parameter: what the model computes with.
         master: fp32, what the optimiser changes; where it is not the parameter's own memory, `TrainedWeights.apply` copies it.
         average: fp32, the moving average of `master`.
     """
 
+    name: str
     parameter: nn.Parameter
     master: Tensor
     average: Tensor
@@ -35,29 +40,19 @@ class TrainedWeight:
         """Whether the master is a copy."""
         return self.master.data_ptr() != local(self.parameter).data_ptr()
 
-    def whole(self, shard: Tensor) -> Tensor:
-        """From every worker's shard of something, all of it, on the CPU where it was sharded; every worker must ask."""
+    def part(self, shard: Tensor) -> Tensor:
+        """This worker's shard of something, in its place in the whole; the memory is shared."""
         found = self.parameter
         if not isinstance(found, DTensor):
             return shard
-        whole = DTensor.from_local(
+        return DTensor.from_local(
             shard, found.device_mesh, found.placements, run_check=False, shape=found.shape, stride=found.stride()
         )
-        return whole.full_tensor().cpu()
 
-    def shard(self, whole: Tensor) -> Tensor:
-        """This worker's shard of something that all workers have."""
-        found = self.parameter
-        if not isinstance(found, DTensor):
-            return whole
-        sharded = distribute_tensor(whole.to(self.master.device), found.device_mesh, found.placements, src_data_rank=None)
-        return sharded.to_local()
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This worker's shard; of a tensor that is not sharded all of it. The memory is shared."""
-    found = tensor.detach()
-    return found.to_local() if isinstance(found, DTensor) else found
+    def whole(self, shard: Tensor) -> Tensor:
+        """From every worker's shard of something, all of it, on the CPU where it was sharded; every worker must ask."""
+        found = self.part(shard)
+        return found.full_tensor().cpu() if isinstance(found, DTensor) else found
 
 
 def _portions(weights: Sequence[TrainedWeight]) -> list[list[TrainedWeight]]:
@@ -88,14 +83,14 @@ class TrainedWeights:
     def __init__(self, model: nn.Module, *, bf16: bool) -> None:
         self.model = model
         self._of: dict[int, TrainedWeight] = {}
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             casts = bf16 and parameter.ndim >= 2 and parameter.numel() >= LARGE and not isinstance(parameter, DTensor)
             if parameter.requires_grad:
                 master = local(parameter)
                 average = master.clone()
                 if casts:
                     parameter.data = master.bfloat16()
-                self._of[id(parameter)] = TrainedWeight(parameter=parameter, master=master, average=average)
+                self._of[id(parameter)] = TrainedWeight(name=name, parameter=parameter, master=master, average=average)
             elif casts:
                 parameter.data = parameter.data.bfloat16()
         self.all: Sequence[TrainedWeight] = list(self._of.values())
@@ -109,11 +104,14 @@ class TrainedWeights:
         """Those of a part of the model."""
         return [self._of[id(p)] for p in module.parameters() if id(p) in self._of]
 
+    @property
+    def sharded(self) -> bool:
+        """Whether workers have shards."""
+        return self._group is not None
+
     @torch.no_grad()
     def share_gradients(self) -> None:
         """Of weights that every worker has beside its shards, the mean of all workers' gradients."""
-        if self._group is None:
-            return
         for weight in self.all:
             if not isinstance(weight.parameter, DTensor) and weight.parameter.grad is not None:
                 distributed.all_reduce(weight.parameter.grad, group=self._group)
@@ -196,29 +194,39 @@ class TrainedWeights:
         others = sum(v.nbytes for v in self.model.state_dict(keep_vars=True).values() if id(v) not in self._of)
         return 4 * trained * sum(weight.parameter.numel() for weight in self.all) + frozen * others
 
-    def trained(self, *, averaged: bool) -> dict[str, Tensor]:
-        """The masters or their averages, and the buffers, by the model's names; whole. Every worker must ask."""
-        return self._named(averaged=averaged, frozen=False)
-
     def everything(self) -> dict[str, Tensor]:
-        """The averages, the frozen weights and the buffers: what a policy runs with. Every worker must ask."""
-        return self._named(averaged=True, frozen=True)
-
-    def restore(self, masters: Mapping[str, Tensor], averages: Mapping[str, Tensor]) -> None:
-        """Take what `trained` gave of both, and frozen weights where they are with the masters."""
-        for name, value in self.model.state_dict(keep_vars=True).items():
-            if (weight := self._of.get(id(value))) is not None:
-                weight.master.copy_(weight.shard(masters[name]))
-                weight.average.copy_(weight.shard(averages[name]))
-            elif name in masters:
-                local(value).copy_(masters[name])
-        self.apply()
-
-    def _named(self, *, averaged: bool, frozen: bool) -> dict[str, Tensor]:
+        """The averages, the frozen weights and the buffers, whole: what a policy runs with. Every worker must ask."""
         found = {}
         for name, value in self.model.state_dict(keep_vars=True).items():
             if (weight := self._of.get(id(value))) is not None:
-                found[name] = weight.whole(weight.average if averaged else weight.master)
-            elif frozen or not isinstance(value, nn.Parameter):
+                found[name] = weight.whole(weight.average)
+            else:
                 found[name] = value.full_tensor().cpu() if isinstance(value, DTensor) else value.detach()
         return found
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """The masters, their averages, and the frozen weights and buffers, by the model's names; of sharded ones the shards."""
+        found: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "frozen": {}}
+        for name, value in self.model.state_dict(keep_vars=True).items():
+            if (weight := self._of.get(id(value))) is not None:
+                found["model"][name], found["average"][name] = weight.part(weight.master), weight.part(weight.average)
+            else:
+                found["frozen"][name] = value.detach()
+        return found
+
+    def restore(self, state: Mapping[str, Mapping[str, Tensor | Stored]]) -> None:
+        """Take what `state` gave, perhaps of other shards.
+
+        Raises:
+            ValueError: a weight is not in it, or of another shape.
+        """
+        own = self.state()
+        # Earlier versions had the buffers, and some of them frozen weights too, with the masters.
+        known = {**state["model"], **state.get("frozen", {})}
+        pairs = [(value, known[name]) for name, value in own["frozen"].items() if name in known]
+        for kind in ("model", "average"):
+            if lacking := own[kind].keys() - state[kind].keys():
+                raise ValueError(f"the trainer's state has no weight {min(lacking)}; give one of the same model")
+            pairs += [(value, state[kind][name]) for name, value in own[kind].items()]
+        shards.fill(pairs)
+        self.apply()

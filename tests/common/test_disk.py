@@ -6,7 +6,7 @@ import sqlite3
 import pytest
 import torch
 
-from libra_ray import checkpoint
+from libra_ray import checkpoint, shards
 from libra_ray.common import disk
 from libra_ray.common.disk import NoRoomError, check_room, lacks_room, room_for
 from libra_ray.training.fit import Trainer
@@ -92,5 +92,5 @@ def test_the_size_of_a_checkpoint_is_known_before_the_first_step(way, tmp_path):
     trainer = Trainer(tiny_model({"planner.train_vision": way, "planner.train_language": way}), device=torch.device("cpu"))
     foretold = trainer.checkpoint_bytes()
     list(trainer.run([make_batch(trainer.model, 4)]))
-    save_checkpoint(tmp_path / "saved", trainer.model, trainer.step, trainer.state())
+    shards.begin(tmp_path / "saved", trainer.state()).finish(first=True)
     assert disk.bytes_below(tmp_path / "saved") == pytest.approx(foretold, rel=0.15)

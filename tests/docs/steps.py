@@ -93,6 +93,20 @@ STEPS = [
         leaves=("runs/tuned/checkpoint/manifest.json",),
     ),
     Step(
+        line=JOB + "train.py --name planner --data.root /data/large --train.levels planner",
+        leaves=("runs/planner/checkpoint/manifest.json",),
+        smaller={"/data/large": "../data"},
+    ),
+    Step(
+        line=JOB + "train.py --name refiner --data.root /data/mine --train.levels refiner --train.stats_from runs/planner",
+        leaves=("runs/refiner/checkpoint/manifest.json",),
+    ),
+    Step(
+        line=JOB + "join.py --levels planner=runs/planner/checkpoint refiner=runs/refiner/checkpoint",
+        leaves=("runs/joined/checkpoint/manifest.json",),
+        says="checkpoint:",
+    ),
+    Step(
         line=JOB
         + "pipeline.py --name coarser --action.bins 6 --train.start_from runs/quickstart/checkpoint --train.start_parts planner.backbone",
         leaves=("runs/coarser/report.html",),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from libra_ray import checkpoint
+from libra_ray import checkpoint, shards
 from libra_ray.batch import Batch
 from libra_ray.checkpoint import DatasetSpec, Manifest
 from libra_ray.config import Config, override, preset
@@ -85,9 +85,12 @@ def make_stats(shape: RobotShape = SHAPE) -> NormStats:
 
 
 def save_checkpoint(folder: Path, model: System, step: int = 0, trainer: dict[str, Any] | None = None) -> Manifest:
-    """A checkpoint of `model` as training writes it."""
+    """A checkpoint of `model` to run, and to resume from where a trainer's state is given."""
     spec = DatasetSpec(shape=model.shape, image_keys=KEYS[: model.shape.cameras], control_hz=10, instructions=INSTRUCTIONS)
-    return checkpoint.save(folder, model, model.state_dict(), make_stats(model.shape), spec, step, trainer)
+    manifest = checkpoint.save(folder, model, model.state_dict(), make_stats(model.shape), spec, step)
+    if trainer is not None:
+        shards.begin(folder / checkpoint.TRAINER_FOLDER, trainer).finish(first=True)
+    return manifest
 
 
 def make_observation(robot: int = 0, step: int = 0, *, size: int = 32, past: int = 0, cameras: int = 1) -> Observation:

@@ -37,6 +37,27 @@ def demonstrate(root: Path, episodes: int = 3, *, fps: int = METAWORLD_HZ, **rob
     return write_dataset([make_episode(seed=n, length=8 + n, **robot) for n in range(episodes)], root, fps=fps)
 
 
+def test_a_policy_of_which_not_all_levels_learn_is_trained_but_not_evaluated(make_run, tmp_path):
+    data = str(demonstrate(tmp_path / "d"))
+    stages.check(make_run("alone", data__root=data, train__levels="refiner"), "train")
+    with pytest.raises(ValueError, match=r"train\.levels=refiner: .*cannot be evaluated; .*jobs/join\.py"):
+        stages.check(make_run("both", data__root=data, train__levels="refiner"), "train", "evaluate")
+
+
+def test_a_run_takes_the_statistics_of_another_that_has_begun_and_stays_with_them(make_run, tmp_path):
+    first = make_run("first", data__root=str(demonstrate(tmp_path / "d")))
+    second = make_run("second", data__root=str(demonstrate(tmp_path / "e", episodes=5)), train__stats_from=str(first.root))
+    with pytest.raises(ValueError, match=r"first has no stats\.json; give a checkpoint, or a run whose training has begun"):
+        stages.check(second, "train")
+    begun = open_to_train(first)
+    stages.check(second, "train")
+    assert open_to_train(second).stats.to_json() == begun.stats.to_json()
+    assert "of its actions' entries lie outside" in " ".join(open_to_train(second).remarks())
+    first.path("stats.json").write_text(open_to_train(make_run("third", data__root=str(tmp_path / "e"))).stats.to_json())
+    with pytest.raises(ValueError, match=r"began with other normalisation statistics than train\.stats_from gives now"):
+        open_to_train(second)
+
+
 @pytest.mark.parametrize("stage", ["train", "evaluate"])
 def test_a_gpu_that_is_not_there_is_refused_before_anything_is_done(make_run, monkeypatch, stage):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

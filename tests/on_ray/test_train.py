@@ -31,7 +31,7 @@ cloudpickle.register_pickle_by_value(loops)
 
 @dataclass
 class Killer:
-    """Kills the training worker once the log has reached `step`."""
+    """Kills the training worker once the log has reached `step`, as if it had been writing checkpoints."""
 
     log: object
     step: int
@@ -52,6 +52,8 @@ class Killer:
             rows = read_jsonl(self.log, dict)
             if rows and rows[-1]["step"] >= self.step:
                 self.killed = [pid for pid in family(os.getpid()) if WORKER in command(pid)]
+                for name in (".checkpoint_dead.partial", "checkpoint_dead"):
+                    (self.log.parent / "ray" / training.TRAIN_NAME / name / "trainer").mkdir(parents=True)
                 for pid in self.killed:
                     os.kill(pid, signal.SIGKILL)
                 return
@@ -125,6 +127,17 @@ def test_killed_workers_go_on_from_the_last_checkpoint(killed_run):
     assert len(again) <= 1, "one restart"
     assert all(step > 20 and step % 20 == 5 for step in again), "from a checkpoint, not from the beginning"
     assert killed_run.tracker.registered == [manifest.digest]
+
+
+def test_what_killed_workers_were_writing_is_gone(killed_run):
+    """And both wrote what is left; only the exported checkpoint has weights to run."""
+    kept = killed_run.folder.root / "ray" / training.TRAIN_NAME
+    folders = [path for path in kept.glob("*checkpoint_*") if path.is_dir()]
+    assert len(folders) == training.KEPT
+    for folder in folders:
+        names = {path.name for path in (folder / "trainer").iterdir()}
+        assert {name[: len("shard-00001")] for name in names} == {"shard-00001", "shard-00002", "state.pt"}
+        assert not (folder / "weights.safetensors").exists()
 
 
 def test_how_well_levels_keep_up_is_measured_before_the_first_step(killed_run):

@@ -49,6 +49,12 @@ class Toy(System):
     def loss_weights(self):
         return {"goal": 1.0, "path": 1.0, "motor": 1.0}
 
+    def taught_by(self):
+        return {"goal": ("goal",), "path": ("path",), "motor": ("motor",)}
+
+    def reached(self):
+        return {name: list(part.parameters()) for name, part in self.parts().items()}
+
     @classmethod
     def lengthened_by(cls, config, level, *, acts):
         """The levels above the last are as long by themselves."""

@@ -42,11 +42,22 @@ def resumed_from_disk(trainer, tmp_path):
     return Trainer(tiny_model(EVERYTHING_RANDOM), device=CPU, state=checkpoint.load_trainer_state(tmp_path / "checkpoint"))
 
 
+def resumed_from_what_earlier_versions_wrote(trainer, tmp_path):
+    """Whole weights to run with, and beside them one file with torch's own state of the optimiser, by number."""
+    save_checkpoint(tmp_path / "checkpoint", trainer.model, trainer.step)
+    state = {name: value for name, value in trainer.state().items() if name != "frozen"}
+    former = state | {"optimiser": trainer.optimiser.state_dict(), **state["schedule"]}
+    del former["schedule"]
+    (tmp_path / "checkpoint" / "trainer").mkdir()
+    torch.save(former, tmp_path / "checkpoint" / "trainer" / "state.pt")
+    return Trainer(tiny_model(EVERYTHING_RANDOM), device=CPU, state=checkpoint.load_trainer_state(tmp_path / "checkpoint"))
+
+
 def same(one, other) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("resume", [resumed_in_memory, resumed_from_disk])
+@pytest.mark.parametrize("resume", [resumed_in_memory, resumed_from_disk, resumed_from_what_earlier_versions_wrote])
 def test_two_and_two_resumed_steps_are_four(resume, tmp_path):
     whole = Trainer(tiny_model(EVERYTHING_RANDOM), device=CPU)
     rows = trained(whole, 4)

@@ -1,23 +1,32 @@
 """Several workers learn what one learns, however they share the model, and each goes on where others stopped."""
 
-import copy
+import errno
 import os
 import socket
 import subprocess
 import sys
+from collections import Counter
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import distributed, nn
+from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
+from libra_ray import checkpoint
+from libra_ray.common.disk import NoRoomError
 from libra_ray.model.layers import pretrained_layers
 from libra_ray.training import weights
 from libra_ray.training.fit import Trainer
 from libra_ray.training.parallel import draws
+from libra_ray.training.saving import BackgroundSaver
+from libra_ray.training.speed import COMMUNICATION, StepTimer
 from tests.model import families
 from tests.model.builders import make_batch, tiny_model
+from tests.training.builders import training_data
 
 CPU = torch.device("cpu")
 KEYS = ("to_qkv.bias", "k_proj.bias")
@@ -41,9 +50,53 @@ def batches(model):
 def train(model, *, state=None, rank=0, world=1, until=STEPS):
     """The trainer after step `until`, and its rows, of this worker's share of every batch."""
     trainer = Trainer(model, device=CPU, state=state)
-    own = [batch.index(torch.arange(rank, len(batch), world)) for batch in batches(model)][trainer.step :]
-    rows = [progress.metrics for progress in trainer.run(own, until=until)]
+    rows = [progress.metrics for progress in trainer.run(own(model, rank, world)[trainer.step :], until=until)]
     return trainer, rows
+
+
+def own(model, rank, world):
+    """A worker's share of every batch."""
+    return [batch.index(torch.arange(rank, len(batch), world)) for batch in batches(model)]
+
+
+def saved(trainer, folder, *, rank=0, world=1):
+    """Write the trainer's state to `folder`, and train on meanwhile."""
+    with BackgroundSaver(trainer, training_data(trainer.model.config)) as saver:
+        saver.begin(folder)
+        list(trainer.run(own(trainer.model, rank, world)[trainer.step :]))
+    return folder
+
+
+@contextmanager
+def counted():
+    """How often each part of a step is noted."""
+    found, note = Counter(), StepTimer._note
+
+    def counting(timer, part):
+        found[part] += 1
+        note(timer, part)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StepTimer, "_note", counting)
+        yield found
+
+
+def failing(trainer, folder, rank):
+    """What every worker is told when one of them finds no room."""
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == 1:
+            patch.setattr(HuggingFaceStorageWriter, "write_data", full)
+        with BackgroundSaver(trainer, training_data(trainer.model.config)) as saver:
+            saver.begin(folder)
+            try:
+                saver.wait()
+            except NoRoomError as error:
+                return str(error)
+    return "nothing"
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def apart(trainer):
@@ -66,23 +119,31 @@ def work(rank, port, folder, backbone):
     for kind in KINDS:
         for how in ("ddp", "fsdp"):
             make = partial(tiny_model, settings(backbone, kind, **{"ray.parallel": how}))
-            trainer, rows = share(make())
+            with counted() as waits:
+                trainer, rows = share(make())
             half, _ = share(make(), until=HALF)
-            state = copy.deepcopy(half.state())
-            resumed, _ = share(make(), state=copy.deepcopy(state))
+            averages = {name: value.clone() for name, value in half.weights().items()}
+            written = saved(half, Path(folder) / f"{kind}-{how}", rank=rank, world=WORLD)
+            resumed, _ = share(make(), state=checkpoint.load_trainer_state(written))
+            fewer = checkpoint.load_trainer_state(Path(folder) / "one")
+            grown = share(make(), state=fewer)[0].weights() if kind == "exact" else {}
             with trainer.averaged() as model:
                 sharded = any(type(p).__name__ == "DTensor" for p in model.parameters())
                 val = {name: float(value) for name, value in model(batches(model)[0], model.schedule().phase).terms.items()}
             found[kind, how] = {
                 "weights": trainer.weights(),
                 "resumed": resumed.weights(),
-                "state": state,
+                "half": averages,
+                "grown": grown,
                 "rows": rows,
+                "waits": waits[COMMUNICATION] / STEPS,
                 "sharded": sharded,
                 "val": val,
                 "bytes": trainer.checkpoint_bytes(),
                 "apart": apart(trainer),
             }
+    told = failing(trainer, Path(folder) / "failed", rank)
+    (Path(folder) / f"told{rank}").write_text(told)
     if rank == 0:
         torch.save(found, Path(folder) / "found.pt")
     distributed.destroy_process_group()
@@ -96,6 +157,7 @@ def backbone(tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(backbone, tmp_path_factory):
     folder = tmp_path_factory.mktemp("workers")
+    saved(train(tiny_model(settings(backbone, "exact")), until=HALF)[0], folder / "one")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -112,7 +174,8 @@ def found(backbone, tmp_path_factory):
         for rank in range(WORLD)
     ]
     assert [worker.wait(timeout=240) for worker in workers] == [0] * WORLD
-    return torch.load(folder / "found.pt", weights_only=False)
+    found = torch.load(folder / "found.pt", weights_only=False)
+    return {case: {**of, "folder": folder} for case, of in found.items()}
 
 
 def close(ones, others):
@@ -141,6 +204,20 @@ def test_only_shards_are_sharded(found):
     assert [found["exact", how]["sharded"] for how in ("ddp", "fsdp")] == [False, True]
 
 
+def test_what_is_waited_for_others_is_told_apart(found, backbone):
+    """Of all parts, which are no more than the whole; one worker waits for nobody."""
+    parts = [f"{part}_share" for part in ("forward", "backward", "optimiser", "communication", "data_wait")]
+    for (_, how), of in found.items():
+        # Shards of every group are gathered, waited for, reduced, and waited for; replicas wait after the last gradient.
+        assert of["waits"] == 1 if how == "ddp" else of["waits"] >= 4
+        for row in of["rows"]:
+            assert row["communication_share"] > 0
+            assert sum(row[part] for part in parts) <= 1
+            assert all(row[part] > 0 for part in parts[:3])
+    _, rows = train(tiny_model(settings(backbone, "exact")), until=1)
+    assert rows[0]["communication_share"] == 0
+
+
 def test_shards_learn_what_replicas_learn(found):
     replicas, shards = found["random", "ddp"], found["random", "fsdp"]
     close(shards["weights"], replicas["weights"])
@@ -160,9 +237,40 @@ def test_two_and_two_resumed_steps_are_four(found, kind, how):
 
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
 def test_one_worker_goes_on_where_two_stopped(found, backbone, how):
-    alone, _ = train(tiny_model(settings(backbone, "exact")), state=copy.deepcopy(found["exact", how]["state"]))
+    state = checkpoint.load_trainer_state(found["exact", how]["folder"] / f"exact-{how}")
+    alone, _ = train(tiny_model(settings(backbone, "exact")), state=state)
     assert alone.step == STEPS
     close(alone.weights(), found["exact", how]["weights"])
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_two_workers_go_on_where_one_stopped(found, how):
+    close(found["exact", how]["grown"], found["exact", how]["weights"])
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_every_worker_writes_its_share(found, how):
+    """Of what all have, in DDP, each a part."""
+    files = list((found["exact", how]["folder"] / f"exact-{how}" / "trainer").glob("*.safetensors"))
+    sizes = [sum(path.stat().st_size for path in files if f"shard-{rank + 1:05d}" in path.name) for rank in range(WORLD)]
+    assert min(sizes) > 0.3 * sum(sizes)
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_export_has_the_average_as_it_was_when_the_save_began(found, tmp_path, kind, how):
+    manifest = checkpoint.export(found[kind, how]["folder"] / f"{kind}-{how}", tmp_path / "exported")
+    exported = load_file(tmp_path / "exported" / "weights.safetensors")
+    assert exported.keys() == found[kind, how]["half"].keys()
+    assert all(torch.equal(value, found[kind, how]["half"][name]) for name, value in exported.items())
+    assert (manifest.step, manifest.digest) == (HALF, checkpoint.digest(tmp_path / "exported"))
+
+
+def test_what_one_worker_cannot_write_is_no_checkpoint_and_told_to_all(found):
+    folder = found["exact", "fsdp"]["folder"]
+    for rank in range(WORLD):
+        assert "no space left on the disk" in (folder / f"told{rank}").read_text()
+    assert not (folder / "failed").exists()
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from libra_ray.runs.folder import Clock, RunFolder
 from libra_ray.runs.results import SPEED, TrainingLog
 from libra_ray.runs.trials import Rung, TrialResult
 from libra_ray.training.fit import Trainer
+from libra_ray.training.saving import BackgroundSaver
 
 LEFT_OUT = ("lr", "weight_", *SPEED)
 """Beginnings of the logged names that measure no policy."""
@@ -151,11 +152,13 @@ def train_until(folder: RunFolder, step: int, clock: Clock) -> None:
     state = checkpoint.load_trainer_state(last) if last.exists() else None
     trainer = Trainer(data.make_model(begun=state is not None).to(device), device=device, state=state)
 
-    def save(_: dict[str, float]) -> None:
-        checkpoint.save(last, trainer.model, trainer.weights(), data.stats, data.spec, trainer.step, trainer.state())
-        clock.tick()
+    with BackgroundSaver(trainer, data) as saver:
 
-    training.advance(trainer, data, folder.root, until=step, save=save)
+        def save(_: dict[str, float]) -> None:
+            saver.begin(last)
+            clock.tick()
+
+        training.advance(trainer, data, folder.root, until=step, save=save, check=saver.check)
     checkpoint.export(last, folder.path("checkpoint"))
 
 
