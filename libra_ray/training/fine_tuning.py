@@ -52,9 +52,9 @@ def start_from(model: System, folder: Path, parts: Sequence[str]) -> list[str]:
                 f"train.start_parts={part}: checkpoint {folder} has no weights of this name and shape; this model's parts are "
                 f"{', '.join([*model.parts(), *_heads(own)])}"
             )
-    _check_meaning(folder, model, theirs, parts)
     if _dims(theirs) != _dims(model.shape):
         _refuse_half_a_policy(folder, model.shape, theirs, [n for n in own if n.startswith(tuple(parts))], set(fitting))
+    _check_meaning(folder, model, theirs, parts)
     model.load_state_dict({names[n]: value for n, value in fitting.items()}, strict=False)
     if random := [name for name in own if name.startswith(tuple(parts)) and name not in fitting]:
         count = f"{len(fitting)} of {len(fitting) + len(random)}"
