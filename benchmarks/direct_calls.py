@@ -49,7 +49,7 @@ class DirectCalls:
         """One batch for a level."""
         rows = enumerate(zip(seen, above, strict=True))
         requests = [InferenceRequest(number=i, observation=o, above=intent) for i, (o, intent) in rows]
-        batch = InferenceBatch.stacked(requests, weights_key(self.settings.user_config()), history=1)
+        batch = InferenceBatch(weights=weights_key(self.settings.user_config()), requests=requests)
         began = time.perf_counter()
         result: InferenceResult = self.handles[level].infer.remote(batch).result(timeout_s=60)
         return Call(waited_s=time.perf_counter() - began, computed_s=result.seconds)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -43,21 +44,20 @@ def wire_times(policy: SystemPolicy, batches: Sequence[int], jpeg: int) -> list[
     said = pack(request(seen, jpeg_quality=jpeg or None, seq=0))
     timing = dict.fromkeys(("total_ms", "queue_ms", "call_ms", "compute_ms", "batch"), 1.0)
     answer = {"actions": chunk, "first_step": 0, "robot": "robot-1", "seq": 0, "held": False, "server_timing": timing}
-    reply, history = pack(answer), shake.history
-    asked = [InferenceRequest(number=number, observation=seen) for number in range(batches[-1])]
+    reply = pack(answer)
+    # To each its own arrays: pickle writes one that came before only once.
+    asked = [InferenceRequest(number=number, observation=deepcopy(seen)) for number in range(batches[-1])]
     found = [
         _component(ROBOT, "request made", 1, lambda: pack(request(seen, jpeg_quality=jpeg or None, seq=0))),
         _component(ROBOT, "answer read", 1, lambda: Reply.read(unpack(reply))),
     ]
     message = unpack(said)
     for robots in batches:
-        batch = InferenceBatch.stacked(asked[:robots], "weights", history)
+        batch = InferenceBatch(weights="weights", requests=asked[:robots])
         gateway: dict[str, Callable[[], object]] = {
             "msgpack decoded": _repeated(robots, lambda: unpack(said)),
             "request checked, pictures decoded": _repeated(robots, lambda: read_request(message, shake)),
-            "batch stacked": partial(InferenceBatch.stacked, asked[:robots], "weights", history),
             "batch between processes (pickle)": partial(_copied, batch),
-            "batch unstacked": batch.observations,
             "answers packed": _repeated(robots, lambda: pack(answer)),
         }
         found += [_component(GATEWAY, name, robots, call) for name, call in gateway.items()]

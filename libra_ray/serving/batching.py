@@ -10,8 +10,8 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from libra_ray.serving.batches import ACTIONS, InferenceRequest, InferenceResult
-from libra_ray.types import Intent, Observation
+from libra_ray.serving.batches import InferenceRequest, InferenceResult
+from libra_ray.types import ActionChunk, Intent, Observation
 
 CALL_SHARE, DEADLINE_SHARE = 0.5, 0.1
 """Shares of a call's duration and of the control deadline: for the shorter of both an idle level waits for more requests.
@@ -136,9 +136,10 @@ class Batcher:
             return
         call_s = self._clock() - began
         self._call_s += 0.2 * (call_s - self._call_s)
-        for w, actions in zip(batch, result.values[ACTIONS], strict=True):
+        for w, chunk in zip(batch, result.answers, strict=True):
+            assert isinstance(chunk, ActionChunk)
             if not w.future.done():
                 row = RobotResult(
-                    actions=actions, queue_s=began - w.since, call_s=call_s, compute_s=result.seconds, batch=len(batch)
+                    actions=chunk.actions, queue_s=began - w.since, call_s=call_s, compute_s=result.seconds, batch=len(batch)
                 )
                 w.future.set_result(row)

@@ -235,7 +235,7 @@ class GatewayCore:
     ) -> InferenceResult:
         """One batch, sent to a replica of the level; the last level's is tried again elsewhere, for robots wait for it."""
         began, tries = self._clock(), retry.TRIES if level == self._last else 1
-        batch, late = InferenceBatch.stacked(requests, weights, self.handshake.history), self._late[level].mean
+        batch, late = InferenceBatch(weights=weights, requests=requests), self._late[level].mean
         queued = self._upper.schedulers.get(level, self._batcher).queued
         remote = lambda: self._handles[level].infer.remote(batch, late, urgent=urgent)  # noqa: E731
         result: InferenceResult = await retry.call(remote, timeout_s=self.settings.levels[level].timeout_s, tries=tries)

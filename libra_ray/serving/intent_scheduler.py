@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 from libra_ray.serving.batches import InferenceRequest, InferenceResult
 from libra_ray.serving.batching import CALL_SHARE
 from libra_ray.serving.robot_sessions import RobotSession, ServedIntent
-from libra_ray.types import Level
+from libra_ray.types import Intent, Level
 
 AGAIN_S = 0.1
 """After a failed call its robots are asked for so much later, twice as much after each further one."""
@@ -213,20 +213,21 @@ class IntentScheduler:
         ready_at = self._clock()
         took_s = ready_at - began
         self._call_s += (took_s - self._call_s) * (0.2 if self._call_s else 1.0)
-        for row, pending in enumerate(batch):
+        for answer, pending in zip(result.answers, batch, strict=True):
+            assert isinstance(answer, Intent)
             robot, step = pending.robot, pending.request.observation.step
             self._penalties.pop(robot, None)
             self._ready(self.level.name, ready_at - pending.seen_at)
             if robot.episode == pending.episode:
                 intent = ServedIntent(
                     level=self.level.name,
-                    values={name: value[row] for name, value in result.values.items()},
+                    values=answer.values,
                     first_step=step,
                     covers=self.level.covers,
                     made_at=pending.seen_at,
                     weights=weights,
                     ready_at=ready_at,
-                    metadata=result.metadata[row] if result.metadata else {},
+                    metadata=answer.metadata,
                 )
                 robot.control.accept_intent(intent, step)
                 robot.answered.set()

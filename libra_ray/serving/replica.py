@@ -96,11 +96,9 @@ class LevelReplica:
         def work() -> InferenceResult:
             # Only here, for until now its weights might have become others.
             policy = self._policy(batch.weights)
-            began, levels = time.perf_counter(), {level.name: level for level in policy.levels}
-            reads = levels[self._level].reads
-            above = batch.intents(None if reads is None else levels[reads])
-            answers = policy.infer(self._level, batch.observations(), above)
-            return InferenceResult.stacked(batch.numbers, answers, time.perf_counter() - began)
+            began, rows = time.perf_counter(), batch.requests
+            answers = policy.infer(self._level, [row.observation for row in rows], [row.above for row in rows])
+            return InferenceResult(numbers=[row.number for row in rows], answers=answers, seconds=time.perf_counter() - began)
 
         return await self._compute.run(work, low_priority=not urgent)
 

@@ -2,11 +2,11 @@
 
 import asyncio
 
-import numpy as np
 import pytest
 
-from libra_ray.serving.batches import ACTIONS, InferenceResult, RowMismatchError
+from libra_ray.serving.batches import InferenceResult, RowMismatchError
 from libra_ray.serving.batching import CALL_SHARE, DEADLINE_SHARE, Batcher
+from libra_ray.types import ActionChunk
 from tests.serving.stubs import observe
 from tests.serving.virtual_time import run
 
@@ -33,8 +33,8 @@ class Calls:
         self.sent.append([int(r.observation.state[0]) for r in requests])
         self.at.append(self.clock())
         await asyncio.sleep(CALL_S)
-        actions = np.array([[r.observation.state[0]] for r in requests])
-        return InferenceResult(numbers=np.array([r.number for r in requests]), values={ACTIONS: actions}, seconds=0.015)
+        answers = [ActionChunk(actions=r.observation.state[:1], first_step=0, intent_first_step=0) for r in requests]
+        return InferenceResult(numbers=[r.number for r in requests], answers=answers, seconds=0.015)
 
     def ask(self, robot, weights="w"):
         return self.batcher.ask(observe(robot), None, weights)
@@ -137,8 +137,8 @@ def test_nobody_gets_a_result_that_may_be_anothers(fault):
         async def wrong(requests, weights):
             result = await right(requests, weights)
             rows = {"order": [1, 0], "fewer": [0], "more": [0, 1, 1]}[fault]
-            numbers = result.numbers[rows] if fault == "order" else result.numbers
-            return InferenceResult(numbers=numbers, values={ACTIONS: result.values[ACTIONS][rows]}, seconds=0)
+            numbers = [result.numbers[row] for row in rows] if fault == "order" else result.numbers
+            return InferenceResult(numbers=numbers, answers=[result.answers[row] for row in rows], seconds=0)
 
         calls.batcher._call = wrong
         outcomes = await asyncio.gather(calls.ask(1), calls.ask(2), return_exceptions=True)

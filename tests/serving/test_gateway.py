@@ -65,9 +65,9 @@ def test_a_system_that_mixes_rows_up_is_an_error_and_nobody_gets_any():
     class Shuffling(StubLevel):
         async def infer(self, batch, late_share=0.0, *, urgent=False):
             result = await super().infer(batch, late_share, urgent=urgent)
-            order = np.roll(np.arange(len(batch.numbers)), 1)
-            values = {name: value[order] for name, value in result.values.items()}
-            return dataclasses.replace(result, numbers=result.numbers[order], values=values)
+            order = np.roll(np.arange(len(batch.requests)), 1)
+            numbers, answers = ([rows[i] for i in order] for rows in (result.numbers, result.answers))
+            return dataclasses.replace(result, numbers=numbers, answers=answers)
 
     async def work():
         bench = await Bench(kinds={"refiner": Shuffling}, window_ms=20).start()
@@ -339,7 +339,7 @@ def test_plans_of_the_weights_before_are_refined_with_words_that_those_take():
             return "" if "second" in weights or instruction == "go" else "too long"
 
         async def infer(self, batch, late_share=0.0, *, urgent=False):
-            assert "second" in batch.weights or set(batch.instructions) == {"go"}
+            assert "second" in batch.weights or {row.observation.instruction for row in batch.requests} == {"go"}
             return await super().infer(batch, late_share, urgent=urgent)
 
     async def work():

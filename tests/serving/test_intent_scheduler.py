@@ -13,6 +13,7 @@ from libra_ray.serving import intent_scheduler
 from libra_ray.serving.batches import InferenceResult
 from libra_ray.serving.intent_scheduler import IntentScheduler
 from libra_ray.serving.robot_sessions import RobotSession
+from libra_ray.types import Intent
 from tests.serving.bench import Bench, check
 from tests.serving.stubs import HORIZON, LEVELS, THREE, StubLevel, StubOfOne, StubOfThree, observe
 from tests.serving.virtual_time import run
@@ -46,9 +47,9 @@ class Calls:
             )
         )
         await asyncio.sleep(self.call_s)
-        tokens = np.array([[[int(r.observation.state[0])]] for r in requests])
-        numbers = np.array([r.number for r in requests])
-        return self.fault(InferenceResult(numbers=numbers, values={"tokens": tokens}, seconds=0))
+        values = [{"tokens": np.array([[int(r.observation.state[0])]])} for r in requests]
+        answers = [Intent(level=level, values=value, first_step=0, covers=1) for value in values]
+        return self.fault(InferenceResult(numbers=[r.number for r in requests], answers=answers, seconds=0))
 
     def robot(self, number, step=0, levels=LEVELS):
         robot = RobotSession(name=f"robot {number}", control=RobotControl(ControlConfig(), levels))
@@ -61,15 +62,15 @@ def intent_of(robot, level="planner"):
 
 
 def other_order(result):
-    return dataclasses.replace(result, numbers=result.numbers[::-1].copy())
+    return dataclasses.replace(result, numbers=result.numbers[::-1])
 
 
 def one_too_few(result):
-    return dataclasses.replace(result, values={name: value[:-1] for name, value in result.values.items()})
+    return dataclasses.replace(result, answers=result.answers[:-1])
 
 
 def other_numbers(result):
-    return dataclasses.replace(result, numbers=result.numbers + 1)
+    return dataclasses.replace(result, numbers=[number + 1 for number in result.numbers])
 
 
 @pytest.mark.parametrize("fault", [other_order, one_too_few, other_numbers])
@@ -328,7 +329,7 @@ def test_a_level_that_cannot_be_asked_is_not_late():
 
     class Director(StubOfThree):
         async def infer(self, batch, late_share=0.0, *, urgent=False):
-            if batch.steps[0]:
+            if batch.requests[0].observation.step:
                 raise OSError
             return await super().infer(batch, late_share, urgent=urgent)
 

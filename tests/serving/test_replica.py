@@ -52,7 +52,7 @@ async def asked(replica, **options):
     policy, key = Noting(), weights_key(replica._settings.user_config())
     replica._policies[key] = policy
     request = InferenceRequest(number=0, observation=observe(0))
-    await replica.infer(InferenceBatch.stacked([request], key, history=1), **options)
+    await replica.infer(InferenceBatch(weights=key, requests=[request]), **options)
     return policy
 
 
@@ -292,8 +292,8 @@ def test_the_third_weights_take_the_place_of_the_first_and_what_was_recorded_goe
 
         async def tokens(key):
             request = InferenceRequest(number=0, observation=make_observation(0))
-            result = await replica.infer(InferenceBatch.stacked([request], key, history=1))
-            return result.values["tokens"][0]
+            result = await replica.infer(InferenceBatch(weights=key, requests=[request]))
+            return result.answers[0].values["tokens"]
 
         await replica.reconfigure(configs[0])
         await replica.reconfigure(configs[1])
