@@ -2,8 +2,6 @@
 
 import asyncio
 import itertools
-import os
-import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
@@ -11,14 +9,15 @@ from typing import Any
 
 from libra_ray.client.protocol import Handshake
 from libra_ray.config import ControlConfig
+from libra_ray.control.margin import Margin, margins
 from libra_ray.control.robot import RobotControl
 from libra_ray.serving import retry
 from libra_ray.serving.batches import InferenceBatch, InferenceRequest, InferenceResult
 from libra_ray.serving.batching import Batcher, RobotResult
 from libra_ray.serving.engine import Engine
+from libra_ray.serving.fleet_snapshot import FleetSnapshot
 from libra_ray.serving.instructions import Instructions
 from libra_ray.serving.intent_scheduler import IntentScheduler
-from libra_ray.serving.keeping_up import KeepingUp
 from libra_ray.serving.requests import BadRequestError, Request, read_request
 from libra_ray.serving.robot_sessions import RobotSession, RobotSessions, ServedIntent
 from libra_ray.serving.settings import ServingSettings
@@ -41,7 +40,7 @@ class GatewayCore:
     Args:
         settings: the application's.
         handles: of the levels' deployments, by the level's name, slow to fast.
-        engine: what runs this gateway, made for its name.
+        engine: what runs this gateway.
         clock: seconds that never go back.
     """
 
@@ -49,31 +48,27 @@ class GatewayCore:
         self,
         settings: ServingSettings,
         handles: Mapping[str, Any],
-        engine: Callable[[str], Engine],
+        engine: Engine,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.settings, self._handles, self._clock = settings, handles, clock
-        self.name = f"{socket.gethostname()}-{os.getpid()}"
-        made = engine(self.name)
-        self.telemetry, self.aggregator = Telemetry("gateway", made.register, tuple(handles), clock=clock), made.aggregator
+        self.settings, self.engine, self._handles, self._clock = settings, engine, handles, clock
+        self.telemetry = Telemetry("gateway", engine.register, tuple(handles), clock=clock)
         self.connections = 0
         self.draining = False
         self.space_changed_hooks: list[Callable[[], None]] = []
-        self.weight_switch = WeightSwitch(
-            settings, handles, gateway=self.name, applications=made.applications, space_changed=self.space_changed
-        )
+        self.weight_switch = WeightSwitch(settings, handles, engine, self._space_changed)
         self._names = itertools.count(1)
         self._late = {name: retry.RecentMean(clock=clock) for name in handles}
         self._instructions = Instructions(self._refusal)
-        self.robots = RobotSessions(self._control, 2 * settings.max_connections)
+        self.robots = RobotSessions(self._control, 2 * settings.max_connections, clock)
         *_, self._last = handles
         self._upper = UpperLevels(self._scheduler, self._late)
         self._control_config = ControlConfig(**{f.name: getattr(settings, f.name) for f in fields(ControlConfig)})
-        self.keeping_up = KeepingUp(self._control_config, self.weight_switch, made.log)
+        self._told_late: set[tuple[str, str]] = set()
         self._batcher = Batcher(
             lambda requests, weights: self._infer(self._last, requests, weights),
             max_batch=settings.levels[self._last].max_batch,
-            in_flight=lambda: self.weight_switch.replicas[self._last].running,
+            in_flight=lambda: self.weight_switch.running[self._last],
             expected_peers=lambda: self.connections,
             window_s=None if settings.window_ms < 0 else settings.window_ms / 1000,
             deadline_s=lambda: self.deadline_s,
@@ -97,8 +92,7 @@ class GatewayCore:
         Raises:
             NotReadyError: the levels have not loaded yet.
         """
-        found = self.keeping_up.look(self.telemetry.latencies())
-        return replace(self.handshake, margin_steps={name: margin.margin_steps for name, margin in found.items()})
+        return replace(self.handshake, margin_steps={name: margin.margin_steps for name, margin in self._margins().items()})
 
     @property
     def ready(self) -> bool:
@@ -113,7 +107,7 @@ class GatewayCore:
 
     def new_name(self) -> str:
         """For a robot that gave none."""
-        return f"robot-{next(self._names)}@{self.name}"
+        return f"robot-{next(self._names)}@{self.engine.gateway}"
 
     async def answer(self, message: Json, name: str, owner: object | None = None) -> Json:
         """The answer to one request.
@@ -133,10 +127,7 @@ class GatewayCore:
         request = read_request(message, self.handshake)
         if request.observation is not None:
             await self._instructions.check(self.weight_switch.weights, request.observation.instruction)
-        robot = self.robots.named(request.robot or name)
-        if owner is not None and robot.owner is not owner:
-            robot.owner = owner
-            self.telemetry.connected(robot.name)
+        robot = self.robots.named(request.robot or name, owner)
         if robot.busy:
             raise BadRequestError("busy", f"a request of robot {robot.name!r} is under way; names must be unique in the fleet")
         robot.busy = True
@@ -147,7 +138,7 @@ class GatewayCore:
 
     async def _answer(self, request: Request, robot: RobotSession, arrived: float) -> Json:
         if request.ended:
-            self.telemetry.episode_ended(robot.name, request.success)
+            self.telemetry.episode_ended(robot.row, request.success)
         step = -1 if request.observation is None else request.observation.step
         if request.reset or (robot.seen is not None and 0 <= step < robot.seen.step):
             robot.begin()
@@ -205,7 +196,7 @@ class GatewayCore:
         self._late[self._last].add(missed)
         metadata = {name: told for intent in intents.values() for name, told in intent.metadata.items()}
         self.telemetry.tick(
-            robot.name,
+            robot.row,
             latency_s=took_s,
             batch_size=0 if result is None else result.batch,
             ages={name: (step - intent.first_step, now - intent.made_at) for name, intent in intents.items()},
@@ -254,10 +245,10 @@ class GatewayCore:
     def _control(self) -> RobotControl:
         return RobotControl(self._control_config, self.handshake.levels)
 
-    def space_changed(self) -> None:
+    def _space_changed(self) -> None:
         """Other observations, actions or levels than before: robots begin anew, and must shake hands again."""
         self._upper.become(self.handshake.levels[:-1])
-        self.robots.clear()
+        self.robots.begin_anew()
         for hook in self.space_changed_hooks:
             hook()
 
@@ -267,17 +258,38 @@ class GatewayCore:
             self._infer,
             weights=lambda: self.weight_switch.weights,
             max_batch=self.settings.levels[level.name].max_batch,
-            in_flight=lambda: self.weight_switch.replicas[level.name].running,
+            in_flight=lambda: self.weight_switch.running[level.name],
             failed=self._failed,
             ready=self.telemetry.intent,
             expected_peers=lambda: self.connections,
             clock=self._clock,
         )
 
+    def _margins(self) -> dict[str, Margin]:
+        """By level, by what was served of late; levels that served too little go by their latency with one robot.
+
+        A level that is too late is said in the log, once for its weights.
+        """
+        switch, shake = self.weight_switch, self.weight_switch.handshake
+        if shake is None:
+            return {}
+        latencies = {**switch.latencies, **self.telemetry.latencies()}
+        found = margins(shake.levels, latencies, shake.control_hz, self._control_config, switch.lengthened_by, section="")
+        for margin in found:
+            of = (margin.level, switch.weights)
+            if margin.margin_steps < 0 and of not in self._told_late:
+                self._told_late.add(of)
+                self.engine.log.warning("%s", margin.text)
+        return {margin.level: margin for margin in found}
+
+    def snapshot(self) -> FleetSnapshot:
+        """What happened of late, for the live page."""
+        return self.telemetry.snapshot(self.robots.rows(), self._margins())
+
     async def heartbeat(self) -> None:
         """Once a second until the gateway ends: report, tidy, count the levels' replicas."""
         while True:
             await asyncio.sleep(HEARTBEAT_S)
             self.robots.tidy()
-            await self.aggregator.report(self.telemetry.snapshot(self.keeping_up.look(self.telemetry.latencies())))
+            await self.engine.report(self.snapshot())
             await self.weight_switch.refresh()

@@ -80,8 +80,7 @@ class Web:
         finally:
             self._connections.discard(connection)
             core.connections -= 1
-            for name in core.robots.left(connection):
-                core.telemetry.disconnected(name)
+            core.robots.left(connection)
 
     def _admit(self, connection: HTTPConnection) -> None:
         """Refuse pages of other sites, and whoever has not the token: in a header, a cookie or the page's address."""
@@ -137,7 +136,7 @@ class Web:
 
     async def _fleet(self, request: Request) -> Response:
         self._admit(request)
-        return JSONResponse(await self._core.aggregator.fleet(), headers={"Cache-Control": "no-store"})
+        return JSONResponse(await self._core.engine.fleet(), headers={"Cache-Control": "no-store"})
 
     async def _page(self, request: Request) -> Response:
         self._admit(request)

@@ -286,7 +286,7 @@ def test_a_planner_that_hangs_or_fails_blocks_no_other_robot():
         with pytest.raises(NoAnswerError, match="level planner does not answer"):
             await bench.ask(3, 0, FAIL)
         check(await bench.ask(3), 3, 0)
-        assert bench.core.telemetry.snapshot().refused["planner call failed"] > 0
+        assert bench.core.snapshot().refused["planner call failed"] > 0
 
     run(work())
 
@@ -412,8 +412,8 @@ def test_a_refiner_that_fails_is_tried_again_then_held_and_counted():
         Flaky.failures = 3
         with pytest.raises(NoAnswerError, match="nothing was executed yet"):
             await bench.ask(2)
-        snapshot = bench.core.telemetry.snapshot()
-        assert snapshot.events["held"] == 1
+        snapshot = bench.core.snapshot()
+        assert snapshot.summary("held")["count"] == 1
         assert snapshot.refused["refiner call failed"] == 2
 
     run(work())
@@ -466,12 +466,12 @@ def test_new_plans_are_compared_with_those_in_use():
     async def work():
         bench = await Bench().start()
         await bench.drive(1, 6)
-        same = bench.core.telemetry.snapshot().to_json()["levels"][0]["replan_share"]
+        same = bench.core.snapshot().to_json()["levels"][0]["replan_share"]
         assert same["count"] > 0
         assert same["max"] == 0
         await bench.use({"checkpoint": "second"})
         await bench.drive(1, 6, first=6 * HORIZON)
-        changed = bench.core.telemetry.snapshot().to_json()["levels"][0]
+        changed = bench.core.snapshot().to_json()["levels"][0]
         assert changed["replan_share"]["max"] == pytest.approx(1 / DIMS, rel=0.01)
         assert changed["replan_difference"]["max"] == pytest.approx(1 / DIMS, rel=0.01)
 
@@ -485,7 +485,8 @@ def test_weights_of_another_action_space_make_robots_shake_hands_again():
         await bench.drive(1, 3)
         await bench.use({"checkpoint": "short", "revision": ""})
         assert told == [1]
-        assert not bench.core.robots._robots
+        robot = bench.core.robots.named("robot 1")
+        assert (robot.seen, robot.control.chunk, robot.control.acting.covers) == (None, None, 3)
         assert bench.core.handshake.horizon == 3
         assert (await bench.ask(1)).actions.shape == (3, DIMS)
 
@@ -498,11 +499,12 @@ def test_robots_are_forgotten_and_their_number_is_bounded(monkeypatch):
         for number in range(100):
             bench.core.robots.named(f"made up {number}")
         assert len(bench.core.robots._robots) <= 16
-        kept = bench.core.robots.named("connected")
-        kept.owner = "a connection"
+        kept = bench.core.robots.named("connected", "a connection")
         monkeypatch.setattr(robots, "FORGET_S", -1.0)
         bench.core.robots.tidy()
-        assert len(bench.core.robots._robots) == 1
-        assert bench.core.robots.left("a connection") == ["connected"]
+        assert [*bench.core.robots._robots.values()] == [kept]
+        bench.core.robots.left("a connection")
+        bench.core.robots.tidy()
+        assert not bench.core.robots._robots
 
     run(work())

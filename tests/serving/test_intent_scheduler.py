@@ -11,6 +11,7 @@ from libra_ray.config import ControlConfig
 from libra_ray.control.robot import RobotControl
 from libra_ray.serving import intent_scheduler
 from libra_ray.serving.batches import InferenceResult
+from libra_ray.serving.fleet_snapshot import RobotRow
 from libra_ray.serving.intent_scheduler import IntentScheduler
 from libra_ray.serving.robot_sessions import RobotSession
 from libra_ray.types import Intent
@@ -52,7 +53,9 @@ class Calls:
         return self.fault(InferenceResult(numbers=[r.number for r in requests], answers=answers, seconds=0))
 
     def robot(self, number, step=0, levels=LEVELS):
-        robot = RobotSession(name=f"robot {number}", control=RobotControl(ControlConfig(), levels))
+        robot = RobotSession(
+            name=f"robot {number}", control=RobotControl(ControlConfig(), levels), row=RobotRow(name=f"robot {number}")
+        )
         robot.show(observe(number, step), 0.0)
         return robot
 
@@ -301,9 +304,7 @@ def test_three_levels_each_have_their_age_and_are_late_for_themselves():
             assert not reply.held
             await asyncio.sleep(0.48)
         assert reply.intent_age_steps == HORIZON
-        ages = {
-            level["name"]: level["intent_age_steps"]["max"] for level in bench.core.telemetry.snapshot().to_json()["levels"]
-        }
+        ages = {level["name"]: level["intent_age_steps"]["max"] for level in bench.core.snapshot().to_json()["levels"]}
         assert ages["refiner"] is None
         assert ages["planner"] == HORIZON < ages["director"]
         late = {name: level.late_shares[-1] for name, level in bench.levels.items()}

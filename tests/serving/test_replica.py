@@ -23,7 +23,7 @@ from libra_ray.serving.weights import UnknownWeightsError, pinned, weights_key
 from libra_ray.types import ActionChunk, Intent
 from tests.model import families, vision_models
 from tests.model.builders import INSTRUCTIONS, SHAPE, make_observation, save_checkpoint, tiny_model
-from tests.serving.bench import engine
+from tests.serving.bench import StubEngine
 from tests.serving.stubs import LEVELS, LocalHandle, observe
 
 
@@ -101,7 +101,7 @@ class Local:
     def __init__(self, checkpoint, **given):
         self.settings = pinned(ServingSettings.read({"checkpoint": str(checkpoint)} | given))
         self.levels = {name: LevelReplica(self.settings, name) for name in self.settings.levels}
-        self.core = GatewayCore(self.settings, {name: LocalHandle(level) for name, level in self.levels.items()}, engine)
+        self.core = GatewayCore(self.settings, {name: LocalHandle(level) for name, level in self.levels.items()}, StubEngine())
 
     async def start(self):
         for level in self.levels.values():
@@ -202,13 +202,13 @@ def test_what_intents_say_to_people_is_in_the_replies_and_on_the_page(tmp_path):
             tmp_path / "checkpoint", rule="fifo", **{f"levels.{n.name}.timeout_s": 60 for n in policy.levels}
         ).start()
         replies = {number: [await served.ask(number, step) for step in (0, 5)] for number in range(4)}
-        rows = {row.name: row.to_json() for row in served.core.telemetry.snapshot().robots}
+        rows = {row.name: row.to_json() for row in served.core.snapshot().robots}
         for number, told in replies.items():
             [intent] = policy.infer(policy.levels[0].name, [dataclasses.replace(make_observation(number), step=0)], [None])
             assert [reply.metadata for reply in told] == [dict(intent.metadata)] * 2
             assert rows[f"robot {number}"]["metadata"] == intent.metadata
         assert len({str(told[0].metadata) for told in replies.values()}) > 1
-        fleet = json.loads(json.dumps(served.core.telemetry.snapshot().to_json(), allow_nan=False))
+        fleet = json.loads(json.dumps(served.core.snapshot().to_json(), allow_nan=False))
         assert {row["name"]: row["metadata"] for row in fleet["robots"]} == {
             f"robot {number}": told[0].metadata for number, told in replies.items()
         }
