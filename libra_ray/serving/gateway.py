@@ -5,7 +5,7 @@ import itertools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, Protocol
 
 from libra_ray.client.protocol import Handshake
 from libra_ray.config import ControlConfig
@@ -34,6 +34,13 @@ class NotReadyError(RuntimeError):
     """The levels are not loaded yet."""
 
 
+class Connection(Protocol):
+    """A robot's, as the gateway sees it."""
+
+    def leave(self) -> None:
+        """Close as soon as nothing is under way."""
+
+
 class GatewayCore:
     """Everything of the gateway but its sockets.
 
@@ -53,9 +60,8 @@ class GatewayCore:
     ) -> None:
         self.settings, self.engine, self._handles, self._clock = settings, engine, handles, clock
         self.telemetry = Telemetry("gateway", engine.register, tuple(handles), clock=clock)
-        self.connections = 0
+        self.connections: set[Connection] = set()
         self.draining = False
-        self.space_changed_hooks: list[Callable[[], None]] = []
         self.weight_switch = WeightSwitch(settings, handles, engine, self._space_changed)
         self._names = itertools.count(1)
         self._late = {name: retry.RecentMean(clock=clock) for name in handles}
@@ -69,7 +75,7 @@ class GatewayCore:
             lambda requests, weights: self._infer(self._last, requests, weights),
             max_batch=settings.levels[self._last].max_batch,
             in_flight=lambda: self.weight_switch.running[self._last],
-            expected_peers=lambda: self.connections,
+            expected_peers=lambda: len(self.connections),
             window_s=None if settings.window_ms < 0 else settings.window_ms / 1000,
             deadline_s=lambda: self.deadline_s,
             clock=clock,
@@ -249,8 +255,12 @@ class GatewayCore:
         """Other observations, actions or levels than before: robots begin anew, and must shake hands again."""
         self._upper.become(self.handshake.levels[:-1])
         self.robots.begin_anew()
-        for hook in self.space_changed_hooks:
-            hook()
+        self.send_away()
+
+    def send_away(self) -> None:
+        """Tell all robots to connect again, each after the answer that is under way."""
+        for connection in self.connections:
+            connection.leave()
 
     def _scheduler(self, level: Level) -> IntentScheduler:
         return IntentScheduler(
@@ -261,7 +271,7 @@ class GatewayCore:
             in_flight=lambda: self.weight_switch.running[level.name],
             failed=self._failed,
             ready=self.telemetry.intent,
-            expected_peers=lambda: self.connections,
+            expected_peers=lambda: len(self.connections),
             clock=self._clock,
         )
 

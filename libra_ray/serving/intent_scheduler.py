@@ -86,8 +86,7 @@ class IntentScheduler:
         self._waiting: dict[RobotSession, float] = {}
         self._penalties: WeakKeyDictionary[RobotSession, _Penalty] = WeakKeyDictionary()
         self._running: set[asyncio.Task[None]] = set()
-        self._timer: asyncio.Handle | None = None
-        self._timer_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
         self._call_s = 0.0
 
     @property
@@ -134,9 +133,9 @@ class IntentScheduler:
         """Consider again then, or earlier where that was decided before."""
         loop = asyncio.get_running_loop()
         at = loop.time() + max(0.0, seconds)
-        if self._timer is None or at < self._timer_at:
+        if self._timer is None or at < self._timer.when():
             self._cancel_timer()
-            self._timer, self._timer_at = loop.call_at(at, self._pump), at
+            self._timer = loop.call_at(at, self._pump)
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:
@@ -189,7 +188,7 @@ class IntentScheduler:
         if seen is None:
             return None
         if self.level.reads is not None:
-            above = robot.control.intent_at(self.level.reads, seen.step)
+            above = robot.control.read_by(self.level.name, seen.step)
             if not isinstance(above, ServedIntent):
                 return None
             weights = above.weights

@@ -41,8 +41,7 @@ class LevelReplica:
     def __init__(self, settings: ServingSettings, level: str) -> None:
         self._settings, self._level, self._own = settings, level, settings.levels[level]
         self._compute = ComputeThreads(self._own.threads, self._own.nice)
-        self._policies: dict[str, SystemPolicy] = {}
-        self._alone: dict[str, Latency] = {}
+        self._policies: dict[str, tuple[SystemPolicy, Latency]] = {}
         self._late_shares: list[float] = []
         self._told_busy_s, self._told_at = 0.0, time.monotonic()
         self._warming_up = False
@@ -67,8 +66,7 @@ class LevelReplica:
                 alone = await self._warm_up(policy, low_priority=low_priority)
         finally:
             self._warming_up = False
-        self._policies = {**dict(list(self._policies.items())[1 - KEPT :]), key: policy}
-        self._alone = {**dict(list(self._alone.items())[1 - KEPT :]), key: alone}
+        self._policies = {**dict(list(self._policies.items())[1 - KEPT :]), key: (policy, alone)}
         freeze_startup_objects()
 
     async def describe(self, weights: str) -> Json:
@@ -77,8 +75,8 @@ class LevelReplica:
         Raises:
             UnknownWeightsError: it is not loaded here.
         """
-        policy = self._policy(weights)
-        return {**described(policy), LENGTHENED_BY: policy.lengthened_by, LATENCY: self._alone[weights]}
+        policy, alone = self._held(weights)
+        return {**described(policy), LENGTHENED_BY: policy.lengthened_by, LATENCY: alone}
 
     async def infer(self, batch: InferenceBatch, late_share: float = 0.0, *, urgent: bool = False) -> InferenceResult:
         """The level's answers to every row.
@@ -95,7 +93,7 @@ class LevelReplica:
 
         def work() -> InferenceResult:
             # Only here, for until now its weights might have become others.
-            policy = self._policy(batch.weights)
+            policy, _ = self._held(batch.weights)
             began, rows = time.perf_counter(), batch.requests
             answers = policy.infer(self._level, [row.observation for row in rows], [row.above for row in rows])
             return InferenceResult(numbers=[row.number for row in rows], answers=answers, seconds=time.perf_counter() - began)
@@ -108,7 +106,7 @@ class LevelReplica:
         Raises:
             UnknownWeightsError: it is not loaded here.
         """
-        policy = self._policy(weights)
+        policy, _ = self._held(weights)
 
         def work() -> str:
             try:
@@ -143,7 +141,8 @@ class LevelReplica:
         self._late_shares, self._told_busy_s, self._told_at = [], busy_s, now
         return stats
 
-    def _policy(self, weights: str) -> "SystemPolicy":
+    def _held(self, weights: str) -> "tuple[SystemPolicy, Latency]":
+        """The policy of those weights, and its level's latency with one robot."""
         if weights not in self._policies:
             raise UnknownWeightsError(f"{weights!r} is not loaded here; loaded: {', '.join(map(repr, self._policies))}")
         return self._policies[weights]
@@ -172,10 +171,10 @@ class LevelReplica:
         """The oldest policy, which nobody will need, with other weights; None where it is needed, or of another kind."""
         if len(self._policies) < KEPT:
             return None
-        oldest, policy = next(iter(self._policies.items()))
+        oldest, (policy, _) = next(iter(self._policies.items()))
         if not policy.engine.records or not policy.take(source):
             return None
-        del self._policies[oldest], self._alone[oldest]
+        del self._policies[oldest]
         return policy
 
     async def _warm_up(self, policy: "SystemPolicy", *, low_priority: bool) -> Latency:

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import random
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -71,7 +72,7 @@ def test_a_system_that_mixes_rows_up_is_an_error_and_nobody_gets_any():
 
     async def work():
         bench = await Bench(kinds={"refiner": Shuffling}, window_ms=20).start()
-        bench.core.connections = 9
+        bench.core.connections = range(9)
         outcomes = await asyncio.gather(*[bench.ask(n) for n in range(4)], return_exceptions=True)
         assert [type(outcome) for outcome in outcomes] == [RowMismatchError] * 4
 
@@ -296,7 +297,7 @@ def test_an_instruction_that_is_none_is_refused_for_its_robot_alone():
 
     async def work():
         bench = await Bench(window_ms=20).start()
-        bench.core.connections = 12
+        bench.core.connections = range(12)
         for step in range(0, 5 * HORIZON, HORIZON):
             asking = [bench.ask(n, step, BAD if n % 3 == 0 else "go") for n in range(12)]
             for number, outcome in enumerate(await asyncio.gather(*asking, return_exceptions=True)):
@@ -481,7 +482,7 @@ def test_new_plans_are_compared_with_those_in_use():
 def test_weights_of_another_action_space_make_robots_shake_hands_again():
     async def work():
         bench, told = await Bench().start(), []
-        bench.core.space_changed_hooks.append(lambda: told.append(1))
+        bench.core.connections.add(Mock(leave=lambda: told.append(1)))
         await bench.drive(1, 3)
         await bench.use({"checkpoint": "short", "revision": ""})
         assert told == [1]

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -369,7 +370,7 @@ def test_other_weights_of_other_levels_steps_begin_anew():
 
     async def work():
         bench, told = await Bench(Growing).start(), []
-        bench.core.space_changed_hooks.append(lambda: told.append(1))
+        bench.core.connections.add(Mock(leave=lambda: told.append(1)))
         await bench.drive(1, 2)
         await bench.use({"checkpoint": "second", "revision": ""})
         assert told == [1]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from libra_ray.client.protocol import Handshake, Reply, pack, request, unpack
+from libra_ray.control.margin import Latency
 from libra_ray.inference import engine as engines
 from libra_ray.inference.recording import CallAgain
 from libra_ray.policy import load_policy
@@ -50,7 +51,7 @@ def replicas(**given):
 
 async def asked(replica, **options):
     policy, key = Noting(), weights_key(replica._settings.user_config())
-    replica._policies[key] = policy
+    replica._policies[key] = policy, Latency(p50_ms=1, p95_ms=1)
     request = InferenceRequest(number=0, observation=observe(0))
     await replica.infer(InferenceBatch(weights=key, requests=[request]), **options)
     return policy
@@ -151,7 +152,7 @@ def test_robots_are_told_how_well_every_level_keeps_up_before_any_was_served(sys
         served = await Local(system).start()
         told = Handshake.read(unpack(pack(served.core.greeting().message())))
         assert list(told.margin_steps) == list(served.levels)
-        alone = {name: level._alone[served.core.weight_switch.weights] for name, level in served.levels.items()}
+        alone = {name: level._held(served.core.weight_switch.weights)[1] for name, level in served.levels.items()}
         assert served.core.weight_switch.latencies == alone
         assert all(0 < latency.p50_ms <= latency.p95_ms for latency in alone.values())
 

@@ -52,7 +52,6 @@ class GatewayBase:
         engine = RayEngine(f"{socket.gethostname()}-{os.getpid()}")
         self._core = GatewayCore(settings, dict(zip(settings.levels, map(self._way, handles), strict=True)), engine)
         self._web = Web(self._core)
-        self._core.space_changed_hooks.append(self._web.send_away)
         self._listener: Listener | None = None
         if settings.port:
             self._listener = Listener(
@@ -88,7 +87,7 @@ class GatewayBase:
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """For `scaling.by_connections`."""
-        return {"connections": float(self._core.connections)}
+        return {"connections": float(len(self._core.connections))}
 
     async def __del__(self) -> None:
         """Drain: take no more robots, send those that are here to another gateway, each after its answer under way."""
@@ -99,7 +98,7 @@ class GatewayBase:
         if self._listener is not None:
             self._opening.cancel()
             self._listener.refuse_new()
-        self._web.send_away()
+        self._core.send_away()
         await self._web.gone(LEAVE_S)
         if self._listener is not None:
             await self._listener.close()
