@@ -23,11 +23,11 @@ SLOWER = 10
 class SlowFirstLevel(LevelReplica):
     """A replica whose level, where it is the first one, computes every intent `SLOWER` times."""
 
-    async def infer(self, *arguments: Any, **options: Any) -> InferenceResult:
+    async def infer(self, batch: InferenceBatch) -> InferenceResult:
         """The answers, late."""
         for _ in range(SLOWER - 1 if self._level == next(iter(self._settings.levels)) else 0):
-            await super().infer(*arguments, **options)
-        return await super().infer(*arguments, **options)
+            await super().infer(batch)
+        return await super().infer(batch)
 
 
 @dataclass(frozen=True, kw_only=True)

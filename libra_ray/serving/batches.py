@@ -25,10 +25,19 @@ class InferenceRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceBatch:
-    """The rows of robots for one level; `weights` says which of the loaded checkpoints shall answer."""
+    """One call of a level.
 
-    weights: str
+    Attributes:
+        requests: the robots' rows.
+        weights: which of the loaded checkpoints shall answer.
+        urgent: some robots have no time to spare: not to be computed at low priority.
+        late_share: of the gateway's recent requests, that came too late for want of this level's answers.
+    """
+
     requests: Sequence[InferenceRequest]
+    weights: str
+    urgent: bool = False
+    late_share: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

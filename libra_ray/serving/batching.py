@@ -18,6 +18,9 @@ CALL_SHARE, DEADLINE_SHARE = 0.5, 0.1
 
 A call for one robot costs as much as eight further robots in it: what is waited for is processors for all."""
 
+type Call = Callable[[list[InferenceRequest], str, bool], Awaitable[InferenceResult]]
+"""Sends one batch: the requests, the weights that shall answer, and whether it is urgent."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RobotResult:
@@ -50,7 +53,6 @@ class Batcher:
     """The requests of all robots to the level that acts. Every one carries its own future, so a result has one place to go.
 
     Args:
-        call: sends one batch, by those weights.
         max_batch: robots in one call.
         in_flight: calls that may be under way now.
         expected_peers: robots that may ask: when all of them have asked, nobody else is waited for.
@@ -61,7 +63,7 @@ class Batcher:
 
     def __init__(
         self,
-        call: Callable[[list[InferenceRequest], str], Awaitable[InferenceResult]],
+        call: Call,
         *,
         max_batch: int,
         in_flight: Callable[[], int],
@@ -127,7 +129,7 @@ class Batcher:
     async def _run(self, batch: list[_Waiting], weights: str) -> None:
         began, requests = self._clock(), [w.request for w in batch]
         try:
-            result = await self._call(requests, weights)
+            result = await self._call(requests, weights, False)
             result.check(requests)
         except Exception as error:  # noqa: BLE001  # the border of a batch: each of its requests gets the failure
             for w in batch:

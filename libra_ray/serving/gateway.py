@@ -4,12 +4,11 @@ import asyncio
 import itertools
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 from libra_ray.client.protocol import Handshake
-from libra_ray.config import ControlConfig
-from libra_ray.control.margin import Margin, margins
 from libra_ray.control.robot import RobotControl
 from libra_ray.serving import retry
 from libra_ray.serving.batches import InferenceBatch, InferenceRequest, InferenceResult
@@ -66,13 +65,12 @@ class GatewayCore:
         self._names = itertools.count(1)
         self._late = {name: retry.RecentMean(clock=clock) for name in handles}
         self._instructions = Instructions(self._refusal)
-        self.robots = RobotSessions(self._control, 2 * settings.max_connections, clock)
+        make_control = lambda: RobotControl(settings.control, self.handshake.levels)  # noqa: E731
+        self.robots = RobotSessions(make_control, 2 * settings.max_connections, clock)
         *_, self._last = handles
         self._upper = UpperLevels(self._scheduler, self._late)
-        self._control_config = ControlConfig(**{f.name: getattr(settings, f.name) for f in fields(ControlConfig)})
-        self._told_late: set[tuple[str, str]] = set()
         self._batcher = Batcher(
-            lambda requests, weights: self._infer(self._last, requests, weights),
+            partial(self._infer, self._last),
             max_batch=settings.levels[self._last].max_batch,
             in_flight=lambda: self.weight_switch.running[self._last],
             expected_peers=lambda: len(self.connections),
@@ -98,7 +96,8 @@ class GatewayCore:
         Raises:
             NotReadyError: the levels have not loaded yet.
         """
-        return replace(self.handshake, margin_steps={name: margin.margin_steps for name, margin in self._margins().items()})
+        found = self.weight_switch.margins(self.telemetry.latencies())
+        return replace(self.handshake, margin_steps={name: margin.margin_steps for name, margin in found.items()})
 
     @property
     def ready(self) -> bool:
@@ -227,14 +226,12 @@ class GatewayCore:
             "metadata": metadata,
         }
 
-    async def _infer(
-        self, level: str, requests: list[InferenceRequest], weights: str, *, urgent: bool = False
-    ) -> InferenceResult:
+    async def _infer(self, level: str, requests: list[InferenceRequest], weights: str, urgent: bool) -> InferenceResult:
         """One batch, sent to a replica of the level; the last level's is tried again elsewhere, for robots wait for it."""
         began, tries = self._clock(), retry.TRIES if level == self._last else 1
-        batch, late = InferenceBatch(weights=weights, requests=requests), self._late[level].mean
+        batch = InferenceBatch(requests=requests, weights=weights, urgent=urgent, late_share=self._late[level].mean)
         queued = self._upper.schedulers.get(level, self._batcher).queued
-        remote = lambda: self._handles[level].infer.remote(batch, late, urgent=urgent)  # noqa: E731
+        remote = partial(self._handles[level].infer.remote, batch)
         result: InferenceResult = await retry.call(remote, timeout_s=self.settings.levels[level].timeout_s, tries=tries)
         self.telemetry.call(level, seconds=self._clock() - began, batch_size=len(requests), queued=queued)
         return result
@@ -244,12 +241,9 @@ class GatewayCore:
 
     async def _refusal(self, weights: str, instruction: str) -> str:
         # All levels hold the tokeniser; the last one is soonest done with what it does.
-        remote = lambda: self._handles[self._last].refusal.remote(weights, instruction)  # noqa: E731
+        remote = partial(self._handles[self._last].refusal.remote, weights, instruction)
         refusal: str = await retry.call(remote, timeout_s=self.settings.levels[self._last].timeout_s)
         return refusal
-
-    def _control(self) -> RobotControl:
-        return RobotControl(self._control_config, self.handshake.levels)
 
     def _space_changed(self) -> None:
         """Other observations, actions or levels than before: robots begin anew, and must shake hands again."""
@@ -265,7 +259,7 @@ class GatewayCore:
     def _scheduler(self, level: Level) -> IntentScheduler:
         return IntentScheduler(
             level,
-            self._infer,
+            partial(self._infer, level.name),
             weights=lambda: self.weight_switch.weights,
             max_batch=self.settings.levels[level.name].max_batch,
             in_flight=lambda: self.weight_switch.running[level.name],
@@ -275,26 +269,9 @@ class GatewayCore:
             clock=self._clock,
         )
 
-    def _margins(self) -> dict[str, Margin]:
-        """By level, by what was served of late; levels that served too little go by their latency with one robot.
-
-        A level that is too late is said in the log, once for its weights.
-        """
-        switch, shake = self.weight_switch, self.weight_switch.handshake
-        if shake is None:
-            return {}
-        latencies = {**switch.latencies, **self.telemetry.latencies()}
-        found = margins(shake.levels, latencies, shake.control_hz, self._control_config, switch.lengthened_by, section="")
-        for margin in found:
-            of = (margin.level, switch.weights)
-            if margin.margin_steps < 0 and of not in self._told_late:
-                self._told_late.add(of)
-                self.engine.log.warning("%s", margin.text)
-        return {margin.level: margin for margin in found}
-
     def snapshot(self) -> FleetSnapshot:
         """What happened of late, for the live page."""
-        return self.telemetry.snapshot(self.robots.rows(), self._margins())
+        return self.telemetry.snapshot(self.robots.rows(), self.weight_switch.margins(self.telemetry.latencies()))
 
     async def heartbeat(self) -> None:
         """Once a second until the gateway ends: report, tidy, count the levels' replicas."""

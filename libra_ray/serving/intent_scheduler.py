@@ -9,12 +9,12 @@ import asyncio
 import heapq
 import itertools
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
-from libra_ray.serving.batches import InferenceRequest, InferenceResult
-from libra_ray.serving.batching import CALL_SHARE
+from libra_ray.serving.batches import InferenceRequest
+from libra_ray.serving.batching import CALL_SHARE, Call
 from libra_ray.serving.robot_sessions import RobotSession, ServedIntent
 from libra_ray.types import Intent, Level
 
@@ -27,10 +27,6 @@ CALLS_AHEAD = 4
 """Calls between two observations of a robot before it has time to spare: one under way, its own, and as much again."""
 URGENT_CALLS = 8
 """A robot that asks again within so many calls has an urgent request: at low priority a call may take several times as long."""
-
-
-Call = Callable[..., Awaitable[InferenceResult]]
-"""`call(level, requests, weights, urgent=...)` sends one batch to a level."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +198,7 @@ class IntentScheduler:
     async def _run(self, batch: list[_Pending], *, urgent: bool) -> None:
         began, requests, weights = self._clock(), [pending.request for pending in batch], batch[0].weights
         try:
-            result = await self._call(self.level.name, requests, weights, urgent=urgent)
+            result = await self._call(requests, weights, urgent)
             result.check(requests)
         except Exception:  # noqa: BLE001  # the border of a batch: counted, and its robots keep the intents they have
             self._failed(self.level.name)

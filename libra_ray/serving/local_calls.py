@@ -65,10 +65,10 @@ class LocalCallServer:
     """Answers the gateways of this machine.
 
     Args:
-        answer: to a call, with its arguments.
+        answer: to a call's one argument.
     """
 
-    def __init__(self, answer: Callable[..., Awaitable[Any]]) -> None:
+    def __init__(self, answer: Callable[[Any], Awaitable[Any]]) -> None:
         self._answer = answer
         self._path = Path()
         self._server: asyncio.Server | None = None
@@ -96,19 +96,19 @@ class LocalCallServer:
 class _Answering(_Messages):
     """A gateway's connection, as the replica has it: one call at a time, kept among those `running`."""
 
-    def __init__(self, answer: Callable[..., Awaitable[Any]], running: set[asyncio.Task[None]]) -> None:
+    def __init__(self, answer: Callable[[Any], Awaitable[Any]], running: set[asyncio.Task[None]]) -> None:
         super().__init__()
         self._answer, self._running = answer, running
         self._task: asyncio.Task[None] | None = None
 
     def _received(self, message: Any) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._run(*message))
+        self._task = asyncio.get_running_loop().create_task(self._run(message))
         self._running.add(self._task)
         self._task.add_done_callback(self._running.discard)
 
-    async def _run(self, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+    async def _run(self, question: Any) -> None:
         try:
-            self._send((True, await self._answer(*arguments, **options)))
+            self._send((True, await self._answer(question)))
         except Exception as error:  # noqa: BLE001  # the caller's to judge
             self._send((False, error))
 
@@ -140,7 +140,7 @@ class _Replica(_Messages):
         if self._transport is None or self._transport.is_closing():
             await asyncio.get_running_loop().create_unix_connection(lambda: self, self.path)
 
-    async def ask(self, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    async def ask(self, question: Any) -> Any:
         """The answer to one call.
 
         Raises:
@@ -148,7 +148,7 @@ class _Replica(_Messages):
         """
         self._answer = asyncio.get_running_loop().create_future()
         try:
-            self._send((arguments, options))
+            self._send(question)
             fine, answer = await self._answer
         except BaseException:
             self.close()
@@ -194,11 +194,11 @@ class LocalCalls:
         """What is called by `infer.remote(...)`."""
         return self
 
-    def remote(self, *arguments: Any, **options: Any) -> asyncio.Task[Any]:
+    def remote(self, question: Any) -> asyncio.Task[Any]:
         """One call; it can be awaited and cancelled."""
-        return asyncio.get_running_loop().create_task(self._call(arguments, options))
+        return asyncio.get_running_loop().create_task(self._call(question))
 
-    async def _call(self, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    async def _call(self, question: Any) -> Any:
         while (replica := self._free()) is not None:
             replica.busy = True
             try:
@@ -209,12 +209,12 @@ class LocalCalls:
                 with suppress(OSError):
                     Path(replica.path).unlink()
             else:
-                return await replica.ask(arguments, options)
+                return await replica.ask(question)
             finally:
                 replica.busy = False
                 if replica.path not in self._replicas:
                     replica.close()
-        return await self._handle.infer.remote(*arguments, **options)
+        return await self._handle.infer.remote(question)
 
     def _free(self) -> _Replica | None:
         """The replica here that has rested for longest, of those that do nothing for this gateway."""

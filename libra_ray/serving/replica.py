@@ -78,18 +78,13 @@ class LevelReplica:
         policy, alone = self._held(weights)
         return {**described(policy), LENGTHENED_BY: policy.lengthened_by, LATENCY: alone}
 
-    async def infer(self, batch: InferenceBatch, late_share: float = 0.0, *, urgent: bool = False) -> InferenceResult:
+    async def infer(self, batch: InferenceBatch) -> InferenceResult:
         """The level's answers to every row.
-
-        Args:
-            batch: of robots.
-            late_share: of the gateway's recent requests, that came too late for want of this level's answers.
-            urgent: some of them have no time to spare: not computed at low priority.
 
         Raises:
             UnknownWeightsError: the batch's weights are not loaded here.
         """
-        self._late_shares.append(late_share)
+        self._late_shares.append(batch.late_share)
 
         def work() -> InferenceResult:
             # Only here, for until now its weights might have become others.
@@ -98,7 +93,7 @@ class LevelReplica:
             answers = policy.infer(self._level, [row.observation for row in rows], [row.above for row in rows])
             return InferenceResult(numbers=[row.number for row in rows], answers=answers, seconds=time.perf_counter() - began)
 
-        return await self._compute.run(work, low_priority=not urgent)
+        return await self._compute.run(work, low_priority=not batch.urgent)
 
     async def refusal(self, weights: str, instruction: str) -> str:
         """Why a checkpoint does not take an instruction, in one line; empty where it does.

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from libra_ray.client.protocol import Handshake
-from libra_ray.control.margin import Latency
+from libra_ray.control.margin import Latency, Margin, margins
 from libra_ray.control.robot import chunk_period
 from libra_ray.serving.engine import Engine
 from libra_ray.serving.retry import NoAnswerError, call
@@ -49,6 +49,7 @@ class WeightSwitch:
         self.handshake: Handshake | None = None
         self.lengthened_by: Mapping[str, tuple[str, int]] = {}
         self.latencies: dict[str, Latency] = {}
+        self._told_late: set[tuple[str, str]] = set()
         self.loaded = asyncio.Event()
         self.weights = self._wanted = ""
         self._task: asyncio.Task[None] | None = None
@@ -70,6 +71,22 @@ class WeightSwitch:
             if deployment is not None:
                 self.running[level] = max(1, sum(replica["state"] == "RUNNING" for replica in deployment["replicas"]))
         self.settled = all(deployment is not None and deployment["status"] == "HEALTHY" for deployment in found.values())
+
+    def margins(self, served: Mapping[str, Latency]) -> dict[str, Margin]:
+        """How well each level keeps up, by what was `served` of late; one that served too little by its latency with one robot.
+
+        A level that is too late is said in the log, once for its weights.
+        """
+        if self.handshake is None:
+            return {}
+        latencies, shake = {**self.latencies, **served}, self.handshake
+        found = margins(shake.levels, latencies, shake.control_hz, self._settings.control, self.lengthened_by, section="")
+        for margin in found:
+            of = (margin.level, self.weights)
+            if margin.margin_steps < 0 and of not in self._told_late:
+                self._told_late.add(of)
+                self._engine.log.warning("%s", margin.text)
+        return {margin.level: margin for margin in found}
 
     async def _switch_when_loaded(self) -> None:
         while self.weights != self._wanted:

@@ -78,12 +78,12 @@ class StubLevel:
         self.looked_at.append(instruction)
         return "it has '<image>' in it" if instruction == BAD else ""
 
-    async def infer(self, batch, late_share=0.0, *, urgent=False):
+    async def infer(self, batch):
         assert batch.weights in self.keys
         instructions = {row.observation.instruction for row in batch.requests}
         assert BAD not in instructions, "one robot's words have come into a batch with others"
-        self.urgent.append(urgent)
-        self.late_shares.append(late_share)
+        self.urgent.append(batch.urgent)
+        self.late_shares.append(batch.late_share)
         if self.level is self.levels[0] and len(self.levels) > 1:
             if HANG in instructions:
                 await asyncio.sleep(3600)

@@ -29,7 +29,7 @@ class Calls:
             clock=self.clock,
         )
 
-    async def _call(self, requests, weights):
+    async def _call(self, requests, weights, urgent):
         self.sent.append([int(r.observation.state[0]) for r in requests])
         self.at.append(self.clock())
         await asyncio.sleep(CALL_S)
@@ -134,8 +134,8 @@ def test_nobody_gets_a_result_that_may_be_anothers(fault):
         calls = Calls(peers=2, window_s=5.0)
         right = calls._call
 
-        async def wrong(requests, weights):
-            result = await right(requests, weights)
+        async def wrong(requests, weights, urgent):
+            result = await right(requests, weights, urgent)
             rows = {"order": [1, 0], "fewer": [0], "more": [0, 1, 1]}[fault]
             numbers = [result.numbers[row] for row in rows] if fault == "order" else result.numbers
             return InferenceResult(numbers=numbers, answers=[result.answers[row] for row in rows], seconds=0)

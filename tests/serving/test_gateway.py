@@ -64,8 +64,8 @@ def test_no_answer_reaches_another_robot():
 
 def test_a_system_that_mixes_rows_up_is_an_error_and_nobody_gets_any():
     class Shuffling(StubLevel):
-        async def infer(self, batch, late_share=0.0, *, urgent=False):
-            result = await super().infer(batch, late_share, urgent=urgent)
+        async def infer(self, batch):
+            result = await super().infer(batch)
             order = np.roll(np.arange(len(batch.requests)), 1)
             numbers, answers = ([rows[i] for i in order] for rows in (result.numbers, result.answers))
             return dataclasses.replace(result, numbers=numbers, answers=answers)
@@ -339,9 +339,9 @@ def test_plans_of_the_weights_before_are_refined_with_words_that_those_take():
         async def refusal(self, weights, instruction):
             return "" if "second" in weights or instruction == "go" else "too long"
 
-        async def infer(self, batch, late_share=0.0, *, urgent=False):
+        async def infer(self, batch):
             assert "second" in batch.weights or {row.observation.instruction for row in batch.requests} == {"go"}
-            return await super().infer(batch, late_share, urgent=urgent)
+            return await super().infer(batch)
 
     async def work():
         bench = await Bench(kinds={"refiner": Learnt}).start()
@@ -397,11 +397,11 @@ def test_a_refiner_that_fails_is_tried_again_then_held_and_counted():
     class Flaky(StubLevel):
         failures = 0
 
-        async def infer(self, batch, late_share=0.0, *, urgent=False):
+        async def infer(self, batch):
             if Flaky.failures:
                 Flaky.failures -= 1
                 raise OSError("this replica dies")
-            return await super().infer(batch, late_share, urgent=urgent)
+            return await super().infer(batch)
 
     async def work():
         bench = await Bench(kinds={"refiner": Flaky}).start()

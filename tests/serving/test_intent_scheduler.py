@@ -39,7 +39,7 @@ class Calls:
             clock=asyncio.get_running_loop().time,
         )
 
-    async def _call(self, level, requests, weights, *, urgent):
+    async def _call(self, requests, weights, urgent):
         self.sent.append(
             SimpleNamespace(
                 robots=[int(r.observation.state[0]) for r in requests],
@@ -50,7 +50,7 @@ class Calls:
         )
         await asyncio.sleep(self.call_s)
         values = [{"tokens": np.array([[int(r.observation.state[0])]])} for r in requests]
-        answers = [Intent(level=level, values=value, first_step=0, covers=1) for value in values]
+        answers = [Intent(level=self.scheduler.level.name, values=value, first_step=0, covers=1) for value in values]
         return self.fault(InferenceResult(numbers=[r.number for r in requests], answers=answers, seconds=0))
 
     def robot(self, number, step=0, levels=LEVELS):
@@ -330,10 +330,10 @@ def test_a_level_that_cannot_be_asked_is_not_late():
     """The director is gone: the planner has nothing to read any more, which more planners would not mend."""
 
     class Director(StubOfThree):
-        async def infer(self, batch, late_share=0.0, *, urgent=False):
+        async def infer(self, batch):
             if batch.requests[0].observation.step:
                 raise OSError
-            return await super().infer(batch, late_share, urgent=urgent)
+            return await super().infer(batch)
 
     async def work():
         bench = await Bench(StubOfThree, kinds={"director": Director}).start()

@@ -53,7 +53,7 @@ async def asked(replica, **options):
     policy, key = Noting(), weights_key(replica._settings.user_config())
     replica._policies[key] = policy, Latency(p50_ms=1, p95_ms=1)
     request = InferenceRequest(number=0, observation=observe(0))
-    await replica.infer(InferenceBatch(weights=key, requests=[request]), **options)
+    await replica.infer(InferenceBatch(weights=key, requests=[request], **options))
     return policy
 
 
