@@ -58,7 +58,6 @@ class Batcher:
         expected_peers: robots that may ask: when all of them have asked, nobody else is waited for.
         window_s: longest wait for more requests; None derives it from the duration of calls.
         deadline_s: control deadline, which bounds the derived window.
-        clock: seconds that never go back.
     """
 
     def __init__(

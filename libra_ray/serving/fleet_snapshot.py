@@ -233,11 +233,7 @@ class FleetSnapshot:
 
 
 class FleetAggregator:
-    """The latest snapshot of every gateway replica, and the curves of the last minutes. An actor's class, plain Python.
-
-    Args:
-        clock: seconds that never go back.
-    """
+    """The latest snapshot of every gateway replica, and the curves of the last minutes. An actor's class, plain Python."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

@@ -44,9 +44,7 @@ class GatewayCore:
     """Everything of the gateway but its sockets.
 
     Args:
-        settings: the application's.
         handles: of the levels' deployments, by the level's name, slow to fast.
-        engine: what runs this gateway.
         clock: seconds that never go back.
     """
 

@@ -60,7 +60,6 @@ class IntentScheduler:
         failed: told of every failed call.
         ready: told of every intent, with the seconds since its picture.
         expected_peers: robots that may ask: when all of them have asked, nobody else is waited for by one that stands.
-        clock: seconds that never go back.
     """
 
     def __init__(
@@ -82,7 +81,8 @@ class IntentScheduler:
         self._waiting: dict[RobotSession, float] = {}
         self._penalties: WeakKeyDictionary[RobotSession, _Penalty] = WeakKeyDictionary()
         self._running: set[asyncio.Task[None]] = set()
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._timer_at = 0.0
         self._call_s = 0.0
 
     @property
@@ -129,9 +129,10 @@ class IntentScheduler:
         """Consider again then, or earlier where that was decided before."""
         loop = asyncio.get_running_loop()
         at = loop.time() + max(0.0, seconds)
-        if self._timer is None or at < self._timer.when():
+        # uvloop's handles of what is due at once do not say when.
+        if self._timer is None or at < self._timer_at:
             self._cancel_timer()
-            self._timer = loop.call_at(at, self._pump)
+            self._timer, self._timer_at = loop.call_at(at, self._pump), at
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:

@@ -31,12 +31,7 @@ HANGS_S = 60.0
 
 
 class LevelReplica:
-    """One replica of a level: weights, warm-up, inference, health.
-
-    Args:
-        settings: the application's.
-        level: its name.
-    """
+    """One replica of a level, by its name: weights, warm-up, inference, health."""
 
     def __init__(self, settings: ServingSettings, level: str) -> None:
         self._settings, self._level, self._own = settings, level, settings.levels[level]

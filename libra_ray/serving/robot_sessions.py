@@ -82,7 +82,6 @@ class RobotSessions:
     Args:
         make_control: makes a new robot's control.
         limit: robots remembered; beyond, those silent for longest are forgotten.
-        clock: seconds that never go back.
     """
 
     def __init__(

@@ -32,7 +32,6 @@ class Telemetry:
         deployment: the label `deployment` of every metric.
         register: announces a metric; see `Engine.register`.
         levels: names of the policy's levels, slow to fast.
-        clock: seconds that never go back.
     """
 
     def __init__(

@@ -27,9 +27,7 @@ class WeightSwitch:
     made by it. An intent is read by the weights that made it, to its end: no robot notices, and none is dropped.
 
     Args:
-        settings: the application's.
         handles: of the levels' deployments, by the level's name.
-        engine: what runs this gateway.
         space_changed: called where weights take or give something else than those before, the first ones too.
 
     Attributes:

@@ -7,6 +7,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import uvloop
 
 from libra_ray.config import ControlConfig
 from libra_ray.control.robot import RobotControl
@@ -314,6 +315,17 @@ def test_three_levels_each_have_their_age_and_are_late_for_themselves():
         assert late["refiner"] < 0.01, "once, at the beginning, which waits for the director"
 
     run(work())
+
+
+def test_levels_are_asked_on_the_event_loop_that_replicas_of_serve_run_on():
+    """Its timers are others than those of Python's own."""
+
+    async def work():
+        bench = await Bench(StubOfThree).start()
+        for replies in await asyncio.gather(*[bench.drive(number, 4) for number in range(3)]):
+            assert not any(reply.held for reply in replies)
+
+    uvloop.run(asyncio.wait_for(work(), 60))
 
 
 def test_the_first_request_of_an_episode_asks_every_level_once():

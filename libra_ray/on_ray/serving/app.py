@@ -38,12 +38,7 @@ CALLS_AT_ONCE = 4
 
 
 class GatewayBase:
-    """The gateway's sockets around its core; `Gateway` is the same as Serve's ingress.
-
-    Args:
-        settings: the application's.
-        handles: of the levels' deployments, slow to fast.
-    """
+    """The gateway's sockets around its core, made of the levels' handles, slow to fast; `Gateway` is the same as an ingress."""
 
     _way = staticmethod(lambda handle: LocalCalls(ray_private.direct(handle), ray_private.sockets_folder()))
     """Of calls to the levels."""
