@@ -7,9 +7,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-from numpy.typing import NDArray
-
 from libra_ray.serving.batches import InferenceRequest, InferenceResult
 from libra_ray.types import ActionChunk, Intent, Observation
 
@@ -27,14 +24,13 @@ class RobotResult:
     """One robot's row of a batch.
 
     Attributes:
-        actions: `(H, D)`.
         queue_s: from the request to the call.
         call_s: of the call, seen from here.
         compute_s: that the replica computed of it.
         batch: robots in the call.
     """
 
-    actions: NDArray[np.float32]
+    chunk: ActionChunk
     queue_s: float
     call_s: float
     compute_s: float
@@ -140,7 +136,7 @@ class Batcher:
         for w, chunk in zip(batch, result.answers, strict=True):
             assert isinstance(chunk, ActionChunk)
             if not w.future.done():
-                row = RobotResult(
-                    actions=chunk.actions, queue_s=began - w.since, call_s=call_s, compute_s=result.seconds, batch=len(batch)
+                queue_s, compute_s = began - w.since, result.seconds
+                w.future.set_result(
+                    RobotResult(chunk=chunk, queue_s=queue_s, call_s=call_s, compute_s=compute_s, batch=len(batch))
                 )
-                w.future.set_result(row)

@@ -23,7 +23,7 @@ from libra_ray.serving.settings import ServingSettings
 from libra_ray.serving.telemetry import Telemetry
 from libra_ray.serving.upper_levels import UpperLevels
 from libra_ray.serving.weight_switch import WeightSwitch
-from libra_ray.types import ActionChunk, Intent, Json, Level, Observation
+from libra_ray.types import Intent, Json, Level, Observation
 
 HEARTBEAT_S = 1.0
 """Between two snapshots for the aggregator, and two looks at the levels' replicas."""
@@ -179,8 +179,7 @@ class GatewayCore:
         except retry.NoAnswerError:
             self._failed(self._last)
             return None
-        first = step if above is None else above.first_step
-        control.accept_chunk(ActionChunk(actions=result.actions, first_step=step, intent_first_step=first))
+        control.accept_chunk(result.chunk)
         return result
 
     def _reply(
@@ -188,7 +187,7 @@ class GatewayCore:
     ) -> Json:
         """The answer's fields beside `robot` and `seq`; counts it."""
         control, now = robot.control, self._clock()
-        actions = control.held_actions(step) if result is None else result.actions
+        actions = control.held_actions(step) if result is None else result.chunk.actions
         if actions is None:
             silent = next((name for name in self._upper.schedulers if name not in intents), self._last)
             raise retry.NoAnswerError(

@@ -46,7 +46,7 @@ def test_requests_gather_while_a_call_is_under_way():
     async def work():
         calls = Calls(max_batch=3, window_s=0.0)
         results = await asyncio.gather(*[calls.ask(n) for n in range(8)])
-        assert [int(result.actions[0]) for result in results] == list(range(8))
+        assert [int(result.chunk.actions[0]) for result in results] == list(range(8))
         assert calls.sent == [[0], [1, 2, 3], [4, 5, 6], [7]]
         assert [result.batch for result in results] == [1, 3, 3, 3, 3, 3, 3, 1]
         assert [result.queue_s for result in results] == pytest.approx([0, *[CALL_S] * 3, *[2 * CALL_S] * 3, 3 * CALL_S])
