@@ -1,12 +1,15 @@
 """Requests gather while a call is under way; how long an idle level waits for more of them; whose results are whose."""
 
 import asyncio
+import dataclasses
+import pickle
 
+import numpy as np
 import pytest
 
-from libra_ray.serving.batches import InferenceResult, RowMismatchError
+from libra_ray.serving.batches import InferenceBatch, InferenceRequest, InferenceResult, RowMismatchError
 from libra_ray.serving.batching import CALL_SHARE, DEADLINE_SHARE, Batcher
-from libra_ray.types import ActionChunk
+from libra_ray.types import ActionChunk, Intent
 from tests.serving.stubs import observe
 from tests.serving.virtual_time import run
 
@@ -126,6 +129,23 @@ def test_without_a_window_a_share_of_the_calls_or_of_the_deadline_is_waited(dead
             usual_s += 0.2 * (CALL_S - usual_s)
 
     run(work())
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_batch_says_the_same_in_another_process(reads):
+    """Of the intents all that a level reads."""
+    seen = [
+        dataclasses.replace(observe(3, 7), past=[observe(4).images] * 2, committed=np.ones((2, 5), np.float32)),
+        observe(5, 0, "another"),
+    ]
+    intents = [
+        Intent(level="planner", values={"a": np.full((2, 3), n), "b": np.array(n)}, first_step=n, covers=9) for n in (1, 2)
+    ]
+    rows = zip((8, 6), seen, intents if reads else (None, None), strict=True)
+    requests = [InferenceRequest(number=n, observation=o, above=intent) for n, o, intent in rows]
+    batch = InferenceBatch(requests=requests, weights="w", urgent=True, late_share=0.5)
+    come = pickle.loads(pickle.dumps(batch, protocol=5))
+    np.testing.assert_equal(dataclasses.asdict(come), dataclasses.asdict(batch))
 
 
 @pytest.mark.parametrize("fault", ["order", "fewer", "more"])
