@@ -23,11 +23,11 @@ SLOWER = 10
 class SlowFirstLevel(LevelReplica):
     """A replica whose level, where it is the first one, computes every intent `SLOWER` times."""
 
-    async def infer(self, *arguments: Any, **options: Any) -> InferenceResult:
+    async def infer(self, batch: InferenceBatch) -> InferenceResult:
         """The answers, late."""
         for _ in range(SLOWER - 1 if self._level == next(iter(self._settings.levels)) else 0):
-            await super().infer(*arguments, **options)
-        return await super().infer(*arguments, **options)
+            await super().infer(batch)
+        return await super().infer(batch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class DirectCalls:
         """One batch for a level."""
         rows = enumerate(zip(seen, above, strict=True))
         requests = [InferenceRequest(number=i, observation=o, above=intent) for i, (o, intent) in rows]
-        batch = InferenceBatch.stacked(requests, weights_key(self.settings.user_config()), history=1)
+        batch = InferenceBatch(weights=weights_key(self.settings.user_config()), requests=requests)
         began = time.perf_counter()
         result: InferenceResult = self.handles[level].infer.remote(batch).result(timeout_s=60)
         return Call(waited_s=time.perf_counter() - began, computed_s=result.seconds)

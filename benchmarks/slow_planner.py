@@ -21,10 +21,10 @@ SLOW_MS = "LIBRA_SLOW_MS"
 class SlowLevel(LevelReplica):
     """A level whose larger network is elsewhere: what is missing of its time it waits, and uses no processor."""
 
-    async def infer(self, batch: InferenceBatch, late_share: float = 0.0, *, urgent: bool = False) -> InferenceResult:
+    async def infer(self, batch: InferenceBatch) -> InferenceResult:
         """As `LevelReplica.infer`, no sooner than that."""
         began = time.perf_counter()
-        result = await super().infer(batch, late_share, urgent=urgent)
+        result = await super().infer(batch)
         *above, _ = self._settings.levels
         if self._level in above:
             await asyncio.sleep(max(0.0, float(os.environ[SLOW_MS]) / 1000 - (time.perf_counter() - began)))

@@ -33,7 +33,7 @@ LAWS = [
     ("import libra_ray.manifest, libra_ray.serving.gateway", {"torch", "ray", "lerobot", "transformers", "mlflow"}),
     ("import libra_ray.on_ray.serving.app, serve_apps.libra", {"torch", "lerobot", "transformers", "mlflow"}),
     (
-        "import libra_ray.on_ray.serving.aggregator_client",
+        "import libra_ray.on_ray.serving.engine",
         {"torch", "lerobot", "transformers", "mlflow", "matplotlib", "scipy"},
     ),
     (

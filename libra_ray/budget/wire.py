@@ -43,7 +43,7 @@ def wire_times(policy: SystemPolicy, batches: Sequence[int], jpeg: int) -> list[
     said = pack(request(seen, jpeg_quality=jpeg or None, seq=0))
     timing = dict.fromkeys(("total_ms", "queue_ms", "call_ms", "compute_ms", "batch"), 1.0)
     answer = {"actions": chunk, "first_step": 0, "robot": "robot-1", "seq": 0, "held": False, "server_timing": timing}
-    reply, history = pack(answer), shake.history
+    reply = pack(answer)
     asked = [InferenceRequest(number=number, observation=seen) for number in range(batches[-1])]
     found = [
         _component(ROBOT, "request made", 1, lambda: pack(request(seen, jpeg_quality=jpeg or None, seq=0))),
@@ -51,13 +51,11 @@ def wire_times(policy: SystemPolicy, batches: Sequence[int], jpeg: int) -> list[
     ]
     message = unpack(said)
     for robots in batches:
-        batch = InferenceBatch.stacked(asked[:robots], "weights", history)
+        batch = InferenceBatch(weights="weights", requests=asked[:robots])
         gateway: dict[str, Callable[[], object]] = {
             "msgpack decoded": _repeated(robots, lambda: unpack(said)),
             "request checked, pictures decoded": _repeated(robots, lambda: read_request(message, shake)),
-            "batch stacked": partial(InferenceBatch.stacked, asked[:robots], "weights", history),
             "batch between processes (pickle)": partial(_copied, batch),
-            "batch unstacked": batch.observations,
             "answers packed": _repeated(robots, lambda: pack(answer)),
         }
         found += [_component(GATEWAY, name, robots, call) for name, call in gateway.items()]

@@ -7,16 +7,16 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-from numpy.typing import NDArray
-
-from libra_ray.serving.batches import ACTIONS, InferenceRequest, InferenceResult
-from libra_ray.types import Intent, Observation
+from libra_ray.serving.batches import InferenceRequest, InferenceResult
+from libra_ray.types import ActionChunk, Intent, Observation
 
 CALL_SHARE, DEADLINE_SHARE = 0.5, 0.1
 """Shares of a call's duration and of the control deadline: for the shorter of both an idle level waits for more requests.
 
 A call for one robot costs as much as eight further robots in it: what is waited for is processors for all."""
+
+type Call = Callable[[list[InferenceRequest], str, bool], Awaitable[InferenceResult]]
+"""Sends one batch: the requests, the weights that shall answer, and whether it is urgent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,14 +24,13 @@ class RobotResult:
     """One robot's row of a batch.
 
     Attributes:
-        actions: `(H, D)`.
         queue_s: from the request to the call.
         call_s: of the call, seen from here.
         compute_s: that the replica computed of it.
         batch: robots in the call.
     """
 
-    actions: NDArray[np.float32]
+    chunk: ActionChunk
     queue_s: float
     call_s: float
     compute_s: float
@@ -50,18 +49,16 @@ class Batcher:
     """The requests of all robots to the level that acts. Every one carries its own future, so a result has one place to go.
 
     Args:
-        call: sends one batch, by those weights.
         max_batch: robots in one call.
         in_flight: calls that may be under way now.
         expected_peers: robots that may ask: when all of them have asked, nobody else is waited for.
         window_s: longest wait for more requests; None derives it from the duration of calls.
         deadline_s: control deadline, which bounds the derived window.
-        clock: seconds that never go back.
     """
 
     def __init__(
         self,
-        call: Callable[[list[InferenceRequest], str], Awaitable[InferenceResult]],
+        call: Call,
         *,
         max_batch: int,
         in_flight: Callable[[], int],
@@ -127,7 +124,7 @@ class Batcher:
     async def _run(self, batch: list[_Waiting], weights: str) -> None:
         began, requests = self._clock(), [w.request for w in batch]
         try:
-            result = await self._call(requests, weights)
+            result = await self._call(requests, weights, False)
             result.check(requests)
         except Exception as error:  # noqa: BLE001  # the border of a batch: each of its requests gets the failure
             for w in batch:
@@ -136,9 +133,10 @@ class Batcher:
             return
         call_s = self._clock() - began
         self._call_s += 0.2 * (call_s - self._call_s)
-        for w, actions in zip(batch, result.values[ACTIONS], strict=True):
+        for w, chunk in zip(batch, result.answers, strict=True):
+            assert isinstance(chunk, ActionChunk)
             if not w.future.done():
-                row = RobotResult(
-                    actions=actions, queue_s=began - w.since, call_s=call_s, compute_s=result.seconds, batch=len(batch)
+                queue_s, compute_s = began - w.since, result.seconds
+                w.future.set_result(
+                    RobotResult(chunk=chunk, queue_s=queue_s, call_s=call_s, compute_s=compute_s, batch=len(batch))
                 )
-                w.future.set_result(row)

@@ -1,8 +1,10 @@
 """What a gateway saw of its robots of late, as a value: snapshots of several gateways add up to that of the fleet."""
 
 import math
+import operator
+import time
 from collections import Counter, deque
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,7 +17,15 @@ WINDOW_S = 60
 RECENT_S = 5
 """Rates and the page's curves speak of this many seconds, so that a change is seen at once."""
 LISTED_ROBOTS = 256
+SILENT_S = 5.0
+"""A gateway that says nothing for so long is gone."""
+HISTORY_S = 180
+REQUESTS = ""
+"""Among the levels: what is measured of requests themselves."""
 _MANTISSA = 128
+
+type Measured = Mapping[tuple[str, str], Counter[float]]
+"""By a level and a measure's name, how often each (rounded) value was seen."""
 
 
 def rounded(value: float) -> float:
@@ -24,43 +34,38 @@ def rounded(value: float) -> float:
     return math.ldexp(round(mantissa * _MANTISSA) / _MANTISSA, exponent)
 
 
-class SlidingCounts[K: Hashable]:
-    """Counts per key over the last seconds, in slices of one second.
+class SlidingCounts:
+    """Counts per (rounded) value over the last seconds, in slices of one second.
 
     Attributes:
         total: counts over the whole window, the slice that still fills included.
     """
 
     def __init__(self, seconds: int = WINDOW_S) -> None:
-        self.total: Counter[K] = Counter()
-        self._slices: deque[Counter[K]] = deque([Counter() for _ in range(seconds)])
+        self.total: Counter[float] = Counter()
+        self._slices: deque[Counter[float]] = deque([Counter() for _ in range(seconds)])
 
-    def add(self, key: K) -> None:
+    def add(self, value: float) -> None:
         """Count one."""
-        self._slices[-1][key] += 1
-        self.total[key] += 1
+        self._slices[-1][value] += 1
+        self.total[value] += 1
 
     def advance(self, seconds: int) -> None:
         """Begin a new slice, `seconds` after the one that now ends; what falls out of the window is forgotten."""
         for _ in range(min(seconds, len(self._slices))):
-            for key, count in self._slices.popleft().items():
-                self.total[key] -= count
-                if not self.total[key]:
-                    del self.total[key]
+            for value, count in self._slices.popleft().items():
+                self.total[value] -= count
+                if not self.total[value]:
+                    del self.total[value]
             self._slices.append(Counter())
 
-    def recent(self, seconds: int = RECENT_S) -> Counter[K]:
+    def recent(self, seconds: int = RECENT_S) -> Counter[float]:
         """Counts over the last `seconds` whole slices; the one that still fills is left out."""
         return sum(list(self._slices)[-1 - seconds : -1], Counter())
 
 
 def summary(counts: Mapping[float, int], scale: float = 1.0) -> Json:
-    """`count`, and `p50`, `p95`, `p99` (nearest rank), `mean` and `max` times `scale`; None where nothing was seen.
-
-    Args:
-        counts: how often each (rounded) value was seen.
-        scale: of the values.
-    """
+    """`count`, and `p50`, `p95`, `p99` (nearest rank), `mean` and `max` times `scale`; None where nothing was seen."""
     count = sum(counts.values())
     if not count:
         return {"count": 0} | dict.fromkeys([*(f"p{p}" for p in PERCENTILES), "mean", "max"])
@@ -73,34 +78,6 @@ def summary(counts: Mapping[float, int], scale: float = 1.0) -> Json:
                 marks[f"p{p}"] = scale * value
     mean = scale * sum(value * times for value, times in counts.items()) / count
     return {"count": count, **marks, "mean": mean, "max": scale * max(counts)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measures:
-    """Counted values by their names in `metrics`: over the last `WINDOW_S` seconds, and over the last `RECENT_S`."""
-
-    window: Mapping[str, Counter[float]] = field(default_factory=dict)
-    recent: Mapping[str, Counter[float]] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, counts: Mapping[str, SlidingCounts[float]]) -> "Measures":
-        """What was counted so far."""
-        return cls(
-            window={name: Counter(counted.total) for name, counted in counts.items()},
-            recent={name: counted.recent() for name, counted in counts.items()},
-        )
-
-    def __add__(self, other: "Measures") -> "Measures":
-        """Both together."""
-        return Measures(window=_added([self.window, other.window]), recent=_added([self.recent, other.recent]))
-
-    def summary(self, name: str, scale: float = 1.0) -> Json:
-        """Of the window."""
-        return summary(self.window.get(name, {}), scale)
-
-    def now(self, name: str, scale: float = 1.0) -> Json:
-        """The summary of the last seconds."""
-        return summary(self.recent.get(name, {}), scale)
 
 
 @dataclass(kw_only=True)
@@ -144,7 +121,7 @@ class RobotRow:
 
     def to_json(self) -> Json:
         """The row as the page reads it; `success_rate` is None as long as no success was reported."""
-        return {**vars(self), "success_rate": self.successes / self.judged if self.judged else None}
+        return {**vars(self), "success_rate": _ratio(self.successes, self.judged)}
 
 
 LEVEL_FIGURES = {
@@ -168,9 +145,9 @@ class FleetSnapshot:
         time: seconds since 1970.
         gateways: how many this speaks of.
         robots: those connected, and those that left within the last minute.
-        measures: of requests, named as in `metrics.MEASURES`.
-        levels: of the policy's levels, slow to fast, named as in `metrics.LEVEL_MEASURES`.
-        events: replies that were `held` or `missed` their deadline over the window.
+        levels: of the policy, slow to fast.
+        window: named as in `metrics.MEASURES` and `LEVEL_MEASURES`; and 1 for each reply that was `held` or `missed`.
+        recent: the same of the last `RECENT_S`.
         refused: refused requests by reason, since the start.
         episodes: ended episodes by outcome (`success`, `failure`, `unknown`), since the start.
         margins: by level, how well it keeps up; of several gateways the least.
@@ -179,50 +156,56 @@ class FleetSnapshot:
     time: float
     gateways: int = 1
     robots: Sequence[RobotRow] = ()
-    measures: Measures = field(default_factory=Measures)
-    levels: Mapping[str, Measures] = field(default_factory=dict)
-    events: Mapping[str, int] = field(default_factory=dict)
-    refused: Mapping[str, int] = field(default_factory=dict)
-    episodes: Mapping[str, int] = field(default_factory=dict)
+    levels: Sequence[str] = ()
+    window: Measured = field(default_factory=dict)
+    recent: Measured = field(default_factory=dict)
+    refused: Counter[str] = field(default_factory=Counter)
+    episodes: Counter[str] = field(default_factory=Counter)
     margins: Mapping[str, Margin] = field(default_factory=dict)
 
     @classmethod
     def merged(cls, snapshots: Iterable["FleetSnapshot"], time: float) -> "FleetSnapshot":
         """The fleet's, from those of its gateways; a robot that several of them know is one robot."""
         parts = list(snapshots)
-        robots: dict[str, RobotRow] = {}
-        for row in (row for part in parts for row in part.robots):
-            robots[row.name] = robots[row.name].joined(row) if row.name in robots else row
         return cls(
             time=time,
             gateways=sum(part.gateways for part in parts),
-            robots=tuple(robots.values()),
-            measures=sum((part.measures for part in parts), Measures()),
-            levels=_added(part.levels for part in parts),
-            events=sum((Counter(part.events) for part in parts), Counter()),
-            refused=sum((Counter(part.refused) for part in parts), Counter()),
-            episodes=sum((Counter(part.episodes) for part in parts), Counter()),
-            margins=_least(part.margins for part in parts),
+            robots=tuple(_merged(({row.name: row} for part in parts for row in part.robots), RobotRow.joined).values()),
+            levels=tuple(dict.fromkeys(level for part in parts for level in part.levels)),
+            window=_merged((part.window for part in parts), operator.add),
+            recent=_merged((part.recent for part in parts), operator.add),
+            refused=sum((part.refused for part in parts), Counter()),
+            episodes=sum((part.episodes for part in parts), Counter()),
+            margins=_merged((part.margins for part in parts), lambda *both: min(both, key=lambda found: found.margin_steps)),
         )
+
+    def summary(self, measure: str, level: str = REQUESTS, scale: float = 1.0) -> Json:
+        """Of the window."""
+        return summary(self.window.get((level, measure), {}), scale)
 
     def point(self) -> Json:
         """The page's curves at this moment: latencies in milliseconds, ages in control steps, requests per second."""
-        latency = self.measures.now("latency_s", 1000)
+
+        def now(measure: str, level: str = REQUESTS, scale: float = 1.0) -> Json:
+            return summary(self.recent.get((level, measure), {}), scale)
+
+        def curves(level: str) -> Json:
+            return {"call_p50_ms": now("call_s", level, 1000)["p50"], "intent_age_p50": now("intent_age_steps", level)["p50"]}
+
+        latency = now("latency_s", scale=1000)
         return {
             "latency_p50_ms": latency["p50"],
             "latency_p99_ms": latency["p99"],
             "requests_per_s": latency["count"] / RECENT_S,
-            "levels": {
-                name: {"call_p50_ms": level.now("call_s", 1000)["p50"], "intent_age_p50": level.now("intent_age_steps")["p50"]}
-                for name, level in self.levels.items()
-            },
+            "levels": {level: curves(level) for level in self.levels},
         }
 
     def to_json(self) -> Json:
         """The content of `fleet.json`, strict JSON values only; lists at most `LISTED_ROBOTS` robots."""
         rows = sorted(self.robots, key=lambda row: (not row.connected, _natural(row.name)))
-        latency = self.measures.summary("latency_s", 1000)
-        judged = self.episodes.get("success", 0) + self.episodes.get("failure", 0)
+        latency, successes = self.summary("latency_s", scale=1000), self.episodes["success"]
+        judged = successes + self.episodes["failure"]
+        shares = {name: self.summary(name)["count"] for name in ("held", "missed")}
         return {
             "time": self.time,
             "window_s": WINDOW_S,
@@ -232,45 +215,65 @@ class FleetSnapshot:
             "robots_not_listed": max(0, len(rows) - LISTED_ROBOTS),
             "requests_per_s": self.point()["requests_per_s"],
             "latency_ms": latency,
-            "batch_size": self.measures.summary("batch_size"),
+            "batch_size": self.summary("batch_size"),
             "levels": [
-                {"name": name, "margin": _said(self.margins.get(name))}
-                | {figure: level.summary(*of) for figure, of in LEVEL_FIGURES.items()}
-                for name, level in self.levels.items()
+                {"name": level, "margin": _said(self.margins.get(level))}
+                | {figure: self.summary(measure, level, scale) for figure, (measure, scale) in LEVEL_FIGURES.items()}
+                for level in self.levels
             ],
-            "held": _share(self.events.get("held", 0), latency["count"]),
-            "missed": _share(self.events.get("missed", 0), latency["count"]),
+            **{name: {"count": count, "share": _ratio(count, latency["count"])} for name, count in shares.items()},
             "refused": dict(self.refused),
             "episodes": {
-                "ended": sum(self.episodes.values()),
+                "ended": self.episodes.total(),
                 "judged": judged,
-                "successes": self.episodes.get("success", 0),
-                "success_rate": self.episodes.get("success", 0) / judged if judged else None,
+                "successes": successes,
+                "success_rate": _ratio(successes, judged),
             },
         }
 
 
-def _added[T: (Counter[float], Measures)](parts: Iterable[Mapping[str, T]]) -> dict[str, T]:
-    added: dict[str, T] = {}
-    for part in parts:
-        for name, found in part.items():
-            added[name] = added[name] + found if name in added else found
-    return added
+class FleetAggregator:
+    """The latest snapshot of every gateway replica, and the curves of the last minutes. An actor's class, plain Python."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._latest: dict[str, tuple[float, FleetSnapshot]] = {}
+        self._history: deque[tuple[float, Json]] = deque(maxlen=HISTORY_S)
+        self._next_point = clock()
+
+    def report(self, gateway: str, snapshot: FleetSnapshot) -> None:
+        """A gateway's snapshot replaces its last one; about one call a second and gateway."""
+        now = self._clock()
+        self._latest[gateway] = (now, snapshot)
+        if now >= self._next_point:
+            self._next_point = now + 0.9
+            self._history.append((now, self._fleet().point()))
+
+    def fleet(self) -> Json:
+        """The content of `fleet.json`: `FleetSnapshot.to_json` of the whole fleet, and `history`, a point per second."""
+        now = self._clock()
+        history = [{"seconds_ago": round(now - at, 2), **point} for at, point in self._history]
+        return {**self._fleet().to_json(), "history": history}
+
+    def _fleet(self) -> FleetSnapshot:
+        now = self._clock()
+        self._latest = {name: known for name, known in self._latest.items() if now - known[0] < SILENT_S}
+        return FleetSnapshot.merged((snapshot for _, snapshot in self._latest.values()), time=time.time())
 
 
-def _least(parts: Iterable[Mapping[str, Margin]]) -> dict[str, Margin]:
-    least: dict[str, Margin] = {}
-    for name, margin in (item for part in parts for item in part.items()):
-        least[name] = min(least.get(name, margin), margin, key=lambda found: found.margin_steps)
-    return least
+def _merged[V](parts: Iterable[Mapping[Any, V]], join: Callable[[V, V], V]) -> dict[Any, V]:
+    merged: dict[Any, V] = {}
+    for key, value in (item for part in parts for item in part.items()):
+        merged[key] = join(merged[key], value) if key in merged else value
+    return merged
 
 
 def _said(margin: Margin | None) -> Json | None:
     return None if margin is None else {"steps": margin.margin_steps, "covers": margin.covers, "text": margin.text}
 
 
-def _share(count: int, of: int) -> Json:
-    return {"count": count, "share": count / of if of else None}
+def _ratio(count: int, of: int) -> float | None:
+    return count / of if of else None
 
 
 def _natural(name: str) -> tuple[str, int, str]:

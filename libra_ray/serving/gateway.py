@@ -2,30 +2,28 @@
 
 import asyncio
 import itertools
-import os
-import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
-from typing import Any
+from dataclasses import replace
+from functools import partial
+from typing import Any, Protocol
 
 from libra_ray.client.protocol import Handshake
-from libra_ray.config import ControlConfig
 from libra_ray.control.robot import RobotControl
 from libra_ray.serving import retry
 from libra_ray.serving.batches import InferenceBatch, InferenceRequest, InferenceResult
 from libra_ray.serving.batching import Batcher, RobotResult
 from libra_ray.serving.engine import Engine
+from libra_ray.serving.fleet_snapshot import FleetSnapshot
 from libra_ray.serving.instructions import Instructions
 from libra_ray.serving.intent_scheduler import IntentScheduler
-from libra_ray.serving.keeping_up import KeepingUp
 from libra_ray.serving.requests import BadRequestError, Request, read_request
 from libra_ray.serving.robot_sessions import RobotSession, RobotSessions, ServedIntent
 from libra_ray.serving.settings import ServingSettings
 from libra_ray.serving.telemetry import Telemetry
 from libra_ray.serving.upper_levels import UpperLevels
 from libra_ray.serving.weight_switch import WeightSwitch
-from libra_ray.types import ActionChunk, Intent, Json, Level, Observation
+from libra_ray.types import Intent, Json, Level, Observation
 
 HEARTBEAT_S = 1.0
 """Between two snapshots for the aggregator, and two looks at the levels' replicas."""
@@ -35,13 +33,18 @@ class NotReadyError(RuntimeError):
     """The levels are not loaded yet."""
 
 
+class Connection(Protocol):
+    """A robot's, as the gateway sees it."""
+
+    def leave(self) -> None:
+        """Close as soon as nothing is under way."""
+
+
 class GatewayCore:
     """Everything of the gateway but its sockets.
 
     Args:
-        settings: the application's.
         handles: of the levels' deployments, by the level's name, slow to fast.
-        engine: what runs this gateway, made for its name.
         clock: seconds that never go back.
     """
 
@@ -49,32 +52,25 @@ class GatewayCore:
         self,
         settings: ServingSettings,
         handles: Mapping[str, Any],
-        engine: Callable[[str], Engine],
+        engine: Engine,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.settings, self._handles, self._clock = settings, handles, clock
-        self.name = f"{socket.gethostname()}-{os.getpid()}"
-        made = engine(self.name)
-        self.telemetry, self.aggregator = Telemetry("gateway", made.register, tuple(handles), clock=clock), made.aggregator
-        self.connections = 0
+        self.settings, self.engine, self._handles, self._clock = settings, engine, handles, clock
+        self.telemetry = Telemetry("gateway", engine.register, tuple(handles), clock=clock)
+        self.connections: set[Connection] = set()
         self.draining = False
-        self.space_changed_hooks: list[Callable[[], None]] = []
-        self.weight_switch = WeightSwitch(
-            settings, handles, gateway=self.name, applications=made.applications, space_changed=self.space_changed
-        )
+        self.weight_switch = WeightSwitch(settings, handles, engine, self._space_changed)
         self._names = itertools.count(1)
         self._late = {name: retry.RecentMean(clock=clock) for name in handles}
         self._instructions = Instructions(self._refusal)
-        self.robots = RobotSessions(self._control, 2 * settings.max_connections)
+        self.robots = RobotSessions(self._control, 2 * settings.max_connections, clock)
         *_, self._last = handles
         self._upper = UpperLevels(self._scheduler, self._late)
-        self._control_config = ControlConfig(**{f.name: getattr(settings, f.name) for f in fields(ControlConfig)})
-        self.keeping_up = KeepingUp(self._control_config, self.weight_switch, made.log)
         self._batcher = Batcher(
-            lambda requests, weights: self._infer(self._last, requests, weights),
+            partial(self._infer, self._last),
             max_batch=settings.levels[self._last].max_batch,
-            in_flight=lambda: self.weight_switch.replicas[self._last].running,
-            expected_peers=lambda: self.connections,
+            in_flight=lambda: self.weight_switch.running[self._last],
+            expected_peers=lambda: len(self.connections),
             window_s=None if settings.window_ms < 0 else settings.window_ms / 1000,
             deadline_s=lambda: self.deadline_s,
             clock=clock,
@@ -97,7 +93,7 @@ class GatewayCore:
         Raises:
             NotReadyError: the levels have not loaded yet.
         """
-        found = self.keeping_up.look(self.telemetry.latencies())
+        found = self.weight_switch.margins(self.telemetry.latencies())
         return replace(self.handshake, margin_steps={name: margin.margin_steps for name, margin in found.items()})
 
     @property
@@ -113,7 +109,7 @@ class GatewayCore:
 
     def new_name(self) -> str:
         """For a robot that gave none."""
-        return f"robot-{next(self._names)}@{self.name}"
+        return f"robot-{next(self._names)}@{self.engine.gateway}"
 
     async def answer(self, message: Json, name: str, owner: object | None = None) -> Json:
         """The answer to one request.
@@ -133,10 +129,7 @@ class GatewayCore:
         request = read_request(message, self.handshake)
         if request.observation is not None:
             await self._instructions.check(self.weight_switch.weights, request.observation.instruction)
-        robot = self.robots.named(request.robot or name)
-        if owner is not None and robot.owner is not owner:
-            robot.owner = owner
-            self.telemetry.connected(robot.name)
+        robot = self.robots.named(request.robot or name, owner)
         if robot.busy:
             raise BadRequestError("busy", f"a request of robot {robot.name!r} is under way; names must be unique in the fleet")
         robot.busy = True
@@ -147,7 +140,7 @@ class GatewayCore:
 
     async def _answer(self, request: Request, robot: RobotSession, arrived: float) -> Json:
         if request.ended:
-            self.telemetry.episode_ended(robot.name, request.success)
+            self.telemetry.episode_ended(robot.row, request.success)
         step = -1 if request.observation is None else request.observation.step
         if request.reset or (robot.seen is not None and 0 <= step < robot.seen.step):
             robot.begin()
@@ -185,8 +178,7 @@ class GatewayCore:
         except retry.NoAnswerError:
             self._failed(self._last)
             return None
-        first = step if above is None else above.first_step
-        control.accept_chunk(ActionChunk(actions=result.actions, first_step=step, intent_first_step=first))
+        control.accept_chunk(result.chunk)
         return result
 
     def _reply(
@@ -194,7 +186,7 @@ class GatewayCore:
     ) -> Json:
         """The answer's fields beside `robot` and `seq`; counts it."""
         control, now = robot.control, self._clock()
-        actions = control.held_actions(step) if result is None else result.actions
+        actions = control.held_actions(step) if result is None else result.chunk.actions
         if actions is None:
             silent = next((name for name in self._upper.schedulers if name not in intents), self._last)
             raise retry.NoAnswerError(
@@ -205,7 +197,7 @@ class GatewayCore:
         self._late[self._last].add(missed)
         metadata = {name: told for intent in intents.values() for name, told in intent.metadata.items()}
         self.telemetry.tick(
-            robot.name,
+            robot.row,
             latency_s=took_s,
             batch_size=0 if result is None else result.batch,
             ages={name: (step - intent.first_step, now - intent.made_at) for name, intent in intents.items()},
@@ -230,14 +222,12 @@ class GatewayCore:
             "metadata": metadata,
         }
 
-    async def _infer(
-        self, level: str, requests: list[InferenceRequest], weights: str, *, urgent: bool = False
-    ) -> InferenceResult:
+    async def _infer(self, level: str, requests: list[InferenceRequest], weights: str, urgent: bool) -> InferenceResult:
         """One batch, sent to a replica of the level; the last level's is tried again elsewhere, for robots wait for it."""
         began, tries = self._clock(), retry.TRIES if level == self._last else 1
-        batch, late = InferenceBatch.stacked(requests, weights, self.handshake.history), self._late[level].mean
+        batch = InferenceBatch(requests=requests, weights=weights, urgent=urgent, late_share=self._late[level].mean)
         queued = self._upper.schedulers.get(level, self._batcher).queued
-        remote = lambda: self._handles[level].infer.remote(batch, late, urgent=urgent)  # noqa: E731
+        remote = partial(self._handles[level].infer.remote, batch)
         result: InferenceResult = await retry.call(remote, timeout_s=self.settings.levels[level].timeout_s, tries=tries)
         self.telemetry.call(level, seconds=self._clock() - began, batch_size=len(requests), queued=queued)
         return result
@@ -247,37 +237,45 @@ class GatewayCore:
 
     async def _refusal(self, weights: str, instruction: str) -> str:
         # All levels hold the tokeniser; the last one is soonest done with what it does.
-        remote = lambda: self._handles[self._last].refusal.remote(weights, instruction)  # noqa: E731
+        remote = partial(self._handles[self._last].refusal.remote, weights, instruction)
         refusal: str = await retry.call(remote, timeout_s=self.settings.levels[self._last].timeout_s)
         return refusal
 
     def _control(self) -> RobotControl:
-        return RobotControl(self._control_config, self.handshake.levels, action=self.handshake.robot.action)
+        return RobotControl(self.settings.control, self.handshake.levels, action=self.handshake.robot.action)
 
-    def space_changed(self) -> None:
+    def _space_changed(self) -> None:
         """Other observations, actions or levels than before: robots begin anew, and must shake hands again."""
         self._upper.become(self.handshake.levels[:-1])
-        self.robots.clear()
-        for hook in self.space_changed_hooks:
-            hook()
+        self.robots.begin_anew()
+        self.send_away()
+
+    def send_away(self) -> None:
+        """Tell all robots to connect again, each after the answer that is under way."""
+        for connection in self.connections:
+            connection.leave()
 
     def _scheduler(self, level: Level) -> IntentScheduler:
         return IntentScheduler(
             level,
-            self._infer,
+            partial(self._infer, level.name),
             weights=lambda: self.weight_switch.weights,
             max_batch=self.settings.levels[level.name].max_batch,
-            in_flight=lambda: self.weight_switch.replicas[level.name].running,
+            in_flight=lambda: self.weight_switch.running[level.name],
             failed=self._failed,
             ready=self.telemetry.intent,
-            expected_peers=lambda: self.connections,
+            expected_peers=lambda: len(self.connections),
             clock=self._clock,
         )
+
+    def snapshot(self) -> FleetSnapshot:
+        """What happened of late, for the live page."""
+        return self.telemetry.snapshot(self.robots.rows(), self.weight_switch.margins(self.telemetry.latencies()))
 
     async def heartbeat(self) -> None:
         """Once a second until the gateway ends: report, tidy, count the levels' replicas."""
         while True:
             await asyncio.sleep(HEARTBEAT_S)
             self.robots.tidy()
-            await self.aggregator.report(self.telemetry.snapshot(self.keeping_up.look(self.telemetry.latencies())))
+            await self.engine.report(self.snapshot())
             await self.weight_switch.refresh()

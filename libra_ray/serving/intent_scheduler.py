@@ -9,14 +9,14 @@ import asyncio
 import heapq
 import itertools
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
-from libra_ray.serving.batches import InferenceRequest, InferenceResult
-from libra_ray.serving.batching import CALL_SHARE
+from libra_ray.serving.batches import InferenceRequest
+from libra_ray.serving.batching import CALL_SHARE, Call
 from libra_ray.serving.robot_sessions import RobotSession, ServedIntent
-from libra_ray.types import Level
+from libra_ray.types import Intent, Level
 
 AGAIN_S = 0.1
 """After a failed call its robots are asked for so much later, twice as much after each further one."""
@@ -27,10 +27,6 @@ CALLS_AHEAD = 4
 """Calls between two observations of a robot before it has time to spare: one under way, its own, and as much again."""
 URGENT_CALLS = 8
 """A robot that asks again within so many calls has an urgent request: at low priority a call may take several times as long."""
-
-
-Call = Callable[..., Awaitable[InferenceResult]]
-"""`call(level, requests, weights, urgent=...)` sends one batch to a level."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +60,6 @@ class IntentScheduler:
         failed: told of every failed call.
         ready: told of every intent, with the seconds since its picture.
         expected_peers: robots that may ask: when all of them have asked, nobody else is waited for by one that stands.
-        clock: seconds that never go back.
     """
 
     def __init__(
@@ -134,6 +129,7 @@ class IntentScheduler:
         """Consider again then, or earlier where that was decided before."""
         loop = asyncio.get_running_loop()
         at = loop.time() + max(0.0, seconds)
+        # uvloop's handles of what is due at once do not say when.
         if self._timer is None or at < self._timer_at:
             self._cancel_timer()
             self._timer, self._timer_at = loop.call_at(at, self._pump), at
@@ -189,7 +185,7 @@ class IntentScheduler:
         if seen is None:
             return None
         if self.level.reads is not None:
-            above = robot.control.intent_at(self.level.reads, seen.step)
+            above = robot.control.read_by(self.level.name, seen.step)
             if not isinstance(above, ServedIntent):
                 return None
             weights = above.weights
@@ -203,7 +199,7 @@ class IntentScheduler:
     async def _run(self, batch: list[_Pending], *, urgent: bool) -> None:
         began, requests, weights = self._clock(), [pending.request for pending in batch], batch[0].weights
         try:
-            result = await self._call(self.level.name, requests, weights, urgent=urgent)
+            result = await self._call(requests, weights, urgent)
             result.check(requests)
         except Exception:  # noqa: BLE001  # the border of a batch: counted, and its robots keep the intents they have
             self._failed(self.level.name)
@@ -213,20 +209,21 @@ class IntentScheduler:
         ready_at = self._clock()
         took_s = ready_at - began
         self._call_s += (took_s - self._call_s) * (0.2 if self._call_s else 1.0)
-        for row, pending in enumerate(batch):
+        for answer, pending in zip(result.answers, batch, strict=True):
+            assert isinstance(answer, Intent)
             robot, step = pending.robot, pending.request.observation.step
             self._penalties.pop(robot, None)
             self._ready(self.level.name, ready_at - pending.seen_at)
             if robot.episode == pending.episode:
                 intent = ServedIntent(
                     level=self.level.name,
-                    values={name: value[row] for name, value in result.values.items()},
+                    values=answer.values,
                     first_step=step,
                     covers=self.level.covers,
                     made_at=pending.seen_at,
                     weights=weights,
                     ready_at=ready_at,
-                    metadata=result.metadata[row] if result.metadata else {},
+                    metadata=answer.metadata,
                 )
                 robot.control.accept_intent(intent, step)
                 robot.answered.set()

@@ -11,7 +11,6 @@ import os
 import pickle
 import socket
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -38,7 +37,7 @@ class _Messages(asyncio.Protocol):
         self._transport: Any = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
+        self._transport, self._coming = transport, bytearray()
 
     def data_received(self, data: bytes) -> None:
         self._coming += data
@@ -66,10 +65,10 @@ class LocalCallServer:
     """Answers the gateways of this machine.
 
     Args:
-        answer: to a call, with its arguments.
+        answer: to a call's one argument.
     """
 
-    def __init__(self, answer: Callable[..., Awaitable[Any]]) -> None:
+    def __init__(self, answer: Callable[[Any], Awaitable[Any]]) -> None:
         self._answer = answer
         self._path = Path()
         self._server: asyncio.Server | None = None
@@ -82,8 +81,8 @@ class LocalCallServer:
         listening.bind(str(path))
         # Before anybody can connect, for nobody listens yet.
         path.chmod(0o600)
-        self._path = path
-        self._server = await asyncio.get_running_loop().create_unix_server(lambda: _Answering(self), sock=listening)
+        self._path, loop = path, asyncio.get_running_loop()
+        self._server = await loop.create_unix_server(lambda: _Answering(self._answer, self._running), sock=listening)
 
     async def close(self, timeout_s: float) -> None:
         """Take no more calls, and wait for those under way."""
@@ -93,32 +92,25 @@ class LocalCallServer:
             if self._running:
                 await asyncio.wait(self._running, timeout=timeout_s)
 
-    def start(self, arguments: tuple[Any, ...], options: dict[str, Any], told: Callable[[Any], None]) -> asyncio.Task[None]:
-        """Answer one call, by `told((True, answer))` or `told((False, error))`."""
-
-        async def run() -> None:
-            try:
-                told((True, await self._answer(*arguments, **options)))
-            except Exception as error:  # noqa: BLE001  # the caller's to judge
-                told((False, error))
-
-        task = asyncio.get_running_loop().create_task(run())
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-        return task
-
 
 class _Answering(_Messages):
-    """A gateway's connection, as the replica has it: one call at a time."""
+    """A gateway's connection, as the replica has it: one call at a time, kept among those `running`."""
 
-    def __init__(self, server: LocalCallServer) -> None:
+    def __init__(self, answer: Callable[[Any], Awaitable[Any]], running: set[asyncio.Task[None]]) -> None:
         super().__init__()
-        self._server = server
+        self._answer, self._running = answer, running
         self._task: asyncio.Task[None] | None = None
 
     def _received(self, message: Any) -> None:
-        arguments, options = message
-        self._task = self._server.start(arguments, options, self._send)
+        self._task = asyncio.get_running_loop().create_task(self._run(message))
+        self._running.add(self._task)
+        self._task.add_done_callback(self._running.discard)
+
+    async def _run(self, question: Any) -> None:
+        try:
+            self._send((True, await self._answer(question)))
+        except Exception as error:  # noqa: BLE001  # the caller's to judge
+            self._send((False, error))
 
     def connection_lost(self, exc: Exception | None) -> None:
         # Nobody waits any more.
@@ -126,24 +118,46 @@ class _Answering(_Messages):
             self._task.cancel()
 
 
-class _Asking(_Messages):
-    """A connection to a replica, as the gateway has it."""
+class _Replica(_Messages):
+    """A replica of this machine, as the gateway has it: for one call at a time.
 
-    def __init__(self) -> None:
+    Attributes:
+        busy: whether it computes for this gateway.
+        rested_since: when its last call came back; in the future where it is left to itself until then.
+    """
+
+    def __init__(self, path: str) -> None:
         super().__init__()
+        self.path, self.busy, self.rested_since = path, False, 0.0
         self._answer: asyncio.Future[Any] | None = None
 
-    async def ask(self, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        """The answer to one call; one at a time.
+    async def connect(self) -> None:
+        """Have a connection.
 
         Raises:
-            ConnectionError: the replica is gone, and its error where it had one.
+            OSError: the replica is gone.
+        """
+        if self._transport is None or self._transport.is_closing():
+            await asyncio.get_running_loop().create_unix_connection(lambda: self, self.path)
+
+    async def ask(self, question: Any) -> Any:
+        """The answer to one call.
+
+        Raises:
+            ConnectionError: the replica went away; and its error where it had one.
         """
         self._answer = asyncio.get_running_loop().create_future()
-        if self._transport is None or self._transport.is_closing():
-            raise ConnectionResetError("the replica is gone")
-        self._send((arguments, options))
-        return await self._answer
+        try:
+            self._send(question)
+            fine, answer = await self._answer
+        except BaseException:
+            self.close()
+            self.rested_since = time.monotonic() + AVOIDED_S
+            raise
+        self.rested_since = time.monotonic()
+        if not fine:
+            raise answer
+        return answer
 
     def _received(self, message: Any) -> None:
         if self._answer is not None and not self._answer.done():
@@ -168,11 +182,8 @@ class LocalCalls:
     def __init__(self, handle: Any, folder: Path) -> None:
         self._handle, self._folder = handle, folder
         self._name = socket_name(handle.app_name, handle.deployment_name)
-        self._here: list[str] = []
+        self._replicas: dict[str, _Replica] = {}
         self._looked_at = float("-inf")
-        self._busy: Counter[str] = Counter()
-        self._used_at: dict[str, float] = {}
-        self._idle: dict[str, _Asking] = {}
 
     def __getattr__(self, name: str) -> Any:
         """All but `infer` is the engine's."""
@@ -183,57 +194,44 @@ class LocalCalls:
         """What is called by `infer.remote(...)`."""
         return self
 
-    def remote(self, *arguments: Any, **options: Any) -> asyncio.Task[Any]:
+    def remote(self, question: Any) -> asyncio.Task[Any]:
         """One call; it can be awaited and cancelled."""
-        return asyncio.get_running_loop().create_task(self._call(arguments, options))
+        return asyncio.get_running_loop().create_task(self._call(question))
 
-    async def _call(self, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    async def _call(self, question: Any) -> Any:
         while (replica := self._free()) is not None:
-            self._busy[replica] += 1
+            replica.busy = True
             try:
-                connection = self._idle.pop(replica, None) or await self._connected(replica)
-                if connection is not None:
-                    return await self._asked(replica, connection, arguments, options)
+                await replica.connect()
+            except OSError:
+                # It died without a word.
+                self._replicas.pop(replica.path, None)
+                with suppress(OSError):
+                    Path(replica.path).unlink()
+            else:
+                return await replica.ask(question)
             finally:
-                self._busy[replica] -= 1
-        return await self._handle.infer.remote(*arguments, **options)
+                replica.busy = False
+                if replica.path not in self._replicas:
+                    replica.close()
+        return await self._handle.infer.remote(question)
 
-    async def _asked(self, replica: str, connection: _Asking, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        try:
-            fine, answer = await connection.ask(arguments, options)
-        except BaseException:
-            connection.close()
-            self._used_at[replica] = time.monotonic() + AVOIDED_S
-            raise
-        self._used_at[replica] = time.monotonic()
-        self._idle[replica] = connection
-        if not fine:
-            raise answer
-        return answer
-
-    def _free(self) -> str | None:
+    def _free(self) -> _Replica | None:
         """The replica here that has rested for longest, of those that do nothing for this gateway."""
         now = time.monotonic()
         if now - self._looked_at > LOOK_S:
-            self._looked_at, mine = now, os.getuid()
-            with os.scandir(self._folder) as files:
-                self._here = [f.path for f in files if f.name.startswith(self._name) and f.stat().st_uid == mine]
-            gone = self._idle.keys() - self._here
-            for replica in gone:
-                self._idle.pop(replica).close()
-            self._used_at = {path: at for path, at in self._used_at.items() if path in self._here}
-        used = {replica: self._used_at.get(replica, 0.0) for replica in self._here if not self._busy[replica]}
-        first = min(used, key=used.__getitem__, default=None)
-        return None if first is None or used[first] > now else first
+            self._look()
+            self._looked_at = now
+        free = (replica for replica in self._replicas.values() if not replica.busy and replica.rested_since <= now)
+        return min(free, key=lambda replica: replica.rested_since, default=None)
 
-    async def _connected(self, replica: str) -> _Asking | None:
-        """A new connection; None where the replica is gone."""
-        try:
-            _, connection = await asyncio.get_running_loop().create_unix_connection(_Asking, replica)
-        except OSError:
-            self._here = [path for path in self._here if path != replica]
-            # It died without a word.
-            with suppress(OSError):
-                Path(replica).unlink()
-            return None
-        return connection
+    def _look(self) -> None:
+        """Which replicas are here; one that ends answers what it was asked."""
+        mine = os.getuid()
+        with os.scandir(self._folder) as files:
+            here = {file.path for file in files if file.name.startswith(self._name) and file.stat().st_uid == mine}
+        for path in self._replicas.keys() - here:
+            gone = self._replicas.pop(path)
+            if not gone.busy:
+                gone.close()
+        self._replicas |= {path: _Replica(path) for path in here - self._replicas.keys()}

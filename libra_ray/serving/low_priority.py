@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
-from libra_ray.serving.weights import FailedComputingError, UnknownWeightsError
+from libra_ray.serving.weights import UnknownWeightsError
 
 NICEST = 19
 """A thread nicer than that has Linux's idle policy: whoever wakes takes its processor at once, and it counts as free."""
@@ -43,7 +43,7 @@ class ComputeThreads:
 
         Raises:
             UnknownWeightsError: `work` says so.
-            FailedComputingError: it failed otherwise; the text says how.
+            RuntimeError: it failed otherwise; the text says how.
         """
 
         def timed() -> T:
@@ -54,8 +54,8 @@ class ComputeThreads:
                 except UnknownWeightsError:
                     raise
                 except Exception as error:
-                    # Of an error of torch's the gateway could only learn by importing torch, which takes seconds.
-                    raise FailedComputingError(f"{type(error).__name__}: {error}") from error
+                    # An error of torch's the gateway could only unpickle by importing torch, which takes seconds.
+                    raise RuntimeError(f"{type(error).__name__}: {error}") from error
                 finally:
                     self.busy_s += time.monotonic() - self.busy_since
                     self.busy_since = None

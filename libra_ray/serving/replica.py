@@ -31,18 +31,12 @@ HANGS_S = 60.0
 
 
 class LevelReplica:
-    """One replica of a level: weights, warm-up, inference, health.
-
-    Args:
-        settings: the application's.
-        level: its name.
-    """
+    """One replica of a level, by its name: weights, warm-up, inference, health."""
 
     def __init__(self, settings: ServingSettings, level: str) -> None:
         self._settings, self._level, self._own = settings, level, settings.levels[level]
         self._compute = ComputeThreads(self._own.threads, self._own.nice)
-        self._policies: dict[str, SystemPolicy] = {}
-        self._alone: dict[str, Latency] = {}
+        self._policies: dict[str, tuple[SystemPolicy, Latency]] = {}
         self._late_shares: list[float] = []
         self._told_busy_s, self._told_at = 0.0, time.monotonic()
         self._warming_up = False
@@ -67,8 +61,7 @@ class LevelReplica:
                 alone = await self._warm_up(policy, low_priority=low_priority)
         finally:
             self._warming_up = False
-        self._policies = {**dict(list(self._policies.items())[1 - KEPT :]), key: policy}
-        self._alone = {**dict(list(self._alone.items())[1 - KEPT :]), key: alone}
+        self._policies = {**dict(list(self._policies.items())[1 - KEPT :]), key: (policy, alone)}
         freeze_startup_objects()
 
     async def describe(self, weights: str) -> Json:
@@ -77,32 +70,25 @@ class LevelReplica:
         Raises:
             UnknownWeightsError: it is not loaded here.
         """
-        policy = self._policy(weights)
-        return {**described(policy), LENGTHENED_BY: policy.lengthened_by, LATENCY: self._alone[weights]}
+        policy, alone = self._held(weights)
+        return {**described(policy), LENGTHENED_BY: policy.lengthened_by, LATENCY: alone}
 
-    async def infer(self, batch: InferenceBatch, late_share: float = 0.0, *, urgent: bool = False) -> InferenceResult:
+    async def infer(self, batch: InferenceBatch) -> InferenceResult:
         """The level's answers to every row.
-
-        Args:
-            batch: of robots.
-            late_share: of the gateway's recent requests, that came too late for want of this level's answers.
-            urgent: some of them have no time to spare: not computed at low priority.
 
         Raises:
             UnknownWeightsError: the batch's weights are not loaded here.
         """
-        self._late_shares.append(late_share)
+        self._late_shares.append(batch.late_share)
 
         def work() -> InferenceResult:
             # Only here, for until now its weights might have become others.
-            policy = self._policy(batch.weights)
-            began, levels = time.perf_counter(), {level.name: level for level in policy.levels}
-            reads = levels[self._level].reads
-            above = batch.intents(None if reads is None else levels[reads])
-            answers = policy.infer(self._level, batch.observations(), above)
-            return InferenceResult.stacked(batch.numbers, answers, time.perf_counter() - began)
+            policy, _ = self._held(batch.weights)
+            began, rows = time.perf_counter(), batch.requests
+            answers = policy.infer(self._level, [row.observation for row in rows], [row.above for row in rows])
+            return InferenceResult(numbers=[row.number for row in rows], answers=answers, seconds=time.perf_counter() - began)
 
-        return await self._compute.run(work, low_priority=not urgent)
+        return await self._compute.run(work, low_priority=not batch.urgent)
 
     async def refusal(self, weights: str, instruction: str) -> str:
         """Why a checkpoint does not take an instruction, in one line; empty where it does.
@@ -110,7 +96,7 @@ class LevelReplica:
         Raises:
             UnknownWeightsError: it is not loaded here.
         """
-        policy = self._policy(weights)
+        policy, _ = self._held(weights)
 
         def work() -> str:
             try:
@@ -145,7 +131,8 @@ class LevelReplica:
         self._late_shares, self._told_busy_s, self._told_at = [], busy_s, now
         return stats
 
-    def _policy(self, weights: str) -> "SystemPolicy":
+    def _held(self, weights: str) -> "tuple[SystemPolicy, Latency]":
+        """The policy of those weights, and its level's latency with one robot."""
         if weights not in self._policies:
             raise UnknownWeightsError(f"{weights!r} is not loaded here; loaded: {', '.join(map(repr, self._policies))}")
         return self._policies[weights]
@@ -174,10 +161,10 @@ class LevelReplica:
         """The oldest policy, which nobody will need, with other weights; None where it is needed, or of another kind."""
         if len(self._policies) < KEPT:
             return None
-        oldest, policy = next(iter(self._policies.items()))
+        oldest, (policy, _) = next(iter(self._policies.items()))
         if not policy.engine.records or not policy.take(source):
             return None
-        del self._policies[oldest], self._alone[oldest]
+        del self._policies[oldest]
         return policy
 
     async def _warm_up(self, policy: "SystemPolicy", *, low_priority: bool) -> Latency:

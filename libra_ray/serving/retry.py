@@ -46,7 +46,6 @@ class RecentMean:
 
     Args:
         half_life_s: after which an observation counts half.
-        clock: seconds that never go back.
     """
 
     def __init__(self, half_life_s: float = 2.0, clock: Callable[[], float] = time.monotonic) -> None:

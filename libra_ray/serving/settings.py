@@ -2,9 +2,12 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from libra_ray.config import ControlConfig
 
 DEFAULT_PORT = 8765
 MOVED = {
@@ -200,6 +203,11 @@ class ServingSettings(_Frozen):
         if self.intent_timeout_s >= 0:
             return self.intent_timeout_s
         return self.first_intent_timeout_s if self.rule == "fifo" else 0.0
+
+    @property
+    def control(self) -> ControlConfig:
+        """When levels are asked, and what robots do meanwhile."""
+        return ControlConfig(**{of.name: getattr(self, of.name) for of in fields(ControlConfig)})
 
     def user_config(self) -> dict[str, str]:
         """What may change without a restart: the weights."""

@@ -28,15 +28,10 @@ SLOW_READER_S = 5.0
 
 
 class Web:
-    """The ASGI application of one gateway.
-
-    Args:
-        core: answers requests.
-    """
+    """The ASGI application of one gateway."""
 
     def __init__(self, core: GatewayCore) -> None:
         self._core, self._settings = core, core.settings
-        self._connections: set[_Connection] = set()
         routes = [
             WebSocketRoute("/{anywhere:path}", self._robot),
             Route("/act", self._act, methods=["POST"]),
@@ -51,16 +46,11 @@ class Web:
         """ASGI's entry."""
         await self._app(scope, receive, send)
 
-    def send_away(self) -> None:
-        """Tell all robots to come back to another gateway, each after the answer that is under way."""
-        for connection in self._connections:
-            connection.leave()
-
     async def gone(self, timeout_s: float) -> None:
         """Wait until all have left."""
         loop = asyncio.get_running_loop()
         end = loop.time() + timeout_s
-        while self._connections and loop.time() < end:
+        while self._core.connections and loop.time() < end:
             await asyncio.sleep(0.02)
 
     async def _robot(self, socket: WebSocket) -> None:
@@ -68,20 +58,17 @@ class Web:
         self._admit(socket)
         if not core.ready:
             raise HTTPException(503, "not ready: the policy is still loading, or this gateway is about to end")
-        if core.connections >= self._settings.max_connections:
+        if len(core.connections) >= self._settings.max_connections:
             core.telemetry.refused("too many connections")
             text = f"this gateway has its {self._settings.max_connections} connections; try again later"
             raise HTTPException(503, text)
-        core.connections += 1
         connection = _Connection(core, socket)
-        self._connections.add(connection)
+        core.connections.add(connection)
         try:
             await connection.serve()
         finally:
-            self._connections.discard(connection)
-            core.connections -= 1
-            for name in core.robots.left(connection):
-                core.telemetry.disconnected(name)
+            core.connections.discard(connection)
+            core.robots.left(connection)
 
     def _admit(self, connection: HTTPConnection) -> None:
         """Refuse pages of other sites, and whoever has not the token: in a header, a cookie or the page's address."""
@@ -137,7 +124,7 @@ class Web:
 
     async def _fleet(self, request: Request) -> Response:
         self._admit(request)
-        return JSONResponse(await self._core.aggregator.fleet(), headers={"Cache-Control": "no-store"})
+        return JSONResponse(await self._core.engine.fleet(), headers={"Cache-Control": "no-store"})
 
     async def _page(self, request: Request) -> Response:
         self._admit(request)

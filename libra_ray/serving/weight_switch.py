@@ -6,8 +6,9 @@ from functools import partial
 from typing import Any
 
 from libra_ray.client.protocol import Handshake
-from libra_ray.control.margin import Latency
+from libra_ray.control.margin import Latency, Margin, margins
 from libra_ray.control.robot import chunk_period
+from libra_ray.serving.engine import Engine
 from libra_ray.serving.retry import NoAnswerError, call
 from libra_ray.serving.settings import ServingSettings
 from libra_ray.serving.weights import weights_key
@@ -19,26 +20,6 @@ LENGTHENED_BY, LATENCY = "lengthened_by", "latency"
 """What a level's replica describes for the gateway alone: see `control.margin.margins`; and its own latency with one robot."""
 
 
-class ReplicaCount:
-    """How many replicas of a deployment run.
-
-    Attributes:
-        running: at least 1, so that somebody is asked even while Serve starts a new one.
-        settled: whether all of them are as they were last asked to be.
-    """
-
-    def __init__(self, handle: Any, at_least: int) -> None:
-        self.running, self.settled = at_least, False
-        self._app, self._name = handle.app_name, handle.deployment_name
-
-    def update(self, applications: Mapping[str, Any]) -> None:
-        """Take the numbers from Serve's details, as its REST API gives them."""
-        deployment = applications.get(self._app, {}).get("deployments", {}).get(self._name)
-        if deployment is not None:
-            self.running = max(1, sum(replica["state"] == "RUNNING" for replica in deployment["replicas"]))
-            self.settled = deployment["status"] == "HEALTHY"
-
-
 class WeightSwitch:
     """The weights in use, and the switch from one checkpoint to the next.
 
@@ -46,14 +27,12 @@ class WeightSwitch:
     made by it. An intent is read by the weights that made it, to its end: no robot notices, and none is dropped.
 
     Args:
-        settings: the application's.
         handles: of the levels' deployments, by the level's name.
-        gateway: this replica's name.
-        applications: see `Engine`.
         space_changed: called where weights take or give something else than those before, the first ones too.
 
     Attributes:
-        replicas: of every level, by its name.
+        running: replicas by level; at least 1, so that somebody is asked even while Serve starts a new one.
+        settled: whether all replicas are as they were last asked to be.
         weights: in use; empty before the first are loaded.
         handshake: what robots are told; None before.
         lengthened_by: by level the setting that lengthens its answers; `latencies`: each level's with one robot, in warming up.
@@ -61,20 +40,14 @@ class WeightSwitch:
     """
 
     def __init__(
-        self,
-        settings: ServingSettings,
-        handles: Mapping[str, Any],
-        *,
-        gateway: str,
-        applications: Callable[[], Mapping[str, Any]],
-        space_changed: Callable[[], None],
+        self, settings: ServingSettings, handles: Mapping[str, Any], engine: Engine, space_changed: Callable[[], None]
     ) -> None:
-        self._settings, self._handles = settings, handles
-        self._gateway, self._applications, self._space_changed = gateway, applications, space_changed
-        self.replicas = {name: ReplicaCount(handle, settings.levels[name].replicas) for name, handle in handles.items()}
+        self._settings, self._handles, self._engine, self._space_changed = settings, handles, engine, space_changed
+        self.running, self.settled = {name: settings.levels[name].replicas for name in handles}, False
         self.handshake: Handshake | None = None
         self.lengthened_by: Mapping[str, tuple[str, int]] = {}
         self.latencies: dict[str, Latency] = {}
+        self._told_late: set[tuple[str, str]] = set()
         self.loaded = asyncio.Event()
         self.weights = self._wanted = ""
         self._task: asyncio.Task[None] | None = None
@@ -86,10 +59,32 @@ class WeightSwitch:
             self._task = asyncio.get_running_loop().create_task(self._switch_when_loaded())
 
     async def refresh(self) -> None:
-        """Ask Serve how many replicas run."""
-        applications = await asyncio.to_thread(self._applications)
-        for count in self.replicas.values():
-            count.update(applications)
+        """Ask Serve how many replicas run, and whether they are settled."""
+        applications = await asyncio.to_thread(self._engine.applications)
+        found = {
+            level: applications.get(handle.app_name, {}).get("deployments", {}).get(handle.deployment_name)
+            for level, handle in self._handles.items()
+        }
+        for level, deployment in found.items():
+            if deployment is not None:
+                self.running[level] = max(1, sum(replica["state"] == "RUNNING" for replica in deployment["replicas"]))
+        self.settled = all(deployment is not None and deployment["status"] == "HEALTHY" for deployment in found.values())
+
+    def margins(self, served: Mapping[str, Latency]) -> dict[str, Margin]:
+        """How well each level keeps up, by what was `served` of late; one that served too little by its latency with one robot.
+
+        A level that is too late is said in the log, once for its weights.
+        """
+        if self.handshake is None:
+            return {}
+        latencies, shake = {**self.latencies, **served}, self.handshake
+        found = margins(shake.levels, latencies, shake.control_hz, self._settings.control, self.lengthened_by, section="")
+        for margin in found:
+            of = (margin.level, self.weights)
+            if margin.margin_steps < 0 and of not in self._told_late:
+                self._told_late.add(of)
+                self._engine.log.warning("%s", margin.text)
+        return {margin.level: margin for margin in found}
 
     async def _switch_when_loaded(self) -> None:
         while self.weights != self._wanted:
@@ -111,7 +106,7 @@ class WeightSwitch:
         if self.handshake is None:
             return True
         await self.refresh()
-        return all(count.settled for count in self.replicas.values())
+        return self.settled
 
     def _switch(self, weights: str, by_level: list[Json]) -> None:
         settings, described = self._settings, {**by_level[0]}
@@ -123,7 +118,7 @@ class WeightSwitch:
             "execute_steps": chunk_period(settings.execute_steps, settings.committed_steps, described["horizon"]),
             "rule": settings.rule,
             "max_message_bytes": settings.max_message_bytes,
-            "gateway": self._gateway,
+            "gateway": self._engine.gateway,
         }
         handshake = Handshake(**described | told)
         before, self.handshake, self.weights = self.handshake, handshake, weights

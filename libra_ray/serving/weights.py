@@ -17,10 +17,6 @@ class UnknownWeightsError(RuntimeError):
     """A replica does not hold the checkpoint that it is asked of; another one may, or will soon."""
 
 
-class FailedComputingError(RuntimeError):
-    """A replica could not compute a batch. Errors travel to the gateway, which must know their class without torch."""
-
-
 def weights_key(user_config: Mapping[str, str]) -> str:
     """One name for the weights that a `user_config` asks for, the same in all deployments."""
     return f"{user_config['checkpoint']}#{user_config.get('revision', '')}"

@@ -1,21 +1,33 @@
 """A gateway and its levels in this process, and what its replies must say."""
 
 import asyncio
+import logging
 from types import SimpleNamespace
 
 import numpy as np
 
 from libra_ray.client.protocol import Reply, request
-from libra_ray.serving.engine import Engine
 from libra_ray.serving.gateway import GatewayCore
 from libra_ray.serving.settings import ServingSettings
 from tests.serving.stubs import DIMS, HORIZON, LocalHandle, StubLevel, observe
 
 
-def engine(gateway):
+class StubEngine:
     """Nobody watches."""
-    silent = SimpleNamespace(observe=lambda *_, **__: None, inc=lambda *_, **__: None, set=lambda *_, **__: None)
-    return Engine(aggregator=None, register=lambda metric, deployment: silent, applications=dict)
+
+    gateway, log = "here", logging.getLogger("libra_ray.serving")
+
+    def register(self, metric, deployment):
+        return SimpleNamespace(observe=lambda *_, **__: None, inc=lambda *_, **__: None, set=lambda *_, **__: None)
+
+    def applications(self):
+        return {}
+
+    async def report(self, snapshot):
+        pass
+
+    async def fleet(self):
+        return {"robots": []}
 
 
 class Bench:
@@ -31,7 +43,7 @@ class Bench:
         self.settings = ServingSettings.read(given).with_levels(names)
         self.levels = {name: (kinds or {}).get(name, kind)(self.settings, name) for name in names}
         handles = {name: LocalHandle(level) for name, level in self.levels.items()}
-        self.core = GatewayCore(self.settings, handles, engine, clock=asyncio.get_running_loop().time)
+        self.core = GatewayCore(self.settings, handles, StubEngine(), clock=asyncio.get_running_loop().time)
 
     def __getattr__(self, level):
         return self.levels[level]
@@ -46,8 +58,7 @@ class Bench:
         switch.switch_to(user_config)
         for level in self.levels.values():
             await level.reconfigure(user_config)
-        for count in switch.replicas.values():
-            count.settled = True
+        switch.settled = True
         switch.refresh = self._refreshed
         while not switch.weights.startswith(user_config["checkpoint"]):
             await asyncio.sleep(0.005)

@@ -11,9 +11,11 @@ from urllib.parse import unquote
 from libra_ray.config import ControlConfig
 from libra_ray.control.disagreement import Replan
 from libra_ray.control.margin import Margin, margins
-from libra_ray.on_ray.serving.prometheus import register
-from libra_ray.serving.fleet_aggregator import FleetAggregator
+from libra_ray.control.robot import RobotControl
+from libra_ray.on_ray.serving.engine import RayEngine
+from libra_ray.serving.fleet_snapshot import FleetAggregator, FleetSnapshot
 from libra_ray.serving.page.live_page import fleet_page
+from libra_ray.serving.robot_sessions import RobotSessions
 from libra_ray.serving.telemetry import Telemetry
 from libra_ray.types import Level
 
@@ -29,9 +31,36 @@ class Clock:
 
 
 LEVELS = ("planner", "refiner")
+MAX_ROBOTS = 4096
+ONE = (Level(name="policy", covers=5),)
 
 
-def judged(gateway: Telemetry, levels: Sequence[str] = LEVELS) -> dict[str, Margin]:
+class Gateway(Telemetry):
+    """What a gateway measures, of robots by their names; each has one connection, or none."""
+
+    def __init__(self, levels: Sequence[str] = LEVELS, clock: Clock | None = None) -> None:
+        clock = clock or Clock()
+        super().__init__("g", RayEngine.register, levels, clock=clock)
+        self.robots = RobotSessions(lambda: RobotControl(ControlConfig(), ONE), MAX_ROBOTS, clock)
+        self.connections: dict[str, object] = {}
+
+    def connected(self, robot: str) -> None:
+        self.robots.named(robot, owner=self.connections.setdefault(robot, object()))
+
+    def disconnected(self, robot: str) -> None:
+        self.robots.left(self.connections.pop(robot))
+
+    def tick(self, robot: str, **measured: object) -> None:
+        super().tick(self.robots.named(robot).row, **measured)
+
+    def episode_ended(self, robot: str, success: bool | None) -> None:
+        super().episode_ended(self.robots.named(robot).row, success)
+
+    def snapshot(self, margins: Mapping[str, Margin] | None = None) -> FleetSnapshot:
+        return super().snapshot(self.robots.rows(), margins or {})
+
+
+def judged(gateway: Gateway, levels: Sequence[str] = LEVELS) -> dict[str, Margin]:
     """The margins of such levels, two chunks to each answer, by what the gateway measured; the topmost one comes too late."""
     known = [Level(name=name, covers=10, reads=above) for above, name in zip([None, *levels], levels, strict=False)]
     found = margins(known, gateway.latencies(), 80, ControlConfig(rule="overlap"))
@@ -43,7 +72,7 @@ def busy_fleet(
 ) -> FleetAggregator:
     """An aggregator that two gateways reported to for a while; every fifth robot succeeds less often, the last one has left."""
     noise, clock = random.Random(seed), Clock()
-    aggregator, gateways = FleetAggregator(clock), [Telemetry("gateway", register, levels, clock=clock) for _ in range(2)]
+    aggregator, gateways = FleetAggregator(clock), [Gateway(levels, clock) for _ in range(2)]
     for i in range(robots):
         gateways[i % 2].connected(names.format(i))
     for second in range(seconds):
@@ -66,7 +95,7 @@ def busy_fleet(
     return aggregator
 
 
-def one_request(gateway: Telemetry, robot: str, noise: random.Random, *, late: bool, levels: Sequence[str] = LEVELS) -> None:
+def one_request(gateway: Gateway, robot: str, noise: random.Random, *, late: bool, levels: Sequence[str] = LEVELS) -> None:
     """A request as a busy gateway answers it, with the calls behind it now and then."""
     latency = noise.lognormvariate(-4.0, 0.4) * (1.5 if late else 1)
     age = noise.randrange(3, 12)

@@ -6,10 +6,10 @@ import os
 import numpy as np
 
 from libra_ray.client.protocol import Handshake
-from libra_ray.serving.batches import ACTIONS, InferenceResult
+from libra_ray.serving.batches import InferenceResult
 from libra_ray.serving.settings import ServingSettings
 from libra_ray.serving.weights import weights_key
-from libra_ray.types import IMAGE_KEY, STATE_KEY, Level, Observation
+from libra_ray.types import IMAGE_KEY, STATE_KEY, ActionChunk, Intent, Level, Observation
 
 HORIZON, CHUNKS, DIMS = 5, 2, 5
 HANG, FAIL, BAD = "hang the planner", "fail the planner", "an instruction with <image> in it"
@@ -78,48 +78,48 @@ class StubLevel:
         self.looked_at.append(instruction)
         return "it has '<image>' in it" if instruction == BAD else ""
 
-    async def infer(self, batch, late_share=0.0, *, urgent=False):
+    async def infer(self, batch):
         assert batch.weights in self.keys
-        assert BAD not in batch.instructions, "one robot's words have come into a batch with others"
-        self.urgent.append(urgent)
-        self.late_shares.append(late_share)
+        instructions = {row.observation.instruction for row in batch.requests}
+        assert BAD not in instructions, "one robot's words have come into a batch with others"
+        self.urgent.append(batch.urgent)
+        self.late_shares.append(batch.late_share)
         if self.level is self.levels[0] and len(self.levels) > 1:
-            if HANG in batch.instructions:
+            if HANG in instructions:
                 await asyncio.sleep(3600)
-            if FAIL in batch.instructions:
+            if FAIL in instructions:
                 raise ArithmeticError("no plan today")
         await asyncio.sleep(self.delay_s)
-        robots = batch.state[:, 0].astype(int)
-        self.batches.append(robots.tolist())
-        values = self.actions(batch, robots) if self.level is self.levels[-1] else self.tokens(batch, robots)
-        return InferenceResult(numbers=batch.numbers, values=values, seconds=self.delay_s)
+        self.batches.append([int(row.observation.state[0]) for row in batch.requests])
+        answer = self.chunk if self.level is self.levels[-1] else self.intent
+        answers = [answer(row, batch.weights) for row in batch.requests]
+        return InferenceResult(numbers=[row.number for row in batch.requests], answers=answers, seconds=self.delay_s)
 
-    def tokens(self, batch, robots):
-        number = self.keys.index(batch.weights) + 1
-        tokens = np.zeros((len(robots), self.level.covers, DIMS), int)
-        for row, robot in enumerate(robots):
-            for i in range(self.level.covers):
-                _, of, at, *_ = self.read(batch, row, i)
-                tokens[row, i] = robot, batch.steps[row] + i, number, of, at
-        return {"tokens": tokens}
+    def intent(self, row, weights):
+        robot, step, number = row.observation.state[0], row.observation.step, self.keys.index(weights) + 1
+        tokens = np.zeros((self.level.covers, DIMS), int)
+        for i in range(self.level.covers):
+            of, at, *_ = self.read(row, i)
+            tokens[i] = robot, step + i, number, of, at
+        return Intent(level=self.level.name, values={"tokens": tokens}, first_step=step, covers=self.level.covers)
 
-    def actions(self, batch, robots):
-        chunks = np.zeros((len(robots), self.horizon(batch.weights), DIMS), np.float32)
-        for row, robot in enumerate(robots):
-            for i in range(len(chunks[row])):
-                _, of, at, *_ = self.read(batch, row, i)
-                chunks[row, i] = robot, of, batch.steps[row] + i, at, os.getpid() % 2**20
-        return {ACTIONS: chunks}
+    def chunk(self, row, weights):
+        robot, step = row.observation.state[0], row.observation.step
+        actions = np.zeros((self.horizon(weights), DIMS), np.float32)
+        for i in range(len(actions)):
+            of, at, *_ = self.read(row, i)
+            actions[i] = robot, of, step + i, at, os.getpid() % 2**20
+        return ActionChunk(actions=actions, first_step=step, intent_first_step=step)
 
-    def read(self, batch, row, i):
-        """Its age, and the token of step `i` from now on of the intent that is read, or what it sees itself."""
-        above = next((level for level in self.levels if level.name == self.level.reads), None)
-        intent = batch.intents(above)[row]
-        age = 0 if intent is None else int(batch.steps[row]) - intent.first_step
+    def read(self, row, i):
+        """The token of step `i` from now on of the intent that is read, or what it sees itself."""
+        intent, seen = row.above, row.observation
+        assert (None if intent is None else intent.level) == self.level.reads
+        age = 0 if intent is None else seen.step - intent.first_step
         assert age >= 0
         if intent is None or age >= intent.covers:
-            return age, int(batch.state[row, 0]), int(batch.steps[row]) + i
-        return age, *intent.values["tokens"][min(age + i, intent.covers - 1)]
+            return int(seen.state[0]), seen.step + i
+        return intent.values["tokens"][min(age + i, intent.covers - 1)]
 
     def check_health(self):
         pass

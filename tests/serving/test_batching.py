@@ -1,12 +1,15 @@
 """Requests gather while a call is under way; how long an idle level waits for more of them; whose results are whose."""
 
 import asyncio
+import dataclasses
+import pickle
 
 import numpy as np
 import pytest
 
-from libra_ray.serving.batches import ACTIONS, InferenceResult, RowMismatchError
+from libra_ray.serving.batches import InferenceBatch, InferenceRequest, InferenceResult, RowMismatchError
 from libra_ray.serving.batching import CALL_SHARE, DEADLINE_SHARE, Batcher
+from libra_ray.types import ActionChunk, Intent
 from tests.serving.stubs import observe
 from tests.serving.virtual_time import run
 
@@ -29,12 +32,12 @@ class Calls:
             clock=self.clock,
         )
 
-    async def _call(self, requests, weights):
+    async def _call(self, requests, weights, urgent):
         self.sent.append([int(r.observation.state[0]) for r in requests])
         self.at.append(self.clock())
         await asyncio.sleep(CALL_S)
-        actions = np.array([[r.observation.state[0]] for r in requests])
-        return InferenceResult(numbers=np.array([r.number for r in requests]), values={ACTIONS: actions}, seconds=0.015)
+        answers = [ActionChunk(actions=r.observation.state[:1], first_step=0, intent_first_step=0) for r in requests]
+        return InferenceResult(numbers=[r.number for r in requests], answers=answers, seconds=0.015)
 
     def ask(self, robot, weights="w"):
         return self.batcher.ask(observe(robot), None, weights)
@@ -46,7 +49,7 @@ def test_requests_gather_while_a_call_is_under_way():
     async def work():
         calls = Calls(max_batch=3, window_s=0.0)
         results = await asyncio.gather(*[calls.ask(n) for n in range(8)])
-        assert [int(result.actions[0]) for result in results] == list(range(8))
+        assert [int(result.chunk.actions[0]) for result in results] == list(range(8))
         assert calls.sent == [[0], [1, 2, 3], [4, 5, 6], [7]]
         assert [result.batch for result in results] == [1, 3, 3, 3, 3, 3, 3, 1]
         assert [result.queue_s for result in results] == pytest.approx([0, *[CALL_S] * 3, *[2 * CALL_S] * 3, 3 * CALL_S])
@@ -128,17 +131,34 @@ def test_without_a_window_a_share_of_the_calls_or_of_the_deadline_is_waited(dead
     run(work())
 
 
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_batch_says_the_same_in_another_process(reads):
+    """Of the intents all that a level reads."""
+    seen = [
+        dataclasses.replace(observe(3, 7), past=[observe(4).images] * 2, committed=np.ones((2, 5), np.float32)),
+        observe(5, 0, "another"),
+    ]
+    intents = [
+        Intent(level="planner", values={"a": np.full((2, 3), n), "b": np.array(n)}, first_step=n, covers=9) for n in (1, 2)
+    ]
+    rows = zip((8, 6), seen, intents if reads else (None, None), strict=True)
+    requests = [InferenceRequest(number=n, observation=o, above=intent) for n, o, intent in rows]
+    batch = InferenceBatch(requests=requests, weights="w", urgent=True, late_share=0.5)
+    come = pickle.loads(pickle.dumps(batch, protocol=5))
+    np.testing.assert_equal(dataclasses.asdict(come), dataclasses.asdict(batch))
+
+
 @pytest.mark.parametrize("fault", ["order", "fewer", "more"])
 def test_nobody_gets_a_result_that_may_be_anothers(fault):
     async def work():
         calls = Calls(peers=2, window_s=5.0)
         right = calls._call
 
-        async def wrong(requests, weights):
-            result = await right(requests, weights)
+        async def wrong(requests, weights, urgent):
+            result = await right(requests, weights, urgent)
             rows = {"order": [1, 0], "fewer": [0], "more": [0, 1, 1]}[fault]
-            numbers = result.numbers[rows] if fault == "order" else result.numbers
-            return InferenceResult(numbers=numbers, values={ACTIONS: result.values[ACTIONS][rows]}, seconds=0)
+            numbers = [result.numbers[row] for row in rows] if fault == "order" else result.numbers
+            return InferenceResult(numbers=numbers, answers=[result.answers[row] for row in rows], seconds=0)
 
         calls.batcher._call = wrong
         outcomes = await asyncio.gather(calls.ask(1), calls.ask(2), return_exceptions=True)

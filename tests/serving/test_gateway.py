@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import random
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -64,15 +65,15 @@ def test_no_answer_reaches_another_robot():
 
 def test_a_system_that_mixes_rows_up_is_an_error_and_nobody_gets_any():
     class Shuffling(StubLevel):
-        async def infer(self, batch, late_share=0.0, *, urgent=False):
-            result = await super().infer(batch, late_share, urgent=urgent)
-            order = np.roll(np.arange(len(batch.numbers)), 1)
-            values = {name: value[order] for name, value in result.values.items()}
-            return dataclasses.replace(result, numbers=result.numbers[order], values=values)
+        async def infer(self, batch):
+            result = await super().infer(batch)
+            order = np.roll(np.arange(len(batch.requests)), 1)
+            numbers, answers = ([rows[i] for i in order] for rows in (result.numbers, result.answers))
+            return dataclasses.replace(result, numbers=numbers, answers=answers)
 
     async def work():
         bench = await Bench(kinds={"refiner": Shuffling}, window_ms=20).start()
-        bench.core.connections = 9
+        bench.core.connections = range(9)
         outcomes = await asyncio.gather(*[bench.ask(n) for n in range(4)], return_exceptions=True)
         assert [type(outcome) for outcome in outcomes] == [RowMismatchError] * 4
 
@@ -302,7 +303,7 @@ def test_a_planner_that_hangs_or_fails_blocks_no_other_robot():
         with pytest.raises(NoAnswerError, match="level planner does not answer"):
             await bench.ask(3, 0, FAIL)
         check(await bench.ask(3), 3, 0)
-        assert bench.core.telemetry.snapshot().refused["planner call failed"] > 0
+        assert bench.core.snapshot().refused["planner call failed"] > 0
 
     run(work())
 
@@ -312,7 +313,7 @@ def test_an_instruction_that_is_none_is_refused_for_its_robot_alone():
 
     async def work():
         bench = await Bench(window_ms=20).start()
-        bench.core.connections = 12
+        bench.core.connections = range(12)
         for step in range(0, 5 * HORIZON, HORIZON):
             asking = [bench.ask(n, step, BAD if n % 3 == 0 else "go") for n in range(12)]
             for number, outcome in enumerate(await asyncio.gather(*asking, return_exceptions=True)):
@@ -354,9 +355,9 @@ def test_plans_of_the_weights_before_are_refined_with_words_that_those_take():
         async def refusal(self, weights, instruction):
             return "" if "second" in weights or instruction == "go" else "too long"
 
-        async def infer(self, batch, late_share=0.0, *, urgent=False):
-            assert "second" in batch.weights or set(batch.instructions) == {"go"}
-            return await super().infer(batch, late_share, urgent=urgent)
+        async def infer(self, batch):
+            assert "second" in batch.weights or {row.observation.instruction for row in batch.requests} == {"go"}
+            return await super().infer(batch)
 
     async def work():
         bench = await Bench(kinds={"refiner": Learnt}).start()
@@ -412,11 +413,11 @@ def test_a_refiner_that_fails_is_tried_again_then_held_and_counted():
     class Flaky(StubLevel):
         failures = 0
 
-        async def infer(self, batch, late_share=0.0, *, urgent=False):
+        async def infer(self, batch):
             if Flaky.failures:
                 Flaky.failures -= 1
                 raise OSError("this replica dies")
-            return await super().infer(batch, late_share, urgent=urgent)
+            return await super().infer(batch)
 
     async def work():
         bench = await Bench(kinds={"refiner": Flaky}).start()
@@ -428,8 +429,8 @@ def test_a_refiner_that_fails_is_tried_again_then_held_and_counted():
         Flaky.failures = 3
         with pytest.raises(NoAnswerError, match="nothing was executed yet"):
             await bench.ask(2)
-        snapshot = bench.core.telemetry.snapshot()
-        assert snapshot.events["held"] == 1
+        snapshot = bench.core.snapshot()
+        assert snapshot.summary("held")["count"] == 1
         assert snapshot.refused["refiner call failed"] == 2
 
     run(work())
@@ -482,12 +483,12 @@ def test_new_plans_are_compared_with_those_in_use():
     async def work():
         bench = await Bench().start()
         await bench.drive(1, 6)
-        same = bench.core.telemetry.snapshot().to_json()["levels"][0]["replan_share"]
+        same = bench.core.snapshot().to_json()["levels"][0]["replan_share"]
         assert same["count"] > 0
         assert same["max"] == 0
         await bench.use({"checkpoint": "second"})
         await bench.drive(1, 6, first=6 * HORIZON)
-        changed = bench.core.telemetry.snapshot().to_json()["levels"][0]
+        changed = bench.core.snapshot().to_json()["levels"][0]
         assert changed["replan_share"]["max"] == pytest.approx(1 / DIMS, rel=0.01)
         assert changed["replan_difference"]["max"] == pytest.approx(1 / DIMS, rel=0.01)
 
@@ -497,11 +498,12 @@ def test_new_plans_are_compared_with_those_in_use():
 def test_weights_of_another_action_space_make_robots_shake_hands_again():
     async def work():
         bench, told = await Bench().start(), []
-        bench.core.space_changed_hooks.append(lambda: told.append(1))
+        bench.core.connections.add(Mock(leave=lambda: told.append(1)))
         await bench.drive(1, 3)
         await bench.use({"checkpoint": "short", "revision": ""})
         assert told == [1]
-        assert not bench.core.robots._robots
+        robot = bench.core.robots.named("robot 1")
+        assert (robot.seen, robot.control.chunk, robot.control.acting.covers) == (None, None, 3)
         assert bench.core.handshake.horizon == 3
         assert (await bench.ask(1)).actions.shape == (3, DIMS)
 
@@ -514,11 +516,12 @@ def test_robots_are_forgotten_and_their_number_is_bounded(monkeypatch):
         for number in range(100):
             bench.core.robots.named(f"made up {number}")
         assert len(bench.core.robots._robots) <= 16
-        kept = bench.core.robots.named("connected")
-        kept.owner = "a connection"
+        kept = bench.core.robots.named("connected", "a connection")
         monkeypatch.setattr(robots, "FORGET_S", -1.0)
         bench.core.robots.tidy()
-        assert len(bench.core.robots._robots) == 1
-        assert bench.core.robots.left("a connection") == ["connected"]
+        assert [*bench.core.robots._robots.values()] == [kept]
+        bench.core.robots.left("a connection")
+        bench.core.robots.tidy()
+        assert not bench.core.robots._robots
 
     run(work())

@@ -3,16 +3,20 @@
 import asyncio
 import dataclasses
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import uvloop
 
 from libra_ray.config import ControlConfig
 from libra_ray.control.robot import RobotControl
 from libra_ray.serving import intent_scheduler
 from libra_ray.serving.batches import InferenceResult
+from libra_ray.serving.fleet_snapshot import RobotRow
 from libra_ray.serving.intent_scheduler import IntentScheduler
 from libra_ray.serving.robot_sessions import RobotSession
+from libra_ray.types import Intent
 from tests.serving.bench import Bench, check
 from tests.serving.stubs import HORIZON, LEVELS, THREE, StubLevel, StubOfOne, StubOfThree, observe
 from tests.serving.virtual_time import run
@@ -36,7 +40,7 @@ class Calls:
             clock=asyncio.get_running_loop().time,
         )
 
-    async def _call(self, level, requests, weights, *, urgent):
+    async def _call(self, requests, weights, urgent):
         self.sent.append(
             SimpleNamespace(
                 robots=[int(r.observation.state[0]) for r in requests],
@@ -46,12 +50,14 @@ class Calls:
             )
         )
         await asyncio.sleep(self.call_s)
-        tokens = np.array([[[int(r.observation.state[0])]] for r in requests])
-        numbers = np.array([r.number for r in requests])
-        return self.fault(InferenceResult(numbers=numbers, values={"tokens": tokens}, seconds=0))
+        values = [{"tokens": np.array([[int(r.observation.state[0])]])} for r in requests]
+        answers = [Intent(level=self.scheduler.level.name, values=value, first_step=0, covers=1) for value in values]
+        return self.fault(InferenceResult(numbers=[r.number for r in requests], answers=answers, seconds=0))
 
     def robot(self, number, step=0, levels=LEVELS):
-        robot = RobotSession(name=f"robot {number}", control=RobotControl(ControlConfig(), levels))
+        robot = RobotSession(
+            name=f"robot {number}", control=RobotControl(ControlConfig(), levels), row=RobotRow(name=f"robot {number}")
+        )
         robot.show(observe(number, step), 0.0)
         return robot
 
@@ -61,15 +67,15 @@ def intent_of(robot, level="planner"):
 
 
 def other_order(result):
-    return dataclasses.replace(result, numbers=result.numbers[::-1].copy())
+    return dataclasses.replace(result, numbers=result.numbers[::-1])
 
 
 def one_too_few(result):
-    return dataclasses.replace(result, values={name: value[:-1] for name, value in result.values.items()})
+    return dataclasses.replace(result, answers=result.answers[:-1])
 
 
 def other_numbers(result):
-    return dataclasses.replace(result, numbers=result.numbers + 1)
+    return dataclasses.replace(result, numbers=[number + 1 for number in result.numbers])
 
 
 @pytest.mark.parametrize("fault", [other_order, one_too_few, other_numbers])
@@ -300,9 +306,7 @@ def test_three_levels_each_have_their_age_and_are_late_for_themselves():
             assert not reply.held
             await asyncio.sleep(0.48)
         assert reply.intent_age_steps == HORIZON
-        ages = {
-            level["name"]: level["intent_age_steps"]["max"] for level in bench.core.telemetry.snapshot().to_json()["levels"]
-        }
+        ages = {level["name"]: level["intent_age_steps"]["max"] for level in bench.core.snapshot().to_json()["levels"]}
         assert ages["refiner"] is None
         assert ages["planner"] == HORIZON < ages["director"]
         late = {name: level.late_shares[-1] for name, level in bench.levels.items()}
@@ -311,6 +315,17 @@ def test_three_levels_each_have_their_age_and_are_late_for_themselves():
         assert late["refiner"] < 0.01, "once, at the beginning, which waits for the director"
 
     run(work())
+
+
+def test_levels_are_asked_on_the_event_loop_that_replicas_of_serve_run_on():
+    """Its timers are others than those of Python's own."""
+
+    async def work():
+        bench = await Bench(StubOfThree).start()
+        for replies in await asyncio.gather(*[bench.drive(number, 4) for number in range(3)]):
+            assert not any(reply.held for reply in replies)
+
+    uvloop.run(asyncio.wait_for(work(), 60))
 
 
 def test_the_first_request_of_an_episode_asks_every_level_once():
@@ -327,10 +342,10 @@ def test_a_level_that_cannot_be_asked_is_not_late():
     """The director is gone: the planner has nothing to read any more, which more planners would not mend."""
 
     class Director(StubOfThree):
-        async def infer(self, batch, late_share=0.0, *, urgent=False):
-            if batch.steps[0]:
+        async def infer(self, batch):
+            if batch.requests[0].observation.step:
                 raise OSError
-            return await super().infer(batch, late_share, urgent=urgent)
+            return await super().infer(batch)
 
     async def work():
         bench = await Bench(StubOfThree, kinds={"director": Director}).start()
@@ -367,7 +382,7 @@ def test_other_weights_of_other_levels_steps_begin_anew():
 
     async def work():
         bench, told = await Bench(Growing).start(), []
-        bench.core.space_changed_hooks.append(lambda: told.append(1))
+        bench.core.connections.add(Mock(leave=lambda: told.append(1)))
         await bench.drive(1, 2)
         await bench.use({"checkpoint": "second", "revision": ""})
         assert told == [1]

@@ -27,12 +27,8 @@ class Served(StubLevel):
     levels = LONG
     delay_s = 0.0
 
-    async def infer(self, batch, late_share=0.0, *, urgent=False):
-        result = await super().infer(batch, late_share, urgent=urgent)
-        if self.level.name != "refiner":
-            return result
-        chunks = [chunk(o, int(first)).actions for o, first in zip(batch.observations(), batch.above_first_steps, strict=True)]
-        return dataclasses.replace(result, values={"actions": np.stack(chunks)})
+    def chunk(self, row, weights):
+        return chunk(row.observation, row.above.first_step)
 
 
 class Evaluated:

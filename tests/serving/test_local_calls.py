@@ -22,12 +22,12 @@ class Machine:
         engine = SimpleNamespace(app_name="app", deployment_name="Refiner", infer=self, describe="the engine's")
         self.handle = LocalCalls(engine, folder)
 
-    def remote(self, what, **options):
+    def remote(self, what):
         self.by_engine += 1
         return asyncio.ensure_future(asyncio.sleep(0, ("engine", what)))
 
     async def replica(self, name, deployment="Refiner"):
-        async def answer(what, *, urgent=False):
+        async def answer(what):
             if isinstance(what, str) and what == "hang":
                 try:
                     await asyncio.Event().wait()
@@ -35,7 +35,7 @@ class Machine:
                     self.cancelled.append(name)
             if isinstance(what, str) and what == "fail":
                 raise ValueError(f"{name} cannot")
-            return name, what, urgent
+            return name, what
 
         self.servers[name] = LocalCallServer(answer)
         await self.servers[name].open(self.folder / socket_name("app", deployment, name))
@@ -62,14 +62,14 @@ def test_a_replica_of_this_machine_is_asked_without_the_engine(tmp_path, run):
     async def case():
         async with machine(tmp_path, "one") as here:
             big = np.arange(300_000)
-            name, came, urgent = await here.handle.infer.remote(big, urgent=True)
-            assert (name, urgent) == ("one", True)
+            name, came = await here.handle.infer.remote(big)
+            assert name == "one"
             assert (came == big).all()
             assert here.by_engine == 0
             assert here.handle.describe == "the engine's", "all else is"
             with pytest.raises(ValueError, match="one cannot"):
                 await here.handle.infer.remote("fail")
-            assert await here.handle.infer.remote("again") == ("one", "again", False), "its error was the call's alone"
+            assert await here.handle.infer.remote("again") == ("one", "again"), "its error was the call's alone"
 
     run(case())
 
@@ -80,7 +80,7 @@ def test_calls_at_once_go_to_different_replicas_and_beyond_to_the_engine(tmp_pat
             await here.replica("other", deployment="Planner")
             for _ in range(2):
                 told = await asyncio.gather(*(here.handle.infer.remote(n) for n in range(3)))
-                assert [(name, n) for name, n, *_ in told[:2]] in ([("one", 0), ("two", 1)], [("two", 0), ("one", 1)])
+                assert told[:2] in ([("one", 0), ("two", 1)], [("two", 0), ("one", 1)])
                 assert told[2] == ("engine", 2)
 
     run(case())
@@ -144,7 +144,7 @@ def test_a_replica_that_hangs_is_given_up_and_left_to_itself(tmp_path, run):
                 while here.cancelled != ["one"]:
                     await asyncio.sleep(0.01)
             await here.replica("two")
-            assert await here.handle.infer.remote(2) == ("two", 2, False), "others are asked"
+            assert await here.handle.infer.remote(2) == ("two", 2), "others are asked"
 
     run(case())
 

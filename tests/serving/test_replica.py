@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from libra_ray.client.protocol import Handshake, Reply, pack, request, unpack
+from libra_ray.control.margin import Latency
 from libra_ray.inference import engine as engines
 from libra_ray.inference.recording import CallAgain
 from libra_ray.policy import load_policy
@@ -24,7 +25,7 @@ from libra_ray.spec import VectorSpec
 from libra_ray.types import ActionChunk, Intent
 from tests.model import families, vision_models
 from tests.model.builders import INSTRUCTIONS, SHAPE, make_observation, save_checkpoint, tiny_model
-from tests.serving.bench import engine
+from tests.serving.bench import StubEngine
 from tests.serving.stubs import LEVELS, LocalHandle, observe
 
 
@@ -51,9 +52,9 @@ def replicas(**given):
 
 async def asked(replica, **options):
     policy, key = Noting(), weights_key(replica._settings.user_config())
-    replica._policies[key] = policy
+    replica._policies[key] = policy, Latency(p50_ms=1, p95_ms=1)
     request = InferenceRequest(number=0, observation=observe(0))
-    await replica.infer(InferenceBatch.stacked([request], key, history=1), **options)
+    await replica.infer(InferenceBatch(weights=key, requests=[request], **options))
     return policy
 
 
@@ -112,7 +113,7 @@ class Local:
     def __init__(self, checkpoint, **given):
         self.settings = pinned(ServingSettings.read({"checkpoint": str(checkpoint)} | given))
         self.levels = {name: LevelReplica(self.settings, name) for name in self.settings.levels}
-        self.core = GatewayCore(self.settings, {name: LocalHandle(level) for name, level in self.levels.items()}, engine)
+        self.core = GatewayCore(self.settings, {name: LocalHandle(level) for name, level in self.levels.items()}, StubEngine())
 
     async def start(self):
         for level in self.levels.values():
@@ -162,7 +163,7 @@ def test_robots_are_told_how_well_every_level_keeps_up_before_any_was_served(sys
         served = await Local(system).start()
         told = Handshake.read(unpack(pack(served.core.greeting().message())))
         assert list(told.margin_steps) == list(served.levels)
-        alone = {name: level._alone[served.core.weight_switch.weights] for name, level in served.levels.items()}
+        alone = {name: level._held(served.core.weight_switch.weights)[1] for name, level in served.levels.items()}
         assert served.core.weight_switch.latencies == alone
         assert all(0 < latency.p50_ms <= latency.p95_ms for latency in alone.values())
 
@@ -213,13 +214,13 @@ def test_what_intents_say_to_people_is_in_the_replies_and_on_the_page(tmp_path):
             tmp_path / "checkpoint", rule="fifo", **{f"levels.{n.name}.timeout_s": 60 for n in policy.levels}
         ).start()
         replies = {number: [await served.ask(number, step) for step in (0, 5)] for number in range(4)}
-        rows = {row.name: row.to_json() for row in served.core.telemetry.snapshot().robots}
+        rows = {row.name: row.to_json() for row in served.core.snapshot().robots}
         for number, told in replies.items():
             [intent] = policy.infer(policy.levels[0].name, [dataclasses.replace(make_observation(number), step=0)], [None])
             assert [reply.metadata for reply in told] == [dict(intent.metadata)] * 2
             assert rows[f"robot {number}"]["metadata"] == intent.metadata
         assert len({str(told[0].metadata) for told in replies.values()}) > 1
-        fleet = json.loads(json.dumps(served.core.telemetry.snapshot().to_json(), allow_nan=False))
+        fleet = json.loads(json.dumps(served.core.snapshot().to_json(), allow_nan=False))
         assert {row["name"]: row["metadata"] for row in fleet["robots"]} == {
             f"robot {number}": told[0].metadata for number, told in replies.items()
         }
@@ -303,8 +304,8 @@ def test_the_third_weights_take_the_place_of_the_first_and_what_was_recorded_goe
 
         async def tokens(key):
             request = InferenceRequest(number=0, observation=make_observation(0))
-            result = await replica.infer(InferenceBatch.stacked([request], key, history=1))
-            return result.values["tokens"][0]
+            result = await replica.infer(InferenceBatch(weights=key, requests=[request]))
+            return result.answers[0].values["tokens"]
 
         await replica.reconfigure(configs[0])
         await replica.reconfigure(configs[1])

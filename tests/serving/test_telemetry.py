@@ -15,22 +15,24 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from libra_ray.control.disagreement import Replan
-from libra_ray.on_ray.serving.aggregator_client import AGGREGATOR_NAME, AggregatorClient
-from libra_ray.on_ray.serving.prometheus import register
-from libra_ray.serving import telemetry as telemetry_module
-from libra_ray.serving.fleet_aggregator import HISTORY_S, SILENT_S, FleetAggregator
+from libra_ray.on_ray.serving.engine import AGGREGATOR_NAME, RayEngine
 from libra_ray.serving.fleet_snapshot import (
+    HISTORY_S,
     LISTED_ROBOTS,
     RECENT_S,
+    REQUESTS,
+    SILENT_S,
     WINDOW_S,
+    FleetAggregator,
     FleetSnapshot,
     SlidingCounts,
     rounded,
     summary,
 )
 from libra_ray.serving.metrics import EVENTS, LEVEL_MEASURES, MARGIN_STEPS, MEASURES, ROBOTS_CONNECTED
-from libra_ray.serving.telemetry import ENOUGH, MAX_NAME, MAX_REASONS, MAX_ROBOTS, Telemetry
-from tests.serving.fleet_builders import LEVELS, Clock, busy_fleet, judged, one_request
+from libra_ray.serving.robot_sessions import CONNECTIONLESS_S, FORGET_S, MAX_NAME, RobotSessions
+from libra_ray.serving.telemetry import ENOUGH, MAX_REASONS, Telemetry
+from tests.serving.fleet_builders import LEVELS, MAX_ROBOTS, Clock, Gateway, busy_fleet, judged, one_request
 
 DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana" / "libra_ray.json"
 DEPLOYMENT = "MeasuredGateway"
@@ -82,7 +84,7 @@ def test_percentiles_are_those_of_the_values(values):
 @pytest.mark.parametrize(("per_s", "observed_per_s"), [(50, 50), (2000, 100)])
 def test_histograms_get_a_share_of_many_ticks_and_the_page_all(monkeypatch, per_s, observed_per_s):
     clock, seconds, observed = Clock(), 5, []
-    gateway = Telemetry("g", register, LEVELS, clock=clock)
+    gateway = Gateway(clock=clock)
     monkeypatch.setitem(gateway._observe, "latency_s", lambda value, tags: observed.append(value))
     for second in range(seconds + 1):
         if second == 1:  # of the first nobody knows how many will come
@@ -91,7 +93,7 @@ def test_histograms_get_a_share_of_many_ticks_and_the_page_all(monkeypatch, per_
             tick(gateway)
             clock.now += 1 / per_s
     assert len(observed) == pytest.approx(observed_per_s * seconds, rel=0 if per_s == observed_per_s else 0.25)
-    assert gateway.snapshot().measures.summary("latency_s")["count"] == per_s * (seconds + 1)
+    assert gateway.snapshot().summary("latency_s")["count"] == per_s * (seconds + 1)
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 100)), max_size=60), st.integers(1, 12))
@@ -109,7 +111,7 @@ def test_a_window_holds_exactly_its_last_seconds(events, seconds):
 
 def test_a_snapshot_speaks_of_the_last_minute():
     clock = Clock()
-    gateway = Telemetry("gateway", register, LEVELS, clock=clock)
+    gateway = Gateway(clock=clock)
     for _ in range(100):
         tick(gateway, latency_s=9.0, missed=True)
     clock.now += WINDOW_S + 1
@@ -130,8 +132,8 @@ def test_snapshots_of_gateways_add_up_to_one_gateways():
     """Whichever gateway a request goes to, the fleet's figures are the same."""
     clock, noise = Clock(), random.Random(1)
     alone, shared = (
-        Telemetry("g", register, LEVELS, clock=clock),
-        [Telemetry("g", register, LEVELS, clock=clock) for _ in range(3)],
+        Gateway(clock=clock),
+        [Gateway(clock=clock) for _ in range(3)],
     )
     for i in range(300):
         clock.now += 0.05
@@ -156,39 +158,58 @@ def test_snapshots_of_gateways_add_up_to_one_gateways():
 def test_a_snapshot_travels_and_becomes_strict_json():
     fleet = busy_fleet(5, seconds=10)
     json.dumps(fleet.fleet(), allow_nan=False)
-    json.dumps(Telemetry("g", register, LEVELS).snapshot().to_json(), allow_nan=False)
-    snapshot = Telemetry("g", register, LEVELS, clock=Clock()).snapshot()
+    json.dumps(Gateway().snapshot().to_json(), allow_nan=False)
+    snapshot = Gateway().snapshot()
     assert pickle.loads(pickle.dumps(snapshot)) == snapshot
 
 
 def test_a_robot_that_leaves_is_forgotten_after_a_minute():
     clock = Clock()
-    gateway = Telemetry("g", register, LEVELS, clock=clock)
-    gateway.connected("a")
+    gateway = Gateway(clock=clock)
+    gateway.robots.named("a", "old connection")
     tick(gateway)
-    gateway.connected("a")
-    gateway.disconnected("a")
+    gateway.robots.named("a", "new connection")
+    gateway.robots.left("old connection")
     assert gateway.snapshot().robots[0].connected, "it reconnected before the old connection was closed"
-    gateway.disconnected("a")
+    gateway.robots.left("new connection")
     clock.now += 5
     left = gateway.snapshot().robots[0]
     assert (left.connected, left.silent_s, left.requests) == (False, 5, 1)
     clock.now += WINDOW_S
     assert gateway.snapshot().robots == ()
+    gateway.connected("a")
+    assert gateway.snapshot().robots[0].requests == 1, "it came back"
+    gateway.disconnected("a")
+    clock.now += FORGET_S + 1
+    gateway.robots.tidy()
+    gateway.connected("a")
+    assert gateway.snapshot().robots[0].requests == 0
+
+
+def test_a_robot_whose_levels_changed_is_there_as_long_as_its_connection():
+    """Its counts stay, and it leaves with the connection that it had before."""
+    gateway = Gateway()
+    gateway.connected("a")
+    tick(gateway)
+    gateway.robots.begin_anew()
+    [there] = gateway.snapshot().robots
+    gateway.disconnected("a")
+    [left] = gateway.snapshot().robots
+    assert (there.connected, there.requests, left.connected) == (True, 1, False)
 
 
 def test_a_robot_without_a_connection_is_there_as_long_as_it_asks():
     clock = Clock()
-    gateway = Telemetry("g", register, LEVELS, clock=clock)
+    gateway = Gateway(clock=clock)
     tick(gateway, "by-http")
     assert gateway.snapshot().robots[0].connected
-    clock.now += telemetry_module.CONNECTIONLESS_S
+    clock.now += CONNECTIONLESS_S
     assert not gateway.snapshot().robots[0].connected
 
 
 def test_a_robot_that_changes_gateways_keeps_its_counts():
     clock = Clock()
-    old, new = Telemetry("g", register, LEVELS, clock=clock), Telemetry("g", register, LEVELS, clock=clock)
+    old, new = Gateway(clock=clock), Gateway(clock=clock)
     old.connected("a")
     tick(old, age=9)
     old.episode_ended("a", True)
@@ -203,7 +224,7 @@ def test_a_robot_that_changes_gateways_keeps_its_counts():
 
 
 def test_made_up_names_and_reasons_do_not_fill_memory():
-    gateway = Telemetry("g", register, LEVELS, clock=Clock())
+    gateway = Gateway()
     gateway.connected("honest")
     for i in range(MAX_ROBOTS + 100):
         tick(gateway, f"{i}" + "x" * 10_000)
@@ -220,15 +241,15 @@ def test_made_up_names_and_reasons_do_not_fill_memory():
 
 
 def test_any_latency_needs_few_counters():
-    gateway, noise = Telemetry("g", register, LEVELS, clock=Clock()), random.Random(0)
+    gateway, noise = Gateway(), random.Random(0)
     for _ in range(20_000):
         tick(gateway, latency_s=noise.lognormvariate(-4, 1))
-    assert len(gateway.snapshot().measures.window["latency_s"]) < 1000
+    assert len(gateway.snapshot().window[REQUESTS, "latency_s"]) < 1000
 
 
 def test_a_level_is_judged_by_its_last_minute_and_never_by_little():
     clock = Clock()
-    gateway = Telemetry("g", register, LEVELS, clock=clock)
+    gateway = Gateway(clock=clock)
     for _ in range(ENOUGH - 1):
         gateway.intent("planner", 0.1)
         tick(gateway)
@@ -244,7 +265,7 @@ def test_a_level_is_judged_by_its_last_minute_and_never_by_little():
 
 
 def test_of_several_gateways_the_least_margin_is_the_fleets():
-    quick, slow = (Telemetry("g", register, LEVELS, clock=Clock()) for _ in range(2))
+    quick, slow = (Gateway() for _ in range(2))
     for _ in range(ENOUGH):
         quick.intent("planner", 0.01)
         slow.intent("planner", 0.2)
@@ -256,7 +277,7 @@ def test_of_several_gateways_the_least_margin_is_the_fleets():
 
 
 def test_a_reply_without_a_plan_has_no_age():
-    gateway = Telemetry("g", register, LEVELS, clock=Clock())
+    gateway = Gateway()
     tick(gateway, age=None, held=True)
     told = gateway.snapshot().to_json()
     for level in told["levels"]:
@@ -267,7 +288,7 @@ def test_a_reply_without_a_plan_has_no_age():
 
 def test_replans_are_told_level_by_level():
     clock = Clock()
-    gateway = Telemetry("g", register, LEVELS, clock=clock)
+    gateway = Gateway(clock=clock)
     for share in (0.0, 0.0, 0.0, 0.5):
         gateway.replanned([Replan(level="planner", value="tokens", share=share, difference=2 * share)])
     gateway.replanned([Replan(level="planner", value="pace", share=None, difference=0.25)])
@@ -285,7 +306,7 @@ def test_replans_are_told_level_by_level():
 
 def test_the_board_forgets_a_silent_gateway():
     clock = Clock()
-    aggregator, gateways = FleetAggregator(clock), [Telemetry("g", register, LEVELS, clock=clock) for _ in range(2)]
+    aggregator, gateways = FleetAggregator(clock), [Gateway(clock=clock) for _ in range(2)]
     for name, gateway in zip("ab", gateways, strict=True):
         gateway.connected(f"robot-{name}")
         aggregator.report(name, gateway.snapshot())
@@ -299,7 +320,7 @@ def test_the_board_forgets_a_silent_gateway():
 
 def test_the_history_is_bounded_and_in_order():
     clock = Clock()
-    aggregator, gateway = FleetAggregator(clock), Telemetry("g", register, LEVELS, clock=clock)
+    aggregator, gateway = FleetAggregator(clock), Gateway(clock=clock)
     for _ in range(HISTORY_S + 20):
         clock.now += 1
         for name in "ab":
@@ -366,38 +387,39 @@ def gateway_actor(name):
     """A process that measures as a gateway replica does, of whose levels one is late."""
     import ray
 
-    slow = Telemetry("another", register, LEVELS)
+    slow = Gateway()
     for _ in range(ENOUGH):
         slow.intent("planner", 0.2)
     late = judged(slow)
 
     @ray.remote(num_cpus=0)
-    class Gateway:  # in here, so that it travels by value: workers do not know the tests
+    class Measuring:  # in here, so that it travels by value: workers do not know the tests
         def __init__(self):
-            self.telemetry, self.aggregator = Telemetry(DEPLOYMENT, register, LEVELS), AggregatorClient(name)
+            self.telemetry, self.engine = Telemetry(DEPLOYMENT, RayEngine.register, LEVELS), RayEngine(name)
+            self.robots = RobotSessions(lambda: None, 9)
 
         async def work(self):
-            self.telemetry.connected(name)
+            robot = self.robots.named(name, owner=self)
             marks = {"batch_size": 4, "intent_age_steps": 3, "held": True, "missed": True}
             for _ in range(3):
-                self.telemetry.tick(name, latency_s=0.02, ages={"planner": (3, 0.15)}, **marks)
+                self.telemetry.tick(robot.row, latency_s=0.02, ages={"planner": (3, 0.15)}, **marks)
             self.telemetry.call("planner", seconds=0.1, batch_size=2, queued=3)
             self.telemetry.intent("planner", 0.2)
             self.telemetry.call("refiner", seconds=0.01, batch_size=4, queued=0)
             self.telemetry.replanned([Replan(level="planner", value="tokens", share=0.04, difference=0.06)])
             self.telemetry.refused("wrong shape")
-            self.telemetry.episode_ended(name, True)
+            self.telemetry.episode_ended(robot.row, True)
             return await self.say()
 
         async def say(self):
             """The fleet, as soon as an aggregator has heard of this gateway."""
             fleet = {"history": []}
             while not fleet["history"]:
-                await self.aggregator.report(self.telemetry.snapshot(late))
-                fleet = await self.aggregator.fleet()
+                await self.engine.report(self.telemetry.snapshot(self.robots.rows(), late))
+                fleet = await self.engine.fleet()
             return fleet
 
-    return Gateway.remote()
+    return Measuring.remote()
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,8 @@
 
 import asyncio
 import hashlib
-import logging
+import os
+import socket
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,10 +14,8 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema, ServeInstanceDetails
 
 from libra_ray.on_ray import ray_private, session
-from libra_ray.on_ray.serving.aggregator_client import AggregatorClient
-from libra_ray.on_ray.serving.prometheus import register
+from libra_ray.on_ray.serving.engine import RayEngine
 from libra_ray.on_ray.serving.scaling import LOOK_BACK_S, METRICS_S
-from libra_ray.serving.engine import Engine
 from libra_ray.serving.gateway import GatewayCore
 from libra_ray.serving.listener import Listener
 from libra_ray.serving.local_calls import LocalCalls
@@ -38,31 +37,16 @@ CALLS_AT_ONCE = 4
 """Batches that a replica takes in: one computes, the others wait or answer `describe`."""
 
 
-def engine(gateway: str) -> Engine:
-    """Ray, as the gateway of that name sees it."""
-    return Engine(
-        aggregator=AggregatorClient(gateway),
-        register=register,
-        applications=lambda: ray_private.serve_details()["applications"],
-        log=logging.getLogger("ray.serve"),
-    )
-
-
 class GatewayBase:
-    """The gateway's sockets around its core; `Gateway` is the same as Serve's ingress.
-
-    Args:
-        settings: the application's.
-        handles: of the levels' deployments, slow to fast.
-    """
+    """The gateway's sockets around its core, made of the levels' handles, slow to fast; `Gateway` is the same as an ingress."""
 
     _way = staticmethod(lambda handle: LocalCalls(ray_private.direct(handle), ray_private.sockets_folder()))
     """Of calls to the levels."""
 
     async def __init__(self, settings: ServingSettings, *handles: DeploymentHandle[Any]) -> None:  # type: ignore[misc]  # Serve awaits it
+        engine = RayEngine(f"{socket.gethostname()}-{os.getpid()}")
         self._core = GatewayCore(settings, dict(zip(settings.levels, map(self._way, handles), strict=True)), engine)
         self._web = Web(self._core)
-        self._core.space_changed_hooks.append(self._web.send_away)
         self._listener: Listener | None = None
         if settings.port:
             self._listener = Listener(
@@ -98,7 +82,7 @@ class GatewayBase:
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """For `scaling.by_connections`."""
-        return {"connections": float(self._core.connections)}
+        return {"connections": float(len(self._core.connections))}
 
     async def __del__(self) -> None:
         """Drain: take no more robots, send those that are here to another gateway, each after its answer under way."""
@@ -109,7 +93,7 @@ class GatewayBase:
         if self._listener is not None:
             self._opening.cancel()
             self._listener.refuse_new()
-        self._web.send_away()
+        self._core.send_away()
         await self._web.gone(LEAVE_S)
         if self._listener is not None:
             await self._listener.close()

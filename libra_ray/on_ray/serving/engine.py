@@ -1,0 +1,77 @@
+"""Ray as a gateway sees it: metrics in Prometheus, the state of replicas, and one small actor that adds up the fleet."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.metrics import Counter, Gauge, Histogram
+
+from libra_ray.on_ray import ray_private
+from libra_ray.serving.fleet_snapshot import FleetAggregator, FleetSnapshot
+from libra_ray.serving.metrics import Metric
+from libra_ray.types import Json
+
+AGGREGATOR_NAME = "libra_ray_fleet_aggregator"
+ANSWER_TIMEOUT_S = 2.0
+"""An aggregator that does not answer for so long, because it still starts or its node is lost, is done without for now."""
+
+
+class RayEngine:
+    """Ray for the gateway of that name; see `libra_ray.serving.engine.Engine`.
+
+    All gateways share one aggregator. One that died is started anew; no gateway depends on it.
+    """
+
+    def __init__(self, gateway: str) -> None:
+        self.gateway, self.log = gateway, logging.getLogger("ray.serve")
+        self._latest = FleetSnapshot(time=time.time(), gateways=0)
+        self._aggregator: Any = None
+
+    @staticmethod
+    def register(metric: Metric, deployment: str) -> Counter | Gauge | Histogram:
+        """Announce the metric in this process; what is recorded carries the deployment's name.
+
+        Ray exports it under its name with the prefix `ray_`, and adds the label `WorkerId`, one per replica. It sends a
+        histogram's buckets on as if every value lay in the middle of its bucket, so counts and quantiles are right and `_sum`
+        is approximate; nothing here reads it.
+        """
+        labels = ("deployment", metric.label) if metric.label else ("deployment",)
+        if metric.kind == "histogram":
+            made: Counter | Gauge | Histogram = Histogram(metric.name, metric.description, list(metric.boundaries), labels)
+        else:
+            made = (Counter if metric.kind == "counter" else Gauge)(metric.name, metric.description, labels)
+        made.set_default_tags({"deployment": deployment})
+        return made
+
+    def applications(self) -> Mapping[str, Any]:
+        """The present state of every application."""
+        found: Mapping[str, Any] = ray_private.serve_details()["applications"]
+        return found
+
+    async def report(self, snapshot: FleetSnapshot) -> None:
+        """Send this gateway's snapshot to the aggregator."""
+        self._latest = snapshot
+        await self._ask("report", self.gateway, snapshot)
+
+    async def fleet(self) -> Json:
+        """The content of `fleet.json`; without an aggregator, of this gateway alone and without curves."""
+        fleet = await self._ask("fleet")
+        return fleet if fleet is not None else {**self._latest.to_json(), "history": []}
+
+    async def _ask(self, method: str, *arguments: Any) -> Any:
+        try:
+            if self._aggregator is None:
+                # It costs no CPU, dies with the gateway that started it, and is then started by another.
+                options = {"name": AGGREGATOR_NAME, "get_if_exists": True, "num_cpus": 0}
+                self._aggregator = ray.remote(FleetAggregator).options(**options).remote()
+            return await asyncio.wait_for(getattr(self._aggregator, method).remote(*arguments), ANSWER_TIMEOUT_S)
+        except TimeoutError:
+            # The handle stays: with its starter's last handle the actor would end.
+            return None
+        except (RayError, ValueError):
+            self._aggregator = None
+            return None
