@@ -221,8 +221,9 @@ class Trainer:
         weights = self.balance.weights
         measured = len(weights) > 1 and self.step % config.balance_every == 0 and min(weights.values()) > 0 and self._measures
         kind = StepKind(phase=self.schedule.phase, resting=frozenset(self._resting()), measured=measured)
-        # At a run's beginning the average would be mostly the random start: its memory grows with the run.
-        decay = min(config.ema_decay, (1 + self.step) / (10 + self.step))
+        # At first the average would be mostly the random start of what learns now: its memory grows.
+        learned = self.step - first
+        decay = min(config.ema_decay, (1 + learned) / (10 + learned))
         numbers = StepNumbers(loss_weights=weights, average_rate=1 - decay)
         result = self._take(batch, kind, numbers)
         if result.gradients is not None:

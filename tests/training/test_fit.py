@@ -139,6 +139,19 @@ def test_the_average_lags_behind_the_weights():
         torch.testing.assert_close(trainer.weights()[name], torch.lerp(start[name], now.detach(), 0.9))
 
 
+def test_the_average_forgets_the_random_start_of_what_learns_later():
+    changes = {"model.system": "anchor_refine", "anchor_refine.anchor_share": 0.5, "train.steps": 12, "train.ema_decay": 1.0}
+    trainer = Trainer(tiny_model(changes), device=CPU)
+    name = "residual.head.to_residual.weight"
+    start = trainer.model.state_dict()[name].clone()
+    trained(trainer, 6)
+    torch.testing.assert_close(trainer.weights()[name], start, msg="it has not learned yet")
+    trained(trainer, 7)
+    now = trainer.model.state_dict()[name]
+    assert not now.equal(start)
+    torch.testing.assert_close(trainer.weights()[name], torch.lerp(start, now, 0.9))
+
+
 def test_without_memory_the_average_is_the_weights():
     trainer = Trainer(tiny_model({"train.ema_decay": 0.0}), device=CPU)
     trained(trainer, 2)
