@@ -8,6 +8,7 @@ that they met, drawn from their own log (`delay.trace`): whether the two agree s
 
 import argparse
 import asyncio
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -69,7 +70,10 @@ def row(trained: RunFolder, ms: int, given: argparse.Namespace) -> Json:
         # Its robots move as slowly as those of the server did.
         "delay.control_hz": given.hz,
     }
-    folder = RunFolder.open(trained.path("served") / f"offline-{given.hz:g}-{ms}", override(trained.config, wanted))
+    root = trained.path("served") / f"offline-{given.hz:g}-{ms}"
+    # What was evaluated before met the latencies of an earlier run.
+    shutil.rmtree(root, ignore_errors=True)
+    folder = RunFolder.open(root, override(trained.config, wanted))
     report = evaluate(folder, load_policy(trained.path("checkpoint")))
     done = result.actions_per_s * result.seconds + result.held_actions
     held = result.held_actions - result.awaited_actions
