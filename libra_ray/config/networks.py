@@ -111,13 +111,18 @@ class RefinerConfig:
     is learned, so that a robot can go on while its next chunk is computed (`control.committed_steps`)."""
 
 
+PolicyPrecision = Literal["auto", "fp32", "bf16"]
+PolicyCompile = Literal["auto", "none", "graphs", "layers", "inductor"]
+"""What `PolicyConfig` may say, and a server's arguments likewise."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PolicyConfig:
     """How a trained policy is run: no part of what was trained, so that a checkpoint may be loaded with other values."""
 
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: PolicyPrecision = "auto"
     """What a policy's networks compute in. `auto`: bf16 on a GPU that can, fp32 elsewhere; actions are fp32 always."""
-    compile: Literal["auto", "none", "graphs", "layers", "inductor"] = "auto"
+    compile: PolicyCompile = "auto"
     """How a policy's networks are run. `none`: as written; `graphs`: as CUDA graphs, one for each level and size of batch;
     `layers`: the same of compiled layers; `inductor`: all by torch.compile, on a GPU within such graphs; `auto`: `graphs` on a
     GPU, `none` elsewhere."""

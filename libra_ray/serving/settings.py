@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from libra_ray.config import ControlConfig
+from libra_ray.config.networks import PolicyCompile, PolicyPrecision
 
 DEFAULT_PORT = 8765
 MOVED = {
@@ -95,10 +96,8 @@ class GatewayReplicas(Replicas):
 class PolicySettings(_Frozen):
     """How the levels' networks are run; see `config.PolicyConfig`."""
 
-    precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="auto: bf16 on a GPU, fp32 elsewhere.")
-    compile: Literal["auto", "none", "graphs", "inductor"] = Field(
-        default="auto", description="auto: CUDA graphs on a GPU, none elsewhere."
-    )
+    precision: PolicyPrecision = Field(default="auto", description="auto: bf16 on a GPU, fp32 elsewhere.")
+    compile: PolicyCompile = Field(default="auto", description="auto: CUDA graphs on a GPU, none elsewhere.")
 
     @property
     def changes(self) -> dict[str, str]:

@@ -3,11 +3,13 @@
 import importlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import yaml
 from hypothesis import given, strategies
 
+from libra_ray.config import PolicyConfig
 from libra_ray.on_ray.serving import scaling
 from libra_ray.serving.settings import ServingSettings
 
@@ -232,3 +234,10 @@ def test_gateways_follow_their_connections(connections):
     wanted, _ = scaling.by_connections(context)
     assert wanted * scaling.CONNECTIONS >= sum(connections)
     assert (wanted - 1) * scaling.CONNECTIONS < max(1, sum(connections))
+
+
+@pytest.mark.parametrize(("name", "kind"), get_type_hints(PolicyConfig).items())
+def test_a_server_runs_networks_in_every_way_that_evaluation_does(name, kind):
+    for choice in get_args(kind):
+        settings = ServingSettings.read({"checkpoint": "c", f"policy.{name}": choice})
+        assert settings.policy.changes[f"policy.{name}"] == choice
