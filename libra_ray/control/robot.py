@@ -34,6 +34,8 @@ class RobotControl:
         event: like overlap, but only where the intent will be used up before the chunk ends from which on the next one could
             be in use, by the time that the last one took; or where what is seen is a surprise
             (`libra_ray.control.surprise`): the world has drifted from what the intent assumed.
+    Whatever the rule, another instruction outdates all intents, as a surprise does by `event`: each level is asked anew, after
+    the one that it reads. Until they come the robot goes on under those that it has.
     Answers come when whoever drives the robot says; only the first ones of an episode are waited for. Until a chunk is there
     the robot goes on with the one that it has, which is why the next one is asked for `committed_steps` before that ends.
     Past an intent's end the last level goes on by what it sees, with nothing known of the intent, until that is older than
@@ -55,7 +57,8 @@ class RobotControl:
     action: VectorSpec = UNDECLARED
     _states: dict[str, IntentState] = field(default_factory=dict)
     _detector: SurpriseDetector = field(default_factory=SurpriseDetector, compare=False)
-    _surprised: bool = False
+    _outdated_by: int | None = None
+    _instruction: str | None = None
     _observed_step: int | None = None
     _last: Action | None = None
     _coming_chunk: tuple[int, ActionChunk] | None = None
@@ -70,7 +73,8 @@ class RobotControl:
         """A new episode: nothing known, nothing under way."""
         self.episode, self._coming_chunk = episode, None
         self._states = {name: IntentState() for name in self._states}
-        self.chunk, self._last, self._surprised, self._observed_step = None, None, False, None
+        self.chunk, self._last, self._observed_step = None, None, None
+        self._outdated_by, self._instruction = None, None
         self._detector.reset()
 
     @property
@@ -84,10 +88,14 @@ class RobotControl:
         return chunk_period(self.control.execute_steps, self.control.committed_steps, self.acting.covers)
 
     def observe(self, observation: Observation) -> None:
-        """Take in the observation of the present step; the rule `event` needs it."""
+        """Take in the observation of the present step: whether intents are outdated by it."""
+        outdated = self._instruction not in (None, observation.instruction)
+        self._instruction = observation.instruction
         if self.control.rule == "event":
-            self._surprised |= self._detector.surprised(observation, self._executed(observation.step))
+            outdated |= self._detector.surprised(observation, self._executed(observation.step))
             self._observed_step = observation.step
+        if outdated:
+            self._outdated_by = observation.step
 
     def wants(self, level: str, step: int) -> bool:
         """Whether a level should be asked with this step's observation: never before it has an intent to read."""
@@ -129,7 +137,7 @@ class RobotControl:
 
     def mark_requested(self, level: str) -> None:
         """A request to the level is in flight; `wants` is False until it is answered or fails."""
-        self._states[level].requested, self._surprised = True, False
+        self._states[level].requested = True
 
     def is_requested(self, level: str) -> bool:
         """Whether a request to the level is in flight."""
@@ -232,11 +240,18 @@ class RobotControl:
         intent = self.intent_at(level.name, step)
         if self._states[level.name].requested:
             return False
+        if self._is_outdated(level.name) and not (level.reads and self._is_outdated(level.reads)):
+            return True
         if intent is None or self.control.rule == "fifo":
             return not self.covered(level.name, step)
         comes_in = max(self.execute_steps, self._states[level.name].took_steps)
         ends_soon = intent.end_step < step + self.execute_steps + comes_in + self.control.committed_steps
-        return self.wants(self._reader[level.name], step) and (self.control.rule == "overlap" or ends_soon or self._surprised)
+        return self.wants(self._reader[level.name], step) and (self.control.rule == "overlap" or ends_soon)
+
+    def _is_outdated(self, level: str) -> bool:
+        """Whether its intent was made before the last surprise, or for other words."""
+        intent = self._states[level].current
+        return intent is not None and self._outdated_by is not None and intent.first_step < self._outdated_by
 
     def _wants_chunk(self, step: int) -> bool:
         """Where it is time for the next one."""

@@ -1,15 +1,18 @@
 """Event-triggered planning and the limits of an old intent: surprises are seen, calm is calm, and holding is safe."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, strategies
 
-from libra_ray.config import ActionConfig, ControlConfig
+from libra_ray.config import ActionConfig, ControlConfig, DelayConfig
+from libra_ray.control.delays import Delays
 from libra_ray.control.lockstep import drive
 from libra_ray.control.robot import RobotControl
 from libra_ray.control.surprise import RunningScale, SurpriseDetector
 from libra_ray.spec import NO_GRIPPER, UNDECLARED, VectorSpec
-from libra_ray.types import IMAGE_KEY, ActionChunk, Observation
+from libra_ray.types import IMAGE_KEY, ActionChunk, Intent, Level, Observation
 from tests.policies import DualStub, dual_levels, plan_of
 
 ACTION = ActionConfig(horizon=5, chunks=4)
@@ -83,6 +86,60 @@ def test_a_push_is_answered_by_a_plan_at_the_next_look():
     pushed = late + H - 1
     assert late + H not in calm
     assert late + H in play("event", 400, pushed_at=(pushed,))
+
+
+CHAIN = (Level(name="goal", covers=80), Level(name="path", covers=L, reads="goal"), Level(name="motor", covers=H, reads="path"))
+
+
+class Hearing:
+    """A policy whose intents and actions carry the step at which the words behind them were said; notes who was asked when."""
+
+    def __init__(self, levels):
+        self.levels, self.asked = levels, {level.name: [] for level in levels}
+
+    def infer(self, level, observations, intents):
+        [of] = [each for each in self.levels if each.name == level]
+        return [self.answer(of, seen, above) for seen, above in zip(observations, intents, strict=True)]
+
+    def answer(self, level, seen, above):
+        self.asked[level.name].append(seen.step)
+        heard = seen.step if above is None else int(above.values["heard"][0])
+        if level is not self.levels[-1]:
+            return Intent(level=level.name, values={"heard": np.array([heard])}, first_step=seen.step, covers=level.covers)
+        actions = np.full((level.covers, 4), heard, np.float32)
+        return ActionChunk(actions=actions, first_step=seen.step, intent_first_step=above.first_step)
+
+
+def told(rule, levels, *, late=0, pushed_at=-1):
+    """Who was asked, and what was done: other words are said from step 10 on, or else a picture changes at `pushed_at`."""
+    policy, done, actions = Hearing(levels), 0, []
+    control, dice = RobotControl(ControlConfig(rule=rule), levels), np.random.default_rng(0)
+    scene = dice.integers(0, 255, (16, 16, 3)).astype(np.uint8)
+    while done < 140:
+        seen = observe([0], done, 255 - scene if 0 <= pushed_at <= done else scene)
+        seen = replace(seen, instruction="stop" if pushed_at < 0 and done >= 10 else "go")
+        new = drive({0: control}, {0: seen}, policy, {}, Delays(DelayConfig(intent_steps=late)))[0]
+        actions, done = actions + [int(action.value[0]) for action in new], done + len(new)
+    return policy.asked, actions
+
+
+@pytest.mark.parametrize("rule", ["fifo", "overlap", "event"])
+@pytest.mark.parametrize("levels", [LEVELS, CHAIN], ids=["two", "three"])
+@pytest.mark.parametrize("late", [0, 3])
+def test_other_words_have_all_levels_asked_anew_in_their_order(rule, levels, late):
+    """At the next look, whatever the rule; what is late is what that level always is, and meanwhile nobody stands still."""
+    asked, actions = told(rule, levels, late=late)
+    assert 10 in asked[levels[0].name]
+    assert min(actions[10 + (len(levels) - 1) * (H if late else 0) :]) >= 10
+    assert len(actions) >= 140
+
+
+def test_a_surprise_reaches_every_level():
+    (calm, _), (asked, actions) = (told("event", CHAIN, pushed_at=step) for step in (1000, 125))
+    for level in ("goal", "path"):
+        assert 125 in asked[level]
+        assert 125 not in calm[level]
+    assert min(actions[125:]) == 125
 
 
 def test_a_picture_that_changes_unusually_is_a_surprise():
