@@ -46,11 +46,13 @@ def decided(q: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 def decision_target(q: Float[Tensor, "*shape"], wanted: Float[Tensor, "*shape"], margin: float) -> Float[Tensor, "*shape"]:
     """What, added to the probability, carries it just across the threshold where it decides wrongly; 0 where it is right.
 
+    On the threshold nothing is decided, and so nothing is right: there the target leads off it either way. Else a decision
+    against the upper end would hang on the sign of the smallest error.
+
     Args:
-        q: the probability.
+        q: the probability; 0.5 where there is none.
         wanted: the normalised action that it should decide for.
         margin: how far across.
     """
-    right, said = decided(probability(wanted)), decided(q)
-    direction = (right - said) / 2
-    return direction * ((q - THRESHOLD).abs() + margin)
+    right, said = decided(probability(wanted)), (q - THRESHOLD).sign()
+    return (right - said).sign() * ((q - THRESHOLD).abs() + margin)

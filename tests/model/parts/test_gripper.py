@@ -14,11 +14,19 @@ def test_the_target_crosses_the_threshold_exactly_where_the_decision_is_wrong(q,
     said, right = torch.tensor(q), torch.tensor(wanted)
     target = decision_target(said, right, margin)
     assert decided(said + target) == right
-    if decided(said) == right:
+    if decided(said) == right and q != 0.5:
         assert target == 0
     else:
         assert abs(float(said + target) - 0.5) == pytest.approx(margin, abs=1e-5), "and no further than the margin"
         assert target.sign() == right
+
+
+@pytest.mark.parametrize("wanted", [-1.0, 1.0])
+def test_where_there_is_no_anchor_both_decisions_are_equally_sure(wanted):
+    """An error of less than the margin turns neither."""
+    nothing, right = torch.tensor(0.5), torch.tensor(wanted)
+    for error in (-0.09, 0.09):
+        assert decided(nothing + decision_target(nothing, right, 0.1) + error) == right
 
 
 def test_a_mean_of_both_ends_is_a_probability():
