@@ -103,11 +103,13 @@ def answered_budget(
         most_steps=profile.most_steps,
     )
     models, config = models_of(profile), read_config(checkpoint)
-    found = with_front(candidates(question, models))
+    found = candidates(question, models)
     if success is not None:
-        known = success([candidate for candidate in found if candidate.front])
+        # All of them: that more denoising steps, or fewer executed ones, are better is what is to be found out.
+        known = success([candidate for candidate in found if candidate.fits])
         by_setting = {_setting(c): c for c in known}
-        found = with_front([by_setting.get(_setting(c), c) for c in found])
+        found = [by_setting.get(_setting(c), c) for c in found]
+    found = with_front(found)
     proposal = proposed(found, question)
     return BudgetReport(
         checkpoint=str(checkpoint),

@@ -7,14 +7,17 @@ import signal
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from libra_ray.budget import stopwatch
+from libra_ray.budget import answer, stopwatch
 from libra_ray.budget.answer import PROFILE
-from libra_ray.budget.records import BudgetReport
+from libra_ray.budget.records import BudgetReport, ComponentProfile, MeasuredSuccess
 from libra_ray.common.json_text import read
+from libra_ray.common.provenance import describe_hardware
+from tests.budget.builders import MODELS, question
 from tests.model.builders import save_checkpoint, tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -67,6 +70,31 @@ def test_it_measures_once_and_answers_every_budget(checkpoint, tmp_path, capsys)
     assert "kept the earlier" in capsys.readouterr().err
     assert (out.with_name("budget.old-1") / PROFILE).read_bytes() == before
     assert (out / PROFILE).read_bytes() != before
+
+
+def test_success_is_measured_of_all_that_fits(checkpoint, monkeypatch):
+    """The most executed steps win here: a setting that looks worse by its settings alone belongs on the measured front."""
+    monkeypatch.setattr(answer, "models_of", lambda profile: MODELS)
+    profile = ComponentProfile(
+        digest="", system="libra", device="cpu", threads=1, jpeg=90, denoising_level="refiner", denoising_steps=6,
+        denoising_setting="refiner.denoising_steps", most_steps=100, machine=describe_hardware(), components=[], calls={},
+    )  # fmt: skip
+    asked = []
+
+    def success(found):
+        asked.extend(found)
+        rates = [c.execute_steps / 5 for c in found]
+        return [
+            replace(c, success=MeasuredSuccess(successes=0, episodes=1, rate=rate, low=rate, high=rate))
+            for c, rate in zip(found, rates, strict=True)
+        ]
+
+    report = answer.answered_budget(checkpoint, question(robots=16, control={"execute_steps": 2}), profile, success)
+    assert len(asked) == sum(c.fits for c in report.candidates) > 0
+    most = max(c.execute_steps for c in asked)
+    best = [c for c in report.candidates if c.front and c.execute_steps == most]
+    assert [c.denoising_steps for c in best] == [1]
+    assert report.proposal.execute_steps == most
 
 
 @pytest.mark.parametrize(
