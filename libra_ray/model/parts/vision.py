@@ -293,8 +293,15 @@ def shift_pictures(
     if pixels == 0:
         return images
     batch, _, _, height, width = images.shape
-    offsets = integers(2 * pixels + 1, (2, batch, 1), images, generator)
-    rows = (torch.arange(height, device=images.device) + offsets[0] - pixels).clamp(0, height - 1)
-    columns = (torch.arange(width, device=images.device) + offsets[1] - pixels).clamp(0, width - 1)
-    window = torch.arange(batch, device=images.device)[:, None, None]
-    return images.permute(0, 3, 4, 1, 2)[window, rows[:, :, None], columns[:, None, :]].permute(0, 3, 4, 1, 2)
+    down, right = integers(2 * pixels + 1, (2, batch), images, generator)
+    wide = _edges_repeated(_edges_repeated(images.permute(0, 1, 3, 4, 2), pixels, dim=2), pixels, dim=3)
+    # All parts of a picture of its size, of which whole rows are copied: one look-up for each pixel takes ten times as long.
+    parts = wide.unfold(2, height, 1).unfold(3, width, 1).permute(0, 2, 3, 1, 5, 6, 4)
+    return parts[torch.arange(batch, device=images.device), down, right].permute(0, 1, 4, 2, 3)
+
+
+def _edges_repeated(pictures: UInt8[Tensor, "B T height width C"], pixels: int, *, dim: int) -> Tensor:
+    """The pictures with so many of their outermost rows or columns on either side."""
+    sizes = [pixels if axis == dim else -1 for axis in range(pictures.ndim)]
+    first, last = (pictures.narrow(dim, at, 1).expand(sizes) for at in (0, pictures.shape[dim] - 1))
+    return torch.cat([first, pictures, last], dim)
