@@ -1,10 +1,12 @@
 """Search spaces: what is shipped is valid everywhere, what is not is refused at the border by name."""
 
 import itertools
+from dataclasses import fields
 
 import pytest
 
-from libra_ray.config import PRESETS, override, preset
+from libra_ray.config import PRESETS, Config, override, preset
+from libra_ray.model.registry import SYSTEMS
 from tests.spaces import SHIPPED, load_space
 
 FILE = "from ray import tune\nSPACE = {{{space}}}\n{more}"
@@ -30,6 +32,13 @@ def test_every_point_of_a_shipped_space_is_a_configuration(name, start):
     found = [override(config, point) for point in space.draws(50, seed=1)]
     assert all(a != b for a, b in itertools.pairwise(found))
     assert space.draws(5, seed=3) == space.draws(5, seed=3)
+
+
+@pytest.mark.parametrize("system", [name for name in SYSTEMS if any(of.name == name for of in fields(Config))])
+def test_every_system_with_dials_of_its_own_has_a_space_of_them(system):
+    space = load_space(system, preset("debug"))
+    assert {point["model.system"] for point in space.draws(5, seed=0)} == {system}
+    assert any(name.startswith(f"{system}.") for name in space.domains)
 
 
 def test_the_grid_is_whole_and_varies_the_first_name_fastest():
