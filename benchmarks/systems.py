@@ -9,8 +9,9 @@ latency    milliseconds of every level for 1 and 16 robots, and what `jobs/budge
 Every policy of a domain learns from the same demonstrations for the same time, CPU seconds of this process, or on a GPU real
 time: how long a system's step takes is measured first, and from that follow the steps that its schedule counts by. All meet the
 same unseen episodes. Intervals: 95 %, bootstrap over training seeds, then over episodes; differences by pairs of the same seed
-and episode. Tables share policies: none is trained twice. A stopped study goes on where it stopped, seed by seed: it is a whole
-one of fewer seeds.
+and episode. Each interval stands alone: of twenty differences where there is none, one excludes 0. Those of one seed say nothing
+of other seeds. Tables share policies: none is trained twice. A stopped study goes on where it stopped, seed by seed: it is a
+whole one of fewer seeds.
 
     uv run -m benchmarks.systems metaworld
 """
@@ -26,6 +27,7 @@ import torch
 from benchmarks import studies
 from benchmarks.files import RESULTS, RUNS, command_line, earlier, origin, write_result
 from benchmarks.studies import changes_of, recorded, won
+from benchmarks.systems_pace import PROBED_STEPS
 from benchmarks.systems_page import publish
 from benchmarks.systems_tables import (
     DOMAINS,
@@ -39,7 +41,7 @@ from benchmarks.systems_tables import (
     evaluated_config,
     variants_of,
 )
-from benchmarks.systems_training import PROBED_STEPS, Cell, Course, SystemTime
+from benchmarks.systems_training import Cell, Course, SystemTime
 from libra_ray.common.json_text import plain
 from libra_ray.common.progress import ProgressBar
 from libra_ray.on_ray.session import available_cpus, connected
@@ -112,9 +114,7 @@ def run(root: Path, order: Order, known: Study) -> Iterator[Cell | SystemTime]:
             seconds=order.seconds,
             probed_steps=order.probed_steps,
         )
-        # One after the other, so that all are measured under the same load of a shared machine.
-        for variant in dict.fromkeys([variant for _, variant in cells] + times):
-            course.pace(variant)
+        course.measure_paces([variant for _, variant in cells] + times)
         config = evaluated_config(course.data.config, order.domain, 1)
         with SimulatorPool(config.sim, config.data.image_size, available_cpus()) as pool:
             for seed, variant in cells:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import nn
 
 from benchmarks import baseline
 from benchmarks.studies import evaluated, opened, outcomes_of, train
+from benchmarks.systems_pace import least_in_turn, step_seconds
 from benchmarks.systems_tables import VARIANTS, Domain, config_of, evaluated_config
 from libra_ray import checkpoint
 from libra_ray.budget.answer import answered_budget, kept_profile, question_of
@@ -24,12 +26,10 @@ from libra_ray.on_ray import stages
 from libra_ray.on_ray.evaluate import Load, device_of, load_trained
 from libra_ray.on_ray.simulator_pool import SimulatorPool
 from libra_ray.runs.folder import RunFolder
-from libra_ray.runs.results import PHASE, EpisodeResult
+from libra_ray.runs.results import EpisodeResult
 from libra_ray.training.data import TrainingData
-from libra_ray.training.fit import Trainer
 
-PROBED_STEPS = {"cpu": 40, "cuda": 300}
-"""Optimiser steps by which a system's pace is measured; on a GPU the first ones record its graphs."""
+PACES = "paces.json"
 SPENT = "train.spent_s"
 """Kept beside the stages: seconds of the clock that training took."""
 IN_PARTS = "chain"
@@ -176,14 +176,27 @@ class Course:
         """
         if VARIANTS[variant].cloning:
             return None
-        path = self.root / "paces.json"
-        known = read(dict[str, float], path) if path.exists() else {}
-        if variant not in known:
-            config = config_of(self.domain, variant, 0, self.changes)
-            known[variant] = step_seconds(config, self.data, self.clock, self.probed_steps)
-            write_text(path, dump(known))
-            print_status(f"systems: {variant} takes {known[variant]:.4f} s a step")
-        return known[variant]
+        known = self._paces()
+        return known[variant] if variant in known else self.measure_paces([variant])[variant]
+
+    def measure_paces(self, variants: Sequence[str]) -> Mapping[str, float]:
+        """The paces of these policies, as far as they have one: those that are not known yet are measured together."""
+        known = self._paces()
+        unknown = [name for name in dict.fromkeys(variants) if name not in known and not VARIANTS[name].cloning]
+        found = least_in_turn(
+            {name: partial(self._step_seconds, config_of(self.domain, name, 0, self.changes)) for name in unknown}
+        )
+        for name, seconds in found.items():
+            print_status(f"systems: {name} takes {seconds:.4f} s a step")
+        write_text(self.root / PACES, dump(known | found))
+        return known | found
+
+    def _step_seconds(self, config: Config) -> float:
+        return step_seconds(config, self.data, self.clock, self.probed_steps)
+
+    def _paces(self) -> dict[str, float]:
+        path = self.root / PACES
+        return read(dict[str, float], path) if path.exists() else {}
 
     def policy(self, variant: str, seed: int) -> tuple[RunFolder, Load]:
         """A policy's run, trained first where it is not yet, and how it is loaded."""
@@ -269,23 +282,3 @@ def level_times(profile: ComponentProfile) -> list[LevelTime]:
         for call in calls
         if call.batch in LATENCY_BATCHES and call.steps in (0, profile.denoising_steps)
     ]
-
-
-def step_seconds(config: Config, data: RunFolder, clock: Callable[[], float], steps: int) -> float:
-    """What one of a system's optimiser steps takes, by the clock.
-
-    A short training with the phases in their shares of the steps, as the schedule has them: of each phase the first third warms
-    up and is not counted.
-    """
-    brief = {"train.steps": steps, "train.log_every": 1, "train.validate_every": 0, "train.checkpoint_every": steps}
-    opened = TrainingData.open(override(config, brief), data.dataset, data.path("frames"))
-    torch.manual_seed(config.train.seed)
-    device, took = torch.device(device_of(config)), dict[str, list[float]]()
-    trainer = Trainer(opened.make_model().to(device), device=device)
-    with opened.stream(trainer.model, rank=0, world=1, start_step=0, pin=device.type == "cuda") as batches:
-        began = clock()
-        for progress in trainer.run(batches):
-            phase = next((name for name, on in progress.metrics.items() if name.startswith(PHASE) and on), "")
-            took.setdefault(phase, []).append(clock() - began)
-            began = clock()
-    return sum(len(of) * float(np.mean(of[len(of) // 3 :])) for of in took.values()) / steps

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import systems, systems_page
+from benchmarks.systems_pace import ROUNDS, least_in_turn
 from benchmarks.systems_page import NOTHING, against_best, publish
 from benchmarks.systems_tables import (
     ABLATIONS,
@@ -190,6 +191,19 @@ def test_latencies_are_shown_by_level_with_what_is_proposed(tmp_path):
     assert "| libra | refiner | 1.5 / 2 | 16.5 / 17 | refiner.denoising_steps 4, execute 5, M ≥ 2, overlap | 21.5 |" in text
     assert "| monolithic | planner | 1.5 / 2 | 16.5 / 17 | nothing fits | – |" in text
     assert (tmp_path / "found_latency.svg").exists()
+
+
+def test_paces_are_measured_in_turn_and_a_busy_minute_makes_nobody_slower():
+    """The neighbours come for the second round: each policy's own pace stands."""
+    asked, busy = [], [1.0, 1.7, 1.2]
+
+    def measure(name, seconds):
+        asked.append(name)
+        return seconds * busy[(len(asked) - 1) // 2]
+
+    found = least_in_turn({"slow": lambda: measure("slow", 0.2), "fast": lambda: measure("fast", 0.1)})
+    assert found == {"slow": 0.2, "fast": 0.1}
+    assert asked == ["slow", "fast"] * ROUNDS
 
 
 @pytest.fixture
