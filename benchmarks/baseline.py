@@ -30,8 +30,8 @@ from libra_ray.data.stream import BatchStream
 from libra_ray.data.transforms import NormStats, Pipeline
 from libra_ray.data.windows import Windows
 from libra_ray.evaluation.log import read_evaluation
+from libra_ray.model.parts.augment import shift_pictures
 from libra_ray.model.parts.chunks import masked_mean
-from libra_ray.model.parts.vision import shift_pictures
 from libra_ray.model.precision import uses_bf16
 from libra_ray.on_ray import evaluate as evaluation
 from libra_ray.on_ray.run_data import began_with

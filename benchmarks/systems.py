@@ -9,8 +9,8 @@ latency    milliseconds of every level for 1 and 16 robots, and what `jobs/budge
 Every policy of a domain learns from the same demonstrations for the same time, CPU seconds of this process, or on a GPU real
 time: how long a system's step takes is measured first, and from that follow the steps that its schedule counts by. All meet the
 same unseen episodes. Intervals: 95 %, bootstrap over training seeds, then over episodes; differences by pairs of the same seed
-and episode. Each interval stands alone: of twenty differences where there is none, one excludes 0. Those of one seed say nothing
-of other seeds. Tables share policies: none is trained twice. A stopped study goes on where it stopped, seed by seed: it is a
+and episode. Each interval stands alone: of twenty differences where there is none, one excludes 0. Of one seed it knows nothing
+of others. Tables share policies: none is trained twice. A stopped study goes on where it stopped, seed by seed: it is a
 whole one of fewer seeds.
 
     uv run -m benchmarks.systems metaworld

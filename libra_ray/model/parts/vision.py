@@ -13,7 +13,6 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
-from libra_ray.model.parts.draws import integers
 from libra_ray.model.parts.pretrained import cannot_load, colours_of, load_checked, same_twice
 from libra_ray.model.precision import matched
 
@@ -284,24 +283,3 @@ def make_encoder(
     if source == "conv":
         return ConvEncoder(image_size, width, patches=patches)
     return PretrainedEncoder(str(folder / ENCODER_FOLDER) if folder else source, image_size, width, pretrained=folder is None)
-
-
-def shift_pictures(
-    images: UInt8[Tensor, "B T C height width"], pixels: int, generator: torch.Generator | None = None
-) -> UInt8[Tensor, "B T C height width"]:
-    """Random shifts of up to `pixels`, edges repeated (DrQ), the same for all pictures of a window."""
-    if pixels == 0:
-        return images
-    batch, _, _, height, width = images.shape
-    down, right = integers(2 * pixels + 1, (2, batch), images, generator)
-    wide = _edges_repeated(_edges_repeated(images.permute(0, 1, 3, 4, 2), pixels, dim=2), pixels, dim=3)
-    # All parts of a picture of its size, of which whole rows are copied: one look-up for each pixel takes ten times as long.
-    parts = wide.unfold(2, height, 1).unfold(3, width, 1).permute(0, 2, 3, 1, 5, 6, 4)
-    return parts[torch.arange(batch, device=images.device), down, right].permute(0, 1, 4, 2, 3)
-
-
-def _edges_repeated(pictures: UInt8[Tensor, "B T height width C"], pixels: int, *, dim: int) -> Tensor:
-    """The pictures with so many of their outermost rows or columns on either side."""
-    sizes = [pixels if axis == dim else -1 for axis in range(pictures.ndim)]
-    first, last = (pictures.narrow(dim, at, 1).expand(sizes) for at in (0, pictures.shape[dim] - 1))
-    return torch.cat([first, pictures, last], dim)

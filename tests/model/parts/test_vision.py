@@ -11,8 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from libra_ray import checkpoint
-from libra_ray.model.parts.draws import integers
-from libra_ray.model.parts.vision import PretrainedEncoder, _hidden, make_encoder, shift_pictures
+from libra_ray.model.parts.vision import PretrainedEncoder, _hidden, make_encoder
 from tests.model import vision_models
 from tests.model.builders import make_batch, save_checkpoint, tiny_model
 from tests.model.test_libra import answers, losses
@@ -174,17 +173,3 @@ def test_a_configuration_of_other_types_is_refused_in_one_line(damaged):
     with pytest.raises(ValueError, match=r"refiner\.encoder") as refusal:
         PretrainedEncoder(str(damaged), 32, 32)
     assert "\n" not in str(refusal.value)
-
-
-@pytest.mark.parametrize("pixels", [1, 3])
-@pytest.mark.parametrize("last", [False, True], ids=["channels_first", "channels_last"])
-def test_a_shift_is_a_look_up_of_every_pixel_with_edges_repeated(pixels, last):
-    images = torch.randint(0, 256, (5, 2, 3, 7, 9), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    images = images.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3) if last else images
-    down, right = integers(2 * pixels + 1, (2, 5), images, torch.Generator().manual_seed(1)) - pixels
-    shifted = shift_pictures(images, pixels, torch.Generator().manual_seed(1))
-    assert len({*zip(down.tolist(), right.tolist(), strict=True)}) > 1
-    for window, (rows, columns) in enumerate(zip(down, right, strict=True)):
-        y, x = (torch.arange(7) + rows).clamp(0, 6), (torch.arange(9) + columns).clamp(0, 8)
-        assert torch.equal(shifted[window], images[window][:, :, y][..., x])
-    assert shifted.permute(0, 1, 3, 4, 2).is_contiguous(), "as convolutions want them"
