@@ -237,6 +237,8 @@ def _answer_rows(given: argparse.Namespace, device: torch.device) -> Iterator[tu
         levels = [level.name for level in paper_system(given.scale).levels]
     model = Answers(given.scale, device, given.times)
     for precision, compiled in PRECISIONS:
+        if device.type != "cuda" and compiled == "graphs":
+            continue
         for level in levels:
             for robots in ROBOTS:
                 name = f"answer {given.scale}, {level}, {robots} robots, {precision}, {compiled}"
