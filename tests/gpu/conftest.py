@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-ONE_S, ALL_S = 100, 330
+ONE_S, ALL_S = 120, 340
 """Of a test with its fixtures, and of all together."""
 _taken = 0.0
 
