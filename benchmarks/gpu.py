@@ -1,7 +1,8 @@
 """What a GPU does with the models that it is for: training steps, answers, and how small models keep it busy.
 
-One script of a few minutes; the table comes last, and the JSON says on which device. Random weights: speed does not depend on
-them. On a machine without a GPU `--scale tiny` runs all of it, to see that it runs.
+One script of at most `--limit` seconds, by default under six minutes: a row that takes longer than `--row-limit` is given up,
+and none begins after the end. The JSON is written after every row and says on which device; the table comes last. Random
+weights: speed does not depend on them. On a machine without a GPU `--scale tiny` runs all of it, to see that it runs.
 
     uv run -m benchmarks.gpu
 """
@@ -9,9 +10,11 @@ them. On a machine without a GPU `--scale tiny` runs all of it, to see that it r
 import argparse
 import gc
 import os
+import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,6 +50,42 @@ SMALL_WAYS: Sequence[Mapping[str, Any]] = tuple(
 ROBOTS = (1, 32)
 PRECISIONS: Sequence[tuple[str, str]] = (("bf16", "graphs"), ("bf16", "layers"), ("bf16", "none"), ("fp32", "none"))
 QUICK = RobotShape(action_dim=4, state_dim=4, cameras=1)
+ANSWERS_S = 3.0
+"""So long at most one level is asked again and again."""
+Row = Callable[[], Json]
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """End what goes on inside once so much time is over.
+
+    Raises:
+        TimeoutError: it is.
+    """
+
+    def end(*_: object) -> None:
+        raise TimeoutError(f"not done after {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def tried(row: Row, seconds: float) -> Json:
+    """A row, or why there is none: its fault must not take the others with it."""
+    began = time.perf_counter()
+    try:
+        with at_most(seconds):
+            found = row()
+    except Exception as error:  # noqa: BLE001  (whatever it is)
+        traceback.print_exc()
+        found = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"}
+    _clear()
+    return {**found, "took_s": time.perf_counter() - began}
 
 
 def windows(model: System, size: int) -> Batch:
@@ -80,27 +119,23 @@ def windows(model: System, size: int) -> Batch:
 def training(
     make: Callable[[Config], System], config: Config, device: torch.device, steps: int, *, profiled: bool = False
 ) -> Json:
-    """Steps of one batch, again and again: milliseconds, arithmetic, memory; or why not."""
+    """Steps of one batch, again and again: milliseconds, arithmetic, memory."""
     quiet = {"train.log_every": 10**6, "train.checkpoint_every": 10**6, "train.validate_every": 0, "train.steps": 10**6}
-    try:
-        with device:
-            model = make(override(config, quiet))
-        weights = sum(weight.numel() for weight in model.parameters())
-        batch, trainer = windows(model, config.train.batch_size), Trainer(model, device=device)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        began = time.perf_counter()
-        _steps(trainer, batch, steps)
-        warm = time.perf_counter() - began
-        began = time.perf_counter()
-        _steps(trainer, batch, steps)
-        seconds = (time.perf_counter() - began) / steps
-        if profiled:
-            _profile(trainer, batch)
-        reading = {name: value for name, value in trainer.row.items() if name in SPEED}
-    except Exception as error:  # noqa: BLE001  (one row's fault must not take the others with it)
-        traceback.print_exc()
-        return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"}
+    with device:
+        model = make(override(config, quiet))
+    weights = sum(weight.numel() for weight in model.parameters())
+    batch, trainer = windows(model, config.train.batch_size), Trainer(model, device=device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    began = time.perf_counter()
+    _steps(trainer, batch, steps)
+    warm = time.perf_counter() - began
+    began = time.perf_counter()
+    _steps(trainer, batch, steps)
+    seconds = (time.perf_counter() - began) / steps
+    reading = {name: value for name, value in trainer.row.items() if name in SPEED}
+    if profiled:
+        _profile(trainer, batch)
     found = {
         "weights": weights,
         "step_ms": 1000 * seconds,
@@ -124,32 +159,40 @@ def _profile(trainer: Trainer, batch: Batch) -> None:
     print_status(found.key_averages().table(sort_by="self_cuda_time_total", row_limit=24, max_name_column_width=70))
 
 
-def answers(model: System, device: torch.device, times: int) -> Iterator[Json]:
-    """Milliseconds of every level's answer, by number of robots and precision, with transfers, without checks."""
-    for precision, compiled in PRECISIONS:
-        settings = override(model.config, {"policy.precision": precision, "policy.compile": compiled}).policy
-        engine = InferenceEngine(model, device, settings)
-        for level in model.levels:
-            for robots in ROBOTS:
-                asked = question(model, level.name, robots)
-                for _ in range(3):
-                    engine.answer(level.name, asked)
-                taken = []
-                for _ in range(times):
-                    began = time.perf_counter()
-                    engine.answer(level.name, asked)
-                    taken.append(1000 * (time.perf_counter() - began))
-                p50, p99 = np.percentile(taken, [50, 99])
-                yield {
-                    "level": level.name,
-                    "robots": robots,
-                    "precision": precision,
-                    "compile": compiled,
-                    "p50_ms": float(p50),
-                    "p99_ms": float(p99),
-                }
-        del engine
-        _clear()
+class Answers:
+    """Asks levels of one model, which is made when the first one is asked; the last engine is kept."""
+
+    def __init__(self, scale: Scale, device: torch.device, times: int) -> None:
+        self._scale, self._device, self._times = scale, device, times
+        self._model: System | None = None
+        self._engine: InferenceEngine | None = None
+        self._way = ("", "")
+
+    def row(self, level: str, robots: int, precision: str, compiled: str) -> Json:
+        """Milliseconds of a level's answer to so many robots, with transfers, without checks."""
+        if self._model is None:
+            with self._device:
+                self._model = paper_system(self._scale).eval()
+        if self._engine is None or self._way != (precision, compiled):
+            self._engine, self._way = None, (precision, compiled)
+            _clear()
+            settings = override(self._model.config, {"policy.precision": precision, "policy.compile": compiled}).policy
+            self._engine = InferenceEngine(self._model, self._device, settings)
+        named: Json = {"level": level, "robots": robots, "precision": precision, "compile": compiled}
+        return {**named, **asked(self._engine, level, question(self._model, level, robots), self._times)}
+
+
+def asked(engine: InferenceEngine, level: str, given: LevelInput, times: int) -> Json:
+    """Milliseconds of so many answers, or of as many as `ANSWERS_S` allows; the first ones are not counted."""
+    for _ in range(3):
+        engine.answer(level, given)
+    taken = list[float]()
+    while len(taken) < times and sum(taken) < 1000 * ANSWERS_S:
+        began = time.perf_counter()
+        engine.answer(level, given)
+        taken.append(1000 * (time.perf_counter() - began))
+    p50, p99 = np.percentile(taken, [50, 99])
+    return {"p50_ms": float(p50), "p99_ms": float(p99), "answers": len(taken)}
 
 
 def question(model: System, level: str, robots: int) -> LevelInput:
@@ -172,34 +215,43 @@ def _clear() -> None:
         torch.cuda.empty_cache()
 
 
-def measured(given: argparse.Namespace) -> Iterator[tuple[str, Json]]:
-    """Part by part, as it is known."""
-    scale, parts, steps = given.scale, given.parts, given.steps
+def rows_of(given: argparse.Namespace) -> Iterator[tuple[str, Row]]:
+    """What is measured, part by part in the given order: the name of each row, and what makes it."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if "train" in parts:
-        for way in given.ways:
-            changes = PAPER_WAYS[way] if scale != "tiny" else {**PAPER_WAYS[way], "train.batch_size": 4}
-            config = paper_config(scale, changes)
-            name = f"train {scale}, " + ", ".join(
-                f"{key.removeprefix('train.')} {value}" for key, value in PAPER_WAYS[way].items()
-            )
-            yield name, training(partial(_with, scale), config, device, steps, profiled=given.profile)
-            _clear()
-    if "answer" in parts:
-        with device:
-            model = paper_system(scale).eval()
-        for row in answers(model, device, given.times):
-            yield f"answer {scale}, {row['level']}, {row['robots']} robots, {row['precision']}, {row['compile']}", row
-        del model
-        _clear()
-    if "small" in parts:
-        for changes in SMALL_WAYS:
-            if device.type != "cuda" and changes["train.graph"] == "step":
-                continue
-            config = override(preset("quickstart"), {**changes, "ray.use_gpu": device.type == "cuda"})
-            name = f"train quickstart, batch {changes['train.batch_size']}, graph {changes['train.graph']}"
-            yield name, training(lambda config: make_system(config, QUICK), config, device, 10 * steps)
-            _clear()
+    making = {"train": _training_rows, "answer": _answer_rows, "small": _small_rows}
+    for part in given.parts:
+        yield from making[part](given, device)
+
+
+def _training_rows(given: argparse.Namespace, device: torch.device) -> Iterator[tuple[str, Row]]:
+    for way in given.ways:
+        changes = PAPER_WAYS[way] if given.scale != "tiny" else {**PAPER_WAYS[way], "train.batch_size": 4}
+        config = paper_config(given.scale, changes)
+        said = ", ".join(f"{key.removeprefix('train.')} {value}" for key, value in PAPER_WAYS[way].items())
+        make = partial(_with, given.scale)
+        yield f"train {given.scale}, {said}", partial(training, make, config, device, given.steps, profiled=given.profile)
+
+
+def _answer_rows(given: argparse.Namespace, device: torch.device) -> Iterator[tuple[str, Row]]:
+    with torch.device("meta"):
+        levels = [level.name for level in paper_system(given.scale).levels]
+    model = Answers(given.scale, device, given.times)
+    for precision, compiled in PRECISIONS:
+        if device.type != "cuda" and compiled == "graphs":
+            continue
+        for level in levels:
+            for robots in ROBOTS:
+                name = f"answer {given.scale}, {level}, {robots} robots, {precision}, {compiled}"
+                yield name, partial(model.row, level, robots, precision, compiled)
+
+
+def _small_rows(given: argparse.Namespace, device: torch.device) -> Iterator[tuple[str, Row]]:
+    for changes in SMALL_WAYS:
+        if device.type != "cuda" and changes["train.graph"] == "step":
+            continue
+        config = override(preset("quickstart"), {**changes, "ray.use_gpu": device.type == "cuda"})
+        name = f"train quickstart, batch {changes['train.batch_size']}, graph {changes['train.graph']}"
+        yield name, partial(training, lambda config: make_system(config, QUICK), config, device, 10 * given.steps)
 
 
 def _with(scale: Scale, config: Config) -> System:
@@ -214,8 +266,8 @@ def table(rows: Mapping[str, Json]) -> str:
     lines = []
     for name, row in rows.items():
         numbers = {key: value for key, value in row.items() if isinstance(value, float)}
-        shown = ", ".join(f"{key} {value:.3g}" for key, value in numbers.items()) or str(row.get("error"))
-        lines.append(f"{name:64} {shown}")
+        shown = ", ".join(f"{key} {value:.3g}" for key, value in numbers.items())
+        lines.append(f"{name:64} {row.get('error', shown)}")
     return "\n".join(lines)
 
 
@@ -223,21 +275,25 @@ def main() -> None:
     """Measure, write the JSON, print the table."""
     parser = command_line("gpu", __doc__)
     parser.add_argument("--scale", choices=("paper", "small", "tiny"), default="paper", help="shapes (default: %(default)s)")
-    parser.add_argument("--parts", nargs="+", choices=("train", "answer", "small"), default=["train", "answer", "small"])
+    parser.add_argument("--parts", nargs="+", choices=("train", "answer", "small"), default=["small", "train", "answer"])
     parser.add_argument("--ways", nargs="*", type=int, default=[0, 1, 3], help="to train, by number (default: 0 1 3)")
     parser.add_argument(
         "--steps", type=int, default=6, help="timed training steps, after as many others (default: %(default)s)"
     )
     parser.add_argument("--times", type=int, default=100, help="timed answers (default: %(default)s)")
+    parser.add_argument("--limit", type=float, default=330.0, help="seconds for all of it (default: %(default)s)")
+    parser.add_argument("--row-limit", type=float, default=100.0, help="seconds for one row (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=RESULTS / "gpu.json", help="JSON to write (default: %(default)s)")
     parser.add_argument("--profile", action="store_true", help="also say which kernels a training step's time goes into")
     given: argparse.Namespace = parser.parse_args()
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    rows: dict[str, Json] = {}
-    for name, row in measured(given):
-        rows[name] = row
-        print_status(table({name: row}))
-        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    rows, end = dict[str, Json](), time.perf_counter() + given.limit
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    for name, row in rows_of(given):
+        left = end - time.perf_counter()
+        found = tried(row, min(left, given.row_limit)) if left > 0 else {"error": f"not begun: {given.limit:.0f} s were over"}
+        rows[name] = found
+        print_status(table({name: found}))
         write_result(given.out, {**origin(), "device": device, "rows": rows})
     print(table(rows))
 

@@ -15,6 +15,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -134,7 +135,10 @@ def read(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: a file is missing or was cut off.
     """
-    index: dict[str, Any] = torch.load(folder / STATE_NAME, map_location="cpu", weights_only=True)
+    try:
+        index: dict[str, Any] = torch.load(folder / STATE_NAME, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, UnpicklingError) as error:
+        raise ValueError(f"{folder / STATE_NAME} was cut off or changed; restore it") from error
     if "files" not in index:
         # Earlier versions wrote the tensors in here too.
         return index

@@ -60,6 +60,15 @@ def test_a_folder_that_is_not_whole_is_refused(folder, how):
         shards.read(folder)
 
 
+@pytest.mark.parametrize("kept", [0, 5, 200, -30])
+def test_a_cut_off_index_is_refused(folder, kept):
+    path = folder / shards.STATE_NAME
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=r"state\.pt was cut off or changed; restore it") as refused:
+        shards.read(folder)
+    assert "\n" not in str(refused.value)
+
+
 def test_a_tensor_of_another_shape_is_refused(folder):
     with pytest.raises(ValueError, match="does not hold what was written there"):
         shards.fill([(torch.zeros(3, 3), shards.read(folder)["weights"]["a.b"])])

@@ -1,7 +1,7 @@
 """AnchorRefine: an anchor by any policy, then frozen, and a head that learns how far it is off (method.md, AnchorRefine)."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import cast
 
@@ -136,6 +136,19 @@ class AnchorRefine(System):
     def taught_by(self) -> Mapping[str, tuple[str, ...]]:
         """The anchor's own losses; a residual is of what an anchor really answers."""
         return {ANCHOR: tuple(self.anchor.loss_weights())} if self.two else super().taught_by()
+
+    @classmethod
+    def follows(cls, config: Config) -> tuple[str, ...]:
+        """The anchor's, and its own."""
+        dials = config.anchor_refine
+        unused = {"decision": (), "naive": ("gripper_margin",), "none": ("gripper_margin", "lambda_gripper")}
+        without = ("gripper_refinement", *unused["none"]) if dials.gripper == "none" else unused[dials.gripper_refinement]
+        own = [f"anchor_refine.{f.name}" for f in fields(dials) if f.name not in without]
+        if dials.levels == "two":
+            own.append("refiner.condition_dropout")
+        if dials.context == "own":
+            own += ["refiner.encoder", "refiner.train_encoder"]
+        return (*(BACKBONES[dials.backbone].follows(config) or ()), *own)
 
     def reached(self) -> Mapping[str, list[nn.Parameter]]:
         """The anchor's, and the head by both losses; without a stop-gradient the residual's loss also the anchor."""

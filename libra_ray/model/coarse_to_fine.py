@@ -16,7 +16,7 @@ from libra_ray.model.parts.backbone import make_backbone
 from libra_ray.model.parts.chunks import chunk_of
 from libra_ray.model.parts.diffusion import Denoised
 from libra_ray.model.parts.planner import Planner, plan_accuracy, plan_loss
-from libra_ray.model.parts.refiner import Refiner, RefinerContext
+from libra_ray.model.parts.refiner import Refiner, RefinerContext, followed
 from libra_ray.model.planner_and_refiner import PlannerAndRefiner
 from libra_ray.model.system import Losses, SystemInput, seen_now
 from libra_ray.types import Level, RobotShape
@@ -88,6 +88,13 @@ class CoarseToFine(PlannerAndRefiner):
         shared = self.planner.backbone.parameters() if self.sees_through_planner else ()
         reached = {"coarse": [*self.planner.parameters()], "flow": [*shared, *self.refiner.parameters()]}
         return {name: [p for p in weights if p.requires_grad] for name, weights in reached.items()}
+
+    @classmethod
+    def follows(cls, config: Config) -> tuple[str, ...]:
+        """Those of both networks, but for what it has in place of them, or no use for."""
+        unused = ("refiner.denoising_steps", "refiner.condition_dropout")
+        refiner = [name for name in followed(config.refiner) if name not in unused]
+        return ("action.bins", "planner.", *refiner, "coarse_to_fine.", "train.lambda_plan", "train.lambda_diff")
 
     def denoised_by(self) -> Denoised:
         """The flow's steps."""

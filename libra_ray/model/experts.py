@@ -23,6 +23,11 @@ from libra_ray.types import Level, RobotShape
 
 ALONE = "expert_"
 """Begins the variants, an expert each."""
+OF_DENOISERS = (
+    "width", "depth", "heads", "train_transformer", "see_language", "predicts", "denoising_steps", "noise_draws",
+    "sample_noise", "max_committed_steps",
+)  # fmt: skip
+"""Of the settings `refiner.*` those that its denoising experts follow."""
 SHARE = "share_"
 """Begins the names of the experts' shares: measures of an answer, and metrics of training."""
 
@@ -134,6 +139,20 @@ class Experts(System):
         plan, diff = self.config.train.lambda_plan, self.config.train.lambda_diff
         own = {name: plan if name == "token" else diff for name in self._experts}
         return own if self.router is None else {**own, "router": 1.0}
+
+    @classmethod
+    def follows(cls, config: Config) -> tuple[str, ...]:
+        """Those of the backbone, of the experts that take part, and the router's where there are several."""
+        names, found = config.experts.names, ["planner.", "experts.names"]
+        if "token" in names:
+            found += ["action.bins", "train.lambda_plan"]
+        if "diffusion" in names:
+            found += ["refiner.train_timesteps"]
+        if set(names) - {"token"}:
+            found += [f"refiner.{name}" for name in OF_DENOISERS] + ["train.lambda_diff"]
+        if len(names) > 1:
+            found += ["experts.routing", "experts.temperature", "experts.balance"]
+        return tuple(found)
 
     def reached(self) -> Mapping[str, list[nn.Parameter]]:
         """Each expert's loss that expert and the backbone, the router's loss the router."""

@@ -18,7 +18,7 @@ from libra_ray.model.parts.backbone import Backbone, Text, make_backbone
 from libra_ray.model.parts.chunks import chunk_of
 from libra_ray.model.parts.diffusion import Denoised
 from libra_ray.model.parts.planner import Planner, plan_accuracy, plan_loss
-from libra_ray.model.parts.refiner import RefinerContext
+from libra_ray.model.parts.refiner import RefinerContext, followed
 from libra_ray.model.parts.waypoints import FARTHEST, Pathfinder, PathFollower, WaypointGrid
 from libra_ray.model.system import IntentValue, Losses, System, SystemInput, seen_first, seen_now
 from libra_ray.types import Level, RobotShape
@@ -153,6 +153,13 @@ class Hierarchy(System):
         """The lambdas: of what is planned, and of the denoising loss."""
         plan, diff = self.config.train.lambda_plan, self.config.train.lambda_diff
         return {**({"subgoals": plan} if self.has_words else {}), "waypoints": plan, "diff": diff}
+
+    @classmethod
+    def follows(cls, config: Config) -> tuple[str, ...]:
+        """Those of the three networks; how long a strategic level's answer lasts only where there is one."""
+        own = ["hierarchy.levels", "hierarchy.subgoals", "hierarchy.waypoint_steps"]
+        own += ["hierarchy.plans"] if config.hierarchy.levels == "three" else []
+        return ("planner.", *followed(config.refiner), *own, "train.lambda_plan", "train.lambda_diff")
 
     def taught_by(self) -> Mapping[str, tuple[str, ...]]:
         """Each level by its own loss."""

@@ -12,16 +12,20 @@ def teach_only(system: System, levels: Sequence[str]) -> None:
         ValueError: there is no such level, it cannot learn without another, or it shares weights with one.
     """
     taught = system.taught_by()
+    if {system.level(name).name for name in levels} == {level.name for level in system.levels}:
+        return
     for name in levels:
-        system.level(name)
         if name not in taught:
             raise ValueError(
                 f"train.levels: {name} cannot be trained alone, for it learns from what another level really answers; "
                 f"of this policy {', '.join(taught) or 'no level'} can"
             )
+        if system.level(name).reads is not None and _reads_answers(system):
+            raise ValueError(
+                f"train.levels: {name} cannot be trained alone with train.curriculum=planner, by which it learns from what "
+                "another level really answers; give teacher, or train all together"
+            )
     learned = frozenset(term for name in levels for term in taught[name])
-    if learned == set(system.loss_weights()):
-        return
     own, others = (_reached(system, terms) for terms in (learned, system.loss_weights().keys() - learned))
     if shared := own.keys() & others.keys():
         parts = sorted({".".join(own[weight].split(".")[:2]) for weight in shared})
@@ -33,6 +37,11 @@ def teach_only(system: System, levels: Sequence[str]) -> None:
         if id(weight) not in own:
             weight.requires_grad = False
     system.learned = learned
+
+
+def _reads_answers(system: System) -> bool:
+    """Whether levels learn from what those above them say, from the first step on."""
+    return system.config.train.curriculum == "planner" and "train.curriculum" in (system.follows(system.config) or ())
 
 
 def owners(system: System) -> dict[str, str | None]:

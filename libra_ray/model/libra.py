@@ -18,7 +18,7 @@ from libra_ray.model.parts.chunks import chunk_of
 from libra_ray.model.parts.diffusion import Denoised
 from libra_ray.model.parts.draws import uniform
 from libra_ray.model.parts.planner import Planner, plan_accuracy, plan_loss
-from libra_ray.model.parts.refiner import Refiner, RefinerContext
+from libra_ray.model.parts.refiner import Refiner, RefinerContext, followed
 from libra_ray.model.parts.token_measures import measure_tokens
 from libra_ray.model.planner_and_refiner import PlannerAndRefiner
 from libra_ray.model.schedule import Schedule
@@ -106,6 +106,13 @@ class Libra(PlannerAndRefiner):
     def taught_by(self) -> Mapping[str, tuple[str, ...]]:
         """Each level by its own loss; of the refiner alone the tokens are the ground truth."""
         return {PLANNER: ("plan",), REFINER: ("diff",)}
+
+    @classmethod
+    def follows(cls, config: Config) -> tuple[str, ...]:
+        """Those of both networks, and the curriculum."""
+        tau = ("train.tau",) if config.train.curriculum == "threshold" else ()
+        curriculum = ("train.lambda_plan", "train.lambda_diff", "train.curriculum", *tau)
+        return ("action.bins", "planner.", *followed(config.refiner), *curriculum)
 
     def reached(self) -> Mapping[str, list[nn.Parameter]]:
         """Each loss its own network, and both the backbone where the refiner sees through it."""

@@ -15,7 +15,7 @@ from libra_ray.model.parts.backbone import Backbone, make_backbone
 from libra_ray.model.parts.chunks import chunk_of
 from libra_ray.model.parts.diffusion import Denoised
 from libra_ray.model.parts.planner import Planner
-from libra_ray.model.parts.refiner import Refiner, RefinerContext
+from libra_ray.model.parts.refiner import Refiner, RefinerContext, followed
 from libra_ray.model.planner_and_refiner import PlannerAndRefiner
 from libra_ray.model.system import Losses, SystemInput, seen_now
 from libra_ray.types import Level, RobotShape
@@ -67,6 +67,11 @@ class Monolithic(PlannerAndRefiner):
     def loss_weights(self) -> Mapping[str, float]:
         """That of the denoising loss."""
         return {"diff": self.config.train.lambda_diff}
+
+    @classmethod
+    def follows(cls, config: Config) -> tuple[str, ...]:
+        """Those of both networks."""
+        return ("planner.", *followed(config.refiner), "train.lambda_diff")
 
     def denoised_by(self) -> Denoised:
         """The one level."""

@@ -65,6 +65,11 @@ class Regression(System):
         """One loss, of weight 1."""
         return {"action": 1.0}
 
+    @classmethod
+    def follows(cls, config: Config) -> tuple[str, ...]:
+        """Those of its one network."""
+        return ("planner.",)
+
     def stages(self) -> Mapping[str, Callable[..., object]]:
         """Those of the network."""
         return self.planner.stages()

@@ -5,7 +5,7 @@ Trainer, checkpoints, evaluation, serving and reports know nothing else of it.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -129,6 +129,14 @@ class System(nn.Module, ABC):
         A level that cannot learn without another is not in it. By default that of a single level.
         """
         return {self.levels[0].name: tuple(self.loss_weights())} if len(self.levels) == 1 else {}
+
+    @classmethod
+    def follows(cls, config: Config) -> Sequence[str] | None:
+        """Which settings of `libra_ray.model.ignored.OF_SYSTEMS` mean something to it: names, or their beginnings with a dot.
+
+        None where that is not known, as of a system of a user's own: then nobody is told of settings without effect.
+        """
+        return None
 
     def teaches(self, term: str) -> bool:
         """Whether a loss term is learned; one that is not need not be computed."""

@@ -12,6 +12,7 @@ from libra_ray.data.dataset import Demonstrations, open_dataset
 from libra_ray.data.features import robot_to_record
 from libra_ray.evaluation import log as evaluation_log
 from libra_ray.model.dry_run import dry_run
+from libra_ray.model.ignored import ignored_in_evaluation, ignored_in_training, remark
 from libra_ray.model.system import System
 from libra_ray.on_ray import evaluate as evaluation
 from libra_ray.on_ray import record as recording
@@ -65,6 +66,9 @@ def check(folder: RunFolder, *stages: Stage, fresh: bool = False) -> None:
             read = _to_record(config) if recorded is None else recorded.instructions
             told = evaluation.evaluated_instructions(config) if "evaluate" in stages else ()
             model = _checked_model(folder, recorded, sorted({*read, *told}), begun=folder.begun("train") and not fresh)
+            if names := ignored_in_training(config, apart=model.learned is not None):
+                alone = f" and train.levels={','.join(config.train.levels)}" if model.learned is not None else ""
+                print_status(f"train: {remark(names, config, f'with model.system={config.model.system}{alone}')}")
     if "evaluate" in stages:
         own = "train" in stages and not config.evaluate.checkpoint
         _check_evaluation(folder, recorded if own else None, model if own else None, own=own, fresh=fresh)
@@ -100,8 +104,11 @@ def _check_evaluation(
     if not own:
         checkpoint.check_complete(folder.checkpoint, trained, checkpoint.read_manifest(folder.checkpoint))
         evaluation.check_drives(config, folder.checkpoint)
+    levels = model.levels if model is not None else checkpoint.read_levels(folder.checkpoint)
     if config.delay.trace:
-        evaluation.delays_of(config, model.levels if model is not None else checkpoint.read_levels(folder.checkpoint))
+        evaluation.delays_of(config, levels)
+    if names := ignored_in_evaluation(config, levels):
+        print_status(f"evaluate: {remark(names, config, 'on a policy with these levels, under these delays')}")
 
 
 def _recorded(folder: RunFolder, stages: Sequence[Stage], *, fresh: bool) -> Demonstrations | None:

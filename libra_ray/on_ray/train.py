@@ -1,6 +1,7 @@
 """Training on Ray Train: one or more workers, CPU or GPU by configuration, restarted from the last checkpoint after a fault."""
 
 import copy
+import gc
 import logging
 import os
 import shutil
@@ -179,7 +180,13 @@ def margins_of(model: System, data: TrainingData, device: torch.device) -> list[
     policy = SystemPolicy(checkpoint.Checkpoint(model=model, config=config, stats=data.stats, manifest=manifest), device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         latencies = measure(policy, policy.blank())
-    return margins(policy.levels, latencies, spec.control_hz, config.control, policy.lengthened_by)
+    found = margins(policy.levels, latencies, spec.control_hz, config.control, policy.lengthened_by)
+    if device.type == "cuda":
+        # Its networks and recordings know one another: without this a GPU would hold them until memory runs out.
+        del policy, model
+        gc.collect()
+        torch.cuda.empty_cache()
+    return found
 
 
 def read_margins(root: Path) -> list[Margin]:

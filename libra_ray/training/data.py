@@ -19,6 +19,7 @@ from libra_ray.data.splits import Split, split_episodes
 from libra_ray.data.stream import BatchStream
 from libra_ray.data.transforms import NormStats, Pipeline, compute_stats, is_constant
 from libra_ray.data.windows import Windows
+from libra_ray.model.layers import pretrained_layers
 from libra_ray.model.levels import teach_only
 from libra_ray.model.parts.backbone import Text
 from libra_ray.model.registry import make_system
@@ -28,7 +29,8 @@ from libra_ray.training.fine_tuning import start_from
 from libra_ray.training.fit import Validate
 from libra_ray.types import ACTION_KEY, STATE_KEY, RobotShape
 
-VALIDATION_WINDOWS = 512
+VALIDATION_WINDOWS, FEW_WINDOWS = 512, 128
+"""Held-out windows that are measured at a time, and of pretrained networks, which fill a GPU beside their optimiser."""
 HELD_OUT = "val_"
 """Begins the names of held-out measures in a training log."""
 
@@ -222,7 +224,8 @@ class TrainingData:
 
         def validate(model: System) -> dict[str, float]:
             windows = self.windows(model, self.split.holdout)
-            rows = np.random.default_rng(0).permutation(len(windows))[:VALIDATION_WINDOWS]
+            count = FEW_WINDOWS if pretrained_layers(model) else VALIDATION_WINDOWS
+            rows = np.random.default_rng(0).permutation(len(windows))[:count]
             batch = windows.batch(np.sort(rows), np.random.default_rng(0)).to(device)
             unseen = self.windows(model, self.split.holdout, pictures=False)
             everything = unseen.batch(np.arange(len(unseen)), np.random.default_rng(0)).to(device)

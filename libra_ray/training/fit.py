@@ -68,7 +68,8 @@ class Trainer:
         self.rank = distributed.get_rank() if distributed.is_initialized() else 0
         self.world = distributed.get_world_size() if distributed.is_initialized() else 1
         self._bf16 = uses_bf16(self.config.precision, device)
-        graphed = is_graph(self.config.graph, device, self.world)
+        self._sharded = model.config.ray.parallel == "fsdp" and distributed.is_initialized()
+        graphed = is_graph(self.config.graph, device, self.world, sharded=self._sharded)
         self._speed = Meter(device, parts=not graphed)
         wrapped = self._spread()
         parts = {name: self._weights.of(part) for name, part in model.parts().items()}
@@ -195,7 +196,7 @@ class Trainer:
     def _spread(self) -> nn.Module:
         """Put the model on its device, and its weights where the workers share them."""
         ray = self.model.config.ray
-        if ray.parallel == "fsdp" and distributed.is_initialized():
+        if self._sharded:
             parallel.shard(self.model, self.device, self._speed.timer, bf16=self._bf16)
         self.model.to(self.device)
         self._weights = TrainedWeights(self.model, bf16=self._bf16)

@@ -110,8 +110,8 @@ def _fill(dials: StepNumbers, numbers: StepNumbers) -> None:
         dial.fill_(float(value))
 
 
-def is_graph(setting: str, device: torch.device, world: int) -> bool:
-    """`train.graph` with `auto` resolved.
+def is_graph(setting: str, device: torch.device, world: int, *, sharded: bool) -> bool:
+    """`train.graph` with `auto` resolved. The exchanges of shards, also of one worker alone, are no part of a graph.
 
     Raises:
         ValueError: a graph where there can be none.
@@ -119,4 +119,6 @@ def is_graph(setting: str, device: torch.device, world: int) -> bool:
     able = on_gpu(device) and world == 1
     if setting == "step" and not able:
         raise ValueError("train.graph=step needs one worker on a CUDA device; give auto or none")
-    return able and setting != "none"
+    if setting == "step" and sharded:
+        raise ValueError("train.graph=step cannot record what ray.parallel=fsdp exchanges; give train.graph=auto, or ddp")
+    return able and not sharded and setting != "none"

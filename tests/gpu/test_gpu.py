@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from libra_ray.checkpoint import load_trainer_state
 from libra_ray.common.files import read_jsonl
 from libra_ray.runs.folder import RunFolder
 from tests.model.builders import make_observation, save_checkpoint, tiny_model
@@ -57,8 +58,11 @@ def test_it_trains_and_validates(run):
     rows = read_jsonl(run.path("train_log.jsonl"), dict)
     assert [row["step"] for row in rows] == list(range(1, STOP + 1))
     assert [row["step"] for row in rows if "val_token_entropy" in row] == [5, 10]
+    assert all(row["memory_gib"] > 0 for row in rows), "only where a GPU computes is its memory known"
     [saved] = run.path("ray").rglob("state.pt")
-    assert {value.device.type for value in torch.load(saved, weights_only=True)["model"].values()} == {"cuda"}
+    state = load_trainer_state(saved.parents[1])
+    assert state["step"] == STOP
+    assert all(value.whole().isfinite().all() for value in state["model"].values())
 
 
 def test_it_resumes(run):

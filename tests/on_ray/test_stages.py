@@ -98,6 +98,18 @@ def test_a_trace_that_holds_no_latencies_is_refused_before_anything_is_done(make
     stages.check(folder, "evaluate")
 
 
+def test_settings_without_effect_are_said_before_anything_is_done(make_run, capsys):
+    given = {"model__system": "regression", "refiner__width": 64, "delay__intent_steps": 2, "delay__chunk_steps": 1}
+    stages.check(make_run(**given), *ALL)
+    said = [line for line in capsys.readouterr().err.splitlines() if "no effect" in line]
+    assert said == [
+        "train: no effect with model.system=regression: refiner.width=64",
+        "evaluate: no effect on a policy with these levels, under these delays: delay.intent_steps=2",
+    ]
+    stages.check(make_run("used", **{**given, "model__system": "libra"}), *ALL)
+    assert "no effect" not in capsys.readouterr().err
+
+
 def test_an_evaluation_is_not_continued_under_another_delay(make_run):
     with make_run().stage("evaluate"):
         pass

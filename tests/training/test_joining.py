@@ -61,6 +61,7 @@ def test_joined_levels_are_those_of_one_run(form, tmp_path):
         learned = {id(weight) for term in own for weight in together.model.reached()[term]}
         parameters = dict(together.model.named_parameters())
         moments = trainer.state()["optimiser"]["exp_avg"]
+        assert set(moments) == {key for key, weight in trainer.model.named_parameters() if weight.requires_grad}
         assert set(moments) == {key for key, weight in parameters.items() if id(weight) in learned}
         for key, value in trainer.weights().items():
             assert key in trainer.state()["average"] or torch.equal(value, begun[key]), f"{key} stays as it began"
@@ -142,8 +143,30 @@ def test_levels_that_cannot_learn_alone_are_refused(changes, levels, words):
         training_data(tiny_config({**changes, "train.levels": levels})).make_model()
 
 
-def test_all_levels_are_no_choice():
-    model = training_data(tiny_config({"train.levels": "planner,refiner"})).make_model()
+@pytest.mark.parametrize("level", ["planner", "refiner"])
+def test_a_level_alone_reads_the_truth_and_watches_nothing(level):
+    """What would end it, or stand in its place, is not there."""
+    config = tiny_config({"train.levels": level, "train.curriculum": "threshold", "train.tau": 0.0})
+    schedule = training_data(config).make_model().schedule()
+    for step in range(config.train.steps):
+        assert (schedule.phase, schedule.watches) == ("ground_truth", False)
+        schedule.advance(step + 1, {})
+
+
+def test_what_reads_the_planners_own_tokens_cannot_learn_alone():
+    together = {"train.curriculum": "planner"}
+    with pytest.raises(
+        ValueError, match=r"refiner cannot be trained alone.*train\.curriculum=planner.*give teacher"
+    ) as refused:
+        training_data(tiny_config({**together, "train.levels": "refiner"})).make_model()
+    assert "\n" not in str(refused.value)
+    assert training_data(tiny_config({**together, "train.levels": "planner"})).make_model().learned == {"plan"}
+
+
+@pytest.mark.parametrize("curriculum", ["threshold", "teacher", "planner"])
+def test_all_levels_are_no_choice(curriculum):
+    changes = {"train.levels": "planner,refiner", "train.curriculum": curriculum}
+    model = training_data(tiny_config(changes)).make_model()
     assert model.learned is None
     assert all(weight.requires_grad for weight in model.parameters())
 

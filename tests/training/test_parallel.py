@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,11 +17,12 @@ from safetensors.torch import load_file
 from torch import distributed, nn
 from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
-from libra_ray import checkpoint
+from libra_ray import checkpoint, shards
 from libra_ray.common.disk import NoRoomError
 from libra_ray.model.layers import pretrained_layers
 from libra_ray.training import weights
 from libra_ray.training.fit import Trainer
+from libra_ray.training.graph import is_graph
 from libra_ray.training.parallel import draws
 from libra_ray.training.saving import BackgroundSaver
 from libra_ray.training.speed import COMMUNICATION, StepTimer
@@ -99,6 +101,44 @@ def full(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
+def killed_while_saving(trainer, folder, rank):
+    """What the others are told when a worker is killed while it writes over an earlier checkpoint."""
+    with BackgroundSaver(trainer, training_data(trainer.model.config)) as saver:
+        saver.begin(folder)
+    list(trainer.run(own(trainer.model, rank, WORLD)[trainer.step :]))
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == 1:
+            patch.setattr(HuggingFaceStorageWriter, "write_data", half_a_file)
+        try:
+            with BackgroundSaver(trainer, training_data(trainer.model.config)) as saver:
+                saver.begin(folder)
+        except Exception as error:  # noqa: BLE001  (whichever it is)
+            return repr(error)
+    return "nothing"
+
+
+def half_a_file(writer, plan, planner, write=HuggingFaceStorageWriter.write_data):
+    write(writer, plan, planner).wait()
+    (file, *_) = Path(writer.path).glob("shard-00002*")
+    os.truncate(file, file.stat().st_size // 2)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed_while_exporting(source, target):
+    """One tensor is in the file, and others are not."""
+    seen, read = [], shards._load
+
+    def ending(*given):
+        seen.append(given)
+        if len(seen) > 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        read(*given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "_load", ending)
+        checkpoint.export(source, target)
+
+
 def apart(trainer):
     """How far the workers are from one another in the weights that each has as a whole."""
     whole = [weight.master.flatten() for weight in trainer._weights.all if type(weight.parameter).__name__ != "DTensor"]
@@ -146,7 +186,11 @@ def work(rank, port, folder, backbone):
     (Path(folder) / f"told{rank}").write_text(told)
     if rank == 0:
         torch.save(found, Path(folder) / "found.pt")
-    distributed.destroy_process_group()
+    half, _ = share(make(), until=HALF)
+    told = killed_while_saving(half, Path(folder) / "over", rank)
+    (Path(folder) / "told of death").write_text(told)
+    checkpoint.export(Path(folder) / "over", Path(folder) / "policy")
+    killed_while_exporting(Path(folder) / "one", Path(folder) / "policy")
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +217,8 @@ def found(backbone, tmp_path_factory):
         )
         for rank in range(WORLD)
     ]
-    assert [worker.wait(timeout=240) for worker in workers] == [0] * WORLD
+    # Both end by being killed, one after the other, when all else is done.
+    assert [worker.wait(timeout=240) for worker in workers] == [-signal.SIGKILL] * WORLD
     found = torch.load(folder / "found.pt", weights_only=False)
     return {case: {**of, "folder": folder} for case, of in found.items()}
 
@@ -273,6 +318,25 @@ def test_what_one_worker_cannot_write_is_no_checkpoint_and_told_to_all(found):
     assert not (folder / "failed").exists()
 
 
+def test_a_worker_killed_while_it_writes_leaves_the_checkpoint_before(found):
+    """It is whole, at its own step, and goes on; the others are told, and wait for nobody."""
+    folder = found["exact", "fsdp"]["folder"]
+    assert (folder / "told of death").read_text() != "nothing"
+    state = checkpoint.load_trainer_state(folder / "over")
+    assert state["step"] == HALF
+    alone, _ = train(tiny_model(settings("", "random")), state=state)
+    assert alone.step == STEPS
+
+
+def test_a_process_killed_while_it_exports_leaves_the_policy_before(found):
+    """And the next export is none the worse for what the killed one left."""
+    folder = found["exact", "fsdp"]["folder"]
+    before = checkpoint.read_manifest(folder / "policy")
+    assert before.digest == checkpoint.digest(folder / "policy")
+    assert checkpoint.read_config(folder / "policy").planner.backbone == "tiny", "of the first export"
+    assert checkpoint.export(folder / "over", folder / "policy") == before
+
+
 @pytest.mark.parametrize(
     "changes", [{"train.checkpointing": "selective"}, {"train.checkpointing": "full"}, {"train.accumulate": 4}]
 )
@@ -343,3 +407,13 @@ def test_layers_that_drop_at_random_are_known(backbone):
 def test_a_graph_needs_a_gpu():
     with pytest.raises(ValueError, match=r"train\.graph=step needs one worker on a CUDA device; give auto or none"):
         Trainer(tiny_model({"train.graph": "step"}), device=CPU)
+
+
+def test_shards_are_never_captured(monkeypatch):
+    """Nor those of one worker alone, which trains as it would among others."""
+    monkeypatch.setattr("libra_ray.training.graph.on_gpu", lambda _: True)
+    captured = partial(is_graph, device=torch.device("cuda"), world=1)
+    assert [captured(how, sharded=False) for how in ("auto", "step", "none")] == [True, True, False]
+    assert not captured("auto", sharded=True)
+    with pytest.raises(ValueError, match=r"train\.graph=step cannot record what ray\.parallel=fsdp exchanges"):
+        captured("step", sharded=True)

@@ -1,7 +1,7 @@
 """The Action Refiner (System 1): a diffusion transformer, with its own encoder, from coarse tokens to continuous actions."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import repeat as repeated
 from pathlib import Path
 from typing import cast
@@ -39,6 +39,14 @@ class RefinerContext:
     def repeated(self, times: int) -> "RefinerContext":
         """Every observation so many times, one after another; what attention looks up is not copied."""
         return replace(self, vector=repeat(self.vector, "b d -> (b k) d", k=times))
+
+
+def followed(config: RefinerConfig) -> tuple[str, ...]:
+    """The names of the settings that a refiner of this configuration follows."""
+    unused = {"max_staleness"} | (set() if config.objective == "ddpm" else {"train_timesteps"})
+    if config.vision == "shared":
+        unused |= {"encoder", "train_encoder", "vision_tokens"}
+    return tuple(f"refiner.{f.name}" for f in fields(config) if f.name not in unused)
 
 
 Modulation = Sequence[Tensor]

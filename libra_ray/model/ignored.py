@@ -1,0 +1,65 @@
+"""Settings that were given and mean nothing to the policy: nothing of them is refused, and none passed over in silence."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from libra_ray.config import PRESETS, Config, preset
+from libra_ray.config.overrides import flatten
+from libra_ray.model.registry import system_class
+from libra_ray.types import Level
+
+OF_SYSTEMS = (
+    "action.bins", "planner.", "refiner.", "coarse_to_fine.", "anchor_refine.", "hierarchy.", "experts.", "train.lambda_plan",
+    "train.lambda_diff", "train.curriculum", "train.tau",
+)  # fmt: skip
+"""Settings that mean something to some systems: names, or beginnings that end with a dot."""
+OF_WINDOWS = ("refiner.max_staleness", "hierarchy.subgoals")
+"""Of these, what training windows are cut by, whatever the system."""
+OF_INTENTS = ("control.rule", "control.max_intent_age_steps", "delay.intent_steps", "delay.lost_share", "delay.reordered_share")
+"""Settings of intents: without a level above the last there are none."""
+OF_CURRICULA = ("train.curriculum", "train.tau")
+"""Settings of what levels read while they learn together."""
+
+
+def ignored_in_training(config: Config, *, apart: bool) -> list[str]:
+    """The given settings that training a policy of this configuration does not depend on, by their names.
+
+    Given is what differs from the preset.
+
+    Args:
+        apart: whether some levels learn without the others.
+    """
+    followed = system_class(config.model.system).follows(config)
+    if followed is None:
+        return []
+    known = [name for name in followed if not (apart and name in OF_CURRICULA)]
+    return [name for name in _given(config, OF_SYSTEMS) if not _among(name, (*known, *OF_WINDOWS))]
+
+
+def ignored_in_evaluation(config: Config, levels: Sequence[Level]) -> list[str]:
+    """The given settings that driving robots by a policy of these levels does not depend on, by their names."""
+    found = _given(config, OF_INTENTS) if len(levels) == 1 else []
+    if config.delay.trace:
+        found += [name for name in _given(config, ("delay.intent_steps", "delay.chunk_steps")) if name not in found]
+    else:
+        found += _given(config, ("delay.control_hz",))
+    return found
+
+
+def remark(names: Sequence[str], config: Config, why: str) -> str:
+    """That settings have no effect, in one line."""
+    values = flatten(config)
+    return f"no effect {why}: {', '.join(f'{name}={_said(values[name])}' for name in names)}"
+
+
+def _given(config: Config, names: Sequence[str]) -> list[str]:
+    usual = flatten(preset(config.preset) if config.preset in PRESETS else Config())
+    return [name for name, value in flatten(config).items() if value != usual[name] and _among(name, names)]
+
+
+def _among(name: str, names: Sequence[str]) -> bool:
+    return any(name == one or (one.endswith(".") and name.startswith(one)) for one in names)
+
+
+def _said(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
