@@ -102,10 +102,10 @@ def _check_evaluation(
             "the others too, with jobs/train.py, and put them together with jobs/join.py"
         )
     if not own:
-        if names := ignored_beside(config, trained):
-            print_status(f"evaluate: {remark(names, config, f'beside what {folder.checkpoint} has of its own')}")
         checkpoint.check_complete(folder.checkpoint, trained, checkpoint.read_manifest(folder.checkpoint))
         evaluation.check_drives(config, folder.checkpoint)
+        if names := ignored_beside(config, trained):
+            print_status(f"evaluate: {remark(names, config, f'beside what {folder.checkpoint} has of its own')}")
     if not (config.delay.trace or model is not None or folder.checkpoint.is_dir()):
         return
     levels = model.levels if model is not None else checkpoint.read_levels(folder.checkpoint)
