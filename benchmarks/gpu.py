@@ -10,11 +10,9 @@ weights: speed does not depend on them. On a machine without a GPU `--scale tiny
 import argparse
 import gc
 import os
-import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ import torch
 
 from benchmarks.files import RESULTS, command_line, origin, write_result
 from benchmarks.paper_shapes import Scale, paper_config, paper_system
+from benchmarks.time_limit import at_most
 from libra_ray.batch import Batch
 from libra_ray.common.progress import print_status
 from libra_ray.config import Config, override, preset
@@ -53,26 +52,6 @@ QUICK = RobotShape(action_dim=4, state_dim=4, cameras=1)
 ANSWERS_S = 3.0
 """So long at most one level is asked again and again."""
 Row = Callable[[], Json]
-
-
-@contextmanager
-def at_most(seconds: float) -> Iterator[None]:
-    """End what goes on inside once so much time is over.
-
-    Raises:
-        TimeoutError: it is.
-    """
-
-    def end(*_: object) -> None:
-        raise TimeoutError(f"not done after {seconds:.0f} s")
-
-    before = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3))
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def tried(row: Row, seconds: float) -> Json:
@@ -165,21 +144,20 @@ class Answers:
     def __init__(self, scale: Scale, device: torch.device, times: int) -> None:
         self._scale, self._device, self._times = scale, device, times
         self._model: System | None = None
-        self._engine: InferenceEngine | None = None
-        self._way = ("", "")
+        self._engine: tuple[InferenceEngine, tuple[str, str]] | None = None
 
     def row(self, level: str, robots: int, precision: str, compiled: str) -> Json:
         """Milliseconds of a level's answer to so many robots, with transfers, without checks."""
         if self._model is None:
             with self._device:
                 self._model = paper_system(self._scale).eval()
-        if self._engine is None or self._way != (precision, compiled):
-            self._engine, self._way = None, (precision, compiled)
+        if self._engine is None or self._engine[1] != (precision, compiled):
+            self._engine = None
             _clear()
             settings = override(self._model.config, {"policy.precision": precision, "policy.compile": compiled}).policy
-            self._engine = InferenceEngine(self._model, self._device, settings)
+            self._engine = InferenceEngine(self._model, self._device, settings), (precision, compiled)
         named: Json = {"level": level, "robots": robots, "precision": precision, "compile": compiled}
-        return {**named, **asked(self._engine, level, question(self._model, level, robots), self._times)}
+        return {**named, **asked(self._engine[0], level, question(self._model, level, robots), self._times)}
 
 
 def asked(engine: InferenceEngine, level: str, given: LevelInput, times: int) -> Json:
@@ -271,8 +249,8 @@ def table(rows: Mapping[str, Json]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Measure, write the JSON, print the table."""
+def arguments() -> argparse.Namespace:
+    """The command line's."""
     parser = command_line("gpu", __doc__)
     parser.add_argument("--scale", choices=("paper", "small", "tiny"), default="paper", help="shapes (default: %(default)s)")
     parser.add_argument("--parts", nargs="+", choices=("train", "answer", "small"), default=["small", "train", "answer"])
@@ -285,12 +263,21 @@ def main() -> None:
     parser.add_argument("--row-limit", type=float, default=100.0, help="seconds for one row (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=RESULTS / "gpu.json", help="JSON to write (default: %(default)s)")
     parser.add_argument("--profile", action="store_true", help="also say which kernels a training step's time goes into")
-    given: argparse.Namespace = parser.parse_args()
+    return parser.parse_args()
+
+
+now = time.perf_counter
+"""Seconds, by which all of it ends."""
+
+
+def main() -> None:
+    """Measure, write the JSON after every row, print the table."""
+    given = arguments()
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    rows, end = dict[str, Json](), time.perf_counter() + given.limit
+    rows, end = dict[str, Json](), now() + given.limit
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     for name, row in rows_of(given):
-        left = end - time.perf_counter()
+        left = end - now()
         found = tried(row, min(left, given.row_limit)) if left > 0 else {"error": f"not begun: {given.limit:.0f} s were over"}
         rows[name] = found
         print_status(table({name: found}))

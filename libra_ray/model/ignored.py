@@ -46,6 +46,12 @@ def ignored_in_evaluation(config: Config, levels: Sequence[Level]) -> list[str]:
     return found
 
 
+def ignored_beside(config: Config, trained: Config) -> list[str]:
+    """The given settings of networks in whose place a checkpoint has other values of its own, by their names."""
+    own, now = flatten(trained), flatten(config)
+    return [name for name in _given(config, (*OF_SYSTEMS, "action.", "model.")) if own[name] != now[name]]
+
+
 def remark(names: Sequence[str], config: Config, why: str) -> str:
     """That settings have no effect, in one line."""
     values = flatten(config)

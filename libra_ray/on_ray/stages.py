@@ -12,7 +12,7 @@ from libra_ray.data.dataset import Demonstrations, open_dataset
 from libra_ray.data.features import robot_to_record
 from libra_ray.evaluation import log as evaluation_log
 from libra_ray.model.dry_run import dry_run
-from libra_ray.model.ignored import ignored_in_evaluation, ignored_in_training, remark
+from libra_ray.model.ignored import ignored_beside, ignored_in_evaluation, ignored_in_training, remark
 from libra_ray.model.system import System
 from libra_ray.on_ray import evaluate as evaluation
 from libra_ray.on_ray import record as recording
@@ -104,6 +104,10 @@ def _check_evaluation(
     if not own:
         checkpoint.check_complete(folder.checkpoint, trained, checkpoint.read_manifest(folder.checkpoint))
         evaluation.check_drives(config, folder.checkpoint)
+        if names := ignored_beside(config, trained):
+            print_status(f"evaluate: {remark(names, config, f'beside what {folder.checkpoint} has of its own')}")
+    if not (config.delay.trace or model is not None or folder.checkpoint.is_dir()):
+        return
     levels = model.levels if model is not None else checkpoint.read_levels(folder.checkpoint)
     if config.delay.trace:
         evaluation.delays_of(config, levels)

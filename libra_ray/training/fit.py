@@ -20,7 +20,7 @@ from libra_ray.model.precision import uses_bf16
 from libra_ray.model.system import System
 from libra_ray.training import optimiser, parallel
 from libra_ray.training.graph import GraphedStep, is_graph
-from libra_ray.training.loss_balance import GradientMeter, LossGradients, make_balance
+from libra_ray.training.loss_balance import GradientMeter, RawGradients, make_balance
 from libra_ray.training.speed import Meter, flops_per_window, on_gpu
 from libra_ray.training.step import OptimiserStep, StepFindings, StepKind, StepNumbers
 from libra_ray.training.weights import TrainedWeights
@@ -95,7 +95,7 @@ class Trainer:
             timer=self._speed.timer,
         )
         self._take: Callable[[Batch, StepKind, StepNumbers], StepFindings] = GraphedStep(step) if graphed else step
-        self.gradients: LossGradients | None = None
+        self._gradients: RawGradients | None = None
         self.step = 0
         self.row: dict[str, float] = {}
         self._begun = False
@@ -228,8 +228,10 @@ class Trainer:
         numbers = StepNumbers(loss_weights=weights, average_rate=1 - decay)
         result = self._take(batch, kind, numbers)
         if result.gradients is not None:
-            self.gradients = result.gradients.read()
-            self.balance.measure(self.gradients)
+            # Read where a step is logged, or where the next one's weights depend on it: the host waits.
+            self._gradients = result.gradients.kept()
+            if self.balance.calibrates:
+                self.balance.measure(self._gradients.read())
         self._advance(result)
         return result, numbers
 
@@ -254,7 +256,7 @@ class Trainer:
         row = dict(zip(found, values, strict=True)) | {"lr": optimiser.rate(self.optimiser)}
         row |= {f"{PHASE}{name}": float(name == self._phase) for name in self.schedule.phases if name}
         row |= {f"weight_{name}": float(weight) for name, weight in numbers.loss_weights.items()}
-        return row | ({} if self.gradients is None else self.gradients.row())
+        return row | ({} if self._gradients is None else self._gradients.read().row())
 
     def _advance(self, result: StepFindings) -> None:
         self.step += 1
@@ -267,10 +269,10 @@ class Trainer:
         self.schedule.advance(self.step, scalars)
         if stopped := self._resting() - rested:
             # What comes after is learned with the weights that the policy runs with.
-            self.gradients = None
+            self._gradients = None
             self._weights.settle([weight for name in stopped for weight in self._parts[name]])
         elif self._resting() != rested:
-            self.gradients = None
+            self._gradients = None
 
     def _mean(self, found: dict[str, Tensor]) -> dict[str, float]:
         """The numbers, means over all workers; waits for the device."""

@@ -51,6 +51,10 @@ class Balance(Protocol):
     def watches(self) -> bool:
         """Whether it has to be told the losses of every step, for which the host waits."""
 
+    @property
+    def calibrates(self) -> bool:
+        """Whether it has to be told the measures of the gradients, for which the host waits."""
+
     def learn(self, losses: Mapping[str, float]) -> None:
         """Take note of a step's unweighted losses, the mean over all workers."""
 
@@ -69,7 +73,7 @@ class Fixed:
     """The configured weights, the lambdas."""
 
     weights: Mapping[str, float]
-    watches = False
+    watches, calibrates = False, False
 
     def learn(self, losses: Mapping[str, float]) -> None:
         """Nothing to learn."""
@@ -92,7 +96,7 @@ class EqualGradients:
     the measures, with decay `memory`, and the weights always add up to what the lambdas do.
     """
 
-    watches = False
+    watches, calibrates = False, True
 
     def __init__(self, lambdas: Mapping[str, float], memory: float) -> None:
         self._lambdas, self._memory = lambdas, memory
@@ -136,7 +140,7 @@ class Uncertainty:
     loss 1.
     """
 
-    watches = True
+    watches, calibrates = True, False
 
     def __init__(self, lambdas: Mapping[str, float]) -> None:
         self._lambdas, self.log_variances = lambdas, dict.fromkeys(lambdas, 0.0)
@@ -180,6 +184,13 @@ class RawGradients:
 
     norms: Mapping[str, Tensor]
     cosines: Mapping[tuple[str, str], Tensor]
+
+    def kept(self) -> "RawGradients":
+        """The same in memory that no later step writes to."""
+        return RawGradients(
+            norms={name: value.clone() for name, value in self.norms.items()},
+            cosines={names: value.clone() for names, value in self.cosines.items()},
+        )
 
     def read(self) -> LossGradients:
         """The numbers; waits for the device."""

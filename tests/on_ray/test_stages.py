@@ -110,6 +110,15 @@ def test_settings_without_effect_are_said_before_anything_is_done(make_run, caps
     assert "no effect" not in capsys.readouterr().err
 
 
+def test_settings_of_networks_have_no_effect_on_a_checkpoint_and_that_is_said(make_run, tmp_path, capsys):
+    other = str(trained(tmp_path / "other"))
+    stages.check(make_run(evaluate__checkpoint=other, refiner__denoising_steps=3), "evaluate")
+    said = capsys.readouterr().err.splitlines()
+    assert said == [f"evaluate: no effect beside what {other} has of its own: refiner.denoising_steps=3"]
+    stages.check(make_run("same", evaluate__checkpoint=other), "evaluate")
+    assert capsys.readouterr().err == ""
+
+
 def test_an_evaluation_is_not_continued_under_another_delay(make_run):
     with make_run().stage("evaluate"):
         pass

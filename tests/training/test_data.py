@@ -11,6 +11,7 @@ from libra_ray.model.parts.backbone import Text
 from libra_ray.training.data import TrainingData, distinct_tokens
 from libra_ray.training.fit import Trainer
 from tests.data.builders import make_episode
+from tests.training.builders import training_data
 
 
 def config(**changes: object) -> Config:
@@ -66,3 +67,18 @@ def test_two_instructions_must_not_be_the_same_to_the_policy():
     assert (ids.shape, mask.all()) == ((4, 8), True)
     with pytest.raises(ValueError, match=r"makes the same tokens of '打开' and '关上'"):
         distinct_tokens(latin_only, ["open", "打开", "关上"])
+
+
+@pytest.mark.parametrize(("pretrained", "count"), [([], 9), ([torch.nn.Identity()], 4)])
+def test_pretrained_networks_are_measured_on_fewer_windows_and_always_on_the_same(monkeypatch, pretrained, count):
+    """Beside their optimiser a GPU has no room for more; statistics are of all windows all the same."""
+    for name, value in (("VALIDATION_WINDOWS", 9), ("FEW_WINDOWS", 4), ("pretrained_layers", lambda _: pretrained)):
+        monkeypatch.setattr(f"libra_ray.training.data.{name}", value)
+    data = training_data(config())
+    model, seen = data.make_model().eval(), []
+    monkeypatch.setattr(model, "measure", lambda batch, everything: seen.append((batch.images, len(everything))) or {})
+    validate = data.validator(torch.device("cpu"))
+    assert validate(model) == validate(model) == {}
+    (first, all_of_them), (second, _) = seen
+    assert len(first) == count < all_of_them
+    assert torch.equal(first, second)

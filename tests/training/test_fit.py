@@ -13,6 +13,7 @@ from libra_ray.config import override
 from libra_ray.model.libra import GROUND_TRUTH, SAMPLED, Curriculum
 from libra_ray.model.precision import uses_bf16
 from libra_ray.training.fit import Trainer, learning_rate
+from libra_ray.training.loss_balance import RawGradients
 from tests.model.builders import make_batch, save_checkpoint, tiny_config, tiny_model
 
 CPU = torch.device("cpu")
@@ -94,6 +95,17 @@ def test_training_stops_at_its_last_step_and_saves_there():
     found = list(trainer.run(batches(trainer.model, 10)))
     assert [(progress.step, progress.checkpoint_due) for progress in found] == [(2, True), (3, True)]
     assert list(trainer.run(batches(trainer.model, 10))) == []
+
+
+@pytest.mark.parametrize(("balance", "reads"), [("fixed", 2), ("gradient", 10)])
+def test_gradients_are_read_where_a_step_is_logged_or_the_next_ones_weights_depend_on_them(balance, reads, monkeypatch):
+    """Nowhere else: a GPU would be waited for."""
+    often = {"train.balance": balance, "train.balance_every": 1, "train.log_every": 4, "train.steps": 8}
+    found, read = [], RawGradients.read
+    monkeypatch.setattr(RawGradients, "read", lambda gradients: found.append(read(gradients)) or found[-1])
+    rows = trained(Trainer(tiny_model(often), device=CPU), 8)
+    assert len(found) == reads
+    assert rows[-1]["grad_norm_loss_plan"] == found[-1].norms["plan"]
 
 
 def test_every_row_speaks_of_both_systems():
