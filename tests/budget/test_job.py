@@ -85,6 +85,8 @@ def test_it_measures_once_and_answers_every_budget(checkpoint, tmp_path, capsys)
         (["{checkpoint}", "--episodes", "0"], "--episodes 0 must be at least 1"),
         (["{checkpoint}", "--episodes", "1"], "checkpoint {checkpoint} is of another robot"),
         (["{checkpoint}", "--out", "{checkpoint}/config.json"], "cannot be made or written"),
+        (["{checkpoint}", "--fresh", "--out", "{checkpoint}"], "{checkpoint} holds something else than a budget (config.json"),
+        (["{checkpoint}", "--fresh", "--out", "{checkpoint}/.."], "holds something else than a budget (checkpoint"),
         ([], "CHECKPOINT"),
     ],
 )
