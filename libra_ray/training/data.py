@@ -189,6 +189,12 @@ class TrainingData:
                 shown = ", ".join(f"{key}[{i}]={stats.low[i]:g}" for i in still)
                 what = "comes out of the policy as it is" if key == ACTION_KEY else "says nothing to the policy"
                 found.append(f"constant in all training episodes, and so it {what}: {shown}")
+            if self.config.data.normalisation == "min_max" and len(far := np.flatnonzero(stats.far_extremes())):
+                shown = ", ".join(f"{key}[{i}] from {stats.low[i]:g} to {stats.high[i]:g}" for i in far)
+                found.append(
+                    f"single values lie far outside all others, which so share little of the range: {shown}; unless they are "
+                    "meant, give --data.normalisation quantile, or leave these episodes out"
+                )
         if self.config.train.stats_from:
             rows = self.demonstrations.action[self.demonstrations.rows(self.split.train)]
             beyond = float(np.mean((rows < self.stats.action.low) | (rows > self.stats.action.high)))

@@ -1,5 +1,7 @@
 """A data set made ready: odd ones train, and what a reader would not expect of them is said; what cannot be told is refused."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -66,3 +68,15 @@ def test_two_instructions_must_not_be_the_same_to_the_policy():
     assert (ids.shape, mask.all()) == ((4, 8), True)
     with pytest.raises(ValueError, match=r"makes the same tokens of '打开' and '关上'"):
         distinct_tokens(latin_only, ["open", "打开", "关上"])
+
+
+def test_single_values_far_outside_all_others_are_said(tmp_path):
+    episodes = [make_episode(length=60, seed=n) for n in range(3)]
+    root = write_dataset(episodes, tmp_path / "sound", fps=10)
+    assert "far outside" not in str(TrainingData.open(config(data__holdout_share=0), root, None).remarks())
+    episodes[1].steps[7].action.label[0] = 1e6
+    root = write_dataset(episodes, tmp_path / "wild", fps=10)
+    said = r"far outside all others.*: action\[0\] from -\d\S* to 1e\+06; .*data\.normalisation quantile"
+    assert re.search(said, str(TrainingData.open(config(data__holdout_share=0), root, None).remarks()))
+    quantile = config(data__holdout_share=0, data__normalisation="quantile")
+    assert "far outside" not in str(TrainingData.open(quantile, root, None).remarks())
