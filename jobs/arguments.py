@@ -25,6 +25,7 @@ from libra_ray.common.disk import explained
 from libra_ray.config import PRESETS, Config, override, preset
 from libra_ray.config.docstrings import docstrings
 from libra_ray.config.overrides import flatten, flatten_mapping, leaf_types
+from libra_ray.config.paths import PLACES
 from libra_ray.model.registry import SYSTEMS, check_name
 
 DEFAULT_PRESET = "quickstart"
@@ -57,14 +58,28 @@ class Arguments:
         """The run's name."""
         return self.run_dir.name
 
-    def prepare(self, *products: str) -> Path:
+    def prepare(self, *products: str, read: Mapping[str, Path] = MappingProxyType({})) -> Path:
         """Make the run folder, with `--fresh` after moving the earlier `products` in it (default: all of it) aside.
+
+        What the job still has to read is not moved: where a setting names a place in there, the program ends.
+
+        Args:
+            products: names in the run folder.
+            read: further places that the job reads, by what names them.
 
         Returns:
             The run folder.
         """
         if self.fresh:
-            for path in [self.run_dir / product for product in products] or [self.run_dir]:
+            aside = [self.run_dir / product for product in products] or [self.run_dir]
+            settings = flatten(self.config)
+            named = {name: Path(settings[name]) for name in PLACES if settings[name]} | dict(read)
+            for name, place in named.items():
+                if any(place.resolve().is_relative_to(path.resolve()) for path in aside):
+                    self.refuse(
+                        f"{name}={place} lies in what --fresh puts aside; give another --name, or a copy of it elsewhere"
+                    )
+            for path in aside:
                 if kept := set_aside(path):
                     print(f"{self.stage}: kept the earlier {path} as {kept}", flush=True)
         self.run_dir.mkdir(parents=True, exist_ok=True)

@@ -34,13 +34,14 @@ def main() -> None:
     given.checkpoint = given.checkpoint.expanduser()
     out = (given.out or given.checkpoint.resolve().parent / "budget").expanduser()
     with Arguments(run_dir=out, fresh=given.fresh, stage="budget").refusing():
-        from libra_ray.budget.answer import answered_budget, kept_profile, measurable, question_of, write_budget
+        from libra_ray.budget.answer import answered_budget, check_place, kept_profile, measurable, question_of, write_budget
         from libra_ray.budget.table import budget_table
         from libra_ray.common.progress import print_status
         from libra_ray.runs.folder import locked
 
         numbers = {"budget_ms": given.ms, "control_hz": given.hz, "robots": given.robots, "committed": given.committed}
         question = question_of(given.checkpoint, rule=given.rule, **numbers)
+        check_place(out)
         device = measurable(given.device, given.threads, given.jpeg)
         if given.episodes is not None:
             from libra_ray.on_ray.budget import check_success, measured_success

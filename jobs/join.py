@@ -29,20 +29,26 @@ def main() -> None:
         levels = folders(arguments.more["levels"])
     except ValueError as mistake:
         arguments.refuse(mistake)
-    if (arguments.run_dir / "checkpoint").exists() and not arguments.fresh:
-        arguments.refuse(f"{arguments.run_dir} has a checkpoint already; give another --name, or --fresh to join again")
     with arguments.refusing():
         from dataclasses import replace
 
         from libra_ray.report.publish import check_store, publish_joined, tracked
         from libra_ray.runs.folder import RunFolder, locked
-        from libra_ray.training.joining import join, joinable
+        from libra_ray.training.joining import is_joined, join, joinable
 
-        config = replace(joinable(levels).config, tracking=arguments.config.tracking)
-        check_store(RunFolder(arguments.run_dir.resolve(), config))
+        found, target = joinable(levels), arguments.run_dir.resolve() / "checkpoint"
+        config = replace(found.config, tracking=arguments.config.tracking)
+        run = RunFolder(target.parent, config)
+        if run.begun("train"):
+            arguments.refuse(f"{run.root} is the run of a training; give another --name")
+        joined = not arguments.fresh and is_joined(target, found)
+        if target.exists() and not (joined or arguments.fresh):
+            arguments.refuse(f"{run.root} has another checkpoint already; give another --name, or --fresh to join again")
+        check_store(run)
         with locked(arguments.run_dir):
-            target = arguments.prepare("checkpoint").resolve() / "checkpoint"
-            join(levels, target)
+            if not joined:
+                arguments.prepare("checkpoint", read=levels)
+                join(levels, target)
             folder = RunFolder.open(target.parent, config)
             with tracked(folder) as tracker:
                 publish_joined(folder, tracker)

@@ -11,6 +11,7 @@ from arguments import Arguments, parse, set_aside
 from libra_ray.config import PRESETS, Config, override, preset, to_json
 from libra_ray.config.docstrings import docstrings
 from libra_ray.config.overrides import flatten, leaf_types
+from libra_ray.config.paths import PLACES
 
 JOBS = Path(__file__).parents[1] / "jobs"
 
@@ -163,6 +164,19 @@ def test_fresh_may_be_about_one_product_only(tmp_path):
     (arguments.run_dir / "checkpoints").mkdir()
     arguments.prepare("checkpoints")
     assert sorted(path.name for path in arguments.run_dir.iterdir()) == ["checkpoints.old-1", "dataset"]
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_fresh_moves_nothing_that_the_job_is_to_read(name, tmp_path, capsys):
+    place = tmp_path / "debug" / "checkpoint"
+    place.mkdir(parents=True)
+    arguments = _parse("debug", "--runs", str(tmp_path), "--fresh", f"--{name}", str(place))
+    for products in ((), ("ray", "checkpoint")):
+        with pytest.raises(SystemExit):
+            arguments.prepare(*products)
+        assert f"{name}={place} lies in what --fresh puts aside; give another --name" in capsys.readouterr().err
+    assert place.is_dir()
+    arguments.prepare("dataset")
 
 
 def test_without_fresh_nothing_moves(tmp_path):

@@ -152,6 +152,11 @@ class TestFineTuning:
         taken = start_from(other, folder, offered)
         assert set(taken) == {name for name in other.state_dict() if name.startswith(tuple(offered))}
 
+    def test_data_of_other_instructions_are_of_no_other_robot(self, folder, capsys):
+        model = tiny_model({"action.bins": 7}, replace(SHAPE, subgoals=("close the door", "open the drawer")))
+        assert "planner.to_logits.weight" not in start_from(model, folder, tuple(model.parts()))
+        assert "stay random" in capsys.readouterr().err
+
     def test_without_a_checkpoint_it_is_refused(self, tmp_path):
         with pytest.raises(ValueError, match="not a checkpoint"):
             start_from(tiny_model(), tmp_path, ["planner"])

@@ -4,6 +4,7 @@ import itertools
 from dataclasses import fields
 
 import pytest
+from arguments import Arguments
 
 from libra_ray.config import PRESETS, Config, override, preset
 from libra_ray.model.registry import SYSTEMS
@@ -96,6 +97,14 @@ def test_a_space_of_ones_own(file):
 def test_what_does_not_exist_is_refused(space, more, said, file):
     with pytest.raises(ValueError, match=said):
         load_space(file(space, more), preset("debug"))
+
+
+@pytest.mark.parametrize("error", ["ValueError('not for this')", "KeyError('not for this')"])
+def test_what_a_space_refuses_or_breaks_at_ends_a_job_in_one_line(error, file, tmp_path, capsys):
+    mine = file('"action.bins": tune.choice([2, 4])', f"def check(_): raise {error}")
+    with pytest.raises(SystemExit) as ended, Arguments(run_dir=tmp_path, fresh=False, stage="sweep").refusing():
+        load_space(mine, preset("debug"))
+    assert (ended.value.code, capsys.readouterr().err.count("\n")) == (2, 1)
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,18 @@ def kept_profile(
     return profile
 
 
+def check_place(folder: Path) -> None:
+    """Refuse a folder that holds something else than a budget: what is measured again moves all of it aside.
+
+    Raises:
+        ValueError: names what it holds.
+    """
+    if not folder.is_dir() or (folder / PROFILE).exists() or not (held := sorted(path.name for path in folder.iterdir())):
+        return
+    if not (len(held) == 1 and held[0].startswith(f".{PROFILE}")):
+        raise ValueError(f"--out {folder} holds something else than a budget ({', '.join(held[:3])}); give a folder of its own")
+
+
 def measurable(device: str, threads: int, jpeg: int) -> str:
     """The device to measure on: the one that is wanted, or a GPU where there is one.
 

@@ -36,6 +36,9 @@ ABOVE_ZERO = (
     "model.lora_alpha",
 )
 """Settings that would stop all learning at 0."""
+SEEDS = ("record.seed", "evaluate.seed", "train.seed", "delay.seed")
+LARGEST_SEED = 2**62
+"""Data sets and networks keep and take seeds of 64 bits, and some are counted on from the first."""
 SHARES = (
     "data.holdout_share", "record.noise_share", "refiner.condition_dropout", "train.tau", "train.ema_decay",
     "train.balance_memory", "train.lr_final_share", "delay.lost_share", "delay.reordered_share", "anchor_refine.anchor_share",
@@ -102,6 +105,9 @@ def _refuse_ranges(settings: Settings) -> None:
     for name, least in LEAST.items():
         if settings[name] < least:
             raise ValueError(f"{name}={settings[name]} is too small; it must be at least {least}")
+    for name in SEEDS:
+        if settings[name] > LARGEST_SEED:
+            raise ValueError(f"{name}={settings[name]} is too large; it must be at most {LARGEST_SEED}")
     for name in ABOVE_ZERO:
         if settings[name] <= 0:
             raise ValueError(f"{name}={settings[name]} would teach nothing; it must be above 0")

@@ -21,6 +21,8 @@ EXECUTED_KEY = "executed"
 REWARD_KEY = "next.reward"
 SUCCESS_KEY = "next.success"
 ENTRY = "libra_ray"
+DECLARED = ("ranges", "gripper", "delta", "rotation")
+"""What may stand in it."""
 """The entry of a feature that holds all but the names."""
 
 
@@ -101,6 +103,10 @@ def _declared(root: Path, features: Mapping[str, Any], key: str) -> VectorSpec:
     feature = features[key]
     dims, entry = _dims(feature), feature.get(ENTRY)
     names = _names(feature.get("names"), dims)
+    if isinstance(entry, Mapping) and (unknown := [name for name in entry if name not in DECLARED]):
+        raise DatasetError(
+            f"{root / 'meta' / 'info.json'}: {key}: {ENTRY}: there is no {unknown[0]} to declare; give {', '.join(DECLARED)}"
+        )
     try:
         return replace(VectorSpec.read(entry, dims), names=names)
     except ValueError as error:

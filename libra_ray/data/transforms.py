@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 Normalisation = Literal["min_max", "quantile"]
 STATE_LIMIT = 3.0
 """Normalised states are cut here: a state far outside the recorded range says no more than "outside"."""
+FAR = 20
+"""Times the span of 98 % of the values from which on extremes look like mistakes."""
 CONSTANT_SPAN = 1e-6
 """A dimension whose range is smaller than this share of its size is a constant with rounding noise."""
 
@@ -37,6 +39,11 @@ class VectorStats:
         q01, q99 = np.quantile(wide, (0.01, 0.99), axis=0)
         found = {"low": wide.min(0), "high": wide.max(0), "mean": wide.mean(0), "std": wide.std(0), "q01": q01, "q99": q99}
         return cls(**{name: value.astype(np.float32) for name, value in found.items()})
+
+    def far_extremes(self) -> NDArray[np.bool_]:
+        """Which dimensions `(dims,)` have extremes many times further apart than nearly all of their values."""
+        usual = self.q99.astype(np.float64) - self.q01
+        return ~is_constant(self.q01, self.q99) & (self.high.astype(np.float64) - self.low > FAR * usual)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

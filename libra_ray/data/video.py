@@ -47,7 +47,28 @@ def encoder_config(codec: str) -> "RGBEncoderConfig":
         )
     if codec == "hevc":
         return RGBEncoderConfig(vcodec="hevc", pix_fmt="yuv444p", g=KEYFRAME_EVERY, crf=8, preset="ultrafast")
-    return RGBEncoderConfig(vcodec=codec, g=KEYFRAME_EVERY, crf=12)
+    try:
+        return RGBEncoderConfig(vcodec=codec, g=KEYFRAME_EVERY, crf=12)
+    except ValueError as error:
+        raise ValueError(f"record.video_codec={codec}: LeRobot cannot encode so here ({error}); give h264") from error
+
+
+def check_encodes(codec: str, size: int) -> None:
+    """Encode two blank pictures, `size` pixels a side: hardware may be missing, and some encoders take no small pictures.
+
+    Raises:
+        ValueError: there is no such encoder, or it does not work here.
+    """
+    encoder, said = EncoderSettings.of(encoder_config(codec)), logging.getLogger("libav")
+    said.disabled = True
+    try:
+        encode(np.zeros((2, size, size, 3), np.uint8), 10, encoder)
+    except (av.FFmpegError, ValueError) as error:
+        raise ValueError(
+            f"record.video_codec={codec} ({encoder.vcodec}) does not encode pictures of {size} pixels here ({error}); give h264"
+        ) from error
+    finally:
+        said.disabled = False
 
 
 @dataclass(frozen=True, kw_only=True)

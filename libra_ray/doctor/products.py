@@ -104,12 +104,12 @@ def try_model(config_json: str, root: str) -> str:
     config = configuration.from_json(config_json)
     try:
         recorded = open_dataset(Path(root), config.data)
-        robot, words = recorded.robot, recorded.instructions
+        shape, words = shape_of(recorded.robot, recorded.subgoals.names), recorded.instructions
     except ValueError:
         robot, words = robot_spec(config.sim), instructions(config.sim, [config.record.seed])
         # What the settings say of a data set that is somewhere else holds for no simulator.
-        robot = robot if config.data.root else robot_to_record(robot, config.data)
-    model = dry_run(lambda: make_model(config, shape_of(robot)))
+        shape = shape_of(robot if config.data.root else robot_to_record(robot, config.data))
+    model = dry_run(lambda: make_model(config, shape))
     distinct_tokens(model.tokenise, words)
     size = sum(weight.numel() for weight in model.parameters()) / 1e6
     start = f", begun with {config.train.start_from}" if config.train.start_from else ""

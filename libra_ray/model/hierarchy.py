@@ -131,6 +131,11 @@ class Hierarchy(System):
         features = self.motor.features(above["waypoint"].to(seen.state), above["left"], seen.state)
         return {"actions": self.motor.actions(features, self._context(seen), noise, seen.committed)}
 
+    @classmethod
+    def names_subgoals(cls, config: Config) -> bool:
+        """Of three levels the first says them, and the second reads them."""
+        return config.hierarchy.levels == "three"
+
     def metadata(self, level: str, values: Mapping[str, NDArray[Any]]) -> Mapping[str, Any]:
         """The sub-goals in words, up to the end."""
         if level != STRATEGIC:

@@ -39,6 +39,29 @@ def teach_only(system: System, levels: Sequence[str]) -> None:
     system.learned = learned
 
 
+def check_teaching(system: System) -> None:
+    """Refuse a training by which nothing, or nothing of what is configured, would be learned.
+
+    Raises:
+        ValueError: every loss that is learned has no weight or reaches no weights, or there is nothing to balance.
+    """
+    train, weights = system.config.train, {n: w for n, w in system.loss_weights().items() if system.teaches(n)}
+    whose = (
+        f"train.levels={','.join(train.levels)}" if system.learned is not None else f"model.system={system.config.model.system}"
+    )
+    if not any(weights.values()):
+        raise ValueError(
+            f"{whose} would learn nothing: the weight of {', '.join(weights)} is 0; give train.lambda_plan or "
+            "train.lambda_diff above 0"
+        )
+    if not _reached(system, weights):
+        raise ValueError(
+            f"{whose} would learn nothing: every weight that its losses reach is frozen; give full or lora to a part"
+        )
+    if train.balance != "fixed" and len(weights) < 2:
+        raise ValueError(f"train.balance={train.balance} has nothing to balance: {whose} has one loss; give fixed")
+
+
 def _reads_answers(system: System) -> bool:
     """Whether levels learn from what those above them say, from the first step on."""
     return system.config.train.curriculum == "planner" and "train.curriculum" in (system.follows(system.config) or ())

@@ -100,8 +100,6 @@ def check_system(system: "System") -> None:
         raise ValueError(
             f"model.system={name} has intents of {', '.join(system.intents)}, levels above the last: {', '.join(upper)}"
         )
-    if balance != "fixed" and len(system.loss_weights()) < 2:
-        raise ValueError(f"train.balance={balance} has nothing to balance: model.system={name} has one loss; give fixed")
     if balance != "fixed" and not all(map(system.schedule().learns, system.parts())):
         raise ValueError(
             f"train.balance={balance} weighs losses that are learned together, those of model.system={name} are learned one "

@@ -99,6 +99,14 @@ class System(nn.Module, ABC):
         """Those of `variants` that a system of this configuration has; by default all."""
         return cls.variants
 
+    @classmethod
+    def names_subgoals(cls, config: Config) -> bool:
+        """Whether what it says or reads are places in its data set's list of sub-goals (`RobotShape.subgoals`).
+
+        Then levels fit one another only where they have learned with the same list.
+        """
+        return False
+
     @abstractmethod
     def parts(self) -> Mapping[str, nn.Module]:
         """What it is made of, by the beginning of the names of its weights; together all trained weights."""

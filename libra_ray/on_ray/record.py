@@ -16,7 +16,7 @@ from libra_ray.common.progress import ProgressBar
 from libra_ray.config import RecordConfig
 from libra_ray.data.dataset import Recording, write_recordings
 from libra_ray.data.spool import load_recording
-from libra_ray.data.video import EncoderSettings, encoder_config
+from libra_ray.data.video import EncoderSettings, check_encodes, encoder_config
 from libra_ray.evaluation.simulators import DIED, Attempt, Simulators
 from libra_ray.on_ray.simulator_pool import SimulatorPool
 from libra_ray.runs.folder import Clock, RunFolder
@@ -170,14 +170,19 @@ def record(folder: RunFolder, clock: Clock) -> None:
     shutil.rmtree(folder.path("spool"), ignore_errors=True)
 
 
-def check_codec(record: RecordConfig) -> None:
-    """Refuse an encoder that LeRobot does not have; the usual one is there, and is not looked up: LeRobot loads for seconds.
+def check_codec(record: RecordConfig, size: int) -> None:
+    """Refuse an encoder that does not work here.
+
+    The usual one does, and is not tried: LeRobot loads for seconds.
+
+    Args:
+        size: of the pictures, in pixels a side.
 
     Raises:
-        ValueError: names those there are.
+        ValueError: names it, and where there is none of that name, those there are.
     """
     if record.video_codec != RecordConfig().video_codec:
-        encoder_config(record.video_codec)
+        check_encodes(record.video_codec, size)
 
 
 def _fill_spool(folder: RunFolder, shelf: Shelf, clock: Clock, thread: ThreadPoolExecutor) -> Future[Path]:

@@ -26,7 +26,7 @@ from libra_ray.runs.results import TrainingLog
 from libra_ray.sim import CANNOT_DRIVE, check_robot, check_tasks, instructions, robot_spec
 from libra_ray.spec import RobotSpec, differences
 from libra_ray.tracking import Tracker
-from libra_ray.training.data import distinct_tokens, make_model, shape_of, stats_of
+from libra_ray.training.data import check_shares, distinct_tokens, make_model, shape_of, stats_of
 
 DECLARING = "data.action_names, data.state_names, data.gripper, data.action_is and data.rotation"
 """Settings that say what the numbers of a data set mean."""
@@ -50,7 +50,7 @@ def check(folder: RunFolder, *stages: Stage, fresh: bool = False) -> None:
         check_store(folder)
         evaluation.check_gpu(config)
     if "record" in stages and not config.data.root:
-        recording.check_codec(config.record)
+        recording.check_codec(config.record, config.data.image_size)
     if "evaluate" in stages:
         evaluation.check_resources(config)
     if ("record" in stages and not config.data.root) or "evaluate" in stages:
@@ -58,10 +58,8 @@ def check(folder: RunFolder, *stages: Stage, fresh: bool = False) -> None:
     recorded = _recorded(folder, stages, fresh=fresh) if "train" in stages else None
     model: System | None = None
     if "train" in stages:
-        if config.train.batch_size % config.ray.train_workers:
-            raise ValueError(
-                f"train.batch_size={config.train.batch_size} is not a multiple of ray.train_workers={config.ray.train_workers}"
-            )
+        check_shares(config.train, config.ray.train_workers)
+        training.check_resources(config)
         if fresh or not folder.done("train"):
             read = _to_record(config) if recorded is None else recorded.instructions
             told = evaluation.evaluated_instructions(config) if "evaluate" in stages else ()
@@ -140,10 +138,11 @@ def _check_drives(config: Config, recorded: Demonstrations) -> None:
 
 def _checked_model(folder: RunFolder, recorded: Demonstrations | None, words: Sequence[str], *, begun: bool) -> System:
     """Make the model as training will, ask it once, and let it read every instruction."""
-    robot = _robot_to_record(folder.config) if recorded is None else recorded.robot
-    if folder.config.train.stats_from:
-        stats_of(Path(folder.config.train.stats_from), shape_of(robot))
-    model = dry_run(lambda: make_model(folder.config, shape_of(robot), begun=begun))
+    config = folder.config
+    shape = shape_of(_robot_to_record(config)) if recorded is None else shape_of(recorded.robot, recorded.subgoals.names)
+    if config.train.stats_from:
+        stats_of(Path(config.train.stats_from), shape)
+    model = dry_run(lambda: make_model(config, shape, begun=begun))
     distinct_tokens(model.tokenise, words)
     return model
 

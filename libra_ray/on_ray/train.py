@@ -32,7 +32,7 @@ from libra_ray.data.fingerprint import Fingerprint
 from libra_ray.model.system import System
 from libra_ray.on_ray import faults
 from libra_ray.on_ray.run_data import open_to_train
-from libra_ray.on_ray.session import available_cpus, is_private
+from libra_ray.on_ray.session import available_cpus, available_gpus, is_private
 from libra_ray.policy import SystemPolicy
 from libra_ray.runs.folder import Clock, RunFolder
 from libra_ray.runs.results import LoggedStep, TrainingLog, log_step
@@ -101,14 +101,27 @@ def scaling(config: Config) -> ScalingConfig:
     Raises:
         ValueError: this machine's own cluster has fewer CPUs or GPUs than that: the workers would never start.
     """
-    workers, cpus = config.ray.train_workers, available_cpus()
-    each = {"CPU": config.ray.train_cpus_per_worker or max(1, cpus // workers)} | ({"GPU": 1} if config.ray.use_gpu else {})
+    check_resources(config)
+    return ScalingConfig(
+        num_workers=config.ray.train_workers, use_gpu=config.ray.use_gpu, resources_per_worker=_of_each_worker(config)
+    )
+
+
+def check_resources(config: Config) -> None:
+    """Refuse workers that a cluster of this machine's own would not have the CPUs or GPUs for.
+
+    Raises:
+        ValueError: says what there is.
+    """
     if is_private():
-        _check_enough("CPU", workers * each["CPU"], cpus, "ray.train_workers, ray.train_cpus_per_worker")
-        _check_enough(
-            "GPU", workers * each.get("GPU", 0), ray.cluster_resources().get("GPU", 0), "ray.train_workers, ray.use_gpu"
-        )
-    return ScalingConfig(num_workers=workers, use_gpu=config.ray.use_gpu, resources_per_worker=each)
+        workers, each = config.ray.train_workers, _of_each_worker(config)
+        _check_enough("CPU", workers * each["CPU"], available_cpus(), "ray.train_workers, ray.train_cpus_per_worker")
+        _check_enough("GPU", workers * each.get("GPU", 0), available_gpus(), "ray.train_workers, ray.use_gpu")
+
+
+def _of_each_worker(config: Config) -> dict[str, float]:
+    cpus = config.ray.train_cpus_per_worker or max(1, available_cpus() // config.ray.train_workers)
+    return {"CPU": cpus} | ({"GPU": 1} if config.ray.use_gpu else {})
 
 
 def _check_enough(kind: str, wanted: float, present: float, names: str) -> None:

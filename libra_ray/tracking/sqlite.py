@@ -8,11 +8,14 @@ from functools import cache
 from pathlib import Path
 
 from mlflow.store.db.utils import _get_latest_schema_revision, _initialize_tables, create_sqlalchemy_engine
-from sqlalchemy import make_url
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
 
 from libra_ray.common.progress import print_status
+from libra_ray.common.provenance import masked
 from libra_ray.tracking.faults import TrackingError
 
+AN_ADDRESS = "write sqlite:///<path>/mlflow.db or the address of a server"
 BUSY_S = 20
 """How long another process may hold the file, as MLflow has it."""
 CONTENT = (
@@ -28,8 +31,21 @@ _schema = cache(_get_latest_schema_revision)
 
 def sqlite_file(uri: str) -> Path | None:
     """The file of a SQLite store; None for a server, another database, or SQLite's own `file:` addresses."""
-    database = make_url(uri).database if uri.startswith("sqlite") else None
+    database = parsed(uri).database if uri.startswith("sqlite") else None
     return None if not database or database.startswith((":memory:", "file:")) else Path(database).resolve()
+
+
+def parsed(uri: str) -> URL:
+    """A database's address in its parts.
+
+    Raises:
+        TrackingError: it is none, such as one with letters for a port.
+    """
+    try:
+        return make_url(uri)
+    except (ArgumentError, ValueError) as error:
+        cause = masked(str(error))
+        raise TrackingError(f"tracking.uri={masked(uri)} is no database's address ({cause}); {AN_ADDRESS}") from None
 
 
 def sqlite_uri(file: Path) -> str:

@@ -12,11 +12,10 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
-from sqlalchemy import make_url
 
 from libra_ray.config import TrackingConfig
 from libra_ray.tracking.faults import TrackingError, in_one_line
-from libra_ray.tracking.sqlite import alone, is_whole, make, sqlite_file, sqlite_uri
+from libra_ray.tracking.sqlite import AN_ADDRESS, alone, is_whole, make, parsed, sqlite_file, sqlite_uri
 
 ANSWERS_WITHIN_S = 10
 AWAY = (502, 503, 504)
@@ -37,16 +36,16 @@ def tracking_uri(tracking: TrackingConfig, runs_root: Path) -> str:
     """The full address of the store, the same from every folder; that of `<runs>/mlflow.db` where none is configured.
 
     Raises:
-        ValueError: the address is a folder.
+        ValueError: the address is a folder, or a store in memory.
+        TrackingError: it is no address.
     """
     uri = tracking.uri
     if not uri:
         return sqlite_uri(runs_root / "mlflow.db")
     if uri.startswith("file:") or ("://" not in uri and uri not in ("databricks", "uc")):
-        raise ValueError(
-            f"tracking.uri={uri!r} is a folder, which MLflow no longer takes; "
-            "write sqlite:///<path>/mlflow.db or the address of a server"
-        )
+        raise ValueError(f"tracking.uri={uri!r} is a folder, which MLflow no longer takes; {AN_ADDRESS}")
+    if uri.startswith("sqlite") and (parsed(uri).database or ":memory:").startswith(":memory:"):
+        raise ValueError(f"tracking.uri={uri!r} is a store in memory, which ends with the job; {AN_ADDRESS}")
     file = sqlite_file(uri)
     return sqlite_uri(file) if file else uri
 
@@ -140,5 +139,5 @@ def _ask(uri: str) -> None:
         answer = http_request(creds, "/health", "GET", **asked)
         if answer.status_code in AWAY:
             raise ConnectionError(f"{answer.status_code} {answer.reason}")
-    elif uri.startswith(tuple(PORTS)) and (url := make_url(uri)).host:
+    elif uri.startswith(tuple(PORTS)) and (url := parsed(uri)).host:
         socket.create_connection((url.host, url.port or PORTS[url.get_backend_name()]), ANSWERS_WITHIN_S).close()

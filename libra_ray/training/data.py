@@ -1,7 +1,7 @@
 """A data set made ready to train on: checked, split by episode, normalised, decoded, and tokenised for a model."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from libra_ray.checkpoint import STATS_NAME, DatasetSpec
-from libra_ray.config import Config
+from libra_ray.config import Config, TrainConfig
 from libra_ray.data.dataset import Demonstrations, open_dataset
 from libra_ray.data.fingerprint import Fingerprint
 from libra_ray.data.frames import frame_cache
@@ -20,7 +20,7 @@ from libra_ray.data.stream import BatchStream
 from libra_ray.data.transforms import NormStats, Pipeline, compute_stats, is_constant
 from libra_ray.data.windows import Windows
 from libra_ray.model.layers import pretrained_layers
-from libra_ray.model.levels import teach_only
+from libra_ray.model.levels import check_teaching, teach_only
 from libra_ray.model.parts.backbone import Text
 from libra_ray.model.registry import make_system
 from libra_ray.model.system import System, held_out_losses
@@ -38,12 +38,13 @@ HELD_OUT = "val_"
 Tokenise = Callable[[list[str]], Text]
 
 
-def shape_of(robot: RobotSpec) -> RobotShape:
-    """What a model has to know of a robot."""
+def shape_of(robot: RobotSpec, subgoals: tuple[str, ...] = ()) -> RobotShape:
+    """What a model has to know of a robot, and of its demonstrations; these may be yet to come."""
     return RobotShape(
         action_dim=robot.action_dim,
         state_dim=robot.state_dim,
         cameras=len(robot.cameras),
+        subgoals=subgoals,
         action=robot.action,
         state=robot.state,
     )
@@ -56,13 +57,15 @@ def make_model(config: Config, shape: RobotShape, *, begun: bool = False) -> Sys
         begun: the training continues with weights of its own, for which what it started from is no longer needed.
 
     Raises:
-        ValueError: there is no such checkpoint, or it does not fit; `train.levels` cannot be trained without the others.
+        ValueError: there is no such checkpoint, or it does not fit; `train.levels` cannot be trained without the others; or
+            nothing would be learned.
     """
     model = make_system(config, shape)
     if config.train.start_from and not begun:
         start_from(model, Path(config.train.start_from), config.train.start_parts or tuple(model.parts()))
     if config.train.levels:
         teach_only(model, config.train.levels)
+    check_teaching(model)
     return model
 
 
@@ -97,6 +100,17 @@ def distinct_tokens(tokenise: Tokenise, instructions: Sequence[str]) -> tuple[ND
                 "could tell them apart; take a backbone that knows their language, or word them otherwise"
             )
     return text.ids.numpy(), text.mask.numpy()
+
+
+def check_shares(train: TrainConfig, workers: int) -> None:
+    """Refuse a batch that cannot be shared out among the workers and their pieces.
+
+    Raises:
+        ValueError: names the numbers.
+    """
+    if train.batch_size % (workers * train.accumulate):
+        pieces = f" times train.accumulate={train.accumulate}" if train.accumulate > 1 else ""
+        raise ValueError(f"train.batch_size={train.batch_size} is not a multiple of ray.train_workers={workers}{pieces}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +149,7 @@ class TrainingData:
             before.check_unchanged(data, dataset)
         split = split_episodes(demonstrations, config.data.holdout_share, config.train.seed)
         spec = DatasetSpec(
-            shape=replace(shape_of(demonstrations.robot), subgoals=demonstrations.subgoals.names),
+            shape=shape_of(demonstrations.robot, demonstrations.subgoals.names),
             image_keys=demonstrations.image_keys,
             control_hz=demonstrations.fps,
             instructions=demonstrations.instructions,
@@ -177,6 +191,12 @@ class TrainingData:
                 shown = ", ".join(f"{key}[{i}]={stats.low[i]:g}" for i in still)
                 what = "comes out of the policy as it is" if key == ACTION_KEY else "says nothing to the policy"
                 found.append(f"constant in all training episodes, and so it {what}: {shown}")
+            if self.config.data.normalisation == "min_max" and len(far := np.flatnonzero(stats.far_extremes())):
+                shown = ", ".join(f"{key}[{i}] from {stats.low[i]:g} to {stats.high[i]:g}" for i in far)
+                found.append(
+                    f"single values lie far outside all others, which so share little of the range: {shown}; unless they are "
+                    "meant, give --data.normalisation quantile, or leave these episodes out"
+                )
         if self.config.train.stats_from:
             rows = self.demonstrations.action[self.demonstrations.rows(self.split.train)]
             beyond = float(np.mean((rows < self.stats.action.low) | (rows > self.stats.action.high)))
@@ -188,11 +208,7 @@ class TrainingData:
     def stream(self, model: System, *, rank: int, world: int, start_step: int, pin: bool = False) -> BatchStream:
         """Training batches from `start_step` on: this rank's share of each; `pin` as in `BatchStream`."""
         train = self.config.train
-        if train.batch_size % (world * train.accumulate):
-            times = f"ray.train_workers={world}" + (
-                f" times train.accumulate={train.accumulate}" if train.accumulate > 1 else ""
-            )
-            raise ValueError(f"train.batch_size={train.batch_size} is not a multiple of {times}")
+        check_shares(train, world)
         return BatchStream(
             self.windows(model, self.split.train, max_staleness=self.config.refiner.max_staleness),
             batch_size=train.batch_size // world,

@@ -4,7 +4,7 @@ import hashlib
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from libra_ray.config.overrides import flatten
 from libra_ray.model.levels import owner_of, owners
 from libra_ray.model.parts.backbone import PROCESSOR_FOLDER
 from libra_ray.model.parts.vision import ENCODER_FOLDER
-from libra_ray.model.registry import make_system
+from libra_ray.model.registry import make_system, system_class
 from libra_ray.shards import TensorSource, write_whole
 
 OF_A_RUN = (
@@ -73,7 +73,9 @@ def join(folders: Mapping[str, Path], target: Path) -> Manifest:
             write_whole(staging / WEIGHTS_NAME, weights)
             (staging / "config.json").write_text(configuration.to_json(found.config), encoding="utf-8")
             told = dict.fromkeys(text for source in given for text in source.manifest.instructions)
-            seal(staging, instructions=tuple(told), data=None, joined=tuple(map(_origin, given)))
+            subgoals = tuple(sorted({name for source in given for name in source.manifest.shape.subgoals}))
+            shape = replace(last.manifest.shape, subgoals=subgoals)
+            seal(staging, shape=shape, instructions=tuple(told), data=None, joined=tuple(map(_origin, given)))
         replace_folder(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -109,6 +111,11 @@ def joinable(folders: Mapping[str, Path]) -> Joinable:
     return Joinable(given=given, last=last, config=config)
 
 
+def is_joined(target: Path, found: Joinable) -> bool:
+    """Whether a checkpoint is already what these would become, so that only publishing may be left."""
+    return target.exists() and read_manifest(target).joined == tuple(map(_origin, found.given))
+
+
 def _source(level: str, folder: Path) -> LevelSource:
     manifest, config = read_manifest(folder), read_config(folder)
     if digest(folder) != manifest.digest:
@@ -135,7 +142,7 @@ def _check_fit(given: Sequence[LevelSource]) -> LevelSource:
         pair = f"{first.folder} and {other.folder} cannot be joined"
         ours, theirs = _settings(first.config), _settings(other.config)
         differing = [f"{k} ({v} and {theirs.get(k)})" for k, v in ours.items() if v != theirs.get(k)]
-        one, another = asdict(first.manifest), asdict(other.manifest)
+        one, another = _promise(first), _promise(other)
         names = [f.name for f in fields(Manifest) if f.name not in OF_TRAINING]
         differing += [f"{n} ({one[n]} and {another[n]})" for n in names if one[n] != another[n]]
         if differing:
@@ -148,6 +155,12 @@ def _check_fit(given: Sequence[LevelSource]) -> LevelSource:
         if _processors(first.folder) != _processors(other.folder):
             raise ValueError(f"{pair}: their tokenisers or architectures differ; train both from the same backbone and encoder")
     return next(source for source in given if source.level == levels[-1])
+
+
+def _promise(source: LevelSource) -> dict[str, Any]:
+    """Its manifest, without the sub-goals of its data where no level speaks of them."""
+    manifest, named = source.manifest, system_class(source.config.model.system).names_subgoals(source.config)
+    return asdict(manifest if named else replace(manifest, shape=replace(manifest.shape, subgoals=())))
 
 
 def _settings(config: Config) -> dict[str, Any]:

@@ -113,6 +113,8 @@ def test_success_is_measured_of_all_that_fits(checkpoint, monkeypatch):
         (["{checkpoint}", "--episodes", "0"], "--episodes 0 must be at least 1"),
         (["{checkpoint}", "--episodes", "1"], "checkpoint {checkpoint} is of another robot"),
         (["{checkpoint}", "--out", "{checkpoint}/config.json"], "cannot be made or written"),
+        (["{checkpoint}", "--fresh", "--out", "{checkpoint}"], "{checkpoint} holds something else than a budget (config.json"),
+        (["{checkpoint}", "--fresh", "--out", "{checkpoint}/.."], "holds something else than a budget (checkpoint"),
         ([], "CHECKPOINT"),
     ],
 )

@@ -82,6 +82,7 @@ def test_overrides_of_different_names_commute_and_touch_nothing_else(steps, widt
         *[({"train.lr": value}, "train.lr.*finite") for value in ("nan", "inf", float("nan"))],
         *[({name: value}, f"{name}.*above 0") for name in ("train.lr", "train.grad_clip") for value in (0, -1)],
         *[({name: -1}, f"{name}.*at least 0") for name in ("train.weight_decay", "train.lambda_plan", "refiner.sample_noise")],
+        *[({name: 2**64}, f"{name}.*at most") for name in ("record.seed", "evaluate.seed", "train.seed", "delay.seed")],
         ({"sim.tasks": 5}, "sim.tasks=5.*list"),
         ({"sim.tasks": None}, "sim.tasks=None.*list"),
         *[({name: "~nobody-of-this-name/x"}, f"{name}.*home") for name in (*PLACES, *NAMES_OR_FOLDERS)],

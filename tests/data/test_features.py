@@ -139,3 +139,11 @@ def test_a_declaration_that_is_none_is_refused_with_its_place(tmp_path):
         DatasetError, match=r"info.json: observation.state: libra_ray: gripper 9 is no declaration of 4 numbers"
     ):
         open_dataset(root)
+
+
+@pytest.mark.parametrize("entry", [{"griper": 3}, {"names": ["a", "b", "c", "d"]}])
+def test_a_declaration_of_what_there_is_none_of_is_refused(entry, tmp_path):
+    root = written(tmp_path / "d")
+    say(root, STATE_KEY, **{ENTRY: entry})
+    with pytest.raises(DatasetError, match=rf"there is no {next(iter(entry))} to declare; give ranges, gripper, delta"):
+        open_dataset(root)

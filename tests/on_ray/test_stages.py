@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from arguments import Arguments
 
 from libra_ray import checkpoint
 from libra_ray.control.delays import LATENCIES
@@ -35,6 +36,34 @@ def demonstrate(root: Path, episodes: int = 3, *, fps: int = METAWORLD_HZ, **rob
     """A data set of Meta-World's robot, or of one that differs as the keywords say; it replaces what is there."""
     shutil.rmtree(root, ignore_errors=True)
     return write_dataset([make_episode(seed=n, length=8 + n, **robot) for n in range(episodes)], root, fps=fps)
+
+
+def test_the_model_that_is_asked_at_the_border_is_of_the_shape_that_is_trained(make_run, tmp_path, monkeypatch):
+    folder, asked = make_run(data__root=str(demonstrate(tmp_path / "d"))), []
+    monkeypatch.setattr(stages, "make_model", lambda _, shape, **__: asked.append(shape) or tiny_model({}, shape))
+    stages.check(folder, "train")
+    assert asked == [open_to_train(folder).spec.shape]
+    assert asked[0].subgoals
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"train__accumulate": 7}, r"train\.batch_size=16 is not a multiple of ray\.train_workers=1 times train\.accumulate=7"),
+        ({"ray__train_workers": 3}, r"train\.batch_size=16 is not a multiple of ray\.train_workers=3"),
+        (
+            {"ray__train_cpus_per_worker": 1000},
+            r"training wants 1000 CPUs, .* gives Ray \d+; lower ray\.train_workers",
+        ),
+        ({"record__video_codec": "h265"}, r"record\.video_codec=h265: LeRobot cannot encode so here .*give h264"),
+    ],
+)
+def test_what_would_end_training_or_recording_ends_a_pipeline_before_anything_is_recorded(make_run, changes, words, capsys):
+    folder = make_run(**changes)
+    arguments = Arguments(run_dir=folder.root, fresh=False, stage="pipeline")
+    with pytest.raises(SystemExit), arguments.refusing():
+        stages.check(folder, *ALL)
+    assert re.search(words, capsys.readouterr().err)
 
 
 def test_a_policy_of_which_not_all_levels_learn_is_trained_but_not_evaluated(make_run, tmp_path):

@@ -144,6 +144,19 @@ def test_an_address_that_mlflow_cannot_use_is_one_line(tmp_path, uri):
     assert uri in refused(TrackingConfig(uri=uri), tmp_path)
 
 
+@pytest.mark.parametrize("uri", ["mysql+pymysql://me:secret@host:port/db", "sqlite://:port"])
+def test_what_is_no_address_is_one_line(tmp_path, uri):
+    said = refused(TrackingConfig(uri=uri), tmp_path)
+    assert "is no database's address" in said
+    assert "secret" not in said
+
+
+@pytest.mark.parametrize("uri", ["sqlite://", "sqlite:///", "sqlite:///:memory:"])
+def test_a_store_that_ends_with_the_job_is_refused(tmp_path, uri):
+    with pytest.raises(ValueError, match="in memory, which ends with the job; write sqlite:///"):
+        Tracker.start(TrackingConfig(uri=uri), tmp_path, "run")
+
+
 @pytest.mark.parametrize("uri", ["file:///tmp/mlruns", "mlruns", "/somewhere/mlruns"])
 def test_a_folder_as_store_is_refused(tmp_path, uri):
     with pytest.raises(ValueError, match="sqlite:///"):

@@ -1,5 +1,7 @@
 """A data set in memory, ready to train on: four short episodes, two of them held out."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from libra_ray.checkpoint import DatasetSpec
@@ -11,9 +13,9 @@ from libra_ray.types import IMAGE_KEY, RobotShape
 from tests.data.builders import make_frames, make_recorded
 
 
-def training_data(config: Config) -> TrainingData:
+def training_data(config: Config, instructions: Sequence[str] = ("press the button", "open the drawer")) -> TrainingData:
     """Windows of two instructions; pictures of 32 pixels."""
-    recorded = make_recorded([12, 9, 15, 10], ["press the button", "open the drawer"] * 2)
+    recorded = make_recorded([12, 9, 15, 10], [*instructions] * 2)
     return TrainingData(
         config=config,
         demonstrations=recorded,
@@ -29,6 +31,6 @@ def training_data(config: Config) -> TrainingData:
             ),
             image_keys=(IMAGE_KEY,),
             control_hz=10,
-            instructions=(),
+            instructions=recorded.instructions,
         ),
     )

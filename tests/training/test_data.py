@@ -1,5 +1,7 @@
 """A data set made ready: odd ones train, and what a reader would not expect of them is said; what cannot be told is refused."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -82,3 +84,15 @@ def test_pretrained_networks_are_measured_on_fewer_windows_and_always_on_the_sam
     (first, all_of_them), (second, _) = seen
     assert len(first) == count < all_of_them
     assert torch.equal(first, second)
+
+
+def test_single_values_far_outside_all_others_are_said(tmp_path):
+    episodes = [make_episode(length=60, seed=n) for n in range(3)]
+    root = write_dataset(episodes, tmp_path / "sound", fps=10)
+    assert "far outside" not in str(TrainingData.open(config(data__holdout_share=0), root, None).remarks())
+    episodes[1].steps[7].action.label[0] = 1e6
+    root = write_dataset(episodes, tmp_path / "wild", fps=10)
+    said = r"far outside all others.*: action\[0\] from -\d\S* to 1e\+06; .*data\.normalisation quantile"
+    assert re.search(said, str(TrainingData.open(config(data__holdout_share=0), root, None).remarks()))
+    quantile = config(data__holdout_share=0, data__normalisation="quantile")
+    assert "far outside" not in str(TrainingData.open(quantile, root, None).remarks())

@@ -1,6 +1,7 @@
 """Levels trained one by one and joined are what they are when trained together, where they share no weights."""
 
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -35,10 +36,10 @@ TOGETHER = {
 }
 
 
-def trained(folder, changes, levels=(), stats=None):
+def trained(folder, changes, levels=(), stats=None, **of):
     """Four steps, exported to `folder`; the trainer, and its rows."""
     config = tiny_config({**TOGETHER, **changes, "train.levels": tuple(levels)})
-    data = training_data(config)
+    data = training_data(config, **of)
     data = data if stats is None else replace(data, stats=stats)
     torch.manual_seed(0)
     model = data.make_model()
@@ -106,6 +107,25 @@ def test_what_does_not_fit_is_refused(levels, changes, stats, words, tmp_path):
         join({**levels, "refiner": tmp_path / "other"}, tmp_path / "joined")
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "joined").exists()
+
+
+OTHERS = ("close the drawer", "push the block")
+
+
+def test_levels_learn_from_data_of_other_instructions(levels, tmp_path):
+    trained(tmp_path / "other", {}, ["refiner"], instructions=OTHERS)
+    told = join({**levels, "refiner": tmp_path / "other"}, tmp_path / "joined")
+    everything = {"press the button", "open the drawer", *OTHERS}
+    assert set(told.instructions) == set(told.shape.subgoals) == everything
+    checkpoint.load(tmp_path / "joined")
+
+
+def test_levels_that_speak_of_sub_goals_mean_the_same_by_them(tmp_path):
+    trained(tmp_path / "one", FORMS["hierarchy"], ["strategic", "motor"], instructions=OTHERS)
+    trained(tmp_path / "other", FORMS["hierarchy"], ["tactical"])
+    given = {"strategic": tmp_path / "one", "tactical": tmp_path / "other", "motor": tmp_path / "one"}
+    with pytest.raises(ValueError, match=r"they differ in shape .*close the drawer.*press the button"):
+        join(given, tmp_path / "mixed")
 
 
 def test_other_tokenisers_are_refused(levels, tmp_path):
@@ -235,9 +255,26 @@ def test_the_job_registers_what_it_joins_and_says_where_it_comes_from(levels, tm
     assert tracker.registered == [checkpoint.load(tmp_path / "whole" / "checkpoint").manifest.digest]
     for level, folder in levels.items():
         assert tracker.tags[f"joined.{level}"].startswith(f"{folder} (step 4, digest {checkpoint.digest(folder)[:12]}")
+    written = (tmp_path / "whole" / "checkpoint" / "manifest.json").stat().st_mtime_ns
+    assert run_job(monkeypatch, tmp_path, "--name=whole", "--levels", *given).registered == tracker.registered, (
+        "what is missing"
+    )
+    assert (tmp_path / "whole" / "checkpoint" / "manifest.json").stat().st_mtime_ns == written
+
+
+def test_what_is_joined_takes_no_other_checkpoints_place(levels, tmp_path, monkeypatch, capsys):
+    own = tmp_path / "run"
+    checkpoint.export(levels["planner"], own / "checkpoint")
+    given = [f"planner={own / 'checkpoint'}", f"refiner={levels['refiner']}"]
+    for options, words in ([], "has another checkpoint already"), (["--fresh"], "planner=.* lies in what --fresh puts aside"):
+        with pytest.raises(SystemExit):
+            run_job(monkeypatch, tmp_path, "--name=run", "--levels", *given, *options)
+        assert re.search(words, capsys.readouterr().err)
+    (own / "stages.json").write_text('{"train": {"done": true, "wall_s": 1.0}}')
     with pytest.raises(SystemExit):
-        run_job(monkeypatch, tmp_path, "--name=whole", "--levels", *given)
-    assert "whole has a checkpoint already; give another --name, or --fresh" in capsys.readouterr().err
+        run_job(monkeypatch, tmp_path, "--name=run", "--fresh", "--levels", *given)
+    assert "is the run of a training; give another --name" in capsys.readouterr().err
+    assert checkpoint.read_manifest(own / "checkpoint").digest == checkpoint.read_manifest(levels["planner"]).digest
 
 
 @pytest.mark.parametrize("given", [[], ["planner"], ["planner=a", "planner=b"], ["=a"]])

@@ -19,6 +19,7 @@ from libra_ray.training.loss_balance import (
     make_balance,
 )
 from tests.model.builders import make_batch, tiny_config, tiny_model
+from tests.training.builders import training_data
 
 CPU = torch.device("cpu")
 SHARED = {"refiner.vision": "shared"}
@@ -218,4 +219,29 @@ def test_a_balance_of_nothing_is_refused(changes, message):
 @pytest.mark.parametrize("balance", ["gradient", "uncertainty"])
 def test_one_loss_cannot_be_balanced(balance):
     with pytest.raises(ValueError, match=r"nothing to balance: model\.system=monolithic has one loss"):
-        tiny_model({"train.balance": balance, "model.system": "monolithic"})
+        training_data(tiny_config({"train.balance": balance, "model.system": "monolithic"})).make_model()
+    with pytest.raises(ValueError, match=r"nothing to balance: train\.levels=planner has one loss"):
+        training_data(tiny_config({"train.balance": balance, "train.levels": "planner"})).make_model()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"train.lambda_plan": 0, "train.lambda_diff": 0},
+            r"model\.system=libra would learn nothing: the weight of plan, diff is 0",
+        ),
+        (
+            {"train.lambda_plan": 0, "train.levels": "planner"},
+            r"train\.levels=planner would learn nothing: the weight of plan is 0",
+        ),
+        (
+            {"refiner.train_encoder": "frozen", "refiner.train_transformer": "frozen", "train.levels": "refiner"},
+            r"train\.levels=refiner would learn nothing: every weight that its losses reach is frozen",
+        ),
+    ],
+)
+def test_a_training_that_would_teach_nothing_is_refused(changes, words):
+    with pytest.raises(ValueError, match=words):
+        training_data(tiny_config(changes)).make_model()
+    training_data(tiny_config({"train.lambda_plan": 0})).make_model()

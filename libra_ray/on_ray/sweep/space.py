@@ -3,7 +3,8 @@
 import importlib.util
 import itertools
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -116,7 +117,8 @@ def load_space(name: str, config: Config, shipped: Path) -> Space:
     Raises:
         ValueError: there is no such space, or it names a setting or value that does not exist.
     """
-    module = _module(_file(name, shipped))
+    path = _file(name, shipped)
+    module = _module(path)
     given = getattr(module, "SPACE", None)
     if not isinstance(given, dict) or not given:
         raise ValueError(f"{name} must define SPACE, a dictionary of dotted names to ray.tune distributions")
@@ -129,7 +131,8 @@ def load_space(name: str, config: Config, shipped: Path) -> Space:
     if space.search not in get_args(Search):
         raise ValueError(f"{name}: SEARCH={space.search!r} is not one of {', '.join(get_args(Search))}")
     if refuses := getattr(module, "check", None):
-        refuses(config)
+        with _read(path):
+            refuses(config)
     _check(space, config)
     return space
 
@@ -148,11 +151,20 @@ def _module(path: Path) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    try:
+    with _read(path):
         spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def _read(path: Path) -> Iterator[None]:
+    """Tell what a space's own code raises as the user's mistake that it is; what it refuses on purpose in its own words."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     except Exception as error:
         raise ValueError(f"the space in {path} cannot be read: {type(error).__name__}: {error}") from error
-    return module
 
 
 def _domain(name: str, value: Any) -> Domain:
