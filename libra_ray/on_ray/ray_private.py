@@ -127,6 +127,12 @@ def end_watchers() -> None:
         end(check_alive=False)
 
 
+def running_replicas(handle: "DeploymentHandle[Any]") -> int:
+    """Replicas that a handle's router knows: Serve's controller tells it of every change, so that nobody need ask."""
+    router = handle._init_router()._asyncio_router.request_router  # noqa: SLF001
+    return len(router.curr_replicas) if router is not None else 0
+
+
 def deploy(declared: "ServeDeploySchema", app_name: str) -> None:
     """What `serve deploy` does, from inside the cluster; returns when the application runs.
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import ray
@@ -47,10 +47,17 @@ class RayEngine:
         made.set_default_tags({"deployment": deployment})
         return made
 
-    def applications(self) -> Mapping[str, Any]:
-        """The present state of every application."""
-        found: Mapping[str, Any] = ray_private.serve_details()["applications"]
-        return found
+    @staticmethod
+    def running(handle: Any) -> int:
+        """Replicas of a handle's deployment."""
+        return ray_private.running_replicas(handle)
+
+    @staticmethod
+    def settled(handles: Iterable[Any]) -> bool:
+        """Whether all replicas of those deployments are as they were last asked to be."""
+        applications = ray_private.serve_details()["applications"]
+        found = [applications.get(of.app_name, {}).get("deployments", {}).get(of.deployment_name, {}) for of in handles]
+        return all(deployment.get("status") == "HEALTHY" for deployment in found)
 
     async def report(self, snapshot: FleetSnapshot) -> None:
         """Send this gateway's snapshot to the aggregator."""
