@@ -24,11 +24,15 @@ class RayEngine:
     """Ray for the gateway of that name; see `libra_ray.serving.engine.Engine`.
 
     All gateways share one aggregator. One that died is started anew; no gateway depends on it.
+
+    Args:
+        alone: there will be no other gateway, so that this one adds up by itself, without a process for it.
     """
 
-    def __init__(self, gateway: str) -> None:
+    def __init__(self, gateway: str, *, alone: bool = False) -> None:
         self.gateway, self.log = gateway, logging.getLogger("ray.serve")
         self._latest = FleetSnapshot(time=time.time(), gateways=0)
+        self._own = FleetAggregator() if alone else None
         self._aggregator: Any = None
 
     @staticmethod
@@ -70,6 +74,8 @@ class RayEngine:
         return fleet if fleet is not None else {**self._latest.to_json(), "history": []}
 
     async def _ask(self, method: str, *arguments: Any) -> Any:
+        if self._own is not None:
+            return getattr(self._own, method)(*arguments)
         try:
             if self._aggregator is None:
                 # It costs no CPU, dies with the gateway that started it, and is then started by another.
