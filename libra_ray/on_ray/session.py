@@ -16,13 +16,25 @@ _OWN: dict[str, Any] = {"include_dashboard": False, **_QUIET}
 
 
 START_TRIES = 3
+SELDOM_IN_CORE = (
+    "RAY_raylet_report_resources_period_milliseconds",
+    "RAY_raylet_check_gc_period_milliseconds",
+    "RAY_object_manager_timer_freq_ms",
+    "RAY_local_fs_monitor_interval_ms",
+    "RAY_kill_idle_workers_interval_ms",
+    "RAY_memory_monitor_refresh_ms",
+)
+"""Ray's own timers of 100 to 250 ms; each of them is also a field of `ray_config_def.h`."""
 SELDOM = {
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.3",
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
-    "RAY_raylet_report_resources_period_milliseconds": "1000",
-    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
+    **dict.fromkeys(SELDOM_IN_CORE, "1000"),
+    "RAY_task_events_report_interval_ms": "0",
+    "RAY_ray_events_report_interval_ms": "0",
+    "REPORTER_UPDATE_INTERVAL_MS": "30000",
 }
-"""What Ray does ten times a second in each of its processes: on one machine that takes processors from the robots it serves."""
+"""What Ray does up to ten times a second in each of its processes: on one machine that takes processors from the robots it
+serves. Tasks' events are for the dashboard alone, which such a cluster has not."""
 
 
 @contextmanager
@@ -112,6 +124,7 @@ def connect_serve_run(**options: Any) -> None:
         for name, value in SELDOM.items():
             os.environ.setdefault(name, value)
         start_local(shared=True, **_OWN, **options)
+        ray_private.end_watchers()
 
 
 def _join(address: str, **options: Any) -> None:

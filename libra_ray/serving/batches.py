@@ -4,12 +4,8 @@ Every row carries a number, and the gateway compares those of the answers: rows 
 robot's actions.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from libra_ray.types import ActionChunk, Intent, Observation
 
@@ -42,48 +38,6 @@ class InferenceBatch:
     weights: str
     urgent: bool = False
     late_share: float = 0.0
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """It is pickled by columns: an array by itself takes as long as all else of its row."""
-        seen = [row.observation for row in self.requests]
-        above = [row.above for row in self.requests if row.above is not None]
-        assert len(above) in (0, len(seen)), "requests to different levels in one batch"
-        return _batch_of, (
-            (self.weights, self.urgent, self.late_share),
-            [row.number for row in self.requests],
-            [(o.instruction, o.step, o.past, o.committed) for o in seen],
-            {name: np.stack([o.images[name] for o in seen]) for name in seen[0].images},
-            np.stack([o.state for o in seen]),
-            [(intent.level, intent.first_step, intent.covers) for intent in above],
-            {name: np.stack([intent.values[name] for intent in above]) for name in above[0].values} if above else {},
-        )
-
-
-def _batch_of(
-    call: tuple[str, bool, float],
-    numbers: Sequence[int],
-    seen: Sequence[tuple[str, int, Any, Any]],
-    images: Mapping[str, NDArray[np.uint8]],
-    states: NDArray[np.float32],
-    above: Sequence[tuple[str, int, int]],
-    values: Mapping[str, NDArray[Any]],
-) -> InferenceBatch:
-    """What was pickled, but of the intents what no level reads."""
-    intents: list[Intent | None] = [
-        Intent(level=level, values={name: of[row] for name, of in values.items()}, first_step=first, covers=covers)
-        for row, (level, first, covers) in enumerate(above)
-    ]
-    observations = [
-        Observation(
-            images={name: of[row] for name, of in images.items()},
-            state=states[row], instruction=instruction, step=step, past=past, committed=committed,
-        )
-        for row, (instruction, step, past, committed) in enumerate(seen)
-    ]  # fmt: skip
-    rows = zip(numbers, observations, intents or [None] * len(numbers), strict=True)
-    weights, urgent, late_share = call
-    requests = [InferenceRequest(number=n, observation=o, above=intent) for n, o, intent in rows]
-    return InferenceBatch(requests=requests, weights=weights, urgent=urgent, late_share=late_share)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """What a gateway needs of the engine that runs it, handed in: the gateway itself knows none."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 from libra_ray.serving.fleet_snapshot import FleetSnapshot
@@ -23,8 +23,11 @@ class Engine(Protocol):
     def register(self, metric: Metric, deployment: str) -> Any:
         """Announce a metric for a deployment; returns what records it: `observe`, `inc` or `set`, by its kind."""
 
-    def applications(self) -> Mapping[str, Any]:
-        """The present state of every application, by name, in the form of Serve's REST API; may block."""
+    def running(self, handle: Any) -> int:
+        """Replicas of a deployment that run now; asked before every call."""
+
+    def settled(self, handles: Iterable[Any]) -> bool:
+        """Whether all replicas of those deployments are as they were last asked to be; may block."""
 
     async def report(self, snapshot: FleetSnapshot) -> None:
         """Take this gateway's snapshot, for the live page of the whole fleet; called once a second."""

@@ -26,7 +26,7 @@ from libra_ray.serving.weight_switch import WeightSwitch
 from libra_ray.types import Intent, Json, Level, Observation
 
 HEARTBEAT_S = 1.0
-"""Between two snapshots for the aggregator, and two looks at the levels' replicas."""
+"""Between two snapshots for the aggregator."""
 
 
 class NotReadyError(RuntimeError):
@@ -69,7 +69,7 @@ class GatewayCore:
         self._batcher = Batcher(
             partial(self._infer, self._last),
             max_batch=settings.levels[self._last].max_batch,
-            in_flight=lambda: self.weight_switch.running[self._last],
+            in_flight=lambda: self._running(self._last),
             expected_peers=lambda: len(self.connections),
             window_s=None if settings.window_ms < 0 else settings.window_ms / 1000,
             deadline_s=lambda: self.deadline_s,
@@ -232,6 +232,10 @@ class GatewayCore:
         self.telemetry.call(level, seconds=self._clock() - began, batch_size=len(requests), queued=queued)
         return result
 
+    def _running(self, level: str) -> int:
+        """Replicas of a level; at least 1, so that somebody is asked even while Serve starts a new one."""
+        return max(1, self.engine.running(self._handles[level]))
+
     def _failed(self, level: str) -> None:
         self.telemetry.refused(f"{level} call failed")
 
@@ -261,7 +265,7 @@ class GatewayCore:
             partial(self._infer, level.name),
             weights=lambda: self.weight_switch.weights,
             max_batch=self.settings.levels[level.name].max_batch,
-            in_flight=lambda: self.weight_switch.running[level.name],
+            in_flight=lambda: self._running(level.name),
             failed=self._failed,
             ready=self.telemetry.intent,
             expected_peers=lambda: len(self.connections),
@@ -273,9 +277,8 @@ class GatewayCore:
         return self.telemetry.snapshot(self.robots.rows(), self.weight_switch.margins(self.telemetry.latencies()))
 
     async def heartbeat(self) -> None:
-        """Once a second until the gateway ends: report, tidy, count the levels' replicas."""
+        """Once a second until the gateway ends: report and tidy."""
         while True:
             await asyncio.sleep(HEARTBEAT_S)
             self.robots.tidy()
             await self.engine.report(self.snapshot())
-            await self.weight_switch.refresh()

@@ -1,4 +1,4 @@
-"""What a gateway knows of its levels' replicas: which weights they hold, what those say to robots, how many of them run."""
+"""What a gateway knows of its levels' replicas: which weights they hold, and what those say to robots."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -31,8 +31,6 @@ class WeightSwitch:
         space_changed: called where weights take or give something else than those before, the first ones too.
 
     Attributes:
-        running: replicas by level; at least 1, so that somebody is asked even while Serve starts a new one.
-        settled: whether all replicas are as they were last asked to be.
         weights: in use; empty before the first are loaded.
         handshake: what robots are told; None before.
         lengthened_by: by level the setting that lengthens its answers; `latencies`: each level's with one robot, in warming up.
@@ -43,7 +41,6 @@ class WeightSwitch:
         self, settings: ServingSettings, handles: Mapping[str, Any], engine: Engine, space_changed: Callable[[], None]
     ) -> None:
         self._settings, self._handles, self._engine, self._space_changed = settings, handles, engine, space_changed
-        self.running, self.settled = {name: settings.levels[name].replicas for name in handles}, False
         self.handshake: Handshake | None = None
         self.lengthened_by: Mapping[str, tuple[str, int]] = {}
         self.latencies: dict[str, Latency] = {}
@@ -57,18 +54,6 @@ class WeightSwitch:
         self._wanted = weights_key(user_config)
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._switch_when_loaded())
-
-    async def refresh(self) -> None:
-        """Ask Serve how many replicas run, and whether they are settled."""
-        applications = await asyncio.to_thread(self._engine.applications)
-        found = {
-            level: applications.get(handle.app_name, {}).get("deployments", {}).get(handle.deployment_name)
-            for level, handle in self._handles.items()
-        }
-        for level, deployment in found.items():
-            if deployment is not None:
-                self.running[level] = max(1, sum(replica["state"] == "RUNNING" for replica in deployment["replicas"]))
-        self.settled = all(deployment is not None and deployment["status"] == "HEALTHY" for deployment in found.values())
 
     def margins(self, served: Mapping[str, Latency]) -> dict[str, Margin]:
         """How well each level keeps up, by what was `served` of late; one that served too little by its latency with one robot.
@@ -103,10 +88,7 @@ class WeightSwitch:
 
     async def _everywhere(self) -> bool:
         """Whether no replica still loads; the first weights are used as soon as one replica of each level holds them."""
-        if self.handshake is None:
-            return True
-        await self.refresh()
-        return self.settled
+        return self.handshake is None or await asyncio.to_thread(self._engine.settled, [*self._handles.values()])
 
     def _switch(self, weights: str, by_level: list[Json]) -> None:
         settings, described = self._settings, {**by_level[0]}

@@ -8,13 +8,14 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import ray
 from ray.serve._private import constants, handle_options
 from ray.serve._private.client import ServeControllerClient
 from ray.serve.deployment import Deployment
 from ray.serve.handle import DeploymentHandle
 
 import libra_ray
-from libra_ray.on_ray import ray_private
+from libra_ray.on_ray import ray_private, session
 from libra_ray.on_ray.serving.app import ENVIRONMENT
 
 ROOT = Path(libra_ray.__file__).parents[1]
@@ -65,9 +66,12 @@ def test_every_import_is_there(module, name):
 def test_what_is_called_and_set_is_there():
     from ray._private import ray_constants
     from ray._private.authentication.authentication_token_setup import AuthenticationTokenLoader, Config
+    from ray._private.node import Node
 
     for method in ("get_serve_details", "deploy_apps", "_wait_for_application_running"):
         assert inspect.isfunction(getattr(ServeControllerClient, method))
+    for method in ("kill_log_monitor", "kill_dashboard", "kill_monitor"):
+        assert "check_alive" in inspect.signature(getattr(Node, method)).parameters
     assert {"has_token", "get_raw_token", "reset_cache", "instance"} <= set(dir(AuthenticationTokenLoader))
     assert hasattr(Config, "initialize")
     assert isinstance(ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV, bool)
@@ -97,3 +101,10 @@ def test_the_options_of_direct_calls_are_there():
 def test_what_serve_is_told_by_the_environment_it_listens_to():
     """A variable that it does not know would be passed over in silence."""
     assert [name for name in ENVIRONMENT if not hasattr(constants, name)] == []
+
+
+def test_a_cluster_of_ones_own_listens_to_what_it_is_told():
+    package = Path(ray.__file__).parent
+    read = ("serve/_private/constants.py", "dashboard/modules/reporter/reporter_consts.py", "core/src/ray/raylet/raylet")
+    known = b"".join((package / path).read_bytes() for path in read)
+    assert [name for name in [*session.SELDOM, "RAY_no_such_timer"] if name.encode() not in known] == ["RAY_no_such_timer"]

@@ -15,7 +15,7 @@ import ray
 from ray._private.authentication.authentication_token_setup import AuthenticationTokenLoader, Config
 from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
-from libra_ray.on_ray import cluster, machine, session
+from libra_ray.on_ray import cluster, machine, ray_private, session
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "0123456789abcdef" * 4
@@ -143,9 +143,10 @@ def test_serve_run_joins_no_cluster_that_merely_was_started_last(monkeypatch, tm
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     asked = []
     monkeypatch.setattr(ray, "init", lambda **options: asked.append(options["address"]))
+    monkeypatch.setattr(ray_private, "end_watchers", lambda: asked.append("unwatched"))
     session.prepare_serve_run(None)
     session.connect_serve_run()
-    assert asked == ["local"], "Ray starts its own"
+    assert asked == ["local", "unwatched"], "Ray starts its own"
 
 
 def test_a_long_tmpdir_gives_way_to_tmp_aloud(monkeypatch, tmp_path, capsys):

@@ -20,8 +20,11 @@ class StubEngine:
     def register(self, metric, deployment):
         return SimpleNamespace(observe=lambda *_, **__: None, inc=lambda *_, **__: None, set=lambda *_, **__: None)
 
-    def applications(self):
-        return {}
+    def running(self, handle):
+        return handle.target.settings.levels[handle.target.level.name].replicas
+
+    def settled(self, handles):
+        return True
 
     async def report(self, snapshot):
         pass
@@ -58,13 +61,8 @@ class Bench:
         switch.switch_to(user_config)
         for level in self.levels.values():
             await level.reconfigure(user_config)
-        switch.settled = True
-        switch.refresh = self._refreshed
         while not switch.weights.startswith(user_config["checkpoint"]):
             await asyncio.sleep(0.005)
-
-    async def _refreshed(self):
-        pass
 
     async def ask(self, robot, step=0, instruction="go", **extra):
         message = request(observe(robot, step, instruction), robot=f"robot {robot}", **extra)

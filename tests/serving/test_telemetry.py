@@ -1,5 +1,6 @@
 """Telemetry's laws: windows slide, snapshots add up, memory is bounded, and Prometheus sees what was measured."""
 
+import asyncio
 import json
 import pickle
 import random
@@ -316,6 +317,14 @@ def test_the_board_forgets_a_silent_gateway():
     clock.now += 1
     fleet = aggregator.fleet()
     assert (fleet["gateways"], fleet["robots_connected"]) == (1, 1)
+
+
+def test_the_only_gateway_adds_up_by_itself():
+    engine, gateway = RayEngine("a", alone=True), Gateway()
+    gateway.connected("robot-a")
+    asyncio.run(engine.report(gateway.snapshot()))
+    fleet = asyncio.run(engine.fleet())
+    assert (fleet["gateways"], fleet["robots_connected"], len(fleet["history"])) == (1, 1, 1)
 
 
 def test_the_history_is_bounded_and_in_order():

@@ -44,7 +44,8 @@ class GatewayBase:
     """Of calls to the levels."""
 
     async def __init__(self, settings: ServingSettings, *handles: DeploymentHandle[Any]) -> None:  # type: ignore[misc]  # Serve awaits it
-        engine = RayEngine(f"{socket.gethostname()}-{os.getpid()}")
+        alone = max(settings.gateway.replicas, settings.gateway.max_replicas) == 1
+        engine = RayEngine(f"{socket.gethostname()}-{os.getpid()}", alone=alone)
         self._core = GatewayCore(settings, dict(zip(settings.levels, map(self._way, handles), strict=True)), engine)
         self._web = Web(self._core)
         self._listener: Listener | None = None

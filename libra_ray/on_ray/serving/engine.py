@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import ray
@@ -24,11 +24,15 @@ class RayEngine:
     """Ray for the gateway of that name; see `libra_ray.serving.engine.Engine`.
 
     All gateways share one aggregator. One that died is started anew; no gateway depends on it.
+
+    Args:
+        alone: there will be no other gateway, so that this one adds up by itself, without a process for it.
     """
 
-    def __init__(self, gateway: str) -> None:
+    def __init__(self, gateway: str, *, alone: bool = False) -> None:
         self.gateway, self.log = gateway, logging.getLogger("ray.serve")
         self._latest = FleetSnapshot(time=time.time(), gateways=0)
+        self._own = FleetAggregator() if alone else None
         self._aggregator: Any = None
 
     @staticmethod
@@ -47,10 +51,17 @@ class RayEngine:
         made.set_default_tags({"deployment": deployment})
         return made
 
-    def applications(self) -> Mapping[str, Any]:
-        """The present state of every application."""
-        found: Mapping[str, Any] = ray_private.serve_details()["applications"]
-        return found
+    @staticmethod
+    def running(handle: Any) -> int:
+        """Replicas of a handle's deployment."""
+        return ray_private.running_replicas(handle)
+
+    @staticmethod
+    def settled(handles: Iterable[Any]) -> bool:
+        """Whether all replicas of those deployments are as they were last asked to be."""
+        applications = ray_private.serve_details()["applications"]
+        found = [applications.get(of.app_name, {}).get("deployments", {}).get(of.deployment_name, {}) for of in handles]
+        return all(deployment.get("status") == "HEALTHY" for deployment in found)
 
     async def report(self, snapshot: FleetSnapshot) -> None:
         """Send this gateway's snapshot to the aggregator."""
@@ -63,6 +74,8 @@ class RayEngine:
         return fleet if fleet is not None else {**self._latest.to_json(), "history": []}
 
     async def _ask(self, method: str, *arguments: Any) -> Any:
+        if self._own is not None:
+            return getattr(self._own, method)(*arguments)
         try:
             if self._aggregator is None:
                 # It costs no CPU, dies with the gateway that started it, and is then started by another.

@@ -47,6 +47,9 @@ def started(settings: ServingSettings, options: Mapping[str, Any]) -> Applicatio
         settings = asked.result()
     check_size(settings)
     application = build(settings)
+    if settings.port and session.is_private():
+        # Robots come to that port, and nobody but this process's user to this cluster: a proxy would only cost CPU.
+        serve.start(proxy_location="Disabled")
     run(application, name=options["name"], route_prefix=options["route_prefix"])
     return application
 

@@ -98,6 +98,21 @@ def stub(deployed):
     return deployed[1]
 
 
+def test_a_handle_knows_how_many_replicas_run(stub):
+    from ray import serve
+
+    from libra_ray.on_ray import ray_private
+    from libra_ray.on_ray.serving.engine import RayEngine
+
+    wanted = {"Planner": 1, "Refiner": 2}
+    handles = {name: serve.get_deployment_handle(name, "stub") for name in wanted}
+    end = time.monotonic() + PATIENCE_S
+    while (found := {name: ray_private.running_replicas(of) for name, of in handles.items()}) != wanted:
+        assert time.monotonic() < end, found
+        time.sleep(0.05)
+    assert RayEngine.settled(handles.values())
+
+
 @pytest.fixture(scope="module")
 def policy(deployed):
     from libra_ray.policy import load_policy
