@@ -21,9 +21,9 @@ EXECUTED_KEY = "executed"
 REWARD_KEY = "next.reward"
 SUCCESS_KEY = "next.success"
 ENTRY = "libra_ray"
+"""The entry of a feature that holds all but the names."""
 DECLARED = ("ranges", "gripper", "delta", "rotation")
 """What may stand in it."""
-"""The entry of a feature that holds all but the names."""
 
 
 def features_of(
