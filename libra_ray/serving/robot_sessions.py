@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from libra_ray.control.robot import RobotControl
 from libra_ray.serving.fleet_snapshot import WINDOW_S, RobotRow
+from libra_ray.serving.requests import BadRequestError
 from libra_ray.types import Intent, Observation
 
 FORGET_S = 120.0
@@ -41,6 +42,7 @@ class RobotSession:
         next_step: the step of its next observation where it sends none.
         answered: set whenever a level above the last has answered or failed.
         owner: the connection that it came by last, while that stands.
+        displaced: standing connections that its name was taken from by a newer one.
         since: when its connection was opened, or where it has none, when it first asked.
         connectionless: whether it never had one.
         busy: whether a request of it is under way.
@@ -57,10 +59,26 @@ class RobotSession:
     next_step: int = 0
     answered: asyncio.Event = field(default_factory=asyncio.Event)
     owner: object | None = None
+    displaced: set[object] = field(default_factory=set)
     since: float = 0.0
     connectionless: bool = True
     busy: bool = False
     used_at: float = 0.0
+
+    def come_by(self, owner: object, at_s: float) -> None:
+        """It asks by this connection. The newest one keeps the name, for a robot that comes back need not have been missed yet.
+
+        Raises:
+            BadRequestError: a newer connection has the name: two robots would act under each other's intents.
+        """
+        if owner in self.displaced:
+            text = f"a newer connection goes by the name of robot {self.name!r}; names must be unique in the fleet"
+            raise BadRequestError("displaced", text)
+        if self.owner is None:
+            self.since = at_s
+        elif self.owner is not owner:
+            self.displaced.add(self.owner)
+        self.owner, self.connectionless = owner, False
 
     def begin(self) -> None:
         """A new episode: earlier intents are forgotten, also those under way."""
@@ -91,22 +109,26 @@ class RobotSessions:
         self._robots: dict[str, RobotSession] = {}
 
     def named(self, name: str, owner: object | None = None) -> RobotSession:
-        """The robot of that name, new where there was none; from now on it is that of the connection `owner`, if any."""
+        """The robot of that name, new where there was none; from now on it is that of the connection `owner`, if any.
+
+        Raises:
+            BadRequestError: see `RobotSession.come_by`.
+        """
         robot, now = self._robots.get(name), self._clock()
         if robot is None:
             if len(self._robots) >= self._limit:
                 self._forget_a_quarter()
             row = RobotRow(name=name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…")
             robot = self._robots[name] = RobotSession(name=name, control=self._make_control(), row=row, since=now)
-        robot.used_at = now
         if owner is not None:
-            robot.since = now if robot.owner is None else robot.since
-            robot.owner, robot.connectionless = owner, False
+            robot.come_by(owner, now)
+        robot.used_at = now
         return robot
 
     def left(self, owner: object) -> None:
         """A connection ended."""
         for robot in self._robots.values():
+            robot.displaced.discard(owner)
             if robot.owner is owner:
                 robot.owner, robot.used_at = None, self._clock()
 

@@ -449,6 +449,30 @@ def test_a_name_that_is_taken_is_refused():
     run(work())
 
 
+def test_a_name_belongs_to_the_connection_that_took_it_last():
+    """A robot that comes back before its old connection was missed goes on; of two robots with one name one is told."""
+
+    async def work():
+        bench = await Bench().start()
+        first, second = "a connection", "another"
+
+        async def ask(owner, step):
+            return await bench.core.answer(request(observe(1, step), robot="arm"), "unnamed", owner)
+
+        await ask(first, 0)
+        assert "actions" in await ask(second, HORIZON)
+        with pytest.raises(BadRequestError, match=r"newer connection goes by the name of robot 'arm'; .* unique") as refused:
+            await ask(first, HORIZON)
+        assert refused.value.reason == "displaced"
+        bench.core.robots.left(first)
+        assert "actions" in await ask(second, 2 * HORIZON)
+        assert [row.connected for row in bench.core.robots.rows()] == [True]
+        bench.core.robots.left(second)
+        assert "actions" in await ask(first, 3 * HORIZON)
+
+    run(work())
+
+
 def test_new_weights_take_over_without_a_break():
     """Plans are refined by the weights that made them; new plans are made by the new ones; no robot notices."""
 
