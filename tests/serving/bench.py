@@ -21,7 +21,7 @@ class StubEngine:
         return SimpleNamespace(observe=lambda *_, **__: None, inc=lambda *_, **__: None, set=lambda *_, **__: None)
 
     def running(self, handle):
-        return handle.target.settings.levels[handle.target.level.name].replicas
+        return handle.replicas
 
     def settled(self, handles):
         return True
@@ -45,7 +45,7 @@ class Bench:
         given = {"checkpoint": "first"} | {f"levels.{name}.timeout_s": 0.2 for name in names} | changes
         self.settings = ServingSettings.read(given).with_levels(names)
         self.levels = {name: (kinds or {}).get(name, kind)(self.settings, name) for name in names}
-        handles = {name: LocalHandle(level) for name, level in self.levels.items()}
+        handles = {name: LocalHandle(level, self.settings.levels[name].replicas) for name, level in self.levels.items()}
         self.core = GatewayCore(self.settings, handles, StubEngine(), clock=asyncio.get_running_loop().time)
 
     def __getattr__(self, level):

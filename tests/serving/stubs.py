@@ -142,8 +142,8 @@ class LocalHandle:
 
     app_name, deployment_name = "app", "stub"
 
-    def __init__(self, target):
-        self.target = target
+    def __init__(self, target, replicas=1):
+        self.target, self.replicas = target, replicas
 
     def __getattr__(self, method):
         return _Method(getattr(self.target, method))
