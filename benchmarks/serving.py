@@ -31,7 +31,7 @@ from libra_ray.common.gc_freeze import freeze_startup_objects
 from libra_ray.common.progress import ProgressBar
 from libra_ray.types import Json
 
-ROBOTS = (1, 4, 16, 64, 96, 112, 128, 144)
+ROBOTS = (1, 4, 16, 64, 96, 112, 128, 144, 168, 192)
 COMPARISON = "serving.json"
 """What the README shows of."""
 RULES = {"libra_fifo": "fifo", "libra_ray": "overlap"}
