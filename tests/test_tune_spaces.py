@@ -110,7 +110,7 @@ def test_what_a_space_refuses_or_breaks_at_ends_a_job_in_one_line(error, file, t
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("granularty", "anchor_refine, balance, coarse_to_fine, encoder, experts, granularity, joint"),
+        ("granularty", "anchor_refine, balance, coarse_to_fine, encoder, experts, granularity, hierarchy, joint"),
         ("nowhere/mine.py", "no such file"),
     ],
 )

@@ -39,6 +39,10 @@ ABOVE_ZERO = (
 SEEDS = ("record.seed", "evaluate.seed", "train.seed", "delay.seed")
 LARGEST_SEED = 2**62
 """Data sets and networks keep and take seeds of 64 bits, and some are counted on from the first."""
+LARGEST = 10**9
+"""Of every other whole number: nobody means more, and what counts or allocates by it would end somewhere else, later."""
+LONGEST_PLAN = 2000
+"""Steps of a plan; at 80 Hz 25 s."""
 SHARES = (
     "data.holdout_share", "record.noise_share", "refiner.condition_dropout", "train.tau", "train.ema_decay",
     "train.balance_memory", "train.lr_final_share", "delay.lost_share", "delay.reordered_share", "anchor_refine.anchor_share",
@@ -105,9 +109,10 @@ def _refuse_ranges(settings: Settings) -> None:
     for name, least in LEAST.items():
         if settings[name] < least:
             raise ValueError(f"{name}={settings[name]} is too small; it must be at least {least}")
-    for name in SEEDS:
-        if settings[name] > LARGEST_SEED:
-            raise ValueError(f"{name}={settings[name]} is too large; it must be at most {LARGEST_SEED}")
+    for name in LEAST:
+        largest = LARGEST_SEED if name in SEEDS else LARGEST
+        if settings[name] > largest:
+            raise ValueError(f"{name}={settings[name]} is too large; it must be at most {largest}")
     for name in ABOVE_ZERO:
         if settings[name] <= 0:
             raise ValueError(f"{name}={settings[name]} would teach nothing; it must be above 0")
@@ -124,6 +129,11 @@ def _refuse_misfits(settings: Settings) -> None:
     executed, horizon, tasks = settings["control.execute_steps"], settings["action.horizon"], settings["sim.tasks"]
     if executed > horizon:
         raise ValueError(f"control.execute_steps={executed} exceeds action.horizon={horizon}")
+    if (steps := horizon * settings["action.chunks"]) > LONGEST_PLAN:
+        raise ValueError(
+            f"action.horizon={horizon} times action.chunks={settings['action.chunks']} are plans of {steps} steps; "
+            f"give at most {LONGEST_PLAN}"
+        )
     for name in ("control.committed_steps", "refiner.max_committed_steps"):
         if 2 * settings[name] > horizon:
             raise ValueError(

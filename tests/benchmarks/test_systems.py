@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from benchmarks import systems, systems_page
+from benchmarks import systems, systems_pace, systems_page
 from benchmarks.systems_pace import ROUNDS, least_in_turn
 from benchmarks.systems_page import NOTHING, against_best, publish
 from benchmarks.systems_tables import (
@@ -212,6 +212,7 @@ def study(ray_cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(systems_page, "RESAMPLES", 10)
     monkeypatch.setattr(stopwatch, "CALLS", 2)
     monkeypatch.setattr(stopwatch, "FEWEST_CALLS", 1)
+    monkeypatch.setattr(systems_pace, "ROUNDS", 1)
 
     def run(*words):
         short = f"sim.max_steps={SHORT[words[0]]}"

@@ -269,7 +269,7 @@ def test_rungs_are_steps_of_the_log(steps):
         (["granularity", "--scheduler=hyperband"], "asha, fifo"),
         (["granularity", "--resume"], "no sweep to continue"),
         (["granularity", "--trials=-1"], "--trials -1 is too small"),
-        (["granularty"], "anchor_refine, balance, coarse_to_fine, encoder, experts, granularity, joint"),
+        (["granularty"], "anchor_refine, balance, coarse_to_fine, encoder, experts, granularity, hierarchy, joint"),
         (["balance", "--search=grid"], "train.lambda_plan"),
         (["granularity", "--sim.tasks=reach"], "reach-v3"),
         (["granularity", "--trails=3"], "did you mean --trials"),
