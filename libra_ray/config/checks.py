@@ -39,7 +39,7 @@ ABOVE_ZERO = (
 SEEDS = ("record.seed", "evaluate.seed", "train.seed", "delay.seed")
 LARGEST_SEED = 2**62
 """Data sets and networks keep and take seeds of 64 bits, and some are counted on from the first."""
-LARGEST = 10**9
+LARGEST = 2**31 - 1
 """Of every other whole number: nobody means more, and what counts or allocates by it would end somewhere else, later."""
 LONGEST_PLAN = 2000
 """Steps of a plan; at 80 Hz 25 s."""

@@ -83,7 +83,7 @@ def test_overrides_of_different_names_commute_and_touch_nothing_else(steps, widt
         *[({name: value}, f"{name}.*above 0") for name in ("train.lr", "train.grad_clip") for value in (0, -1)],
         *[({name: -1}, f"{name}.*at least 0") for name in ("train.weight_decay", "train.lambda_plan", "refiner.sample_noise")],
         *[({name: 2**64}, f"{name}.*at most") for name in ("record.seed", "evaluate.seed", "train.seed", "delay.seed")],
-        *[({name: 10**11}, f"{name}.*at most 1000000000") for name in ("train.steps", "train.batch_size", "evaluate.robots")],
+        *[({name: 10**11}, f"{name}.*at most 2147483647") for name in ("train.steps", "train.batch_size", "evaluate.robots")],
         ({"action.horizon": 100_000}, "action.horizon=100000 times action.chunks=.*at most 2000"),
         ({"sim.tasks": 5}, "sim.tasks=5.*list"),
         ({"sim.tasks": None}, "sim.tasks=None.*list"),
