@@ -28,7 +28,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from libra_ray import config as configuration
-from libra_ray import shards
 from libra_ray.common.disk import room_for
 from libra_ray.config import Config, override
 from libra_ray.data.fingerprint import Fingerprint
@@ -177,6 +176,9 @@ def load_trainer_state(folder: Path | str) -> dict[str, Any]:
     Raises:
         ValueError: the checkpoint has none, or not all of it.
     """
+    # Training's alone: its libraries take longer to load than all that runs a policy.
+    from libra_ray import shards
+
     path = Path(folder) / TRAINER_FOLDER
     if not (path / shards.STATE_NAME).is_file():
         raise ValueError(f"checkpoint {folder} has no trainer state to resume from; give one that training itself wrote")
@@ -200,6 +202,8 @@ def export(source: Path, target: Path) -> Manifest:
         ValueError: `source` is none, or not all of one.
         NoRoomError: the disk of `target` has no room for it.
     """
+    from libra_ray import shards  # see load_trainer_state
+
     staging = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     try:
         shutil.copytree(source, staging, ignore=shutil.ignore_patterns(TRAINER_FOLDER))
