@@ -188,7 +188,8 @@ class Course:
         )
         for name, seconds in found.items():
             print_status(f"systems: {name} takes {seconds:.4f} s a step")
-        write_text(self.root / PACES, dump(known | found))
+        if found:
+            write_text(self.root / PACES, dump(known | found))
         return known | found
 
     def _step_seconds(self, config: Config) -> float:

@@ -142,19 +142,17 @@ def open_dataset(
     declared = declaration_of(root, features.table, data)
     names = [*dims, *INDICES, *(key for key in (SEED_KEY, REWARD_KEY, "timestamp") if key in features.table)]
     table = read_table(root / "data", layout.data, [features.in_files(name) for name in names])
-    index, episode_index, frame_index, task_index = (
-        whole_numbers(table[features.in_files(name)], name, table.place) for name in INDICES
-    )
+    columns = {name: table[features.in_files(name)] for name in names}
+    index, episode_index, frame_index, task_index = (whole_numbers(columns[name], name, table.place) for name in INDICES)
     order = frame_order(root, table, index)
 
     def frame(row: int) -> str:
         return f"in episode {episode_index[row]}, frame {frame_index[row]}"
 
-    vector = {key: vectors(table[features.in_files(key)], key, dims[key], frame)[order] for key in dims}
-    if "timestamp" in names:
-        numbers(table[features.in_files("timestamp")], "timestamp", frame)
-    seeds = _seeds(table[features.in_files(SEED_KEY)] if SEED_KEY in names else None, len(table))[order]
-    reward = rewards_of(table[features.in_files(REWARD_KEY)] if REWARD_KEY in names else None)
+    vector = {key: vectors(columns[key], key, dims[key], frame)[order] for key in dims}
+    if "timestamp" in columns:
+        numbers(columns["timestamp"], "timestamp", frame)
+    reward = rewards_of(columns.get(REWARD_KEY))
     episode_index, frame_index, task_index = episode_index[order], frame_index[order], task_index[order]
     starts = _episode_starts(root, info, layout, episode_index, frame_index)
     for key, values in vector.items():
@@ -174,7 +172,7 @@ def open_dataset(
         lengths=np.diff(np.append(starts, len(episode_index))),
         instructions=instructions,
         task_index=task_index,
-        seeds=seeds[starts],
+        seeds=_seeds(columns.get(SEED_KEY), len(table))[order][starts],
         layout=layout,
         index_column=features.in_files("index"),
         notes=(*features.notes, *cameras.notes, *_notes(layout, table)),
