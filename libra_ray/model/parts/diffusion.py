@@ -50,7 +50,7 @@ class Objective(Protocol):
         """The regression target that an estimate of the data means at `x`; `t` below 1."""
 
     def data_weight(self, t: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
-        """What a squared error of the data is worth as one of the target, bounded where hardly any noise is left."""
+        """What a squared error of the data is worth as one of the target, bounded where hardly any noise is left; at least 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,9 +157,12 @@ class DDPM:
         return (x - a.sqrt() * data) / (1 - a).sqrt()
 
     def data_weight(self, t: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
-        """The ratio of signal to noise, bounded (Hang et al., Min-SNR)."""
+        """The ratio of signal to noise, bounded on both sides (Salimans & Ho, truncated SNR; Hang et al., Min-SNR).
+
+        Near pure noise the ratio is near 0: by it alone nobody would learn where sampling begins.
+        """
         a = self.alpha_bar(t)
-        return a / (1 - a).clamp(min=LEAST_NOISE**2)
+        return (a / (1 - a).clamp(min=LEAST_NOISE**2)).clamp(min=1)
 
 
 def make_objective(name: str, levels: int) -> Objective:
