@@ -141,7 +141,7 @@ def main() -> None:
     parser = command_line("asynchrony", __doc__)
     parser.add_argument("domain", choices=DOMAINS, help="five Meta-World tasks, or three at the table")
     parser.add_argument("--seeds", type=int, default=3, help="training seeds of every policy (default: %(default)s)")
-    parser.add_argument("--episodes", type=int, default=20, help="per task and cell (default: %(default)s)")
+    parser.add_argument("--episodes", type=int, help="per task and cell (default: the domain's)")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="policies (default: all)")
     parser.add_argument("--panels", nargs="+", choices=PANELS, default=list(PANELS), help="pictures (default: all)")
     parser.add_argument("--steps", type=int, help="optimiser steps of every policy (default: the preset's)")
@@ -152,6 +152,7 @@ def main() -> None:
     given = parser.parse_args()
     out = given.out or RESULTS / f"asynchrony_{given.domain}.json"
     domain, root = DOMAINS[given.domain], given.runs / f"asynchrony-{given.domain}"
+    given.episodes = domain.episodes if given.episodes is None else given.episodes
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     try:
         more = settings_given(given)

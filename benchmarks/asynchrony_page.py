@@ -106,15 +106,22 @@ REFERENCE = "dual, overlap"
 
 @dataclass(frozen=True, kw_only=True)
 class Domain:
-    """Tasks and data: changes of a preset."""
+    """Tasks and data: changes of a preset.
+
+    Attributes:
+        episodes: of each task and cell, where the command line says nothing: at least 100 a cell.
+    """
 
     preset: str
+    episodes: int
     changes: Mapping[str, Any] = field(default_factory=dict)
 
 
 DOMAINS = {
-    "metaworld": Domain(preset="quickstart"),
-    "tabletop": Domain(preset="tabletop", changes={"sim.tasks": "touch,push,putdown-5mm", "train.curriculum": "threshold"}),
+    "metaworld": Domain(preset="quickstart", episodes=20),
+    "tabletop": Domain(
+        preset="tabletop", episodes=34, changes={"sim.tasks": "touch,push,putdown-5mm", "train.curriculum": "threshold"}
+    ),
 }
 
 

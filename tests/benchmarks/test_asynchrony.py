@@ -97,3 +97,8 @@ def test_the_first_panel_has_the_three_kinds_of_policy():
     """What the split is for cannot be seen without those that have none."""
     shown = {curve.variant for curve in CURVES if curve.panel == SPLIT}
     assert {"late", "monolithic", "cloning"} <= shown
+
+
+@pytest.mark.parametrize("domain", DOMAINS.values(), ids=DOMAINS)
+def test_a_cell_has_a_hundred_episodes(domain):
+    assert domain.episodes * len(config_of(domain, "late", 0, {}).sim.tasks) >= 100
