@@ -15,7 +15,7 @@ from ray import cloudpickle
 
 from libra_ray import checkpoint
 from libra_ray.common.files import read_jsonl
-from libra_ray.on_ray import stages
+from libra_ray.on_ray import stages, workers
 from libra_ray.on_ray import train as training
 from libra_ray.runs.folder import RunFolder
 from libra_ray.training.data import TrainingData
@@ -241,4 +241,4 @@ def test_one_workers_error_ends_the_others_too(demonstrations, make_run):
 )
 def test_more_than_this_machine_has_is_refused(ray_cluster, changes, words):
     with pytest.raises(ValueError, match=words):
-        training.scaling(debug_config(**changes))
+        workers.scaling(debug_config(**changes))
