@@ -119,7 +119,8 @@ def sockets_folder() -> Path:
 def end_watchers() -> None:
     """End what a cluster of this process's own has for its dashboard, its autoscaler and a driver that prints workers' logs.
 
-    `ray.init` starts them whatever it is told. Together they take as much CPU as all replicas that wait for a robot.
+    `ray.init` starts them whatever it is told, and they import for seconds while the job begins. Together they take as much CPU
+    as all replicas that wait for a robot.
     """
     from ray._private import worker
 
