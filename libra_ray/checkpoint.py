@@ -17,7 +17,6 @@ it: `export` makes one to run of it.
 import hashlib
 import json
 import shutil
-import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from safetensors.torch import load_file, save_file
 
 from libra_ray import config as configuration
 from libra_ray.common.disk import room_for
+from libra_ray.common.folders import written
 from libra_ray.config import Config, override
 from libra_ray.data.fingerprint import Fingerprint
 from libra_ray.data.transforms import NormStats
@@ -85,17 +85,11 @@ def save(
     Raises:
         NoRoomError: the disk of `folder` has no room for it.
     """
-    staging = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        with room_for(folder, sum(value.nbytes for value in weights.values()), "a checkpoint"):
-            staging.mkdir(parents=True)
-            save_file({n: value.detach().cpu().contiguous() for n, value in weights.items()}, staging / WEIGHTS_NAME)
-            describe(staging, model, stats, spec, step)
-            manifest = seal(staging)
-        replace_folder(staging, folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return manifest
+    with room_for(folder, sum(value.nbytes for value in weights.values()), "a checkpoint"), written(folder) as staging:
+        staging.mkdir()
+        save_file({n: value.detach().cpu().contiguous() for n, value in weights.items()}, staging / WEIGHTS_NAME)
+        describe(staging, model, stats, spec, step)
+        return seal(staging)
 
 
 def describe(folder: Path, model: System, stats: NormStats, spec: DatasetSpec, step: int) -> None:
@@ -204,8 +198,7 @@ def export(source: Path, target: Path) -> Manifest:
     """
     from libra_ray import shards  # see load_trainer_state
 
-    staging = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-    try:
+    with written(target) as staging:
         shutil.copytree(source, staging, ignore=shutil.ignore_patterns(TRAINER_FOLDER))
         if not (staging / WEIGHTS_NAME).exists():
             state = load_trainer_state(source)
@@ -213,9 +206,6 @@ def export(source: Path, target: Path) -> Manifest:
             with room_for(target, sum(source.bytes for source in weights.values()), "a checkpoint"):
                 shards.write_whole(staging / WEIGHTS_NAME, weights)
             seal(staging)
-        replace_folder(staging, target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return read_manifest(target)
 
 
@@ -229,15 +219,6 @@ def digest(folder: Path) -> str:
                 while chunk := file.read(1 << 22):
                     sha.update(chunk)
     return sha.hexdigest()
-
-
-def replace_folder(staging: Path, folder: Path) -> None:
-    """Put `staging` in the place of `folder`: at every moment one of the two versions is whole."""
-    old = folder.with_name(f".{folder.name}.old-{uuid.uuid4().hex[:8]}")
-    if folder.exists():
-        folder.replace(old)
-    staging.replace(folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 __all__ = [
@@ -254,7 +235,6 @@ __all__ = [
     "read_config",
     "read_levels",
     "read_manifest",
-    "replace_folder",
     "save",
     "seal",
 ]

@@ -15,6 +15,7 @@ import torch
 
 from libra_ray import checkpoint
 from libra_ray import config as configuration
+from libra_ray.common import folders
 from libra_ray.common.disk import NoRoomError
 from libra_ray.data.fingerprint import Fingerprint
 from libra_ray.policy import SystemPolicy
@@ -301,7 +302,7 @@ def test_an_export_that_fails_leaves_nothing_behind(folder, tmp_path, monkeypatc
     def fail(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(checkpoint, "replace_folder", fail)
+    monkeypatch.setattr(folders, "replace_folder", fail)
     with pytest.raises(OSError, match="no space"):
         checkpoint.export(folder, tmp_path / "exported")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]

@@ -1,6 +1,7 @@
 """The latency model of a level, fitted to what was measured of it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -11,6 +12,8 @@ from libra_ray.budget.records import GATEWAY, ROBOT, TRANSPORT, ComponentProfile
 def fitted(calls: Sequence[TimedCall]) -> LatencyModel:
     """The model with the least relative squared error at the p95 of the calls; its terms are not below 0.
 
+    What was measured counts wherever it is more (`LatencyModel.ms`): no setting is proposed on less than that.
+
     Raises:
         ValueError: there is nothing to fit to.
     """
@@ -20,10 +23,11 @@ def fitted(calls: Sequence[TimedCall]) -> LatencyModel:
     ms = np.maximum([c.p95_ms for c in calls], 1e-9)
     best = _not_negative(terms / ms[:, None], np.ones(len(ms)))
     overhead, per_robot, per_step, per_step_robot = map(float, best)
-    worst = float(np.abs(terms @ best / ms - 1).max())
-    return LatencyModel(
-        overhead=overhead, per_robot=per_robot, per_step=per_step, per_step_robot=per_step_robot, worst_error=worst
+    found = LatencyModel(
+        overhead=overhead, per_robot=per_robot, per_step=per_step, per_step_robot=per_step_robot, measured=tuple(calls)
     )
+    said = np.array([found.ms(call.batch, call.steps) for call in calls])
+    return replace(found, worst_error=float(np.abs(said / ms - 1).max()))
 
 
 def models_of(profile: ComponentProfile) -> dict[str, LatencyModel]:

@@ -73,19 +73,24 @@ class ComponentProfile:
 class LatencyModel:
     """Milliseconds = overhead + per_robot * robots + steps * (per_step + per_step_robot * robots); no term is below 0.
 
+    Where so many robots or fewer, and so many steps or fewer, were measured to take longer, it is that.
+
     Attributes:
-        worst_error: largest relative error at the measurements that it was fitted to.
+        measured: the calls that it was fitted to.
+        worst_error: largest relative error at these.
     """
 
     overhead: float
     per_robot: float
     per_step: float = 0.0
     per_step_robot: float = 0.0
+    measured: Sequence[TimedCall] = ()
     worst_error: float = 0.0
 
     def ms(self, batch: int, steps: int = 0) -> float:
-        """Of one call."""
-        return self.overhead + self.per_robot * batch + steps * (self.per_step + self.per_step_robot * batch)
+        """Of one call; never less than the p95 of a measured one that had no more to do."""
+        fitted = self.overhead + self.per_robot * batch + steps * (self.per_step + self.per_step_robot * batch)
+        return max([fitted, *(call.p95_ms for call in self.measured if call.batch <= batch and call.steps <= steps)])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ LEAST = {
     "delay.control_hz": 0,
     "data.image_size": 16, "sim.max_steps": 1, "record.episodes_per_task": 1, "record.max_attempts": 1, "data.history": 1,
     "action.bins": 2, "action.horizon": 1, "action.chunks": 1, "planner.width": 8, "planner.depth": 1, "planner.heads": 1,
+    "planner.max_text_tokens": 1,
     "refiner.width": 8, "refiner.depth": 1, "refiner.heads": 1, "refiner.train_timesteps": 2, "refiner.denoising_steps": 1,
     "refiner.noise_draws": 1, "refiner.max_staleness": -1, "train.steps": 1, "train.batch_size": 1, "train.log_every": 1,
     "train.checkpoint_every": 1,

@@ -14,7 +14,7 @@ from libra_ray.data.spool import save_episode
 from libra_ray.data.video import EncodedClip, EncoderSettings, encode
 from libra_ray.evaluation.log import EpisodeJob, PlayedEpisode
 from libra_ray.evaluation.rollout import Rollout, failed, run_counted
-from libra_ray.sim import control_hz, make_environment
+from libra_ray.sim import control_hz, make_environment, take_turn
 from libra_ray.sim.scripted_controllers import ExpertController, ZeroController
 from libra_ray.types import Action, Controller, Environment, Episode, Observation
 
@@ -66,8 +66,13 @@ class RunningEpisode:
 class Simulators:
     """One process with any number of simulated robots, each in its slot; environments are kept and used again per task."""
 
-    def __init__(self, sim: SimConfig, image_size: int) -> None:
-        """Nothing is built before the first episode."""
+    def __init__(self, sim: SimConfig, image_size: int, number: int = 0) -> None:
+        """Nothing is built before the first episode.
+
+        Args:
+            number: of this process among those of its kind, which take turns on the GPUs that they draw on.
+        """
+        take_turn(number)
         self.sim, self.image_size = sim, image_size
         self.idle: dict[str, list[Environment]] = {}
         self.running: dict[int, RunningEpisode] = {}

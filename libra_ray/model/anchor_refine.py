@@ -101,8 +101,8 @@ class AnchorRefine(System):
         metrics = {"residual_share": (left / whole.clamp(min=1e-12)).sqrt().detach()}
         if self.gripper is not None:
             terms |= self._gripper_loss(chunk, anchor, said)
-            metrics |= {"gripper_error": self._gripper_error(chunk, anchor, said)}
-            metrics |= {"gripper_error_anchor": self._gripper_error(chunk, anchor, None)}
+            metrics |= {"gripper_error": self._gripper_error(chunk, anchor, known, said)}
+            metrics |= {"gripper_error_anchor": self._gripper_error(chunk, anchor, known, None)}
         return Losses(terms=terms, metrics=metrics)
 
     @torch.no_grad()
@@ -119,8 +119,8 @@ class AnchorRefine(System):
             anchor, features = self._anchored(seen, noise)
             known = torch.ones_like(anchor[..., 0], dtype=torch.bool)
         if variant == ANCHOR_ONLY or features is None:
-            return {"actions": self._combined(anchor, None)}
-        return {"actions": self._combined(anchor, self._said(features, seen.state, anchor, known))}
+            return {"actions": self._combined(anchor, known, None)}
+        return {"actions": self._combined(anchor, known, self._said(features, seen.state, anchor, known))}
 
     def parts(self) -> Mapping[str, nn.Module]:
         """The anchor's policy, and what refines it."""
@@ -252,16 +252,20 @@ class AnchorRefine(System):
         """What the head says of the arm's dimensions, and of the gripper's probability."""
         return cast("Tensor", self.residual["head"](features, state, anchor, known))
 
-    def _combined(self, anchor: Float[Tensor, "B H D"], said: Float[Tensor, "B H D"] | None) -> Float[Tensor, "B H D"]:
-        """The actions of an anchor and what the head says; of the anchor alone without it."""
+    def _combined(
+        self, anchor: Float[Tensor, "B H D"], known: Bool[Tensor, "B H"], said: Float[Tensor, "B H D"] | None
+    ) -> Float[Tensor, "B H D"]:
+        """The actions of an anchor and what the head says; of the anchor alone without it, and 0 where there is none."""
         actions = anchor.clone()
         if said is not None:
             actions = said.clone() if self.settings.predicts == "action" else anchor + said
         if self.gripper is not None:
             q = probability(anchor[..., self.gripper])
             if said is not None and self.settings.gripper_refinement != "none":
-                q = q + said[..., self.gripper]
-            actions[..., self.gripper] = decided(q)
+                actions[..., self.gripper] = decided(q + said[..., self.gripper])
+            else:
+                # Without an anchor nobody has decided: neither end of the range is meant.
+                actions[..., self.gripper] = decided(q) * known
         return actions.clamp(-1, 1)
 
     def _arm_error(self, said: Float[Tensor, "B H D"], wanted: Float[Tensor, "B H D"]) -> Float[Tensor, "B H"]:
@@ -275,9 +279,9 @@ class AnchorRefine(System):
         target = probability(wanted) - q if naive else decision_target(q, wanted, self.settings.gripper_margin)
         return {"gripper": masked_mean((said[..., self.gripper] - target).square(), chunk.mask)}
 
-    def _gripper_error(self, chunk: Chunk, anchor: Tensor, said: Tensor | None) -> Float[Tensor, ""]:
-        """The share of steps on which the gripper is commanded wrongly."""
-        wrong = self._combined(anchor, said)[..., self.gripper] != decided(probability(chunk.actions[..., self.gripper]))
+    def _gripper_error(self, chunk: Chunk, anchor: Tensor, known: Tensor, said: Tensor | None) -> Float[Tensor, ""]:
+        """The share of steps on which the gripper is commanded wrongly, or not at all."""
+        wrong = self._combined(anchor, known, said)[..., self.gripper] != decided(probability(chunk.actions[..., self.gripper]))
         return masked_mean(wrong.float(), chunk.mask).detach()
 
 

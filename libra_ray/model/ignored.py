@@ -1,9 +1,10 @@
 """Settings that were given and mean nothing to the policy: nothing of them is refused, and none passed over in silence."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from libra_ray.config import PRESETS, Config, preset
+from libra_ray.config.checks import counts_of
 from libra_ray.config.overrides import flatten
 from libra_ray.model.registry import system_class
 from libra_ray.types import Level
@@ -19,6 +20,71 @@ OF_INTENTS = ("control.rule", "control.max_intent_age_steps", "delay.intent_step
 """Settings of intents: without a level above the last there are none."""
 OF_CURRICULA = ("train.curriculum", "train.tau")
 """Settings of what levels read while they learn together."""
+WAYS = (
+    "planner.train_vision",
+    "planner.train_language",
+    "planner.train_head",
+    "refiner.train_encoder",
+    "refiner.train_transformer",
+)
+"""Settings of how parts train."""
+
+
+class Need(NamedTuple):
+    """Without what other setting one means nothing: in words, and whether all settings together give it."""
+
+    words: str
+    met: Callable[[Mapping[str, Any]], bool]
+
+
+BY_LORA = Need("without a part that trains by lora", lambda s: any(s[way] == "lora" for way in WAYS))
+OF_RECORDING: Mapping[str, Need] = {
+    "record.": Need("beside data.root", lambda s: not s["data.root"]),
+    "record.noise_std": Need("without record.noise_share above 0", lambda s: s["record.noise_share"] > 0),
+    "record.noise_share": Need("without record.noise_std above 0", lambda s: s["record.noise_std"] > 0),
+    "record.episodes_per_task": Need(
+        "where record.episodes_of counts every task",
+        lambda s: not {*s["sim.tasks"]} <= counts_of(s["record.episodes_of"]).keys(),
+    ),
+}
+OF_TRAINING: Mapping[str, Need] = {
+    "train.start_parts": Need("without train.start_from", lambda s: bool(s["train.start_from"])),
+    "train.balance_memory": Need("without train.balance=gradient", lambda s: s["train.balance"] == "gradient"),
+    "train.validate_every": Need("without data.holdout_share above 0", lambda s: s["data.holdout_share"] > 0),
+}
+OF_NETWORKS: Mapping[str, Need] = {
+    "train.checkpointing": Need(
+        "without a pretrained planner.backbone or refiner.encoder",
+        lambda s: (s["planner.backbone"], s["refiner.encoder"]) != ("tiny", "conv"),
+    ),
+    "model.lora_rank": BY_LORA,
+    "model.lora_alpha": BY_LORA,
+}
+"""Of our own systems; one of a user's may have other networks."""
+OF_EVALUATION: Mapping[str, Need] = {
+    "delay.seed": Need(
+        "without delay.trace, delay.lost_share or delay.reordered_share",
+        lambda s: bool(s["delay.trace"] or s["delay.lost_share"] or s["delay.reordered_share"]),
+    ),
+    "evaluate.gpus_per_replica": Need("without ray.use_gpu=true", lambda s: bool(s["ray.use_gpu"])),
+}
+"""Settings, or beginnings that end with a dot, and what each of them needs."""
+
+
+def remarks_in_recording(config: Config) -> list[str]:
+    """What recording does not depend on of the given settings, one line for each reason."""
+    return _remarks(config, OF_RECORDING)
+
+
+def remarks_in_training(config: Config) -> list[str]:
+    """Of which given settings training does not depend for want of another one, one line for each reason."""
+    follows = system_class(config.model.system).follows(config)
+    return _remarks(config, OF_TRAINING if follows is None else {**OF_TRAINING, **OF_NETWORKS})
+
+
+def remarks_in_evaluation(config: Config) -> list[str]:
+    """Of which given settings evaluation does not depend for want of another one, one line for each reason."""
+    return _remarks(config, OF_EVALUATION)
 
 
 def ignored_in_training(config: Config, *, apart: bool) -> list[str]:
@@ -56,6 +122,16 @@ def remark(names: Sequence[str], config: Config, why: str) -> str:
     """That settings have no effect, in one line."""
     values = flatten(config)
     return f"no effect {why}: {', '.join(f'{name}={_said(values[name])}' for name in names)}"
+
+
+def _remarks(config: Config, needs: Mapping[str, Need]) -> list[str]:
+    """The first reason of each setting that was given, and is not turned off anyway."""
+    values, found = flatten(config), dict[str, list[str]]()
+    for name in _given(config, tuple(needs)):
+        missing = [need.words for key, need in needs.items() if _among(name, (key,)) and not need.met(values)]
+        if missing and values[name]:
+            found.setdefault(missing[0], []).append(name)
+    return [remark(names, config, words) for words, names in found.items()]
 
 
 def _given(config: Config, names: Sequence[str]) -> list[str]:

@@ -38,6 +38,8 @@ class RecordingJob:
 class TaskTally:
     """The attempts at one task: which seeds succeeded, which failed, which are under way.
 
+    `max_steps` is what an attempt is allowed (`sim.max_steps`), `too_slow` how many failed because they needed more.
+
     Seeds are tried in order and a failed one is replaced by the next, so the recorded set does not depend on timing, on the
     number of actors or on interruptions.
     """
@@ -45,9 +47,11 @@ class TaskTally:
     task: str
     spool: Path
     record: RecordConfig
+    max_steps: int
     succeeded: set[int] = field(default_factory=set)
     failed: set[int] = field(default_factory=set)
     under_way: set[int] = field(default_factory=set)
+    too_slow: int = 0
     error: str | None = None
 
     def __post_init__(self) -> None:
@@ -55,7 +59,8 @@ class TaskTally:
         folder = self.spool / self.task
         folder.mkdir(parents=True, exist_ok=True)
         self.succeeded = {int(path.stem) for path in folder.glob("[0-9]*.npz")}
-        self.failed = {int(path.stem) for path in folder.glob("[0-9]*.json")}
+        for path in folder.glob("[0-9]*.json"):
+            self._count_failure(int(path.stem), json.loads(path.read_text(encoding="utf-8"))["error"])
 
     @property
     def wanted(self) -> int:
@@ -90,11 +95,7 @@ class TaskTally:
         if len(self.succeeded) + len(self.under_way) >= self.wanted:
             return None
         if len(self.failed) >= self.wanted * (self.record.max_attempts - 1) + self.record.max_attempts:
-            raise RuntimeError(
-                f"the expert failed {len(self.failed)} of {len(self.failed) + len(self.succeeded)} attempts at {self.task}"
-                f"{f' (the last error: {self.error})' if self.error else ''}; "
-                "lower record.noise_std or raise record.max_attempts, and start over with --fresh"
-            )
+            raise RuntimeError(self._given_up())
         tried = self.succeeded | self.failed | self.under_way
         return next(s for s in range(self.record.seed, self.record.seed + len(tried) + 1) if s not in tried)
 
@@ -104,10 +105,25 @@ class TaskTally:
         if done.success:
             self.succeeded.add(done.seed)
         else:
-            self.failed.add(done.seed)
-            self.error = done.error or self.error
+            self._count_failure(done.seed, done.error)
             mark = {"task": done.task, "seed": done.seed, "steps": done.steps, "error": done.error}
             write_text(self.path(done.seed).with_suffix(".json"), json.dumps(mark))
+
+    def _count_failure(self, seed: int, error: str | None) -> None:
+        self.failed.add(seed)
+        # What ends without an error and without success has come to its last control step.
+        self.too_slow += error is None
+        self.error = error or self.error
+
+    def _given_up(self) -> str:
+        tried = f"{len(self.failed)} of {len(self.failed) + len(self.succeeded)} attempts at {self.task}"
+        slow = f", {self.too_slow} of them at the end of sim.max_steps={self.max_steps}" if self.too_slow else ""
+        last = f" (the last error: {self.error})" if self.error else ""
+        longer = "raise sim.max_steps, " if self.too_slow else ""
+        return (
+            f"the expert failed {tried}{slow}{last}; "
+            f"{longer}lower record.noise_std or raise record.max_attempts, and start over with --fresh"
+        )
 
 
 class Shelf:
@@ -159,7 +175,7 @@ def record(folder: RunFolder, clock: Clock) -> None:
     """
     if not folder.path("dataset").exists():
         config = folder.config
-        shelf = Shelf([TaskTally(task, folder.path("spool"), config.record) for task in config.sim.tasks])
+        shelf = Shelf([TaskTally(task, folder.path("spool"), config.record, config.sim.max_steps) for task in config.sim.tasks])
         with ThreadPoolExecutor(1) as thread:
             try:
                 written = _fill_spool(folder, shelf, clock, thread)

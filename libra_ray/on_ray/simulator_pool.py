@@ -1,5 +1,6 @@
 """Simulated robots in Ray actors of one CPU each, on all machines, whose deaths cost time but no episode."""
 
+import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ class SimulatorPool:
         """
         self._sim, self._image_size, self._cpus_each = sim, image_size, cpus_each
         self._calls: list[_Call] = []
-        self.actors = list(given) or [self._start() for _ in range(actors_of(actors, beside))]
+        self.actors = list(given) or [self._start(index) for index in range(actors_of(actors, beside))]
 
     def __enter__(self) -> Self:
         """The pool itself."""
@@ -203,13 +204,15 @@ class SimulatorPool:
                     self._replace(index)
                     return
 
-    def _start(self) -> ActorProxy[Simulators]:
-        return ray.remote(Simulators).options(num_cpus=self._cpus_each).remote(self._sim, self._image_size)
+    def _start(self, index: int) -> ActorProxy[Simulators]:
+        # Pools of several processes, as a sweep's trials have them, begin with different GPUs.
+        number = os.getpid() + index
+        return ray.remote(Simulators).options(num_cpus=self._cpus_each).remote(self._sim, self._image_size, number)
 
     def _replace(self, index: int) -> None:
         # It may only be out of reach: what is killed cannot go on with an episode that somebody else begins again.
         ray.kill(self.actors[index])
-        self.actors[index] = self._start()
+        self.actors[index] = self._start(index)
 
 
 def actors_of(wanted: int, beside: int = 0) -> int:

@@ -1,24 +1,34 @@
 """The stages of the main job, each resumable and none done twice."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from libra_ray import checkpoint
+from libra_ray.common.folders import tidy
 from libra_ray.common.progress import print_status
 from libra_ray.config import Config
 from libra_ray.data.dataset import Demonstrations, open_dataset
 from libra_ray.data.features import robot_to_record
 from libra_ray.evaluation import log as evaluation_log
 from libra_ray.model.dry_run import dry_run
-from libra_ray.model.ignored import ignored_beside, ignored_in_evaluation, ignored_in_training, remark
+from libra_ray.model.ignored import (
+    ignored_beside,
+    ignored_in_evaluation,
+    ignored_in_training,
+    remark,
+    remarks_in_evaluation,
+    remarks_in_recording,
+    remarks_in_training,
+)
 from libra_ray.model.system import System
 from libra_ray.on_ray import evaluate as evaluation
 from libra_ray.on_ray import record as recording
 from libra_ray.on_ray import session
 from libra_ray.on_ray import train as training
 from libra_ray.on_ray.run_data import open_unchanged
+from libra_ray.on_ray.workers import check_workers
 from libra_ray.report.publish import check_store, publish_evaluation, publish_training
 from libra_ray.report.records import Report
 from libra_ray.runs.folder import RunFolder, Stage
@@ -26,7 +36,8 @@ from libra_ray.runs.results import TrainingLog
 from libra_ray.sim import CANNOT_DRIVE, check_robot, check_tasks, instructions, robot_spec
 from libra_ray.spec import RobotSpec, differences
 from libra_ray.tracking import Tracker
-from libra_ray.training.data import check_shares, distinct_tokens, make_model, shape_of, stats_of
+from libra_ray.training.data import distinct_tokens, make_model, shape_of, stats_of
+from libra_ray.training.parallel import check_sharded
 
 DECLARING = "data.action_names, data.state_names, data.gripper, data.action_is and data.rotation"
 """Settings that say what the numbers of a data set mean."""
@@ -45,12 +56,15 @@ def check(folder: RunFolder, *stages: Stage, fresh: bool = False) -> None:
         RuntimeError: no cluster answers at RAY_ADDRESS.
     """
     config = folder.config
+    tidy(folder.checkpoint)
     session.check()
     if "train" in stages or "evaluate" in stages:
         check_store(folder)
         evaluation.check_gpu(config)
     if "record" in stages and not config.data.root:
         recording.check_codec(config.record, config.data.image_size)
+    if "record" in stages and (fresh or not folder.done("record")):
+        _say("record", remarks_in_recording(config))
     if "evaluate" in stages:
         evaluation.check_resources(config)
     if ("record" in stages and not config.data.root) or "evaluate" in stages:
@@ -58,15 +72,16 @@ def check(folder: RunFolder, *stages: Stage, fresh: bool = False) -> None:
     recorded = _recorded(folder, stages, fresh=fresh) if "train" in stages else None
     model: System | None = None
     if "train" in stages:
-        check_shares(config.train, config.ray.train_workers)
-        training.check_resources(config)
+        check_workers(config)
         if fresh or not folder.done("train"):
             read = _to_record(config) if recorded is None else recorded.instructions
             told = evaluation.evaluated_instructions(config) if "evaluate" in stages else ()
             model = _checked_model(folder, recorded, sorted({*read, *told}), begun=folder.begun("train") and not fresh)
+            check_sharded(model)
             if names := ignored_in_training(config, apart=model.learned is not None):
                 alone = f" and train.levels={','.join(config.train.levels)}" if model.learned is not None else ""
-                print_status(f"train: {remark(names, config, f'with model.system={config.model.system}{alone}')}")
+                _say("train", [remark(names, config, f"with model.system={config.model.system}{alone}")])
+            _say("train", remarks_in_training(config))
     if "evaluate" in stages:
         own = "train" in stages and not config.evaluate.checkpoint
         _check_evaluation(folder, recorded if own else None, model if own else None, own=own, fresh=fresh)
@@ -103,14 +118,20 @@ def _check_evaluation(
         checkpoint.check_complete(folder.checkpoint, trained, checkpoint.read_manifest(folder.checkpoint))
         evaluation.check_drives(config, folder.checkpoint)
         if names := ignored_beside(config, trained):
-            print_status(f"evaluate: {remark(names, config, f'beside what {folder.checkpoint} has of its own')}")
+            _say("evaluate", [remark(names, config, f"beside what {folder.checkpoint} has of its own")])
     if not (config.delay.trace or model is not None or folder.checkpoint.is_dir()):
         return
     levels = model.levels if model is not None else checkpoint.read_levels(folder.checkpoint)
     if config.delay.trace:
         evaluation.delays_of(config, levels)
     if names := ignored_in_evaluation(config, levels):
-        print_status(f"evaluate: {remark(names, config, 'on a policy with these levels, under these delays')}")
+        _say("evaluate", [remark(names, config, "on a policy with these levels, under these delays")])
+    _say("evaluate", remarks_in_evaluation(config))
+
+
+def _say(stage: Stage, remarks: Iterable[str]) -> None:
+    for line in remarks:
+        print_status(f"{stage}: {line}")
 
 
 def _recorded(folder: RunFolder, stages: Sequence[Stage], *, fresh: bool) -> Demonstrations | None:

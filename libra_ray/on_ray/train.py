@@ -17,7 +17,7 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, RunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from libra_ray import checkpoint
@@ -26,13 +26,14 @@ from libra_ray.common import disk
 from libra_ray.common.files import read_jsonl, repair_jsonl, write_text
 from libra_ray.common.json_text import dump, read
 from libra_ray.common.progress import ProgressBar
-from libra_ray.config import Config
 from libra_ray.control.margin import Margin, margins, measure
 from libra_ray.data.fingerprint import Fingerprint
 from libra_ray.model.system import System
 from libra_ray.on_ray import faults
+from libra_ray.on_ray.ray_private import torch_trainer
 from libra_ray.on_ray.run_data import open_to_train
-from libra_ray.on_ray.session import available_cpus, available_gpus, is_private
+from libra_ray.on_ray.session import is_private
+from libra_ray.on_ray.workers import scaling
 from libra_ray.policy import SystemPolicy
 from libra_ray.runs.folder import Clock, RunFolder
 from libra_ray.runs.results import LoggedStep, TrainingLog, log_step
@@ -66,8 +67,9 @@ def train(folder: RunFolder, clock: Clock, until: int | None = None) -> checkpoi
     # Decoding and checking happen once, here: a bad data set is refused before any worker starts.
     data = open_to_train(folder)
     repair_jsonl(folder.path(LOG_NAME))
-    trainer = TorchTrainer(
-        train_loop,
+    trainer = torch_trainer(
+        alone=is_private(),
+        train_loop_per_worker=train_loop,
         train_loop_config={
             "config": configuration.to_json(folder.config),
             "folder": str(folder.root),
@@ -93,40 +95,6 @@ def train(folder: RunFolder, clock: Clock, until: int | None = None) -> checkpoi
     assert result.checkpoint is not None, "the last step always saves"
     with result.checkpoint.as_directory() as saved:
         return checkpoint.export(Path(saved), folder.path("checkpoint"))
-
-
-def scaling(config: Config) -> ScalingConfig:
-    """Workers and what each reserves; without a given number, the workers share all CPUs of the cluster.
-
-    Raises:
-        ValueError: this machine's own cluster has fewer CPUs or GPUs than that: the workers would never start.
-    """
-    check_resources(config)
-    return ScalingConfig(
-        num_workers=config.ray.train_workers, use_gpu=config.ray.use_gpu, resources_per_worker=_of_each_worker(config)
-    )
-
-
-def check_resources(config: Config) -> None:
-    """Refuse workers that a cluster of this machine's own would not have the CPUs or GPUs for.
-
-    Raises:
-        ValueError: says what there is.
-    """
-    if is_private():
-        workers, each = config.ray.train_workers, _of_each_worker(config)
-        _check_enough("CPU", workers * each["CPU"], available_cpus(), "ray.train_workers, ray.train_cpus_per_worker")
-        _check_enough("GPU", workers * each.get("GPU", 0), available_gpus(), "ray.train_workers, ray.use_gpu")
-
-
-def _of_each_worker(config: Config) -> dict[str, float]:
-    cpus = config.ray.train_cpus_per_worker or max(1, available_cpus() // config.ray.train_workers)
-    return {"CPU": cpus} | ({"GPU": 1} if config.ray.use_gpu else {})
-
-
-def _check_enough(kind: str, wanted: float, present: float, names: str) -> None:
-    if wanted > present:
-        raise ValueError(f"training wants {wanted:g} {kind}s, this machine gives Ray {present:g}; lower {names}")
 
 
 def train_loop(settings: dict[str, Any]) -> None:

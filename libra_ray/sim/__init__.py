@@ -8,11 +8,20 @@ from typing import Any
 
 from libra_ray.config import SimConfig
 from libra_ray.extras import needs
-from libra_ray.sim.render.gl_backend import choose_backend
+from libra_ray.sim.render.gl_backend import choose_backend, take_turn
 from libra_ray.spec import RobotSpec, differences
 from libra_ray.types import Environment
 
-__all__ = ["check_robot", "check_tasks", "choose_backend", "control_hz", "instructions", "make_environment", "robot_spec"]
+__all__ = [
+    "check_robot",
+    "check_tasks",
+    "choose_backend",
+    "control_hz",
+    "instructions",
+    "make_environment",
+    "robot_spec",
+    "take_turn",
+]
 
 
 CANNOT_DRIVE = "it can be trained on (jobs/train.py) and served, but not evaluated in this simulator"

@@ -69,6 +69,8 @@ class Trainer:
         self.world = distributed.get_world_size() if distributed.is_initialized() else 1
         self._bf16 = uses_bf16(self.config.precision, device)
         self._sharded = model.config.ray.parallel == "fsdp" and distributed.is_initialized()
+        if self._sharded:
+            parallel.check_sharded(model)
         graphed = is_graph(self.config.graph, device, self.world, sharded=self._sharded)
         self._speed = Meter(device, parts=not graphed)
         wrapped = self._spread()
@@ -80,8 +82,6 @@ class Trainer:
         self.balance = make_balance(self.config, terms)
         self.schedule = model.schedule()
         meter = GradientMeter({name: list(weights) for name, weights in model.reached().items() if name in terms})
-        if self.config.balance == "gradient" and not meter.able:
-            raise ValueError("train.balance=gradient cannot measure losses that share weights with ray.parallel=fsdp; give ddp")
         self._measures = meter.able
         self._parts = parts
         step = OptimiserStep(

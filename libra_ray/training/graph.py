@@ -116,9 +116,23 @@ def is_graph(setting: str, device: torch.device, world: int, *, sharded: bool) -
     Raises:
         ValueError: a graph where there can be none.
     """
-    able = on_gpu(device) and world == 1
-    if setting == "step" and not able:
+    check_graph(setting, gpu=on_gpu(device), world=world, sharded=sharded)
+    return on_gpu(device) and world == 1 and not sharded and setting != "none"
+
+
+def check_graph(setting: str, *, gpu: bool, world: int, sharded: bool) -> None:
+    """Refuse `train.graph=step` where workers could not follow it.
+
+    Args:
+        setting: `train.graph`.
+        gpu: whether each worker has one.
+        world: number of workers.
+        sharded: whether they share a model by `ray.parallel=fsdp`.
+
+    Raises:
+        ValueError: says what is in the way.
+    """
+    if setting == "step" and not (gpu and world == 1):
         raise ValueError("train.graph=step needs one worker on a CUDA device; give auto or none")
     if setting == "step" and sharded:
         raise ValueError("train.graph=step cannot record what ray.parallel=fsdp exchanges; give train.graph=auto, or ddp")
-    return able and not sharded and setting != "none"

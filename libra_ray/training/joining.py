@@ -2,7 +2,6 @@
 
 import hashlib
 import shutil
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -19,10 +18,10 @@ from libra_ray.checkpoint import (
     digest,
     read_config,
     read_manifest,
-    replace_folder,
     seal,
 )
 from libra_ray.common.disk import room_for
+from libra_ray.common.folders import written
 from libra_ray.config import Config, override
 from libra_ray.config.overrides import flatten
 from libra_ray.model.levels import owner_of, owners
@@ -66,19 +65,14 @@ def join(folders: Mapping[str, Path], target: Path) -> Manifest:
     given, last = found.given, found.last
     whose = owners(make_system(last.config, last.manifest.shape, last.folder))
     weights = _weights(given, whose)
-    staging = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        with room_for(target, sum(source.bytes for source in weights.values()), "a checkpoint"):
-            shutil.copytree(last.folder, staging, ignore=shutil.ignore_patterns("trainer", WEIGHTS_NAME))
-            write_whole(staging / WEIGHTS_NAME, weights)
-            (staging / "config.json").write_text(configuration.to_json(found.config), encoding="utf-8")
-            told = dict.fromkeys(text for source in given for text in source.manifest.instructions)
-            subgoals = tuple(sorted({name for source in given for name in source.manifest.shape.subgoals}))
-            shape = replace(last.manifest.shape, subgoals=subgoals)
-            seal(staging, shape=shape, instructions=tuple(told), data=None, joined=tuple(map(_origin, given)))
-        replace_folder(staging, target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with room_for(target, sum(source.bytes for source in weights.values()), "a checkpoint"), written(target) as staging:
+        shutil.copytree(last.folder, staging, ignore=shutil.ignore_patterns("trainer", WEIGHTS_NAME))
+        write_whole(staging / WEIGHTS_NAME, weights)
+        (staging / "config.json").write_text(configuration.to_json(found.config), encoding="utf-8")
+        told = dict.fromkeys(text for source in given for text in source.manifest.instructions)
+        subgoals = tuple(sorted({name for source in given for name in source.manifest.shape.subgoals}))
+        shape = replace(last.manifest.shape, subgoals=subgoals)
+        seal(staging, shape=shape, instructions=tuple(told), data=None, joined=tuple(map(_origin, given)))
     return read_manifest(target)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -39,6 +40,25 @@ SAVED = {
 
 EXCHANGES = ("unshard", "wait_for_unshard", "post_backward", "finalize_backward")
 """Where FSDP2 gathers weights, reduces gradients, and has the device wait for either; torch has no public place for it."""
+
+
+def check_sharded(system: System) -> None:
+    """Refuse a training of shards (`ray.parallel=fsdp`) that cannot measure what it is to go by.
+
+    The gradient of one loss alone on weights that others reach too is not to be had where these are sharded.
+
+    Raises:
+        ValueError: names the losses, and what would be valid.
+    """
+    config = system.config
+    if config.ray.parallel != "fsdp" or config.train.balance != "gradient":
+        return
+    reached = {name: {*map(id, of)} for name, of in system.reached().items() if system.teaches(name)}
+    if sharing := [" and ".join(pair) for pair in combinations(reached, 2) if reached[pair[0]] & reached[pair[1]]]:
+        raise ValueError(
+            f"train.balance=gradient cannot measure losses that share weights ({', '.join(sharing)}) with ray.parallel=fsdp; "
+            "give ray.parallel=ddp, or train.balance=fixed or uncertainty"
+        )
 
 
 def shard(model: System, device: torch.device, timer: StepTimer, *, bf16: bool) -> None:

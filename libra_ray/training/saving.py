@@ -11,6 +11,7 @@ from torch import distributed
 
 from libra_ray import checkpoint, shards
 from libra_ray.common import disk
+from libra_ray.common.folders import replace_folder
 from libra_ray.training.data import TrainingData
 from libra_ray.training.fit import Trainer
 
@@ -87,7 +88,7 @@ class BackgroundSaver:
             saving.finish(first=first)
             if first:
                 checkpoint.describe(partial, self._trainer.model, self._data.stats, self._data.spec, step)
-                checkpoint.replace_folder(partial, folder)
+                replace_folder(partial, folder)
         self._meet()
         then(folder)
 

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from libra_ray.budget.front import candidates, least_chunks, proposed, with_front
-from libra_ray.budget.records import MeasuredSuccess
+from libra_ray.budget.latency import fitted
+from libra_ray.budget.records import GATEWAY, MeasuredSuccess
 from libra_ray.control.margin import Latency, margins
-from tests.budget.builders import MODELS, question
+from tests.budget.builders import MODELS, calls, question
 from tests.policies import dual_levels
 
 QUESTIONS = st.builds(
@@ -77,6 +78,20 @@ def test_the_margins_are_those_of_the_latencies_that_it_reckons_with():
         control = replace(asked.control, execute_steps=c.execute_steps)
         assert c.ms == pytest.approx(ms["refiner"])
         assert c.margin_steps == {m.level: m.margin_steps for m in margins(asked.levels, latencies, 80.0, control)}
+
+
+def test_nothing_is_proposed_on_less_than_was_measured():
+    """One slow measure among many: where the model of all lies below it, the measure counts."""
+    slow = {"refiner": (1, 6, 45.0), GATEWAY: (1, 0, 30.0)}
+    rows = {name: calls(model, (1, 6, 12) if name == "refiner" else (0,)) for name, model in MODELS.items()}
+    for name, (batch, steps, ms) in slow.items():
+        rows[name] = [replace(c, p95_ms=ms) if (c.batch, c.steps) == (batch, steps) else c for c in rows[name]]
+    models = {name: fitted(measured) for name, measured in rows.items()}
+    asked = question(budget_ms=60.0)
+    found = {c.denoising_steps: c for c in candidates(asked, models) if c.execute_steps == 5}
+    assert found[6].ms >= 75
+    assert not found[6].fits
+    assert proposed([*found.values()], asked).denoising_steps < 6
 
 
 def test_a_robot_that_waits_for_its_plan_waits_for_both_levels():

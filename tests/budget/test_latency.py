@@ -40,6 +40,16 @@ def test_more_robots_or_steps_never_take_less_whatever_was_measured(ms):
     assert found.worst_error == pytest.approx(max(said))
 
 
+@given(st.lists(st.floats(0.01, 1e3), min_size=12, max_size=12))
+def test_it_never_says_less_than_was_measured_of_no_more_work(ms):
+    """A fit through noise lies below some of it: a proposal would promise what this machine was seen not to keep."""
+    measured = [TimedCall(batch=c.batch, steps=c.steps, p50_ms=0, p95_ms=p95) for c, p95 in zip(calls(_ONE), ms, strict=True)]
+    found = fitted(measured)
+    for batch, steps in ((1, 1), (4, 1), (5, 6), (16, 6), (20, 9), (64, 12), (100, 20)):
+        seen = [c.p95_ms for c in measured if c.batch <= batch and c.steps <= steps]
+        assert found.ms(batch, steps) >= max(seen)
+
+
 _ONE = LatencyModel(overhead=1, per_robot=1)
 
 

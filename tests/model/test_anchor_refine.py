@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -293,6 +294,35 @@ def test_where_there_is_no_anchor_the_head_says_the_whole_action():
     assert not torch.allclose(*said)
     blank = {"anchor": torch.full((6, 5, 4), float(UNKNOWN))}
     assert model.infer(RESIDUAL, seen_now(batch), blank)["actions"].abs().max() <= 1
+
+
+@pytest.mark.parametrize("form", [FORMS["two_levels"], FORMS["own_context"], FORMS["libra_two_levels"]])
+def test_the_anchor_alone_is_its_chunk_as_far_as_it_reaches_and_nothing_beyond(form):
+    """Its gripper as one of both ends, whichever it is nearer to; without an anchor no end is meant, least of all one alone."""
+    model = tiny_model(settings(**form))
+    batch = make_batch(model)
+    steps = model.levels[0].covers
+    plan = torch.linspace(-1, 1, 6 * steps * SHAPE.action_dim).view(6, steps, -1)
+    plan[..., GRIPPER] = torch.linspace(-1, 1, 6 * steps).view(6, steps)
+    for age in range(steps + 3):
+        above = model.aligned(model.levels[1], {"anchor": plan}, torch.full((6,), age))
+        done = model.infer(RESIDUAL, seen_now(batch), above, None, ANCHOR_ONLY)["actions"]
+        left = plan[:, age : age + 5]
+        known, beyond = done[:, : left.shape[1]], done[:, left.shape[1] :]
+        assert torch.equal(known[..., ARM], left[..., ARM])
+        assert torch.equal(known[..., GRIPPER], torch.where(left[..., GRIPPER] > 0, 1.0, -1.0))
+        assert not beyond.any()
+
+
+@pytest.mark.parametrize("refinement", ["decision", "naive", "none"])
+def test_where_there_is_no_anchor_the_gripper_is_the_heads_or_nobodys(refinement, monkeypatch):
+    model = tiny_model(settings(levels="two", gripper_refinement=refinement))
+    batch = make_batch(model)
+    blank = {"anchor": torch.full((6, 5, 4), float(UNKNOWN))}
+    for word in (-0.3, 0.3):
+        monkeypatch.setattr(model, "_said", lambda *given, word=word: torch.full((6, 5, 4), word))
+        done = model.infer(RESIDUAL, seen_now(batch), blank)["actions"][..., GRIPPER]
+        assert done.unique().tolist() == ([0] if refinement == "none" else [np.sign(word)])
 
 
 @every_form

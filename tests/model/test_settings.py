@@ -1,5 +1,6 @@
 """What a system says of the settings that it follows is so: others change nothing, and each of these changes something."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -8,7 +9,10 @@ import pytest
 import torch
 
 from libra_ray.config import override, preset
+from libra_ray.config.checks import LEAST
 from libra_ray.config.overrides import flatten
+from libra_ray.model import ignored
+from libra_ray.model.dry_run import dry_run
 from libra_ray.model.ignored import OF_SYSTEMS, OF_WINDOWS, ignored_in_evaluation, ignored_in_training, remark
 from libra_ray.model.registry import make_system, system_class
 from libra_ray.model.system import SystemInput
@@ -164,6 +168,100 @@ def test_what_was_given_and_has_no_effect_is_told():
     )
     assert ignored_in_training(override(preset("mt10"), {"model.system": "regression"}), apart=False) == []
     assert ignored_in_training(override(config, {"model.system": "toy_system:Toy"}), apart=False) == []
+
+
+NEEDED = [
+    (
+        {"data.root": "/d", "record.settle_steps": 3, "record.seed": 7},
+        {"data.root": ""},
+        ["no effect beside data.root: record.settle_steps=3, record.seed=7"],
+    ),
+    (
+        {"record.noise_std": 0.3, "record.noise_share": 0.0},
+        {"record.noise_share": 0.1},
+        ["no effect without record.noise_share above 0: record.noise_std=0.3"],
+    ),
+    (
+        {"record.noise_std": 0.0, "record.noise_share": 0.3},
+        {"record.noise_std": 0.1},
+        ["no effect without record.noise_std above 0: record.noise_share=0.3"],
+    ),
+    (
+        {"record.episodes_per_task": 9, "record.episodes_of": "reach-v3=2,push-v3=3"},
+        {"sim.tasks": "reach-v3,door-open-v3"},
+        ["no effect where record.episodes_of counts every task: record.episodes_per_task=9"],
+    ),
+    (
+        {"train.start_parts": "planner,refiner"},
+        {"train.start_from": "/c"},
+        ["no effect without train.start_from: train.start_parts=planner,refiner"],
+    ),
+    (
+        {"train.balance_memory": 0.5},
+        {"train.balance": "gradient"},
+        ["no effect without train.balance=gradient: train.balance_memory=0.5"],
+    ),
+    (
+        {"train.validate_every": 3, "data.holdout_share": 0.0},
+        {"data.holdout_share": 0.2},
+        ["no effect without data.holdout_share above 0: train.validate_every=3"],
+    ),
+    (
+        {"train.checkpointing": "full"},
+        {"planner.backbone": "some/model"},
+        ["no effect without a pretrained planner.backbone or refiner.encoder: train.checkpointing=full"],
+    ),
+    (
+        {"model.lora_rank": 4, "model.lora_alpha": 8},
+        {"planner.train_language": "lora"},
+        ["no effect without a part that trains by lora: model.lora_rank=4, model.lora_alpha=8.0"],
+    ),
+    (
+        {"delay.seed": 3},
+        {"delay.lost_share": 0.1},
+        ["no effect without delay.trace, delay.lost_share or delay.reordered_share: delay.seed=3"],
+    ),
+    (
+        {"evaluate.gpus_per_replica": 0.25},
+        {"ray.use_gpu": True},
+        ["no effect without ray.use_gpu=true: evaluate.gpus_per_replica=0.25"],
+    ),
+    ({"record.noise_std": 0.0, "record.noise_share": 0.0, "train.validate_every": 0, "data.holdout_share": 0.0}, {}, []),
+]
+"""Settings that mean nothing without another one, that one, and what is said without it."""
+OF_STAGES = ignored.remarks_in_recording, ignored.remarks_in_training, ignored.remarks_in_evaluation
+
+
+@pytest.mark.parametrize(("given", "met", "said"), NEEDED)
+def test_a_setting_without_the_other_that_it_needs_is_told(given, met, said):
+    config = override(preset("debug"), given)
+    assert [line for remarks in OF_STAGES for line in remarks(config)] == said
+    assert [line for remarks in OF_STAGES for line in remarks(override(config, met))] == []
+
+
+def test_of_networks_that_a_user_has_made_nothing_is_told():
+    given = {"model.system": "toy_system:Toy", "model.lora_rank": 4, "train.checkpointing": "full"}
+    assert ignored.remarks_in_training(override(preset("debug"), given)) == []
+
+
+@pytest.mark.parametrize("system", IN_DETAIL)
+def test_of_every_setting_the_least_value_is_enough_or_another_is_named(system):
+    """No network may be the first to say that something is too small, in its own words."""
+    names = [n for n in LEAST if n.startswith(("data.image", "data.history", "action.", *OF_SYSTEMS)) and LEAST[n] > 0]
+    assert len(names) > 15
+    for name in names:
+        try:
+            config = tiny_config({**FORMS[system], name: LEAST[name]})
+            dry_run(lambda: make_system(config, NAMED))  # noqa: B023  (called at once)
+        except ValueError as refusal:
+            assert re.search(r"\.\w+=.* must be at (least|most) \d+", str(refusal)), refusal  # noqa: PT017
+
+
+@pytest.mark.parametrize("tokens", range(-1, 4))
+def test_instructions_too_short_for_the_tiny_backbone_are_refused_with_the_least(tokens):
+    with pytest.raises(ValueError, match=rf"planner\.max_text_tokens={tokens} is too small.* must be at least [14]$"):
+        make_system(tiny_config({"planner.max_text_tokens": tokens}), NAMED)
+    dry_run(lambda: make_system(tiny_config({"planner.max_text_tokens": 4}), NAMED))
 
 
 def test_levels_apart_follow_no_curriculum():

@@ -20,7 +20,7 @@ from libra_ray.sim import control_hz, robot_spec
 from tests.data.builders import make_episode
 from tests.on_ray.doubles import dying
 
-WANTED = 6
+WANTED, STEPS = 6, 30
 
 
 def _config(**changes):
@@ -34,7 +34,7 @@ def _attempt(seed, success):
 def _record(spool, fails, rng, actors, starts=1):
     """Fill a spool by attempts that end in any order; at a new start all that was under way is lost."""
     for start in range(starts):
-        tally, last = TaskTally("stub", spool, _config()), start == starts - 1
+        tally, last = TaskTally("stub", spool, _config(), STEPS), start == starts - 1
         budget = None if last else rng.randrange(8)
         while not tally.complete and budget != 0:
             while len(tally.under_way) < actors and (seed := tally.next_seed()) is not None:
@@ -62,7 +62,7 @@ def test_episodes_are_written_in_order_while_others_are_recorded(case, tmp_path,
     rng = random.Random(case)
     monkeypatch.setattr(recording, "load_recording", lambda path: ((path.parent.name, int(path.stem)), {}))
     fails = set(rng.sample(range(100, 112), rng.randrange(5)))
-    tallies = [TaskTally(task, tmp_path, _config()) for task in ("first", "second")]
+    tallies = [TaskTally(task, tmp_path, _config(), STEPS) for task in ("first", "second")]
     expected = [(t.task, seed) for t in tallies for seed in [s for s in range(100, 130) if s not in fails][:WANTED]]
     shelf, ended = recording.Shelf(tallies), {t.task: set() for t in tallies}
     with ThreadPoolExecutor(1) as thread:
@@ -84,7 +84,7 @@ def _taken(episode, fails, ended):
 
 def test_an_end_before_the_last_episode_ends_the_writer(tmp_path, monkeypatch):
     monkeypatch.setattr(recording, "load_recording", lambda path: (int(path.stem), {}))
-    shelf = recording.Shelf([TaskTally("stub", tmp_path, _config())])
+    shelf = recording.Shelf([TaskTally("stub", tmp_path, _config(), STEPS)])
     for seed in (100, 102):
         shelf.note(shelf.tallies[0], _attempt(seed, success=True))
     episodes = shelf.recordings()
@@ -95,15 +95,15 @@ def test_an_end_before_the_last_episode_ends_the_writer(tmp_path, monkeypatch):
 
 
 def test_a_failed_seed_is_not_tried_again_after_a_restart(tmp_path):
-    TaskTally("stub", tmp_path, _config()).note(_attempt(100, success=False))
+    TaskTally("stub", tmp_path, _config(), STEPS).note(_attempt(100, success=False))
     assert json.loads((tmp_path / "stub" / "100.json").read_text())["seed"] == 100
-    again = TaskTally("stub", tmp_path, _config())
+    again = TaskTally("stub", tmp_path, _config(), STEPS)
     assert again.failed == {100}
     assert again.next_seed() == 101
 
 
 def test_too_many_failures_end_the_recording(tmp_path):
-    tally = TaskTally("stub", tmp_path, _config(episodes_per_task=2, max_attempts=2))
+    tally = TaskTally("stub", tmp_path, _config(episodes_per_task=2, max_attempts=2), STEPS)
     for seed in range(100, 104):
         assert tally.next_seed() == seed
         tally.note(Attempt(task="stub", seed=seed, success=False, steps=0, error="OSError: no arm"))
@@ -111,8 +111,24 @@ def test_too_many_failures_end_the_recording(tmp_path):
         tally.next_seed()
 
 
+def test_an_expert_that_needs_more_steps_than_it_has_is_told_apart_from_one_that_breaks(tmp_path):
+    """Also by the next start, from the marks of the one before."""
+    config = _config(episodes_per_task=2, max_attempts=2)
+    for seed in range(100, 104):
+        error = None if seed % 2 else "OSError: no arm"
+        TaskTally("stub", tmp_path, config, STEPS).note(
+            Attempt(task="stub", seed=seed, success=False, steps=STEPS, error=error)
+        )
+    with pytest.raises(RuntimeError) as given_up:
+        TaskTally("stub", tmp_path, config, STEPS).next_seed()
+    assert str(given_up.value) == (
+        "the expert failed 4 of 4 attempts at stub, 2 of them at the end of sim.max_steps=30 (the last error: OSError: no arm)"
+        "; raise sim.max_steps, lower record.noise_std or raise record.max_attempts, and start over with --fresh"
+    )
+
+
 def test_a_task_is_complete_at_its_own_number(tmp_path):
-    tally = TaskTally("stub", tmp_path, _config(episodes_of=("stub=2",)))
+    tally = TaskTally("stub", tmp_path, _config(episodes_of=("stub=2",)), STEPS)
     for seed in (100, 101):
         assert not tally.complete
         assert tally.next_seed() == seed
@@ -184,7 +200,7 @@ def test_a_second_start_adds_only_what_is_missing(ray_cluster, make_run, monkeyp
     """Seed 1 was recorded before, seed 2 has failed before; now 0 and 3 are recorded, and 0 kills its process once."""
     folder = make_run(record__episodes_per_task=3, ray__simulator_actors=1)
     config, spool = folder.config, folder.path("spool")
-    tally = TaskTally("reach-v3", spool, config.record)
+    tally = TaskTally("reach-v3", spool, config.record, config.sim.max_steps)
     tally.note(Simulators(config.sim, config.data.image_size).demonstrate("reach-v3", 1, config.record, tally.path(1)))
     tally.note(_attempt(2, success=False))
     kept = {path: path.stat().st_mtime_ns for path in (spool / "reach-v3").iterdir()}

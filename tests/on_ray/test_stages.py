@@ -55,6 +55,11 @@ def test_the_model_that_is_asked_at_the_border_is_of_the_shape_that_is_trained(m
             {"ray__train_cpus_per_worker": 1000},
             r"training wants 1000 CPUs, .* gives Ray \d+; lower ray\.train_workers",
         ),
+        ({"train__graph": "step"}, r"train\.graph=step needs one worker on a CUDA device; give auto or none"),
+        (
+            {"ray__parallel": "fsdp", "train__balance": "gradient", "refiner__vision": "shared"},
+            r"train\.balance=gradient cannot measure losses that share weights \(plan and diff\) with ray\.parallel=fsdp; give",
+        ),
         ({"record__video_codec": "h265"}, r"record\.video_codec=h265: LeRobot cannot encode so here .*give h264"),
     ],
 )
@@ -136,6 +141,20 @@ def test_settings_without_effect_are_said_before_anything_is_done(make_run, caps
         "evaluate: no effect on a policy with these levels, under these delays: delay.intent_steps=2",
     ]
     stages.check(make_run("used", **{**given, "model__system": "libra"}), *ALL)
+    assert "no effect" not in capsys.readouterr().err
+
+
+def test_a_setting_without_the_other_that_it_needs_is_said_with_its_stage(make_run, tmp_path, capsys):
+    alone = {"train__start_parts": "planner", "delay__seed": 5, "record__noise_std": 0.3, "record__noise_share": 0.0}
+    stages.check(make_run(**alone), *ALL)
+    assert capsys.readouterr().err.splitlines() == [
+        "record: no effect without record.noise_share above 0: record.noise_std=0.3",
+        "train: no effect without train.start_from: train.start_parts=planner",
+        "evaluate: no effect without delay.trace, delay.lost_share or delay.reordered_share: delay.seed=5",
+    ]
+    source = str(trained(tmp_path / "source"))
+    met = {"train__start_from": source, "delay__lost_share": 0.5, "record__noise_share": 0.5}
+    stages.check(make_run("met", **alone | met), *ALL)
     assert "no effect" not in capsys.readouterr().err
 
 

@@ -15,7 +15,7 @@ from ray import cloudpickle
 
 from libra_ray import checkpoint
 from libra_ray.common.files import read_jsonl
-from libra_ray.on_ray import stages
+from libra_ray.on_ray import stages, workers
 from libra_ray.on_ray import train as training
 from libra_ray.runs.folder import RunFolder
 from libra_ray.training.data import TrainingData
@@ -176,17 +176,6 @@ def test_resuming_at_the_last_step_ends_on_every_rank(killed_run, demonstrations
     assert read_jsonl(folder.path(training.LOG_NAME), dict) == rows
 
 
-def test_fine_tuning_begins_with_the_checkpoint(untrained, demonstrations, make_run):
-    """At a learning rate of almost nothing they stay as they were, on a worker that has a folder of its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(untrained.parent)
-        few = {"train__steps": 1, "train__lr": 1e-12, "train__seed": 9, "train__validate_every": 0}
-        folder = make_run("tuned", data__root=str(demonstrations), train__start_from=untrained.name, **few)
-        stages.train(folder, StubTracker())
-    begun, ended = (checkpoint.load(path).model.state_dict() for path in (untrained, folder.path("checkpoint")))
-    assert all(torch.allclose(ended[name], value, atol=1e-6) for name, value in begun.items())
-
-
 def test_a_run_that_has_begun_no_longer_needs_what_it_started_from(demonstrations, make_run):
     folder = make_run("moved", data__root=str(demonstrations), train__start_from="moved-away")
     with pytest.raises(ValueError, match="moved-away is not a checkpoint"):
@@ -199,22 +188,53 @@ def test_a_run_that_has_begun_no_longer_needs_what_it_started_from(demonstration
         data.make_model(begun=True)
 
 
-def test_an_error_that_would_come_again_ends_training_at_once(demonstrations, make_run):
-    """In one line with the place and the log; what was due to be saved at that step is saved, so nothing is trained again."""
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """A fine-tuning whose first validation failed, and that was then started again.
+
+    Attributes:
+        said: by the error that ended it.
+        rows: of its log at that moment.
+    """
+
+    folder: RunFolder
+    said: str
+    rows: list[dict[str, float]]
+
+
+@pytest.fixture(scope="module")
+def failed_run(untrained, demonstrations, runs_dir) -> Failed:
+    """At a learning rate of almost nothing, on a worker that has a folder of its own."""
     few = {"train__steps": 6, "train__checkpoint_every": 2, "train__log_every": 1, "train__validate_every": 4}
-    folder = make_run("failing", data__root=str(demonstrations), **few)
+    tuned = {"train__start_from": untrained.name, "train__lr": 1e-12, "train__seed": 9}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "train_loop", loops.failing_at_the_first_validation)
-        with pytest.raises(RuntimeError) as caught:
-            stages.train(folder, StubTracker())
-    errors = folder.path("train_errors.log")
-    first, last = str(caught.value).split(" (libra_ray/training/fit.py, line ")
+        patch.chdir(untrained.parent)
+        config = debug_config(data__root=str(demonstrations), **few, **tuned)
+        folder = RunFolder.open(runs_dir / "failing", config)
+        with patch.context() as failing:
+            failing.setattr(training, "train_loop", loops.failing_at_the_first_validation)
+            with pytest.raises(RuntimeError) as caught:
+                stages.train(folder, StubTracker())
+        rows = read_jsonl(folder.path(training.LOG_NAME), dict)
+        stages.train(folder, StubTracker())
+    return Failed(folder=folder, said=str(caught.value), rows=rows)
+
+
+def test_fine_tuning_begins_with_the_checkpoint(untrained, failed_run):
+    """And a run that goes on, with what it had."""
+    begun, ended = (checkpoint.load(path).model.state_dict() for path in (untrained, failed_run.folder.path("checkpoint")))
+    assert all(torch.allclose(ended[name], value, atol=1e-6) for name, value in begun.items())
+
+
+def test_an_error_that_would_come_again_ends_training_at_once(failed_run):
+    """In one line with the place and the log; what was due to be saved at that step is saved, so nothing is trained again."""
+    folder, errors = failed_run.folder, failed_run.folder.path("train_errors.log")
+    first, last = failed_run.said.split(" (libra_ray/training/fit.py, line ")
     assert first == "training failed: TypeError: no such measure"
     assert last.endswith(f"); the whole traceback is in {errors}")
     assert errors.read_text().count("Traceback") == 1, "tried once"
     assert "in validate\n" in errors.read_text()
-    assert [row["step"] for row in read_jsonl(folder.path(training.LOG_NAME), dict)] == [1, 2, 3]
-    stages.train(folder, StubTracker())
+    assert [row["step"] for row in failed_run.rows] == [1, 2, 3]
     rows = read_jsonl(folder.path(training.LOG_NAME), dict)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6], "step 4 was saved, and its row is made up for"
     assert ["val_loss_diff" in row for row in rows] == [False] * 3 + [True, False, True]
@@ -241,4 +261,4 @@ def test_one_workers_error_ends_the_others_too(demonstrations, make_run):
 )
 def test_more_than_this_machine_has_is_refused(ray_cluster, changes, words):
     with pytest.raises(ValueError, match=words):
-        training.scaling(debug_config(**changes))
+        workers.scaling(debug_config(**changes))

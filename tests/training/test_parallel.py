@@ -19,15 +19,18 @@ from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
 from libra_ray import checkpoint, shards
 from libra_ray.common.disk import NoRoomError
+from libra_ray.config import override
 from libra_ray.model.layers import pretrained_layers
 from libra_ray.training import weights
 from libra_ray.training.fit import Trainer
 from libra_ray.training.graph import is_graph
-from libra_ray.training.parallel import draws
+from libra_ray.training.loss_balance import GradientMeter
+from libra_ray.training.parallel import check_sharded, draws
 from libra_ray.training.saving import BackgroundSaver
 from libra_ray.training.speed import COMMUNICATION, StepTimer
 from tests.model import families
 from tests.model.builders import make_batch, tiny_model
+from tests.model.test_systems import FORMS
 from tests.training.builders import training_data
 
 CPU = torch.device("cpu")
@@ -417,3 +420,19 @@ def test_shards_are_never_captured(monkeypatch):
     assert not captured("auto", sharded=True)
     with pytest.raises(ValueError, match=r"train\.graph=step cannot record what ray\.parallel=fsdp exchanges"):
         captured("step", sharded=True)
+
+
+@pytest.mark.parametrize("form", [*FORMS.values(), {"refiner.vision": "shared"}], ids=[*FORMS, "libra_shared_vision"])
+def test_what_no_shard_can_measure_is_known_of_the_model_alone(form):
+    """Before any worker starts: exactly where the meter of sharded weights would not be able to measure."""
+    model = tiny_model(form)
+    model.config = override(model.config, {"ray.parallel": "fsdp", "train.balance": "gradient"})
+    meter = GradientMeter({name: list(weights) for name, weights in model.reached().items()})
+    if meter._sharing:
+        with pytest.raises(ValueError, match=r"train\.balance=gradient cannot measure losses that share weights \(\w+ and \w+"):
+            check_sharded(model)
+    else:
+        check_sharded(model)
+    for allowed in ({"ray.parallel": "ddp"}, {"train.balance": "fixed"}, {"train.balance": "uncertainty"}):
+        model.config = override(model.config, {"ray.parallel": "fsdp", "train.balance": "gradient", **allowed})
+        check_sharded(model)

@@ -130,18 +130,28 @@ class GuidedEyes(nn.Module):
 
 
 class TinyBackbone(GuidedEyes):
-    """Random weights, byte-level tokeniser, no download: for two cores and for tests."""
+    """Random weights, byte-level tokeniser, no download: for two cores and for tests.
+
+    Raises:
+        ValueError: fewer tokens than it reads at once.
+    """
 
     PAD = 0
+    READ_AT_ONCE, AROUND = 8, 2
+    """Bytes that a word's convolution spans, and zeros before and behind an instruction."""
     STAYS_FP32 = ("bytes", "position", "gaze")
     vision = "eyes."
 
     def __init__(self, image_size: int, pictures: int, width: int, max_text_tokens: int) -> None:
         super().__init__(image_size, pictures, width)
+        if max_text_tokens < (least := self.READ_AT_ONCE - 2 * self.AROUND):
+            raise ValueError(
+                f"planner.max_text_tokens={max_text_tokens} is too small for planner.backbone=tiny; it must be at least {least}"
+            )
         self.max_text_tokens = max_text_tokens
         self.bytes = nn.Embedding(257, width)
         self.position = nn.Parameter(torch.randn(max_text_tokens, width) * 0.02)
-        self.words = nn.Conv1d(width, width, kernel_size=8, stride=4, padding=2)
+        self.words = nn.Conv1d(width, width, kernel_size=self.READ_AT_ONCE, stride=4, padding=self.AROUND)
         self.sentence = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
 
     def tokenise(self, instructions: list[str]) -> Text:

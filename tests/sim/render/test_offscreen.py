@@ -1,5 +1,6 @@
 """Renderers share a process without touching one another, backends are found by trying, fewer triangles look the same."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -176,6 +177,71 @@ def fresh_choice(monkeypatch):
     """`choose_backend` in a process that has chosen nothing yet."""
     monkeypatch.setattr(os, "environ", {})
     return backend.choose_backend.__wrapped__
+
+
+@pytest.mark.parametrize(
+    ("visible", "order"),
+    [
+        ("", [[0, 2, 3], [2, 3, 0], [3, 0, 2], [0, 2, 3]]),
+        ("2", [[3]] * 4),
+        ("2, 0", [[3, 0], [0, 3], [3, 0], [0, 3]]),
+        ("7", [[0, 2, 3], [2, 3, 0], [3, 0, 2], [0, 2, 3]]),
+        ("GPU-9c2f", [[0, 2, 3], [2, 3, 0], [3, 0, 2], [0, 2, 3]]),
+        ("-1", [[0, 2, 3], [2, 3, 0], [3, 0, 2], [0, 2, 3]]),
+    ],
+)
+def test_processes_take_turns_on_the_gpus_that_they_may_use(visible, order):
+    """Three GPUs, the first, third and fourth of EGL's five devices; then what else there is, and what is hidden last."""
+    for number, turn in enumerate(order):
+        hidden = [index for index in (0, 2, 3) if index not in turn]
+        assert backend.in_turn(5, (0, 2, 3), visible, number) == [*turn, 1, 4, *hidden]
+    assert backend.in_turn(2, (), visible, 1) == [0, 1], "without a GPU all begin alike"
+
+
+class FourDevices:
+    """EGL as a machine of two GPUs has it, between Mesa's devices: what is asked of it, answered by plain functions."""
+
+    EXTENSIONS = (b"EGL_EXT_device_drm", b"EGL_EXT_device_base EGL_NV_device_cuda", b"EGL_NV_device_cuda", b"EGL_MESA_device")
+
+    def __init__(self):
+        kinds = {
+            b"eglQueryDevicesEXT": (ctypes.c_uint, ctypes.c_int, ctypes.POINTER(ctypes.c_void_p), ctypes.POINTER(ctypes.c_int)),
+            b"eglGetPlatformDisplayEXT": (ctypes.c_void_p, ctypes.c_uint, ctypes.c_void_p, ctypes.POINTER(ctypes.c_int)),
+            b"eglQueryDeviceStringEXT": (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int),
+        }
+        made = {b"eglQueryDevicesEXT": self.query, b"eglGetPlatformDisplayEXT": self.display}
+        self.words = [ctypes.create_string_buffer(text) for text in self.EXTENSIONS]
+        made[b"eglQueryDeviceStringEXT"] = lambda device, what: ctypes.addressof(self.words[device - 1])
+        self.kept = {name: ctypes.CFUNCTYPE(*kind)(made[name]) for name, kind in kinds.items()}
+        self.eglGetProcAddress = lambda name: ctypes.cast(self.kept[name], ctypes.c_void_p).value
+
+    def query(self, most, devices, count):
+        for index in range(4):
+            devices[index] = index + 1
+        count[0] = 4
+        return 1
+
+    def display(self, platform, device, attributes):
+        return device
+
+
+@linux_only
+def test_each_simulator_names_its_own_gpu_to_mujoco_unless_the_user_did(fresh_choice, monkeypatch):
+    """Also where the process that started it had chosen one for itself, and has left that in the environment."""
+    monkeypatch.setattr(backend, "_load", lambda *names: FourDevices())
+    monkeypatch.setattr(backend, "_egl_makes_context", lambda egl, display: True)
+    chosen = []
+    for number in range(4):
+        backend.take_turn(number)
+        assert fresh_choice() == "egl"
+        chosen.append(os.environ["MUJOCO_EGL_DEVICE_ID"])
+    assert chosen == ["1", "2", "1", "2"]
+    os.environ["CUDA_VISIBLE_DEVICES"] = "1"
+    fresh_choice()
+    assert os.environ["MUJOCO_EGL_DEVICE_ID"] == "2"
+    os.environ["MUJOCO_EGL_DEVICE_ID"] = "0"
+    fresh_choice()
+    assert os.environ["MUJOCO_EGL_DEVICE_ID"] == "0"
 
 
 @linux_only
