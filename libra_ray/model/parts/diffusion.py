@@ -50,7 +50,7 @@ class Objective(Protocol):
         """The regression target that an estimate of the data means at `x`; `t` below 1."""
 
     def data_weight(self, t: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
-        """What a squared error of the data is worth as one of the target, bounded where hardly any noise is left; at least 1."""
+        """What a squared error of the data is worth as one of the target: at least 1, bounded where noise is nearly gone."""
 
 
 @dataclass(frozen=True, kw_only=True)
