@@ -126,7 +126,8 @@ class Handshake:
         """
         if message.get("protocol") != PROTOCOL or message.get("version") != VERSION:
             theirs = f"{message.get('protocol')!r} version {message.get('version')!r}"
-            older = "client" if message.get("version") in range(VERSION + 1, 1000) else "server"
+            version = message.get("version")
+            older = "client" if isinstance(version, int) and version > VERSION else "server"
             raise ValueError(f"the server speaks {theirs}, this client {PROTOCOL!r} version {VERSION}: update the {older}")
         tree = _known(cls, message) | {"instructions": tuple(message.get("instructions", ()))}
         return cls(**tree | {"levels": tuple(Level(**_known(Level, level)) for level in message["levels"])})
