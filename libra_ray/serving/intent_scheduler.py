@@ -8,6 +8,7 @@ shares with other levels are left to those. Where there is no time to spare, but
 import asyncio
 import heapq
 import itertools
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -106,7 +107,7 @@ class IntentScheduler:
         """Control steps that its intent still covers; below all numbers where it has none."""
         seen = robot.seen
         intent = None if seen is None else robot.control.current(self.level.name, seen.step)
-        return float("-inf") if intent is None or seen is None else intent.end_step - seen.step
+        return -math.inf if intent is None or seen is None else intent.end_step - seen.step
 
     def _window_s(self, robot: RobotSession) -> float:
         """How long a robot may wait for others; where it stands without an intent, no longer than for the level that acts."""

@@ -117,6 +117,7 @@ class Trap:
         (array(data=b"", shape=(2**63, 0)), "sizes from 0"),
         (array(data=b"", shape=(2**62, 0)), "too big"),
         (array(np.array("go").tobytes(), "<U2", ()), "which is text; send one plain string"),
+        (array(b"", "T", ()), "which is text; send one plain string"),
         (array(b"go", "|S2", ()), "which is bytes; send text as a plain string"),
         (array(bytes(8), "|O", ()), "which is Python objects, which are never unpickled"),
         (array(bytes(8), "<M8[s]", ()), "which is dates; send numbers"),
@@ -256,7 +257,7 @@ def test_requests_carry_the_history_and_jpeg_where_asked():
     np.testing.assert_array_equal(request(two)[IMAGE_KEY], np.stack(pictures[1:]))
     alone = dataclasses.replace(seen, past=())
     np.testing.assert_array_equal(request(alone)[IMAGE_KEY], pictures[-1])
-    assert request(alone, jpeg_quality=90)[IMAGE_KEY] == jpeg(pictures[-1], 90)
+    assert request(alone, jpeg_quality=50)[IMAGE_KEY] == jpeg(pictures[-1], 50)
     told = request(alone, seq=3)
     said = {name: told[name] for name in told.keys() - {IMAGE_KEY, STATE_KEY}}
     assert said == {"prompt": "open", "step": 7, "seq": 3, "version": VERSION}

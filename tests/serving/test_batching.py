@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from libra_ray.serving.batches import InferenceBatch, InferenceRequest, InferenceResult, RowMismatchError
-from libra_ray.serving.batching import CALL_SHARE, DEADLINE_SHARE, Batcher
+from libra_ray.serving.batching import CALL_SHARE, DEADLINE_SHARE, Batcher, RobotResult
 from libra_ray.types import ActionChunk, Intent
 from tests.serving.stubs import observe
 from tests.serving.virtual_time import run
@@ -70,6 +70,77 @@ def test_the_window_ends_when_everybody_waits():
         await asyncio.gather(*[calls.ask(n) for n in range(3)])
         assert calls.sent == [[0, 1, 2]]
         assert calls.at == [began]
+
+    run(work())
+
+
+def test_a_full_batch_waits_for_nobody():
+    async def work():
+        calls = Calls(max_batch=3, window_s=5.0)
+        began = calls.clock()
+        await asyncio.gather(*[calls.ask(n) for n in range(3)])
+        assert (calls.sent, calls.at) == ([[0, 1, 2]], [began])
+
+    run(work())
+
+
+def test_a_window_that_is_over_is_over_by_whatever_clock():
+    """Timers may fire early by the clock that requests are dated by."""
+
+    async def work():
+        calls = Calls(window_s=0.3)
+        calls.batcher._clock, began = (lambda: 0.0), calls.clock()
+        await calls.ask(1)
+        assert calls.at == pytest.approx([began + 0.3])
+
+    run(work())
+
+
+def test_a_window_that_is_over_ends_no_others():
+    async def work():
+        calls = Calls(window_s=0.3)
+        calls.batcher._in_flight, began = (lambda: 2), calls.clock()
+        first = calls.ask(1, "old")
+        await asyncio.sleep(0.1)
+        await asyncio.gather(first, calls.ask(2, "new"))
+        assert calls.sent == [[1], [2]]
+        assert calls.at == pytest.approx([began + 0.3, began + 0.4])
+
+    run(work())
+
+
+def test_who_gives_up_while_waiting_is_not_asked_for():
+    async def work():
+        calls = Calls(window_s=0.3)
+        gone, there = calls.ask(1), calls.ask(2)
+        gone.cancel()
+        assert int((await there).chunk.actions[0]) == 2
+        calls.ask(3).cancel()
+        await asyncio.sleep(1)
+        assert calls.sent == [[2]]
+        assert calls.batcher.queued == 0
+
+    run(work())
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_who_gives_up_during_a_call_takes_nobody_along(fails):
+    async def work():
+        calls = Calls(window_s=0.3)
+        right = calls._call
+
+        async def call(requests, weights, urgent):
+            result = await right(requests, weights, urgent)
+            if fails:
+                raise ArithmeticError
+            return result
+
+        calls.batcher._call = call
+        gone, *others = [calls.ask(n) for n in range(3)]
+        await asyncio.sleep(0.3 + CALL_S / 2)
+        gone.cancel()
+        found = await asyncio.gather(*others, return_exceptions=True)
+        assert [type(each) for each in found] == [ArithmeticError if fails else RobotResult] * 2
 
     run(work())
 
