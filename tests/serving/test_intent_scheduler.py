@@ -167,14 +167,13 @@ def test_a_robot_stands_from_its_intents_last_step_on(step, peers, waits):
 def test_a_full_batch_waits_for_nobody():
     async def work():
         calls = Calls(max_batch=2, peers=9)
-        first, *robots = [calls.robot(number) for number in range(3)]
-        calls.scheduler.schedule(first)
-        await first.answered.wait()
-        for robot in robots:
-            calls.scheduler.schedule(robot)
-        # The second one's own window is over only later, and nobody looks before.
-        calls.scheduler._pump()
-        assert calls.scheduler.queued == 0
+        calls.scheduler.schedule(calls.robot(0))
+        await asyncio.sleep(2 * calls.call_s)
+        began = asyncio.get_running_loop().time()
+        for number in (1, 2):
+            calls.scheduler.schedule(calls.robot(number))
+        await asyncio.sleep(calls.call_s)
+        assert [(sent.robots, sent.at) for sent in calls.sent[1:]] == [([1, 2], began)]
 
     run(work())
 
