@@ -42,7 +42,7 @@ def same(one, other):
             and np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
             and one.shape == other.shape
         )
-    return one == other or (one != one and other != other)  # noqa: PLR0124  # what is not a number stays that
+    return one == other or (one != one and other != other)  # what is not a number stays that
 
 
 @given(MESSAGES)
@@ -209,7 +209,7 @@ def test_the_handshake_travels_whole_and_forwards_compatibly():
     assert Handshake.read(message) == SHAKE
     optional = {f.name: f.default for f in dataclasses.fields(Handshake) if f.default is not dataclasses.MISSING}
     earlier = {name: told for name, told in message.items() if name not in optional.keys() - {"protocol", "version"}}
-    assert Handshake.read(earlier) == replace(SHAKE, **optional), "what an earlier server does not say is left as it is by default"
+    assert Handshake.read(earlier) == replace(SHAKE, **optional), "what an earlier server does not say"
     assert Handshake.read({name: told for name, told in message.items() if name != "margin_steps"}).margin_steps == {}
     later = [level | {"of a later server": 1} for level in message["levels"]]
     assert Handshake.read(message | {"of a later server": 1, "levels": later}) == SHAKE
