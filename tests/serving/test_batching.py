@@ -20,7 +20,7 @@ class Calls:
     """A batcher in front of a level whose calls take `CALL_S`; notes who was sent together, and when."""
 
     def __init__(self, *, max_batch=9, peers=10, window_s=None, deadline_s=1.0):
-        self.sent, self.at = [], []
+        self.sent, self.at, self.weights, self.urgent = [], [], [], set()
         self.clock = asyncio.get_running_loop().time
         self.batcher = Batcher(
             self._call,
@@ -35,6 +35,8 @@ class Calls:
     async def _call(self, requests, weights, urgent):
         self.sent.append([int(r.observation.state[0]) for r in requests])
         self.at.append(self.clock())
+        self.weights.append(weights)
+        self.urgent.add(urgent)
         await asyncio.sleep(CALL_S)
         answers = [ActionChunk(actions=r.observation.state[:1], first_step=0, intent_first_step=0) for r in requests]
         return InferenceResult(numbers=[r.number for r in requests], answers=answers, seconds=0.015)
@@ -59,6 +61,8 @@ def test_requests_gather_while_a_call_is_under_way():
         mixed = [calls.ask(n, "new" if n % 2 else "old") for n in range(4)]
         await asyncio.gather(first, *mixed)
         assert calls.sent[4:] == [[0], [0, 2], [1, 3]]
+        assert calls.weights[4:] == ["old", "old", "new"]
+        assert calls.urgent == {False}
 
     run(work())
 
