@@ -232,7 +232,7 @@ def test_a_driver_learns_whose_policy_it_is_and_what_its_numbers_mean():
         ({"version": 1}, "version 1, this client 'libra_ray' version 2: update the server"),
         ({"version": 3}, "version 3, this client 'libra_ray' version 2: update the client"),
         ({"version": 10**6}, "version 1000000, this client 'libra_ray' version 2: update the client"),
-        ({"protocol": "other"}, "speaks 'other' version 2, this client 'libra_ray' version 2"),
+        ({"protocol": "other"}, "speaks 'other' version 2, this client 'libra_ray' version 2: update the server"),
         ({"version": None}, "version None, this client"),
     ],
 )

@@ -145,9 +145,12 @@ def test_how_long_a_call_takes_is_learned_of_all_calls_and_of_the_last_ones_most
     run(work())
 
 
-@pytest.mark.parametrize(("step", "peers", "waits"), [(9, 9, 1.0), (9, 1, 1.0), (10, 9, 0.5), (10, 1, 0.0)])
-def test_a_robot_stands_from_its_intents_last_step_on(step, peers, waits):
-    """With steps left and time to spare it waits for as long as a call takes, alone or not; then for half of that."""
+@pytest.mark.parametrize(
+    ("step", "peers", "calls_apart", "waits"),
+    [(9, 9, 200, 1.0), (9, 1, 200, 1.0), (9, 9, 5, 0.5), (10, 9, 200, 0.5), (10, 1, 200, 0.0)],
+)
+def test_a_robot_stands_from_its_intents_last_step_on(step, peers, calls_apart, waits):
+    """Before it waits for half of its time to spare, at most as long as a call takes, alone or not; then for half a call."""
 
     async def work():
         calls = Calls(peers=peers)
@@ -156,7 +159,7 @@ def test_a_robot_stands_from_its_intents_last_step_on(step, peers, waits):
         await robot.answered.wait()
         began = asyncio.get_running_loop().time()
         robot.show(observe(1, step), began)
-        robot.pace_s = 10.0
+        robot.pace_s = calls_apart * calls.call_s
         calls.scheduler.schedule(robot)
         await asyncio.sleep(1)
         assert calls.sent[-1].at - began == pytest.approx(waits * calls.call_s)
