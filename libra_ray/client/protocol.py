@@ -60,6 +60,7 @@ NUMERIC_KINDS = "biuf"
 """numpy's letters of the dtypes that travel: booleans, integers, floats."""
 NOT_NUMERIC = {
     "U": "text; send one plain string, e.g. str(value)",
+    "T": "text; send one plain string, e.g. str(value)",
     "S": "bytes; send text as a plain string, e.g. value.item().decode()",
     "O": "Python objects, which are never unpickled; send an array of numbers",
     "V": "records, or of a dtype that is not numpy's own; send numbers, e.g. float32",
@@ -126,7 +127,8 @@ class Handshake:
         """
         if message.get("protocol") != PROTOCOL or message.get("version") != VERSION:
             theirs = f"{message.get('protocol')!r} version {message.get('version')!r}"
-            older = "client" if message.get("version") in range(VERSION + 1, 1000) else "server"
+            version = message.get("version")
+            older = "client" if isinstance(version, int) and version > VERSION else "server"
             raise ValueError(f"the server speaks {theirs}, this client {PROTOCOL!r} version {VERSION}: update the {older}")
         tree = _known(cls, message) | {"instructions": tuple(message.get("instructions", ()))}
         return cls(**tree | {"levels": tuple(Level(**_known(Level, level)) for level in message["levels"])})
@@ -266,7 +268,7 @@ def _dtype(name: Any) -> np.dtype[Any]:
         dtype = np.dtype(name) if isinstance(name, str) else None
     except (TypeError, ValueError, SyntaxError):
         dtype = None
-    if dtype is None or dtype.kind not in NUMERIC_KINDS or dtype.subdtype is not None:
+    if dtype is None or dtype.kind not in NUMERIC_KINDS:
         which = f", which is {NOT_NUMERIC[dtype.kind]}" if dtype is not None and dtype.kind in NOT_NUMERIC else ""
         raise ValueError(f"arrays hold booleans, integers or floats; got dtype {str(name)[:40]!r}{which}")
     return dtype

@@ -8,6 +8,7 @@ shares with other levels are left to those. Where there is no time to spare, but
 import asyncio
 import heapq
 import itertools
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -106,10 +107,12 @@ class IntentScheduler:
         """Control steps that its intent still covers; below all numbers where it has none."""
         seen = robot.seen
         intent = None if seen is None else robot.control.current(self.level.name, seen.step)
-        return float("-inf") if intent is None or seen is None else intent.end_step - seen.step
+        return -math.inf if intent is None or seen is None else intent.end_step - seen.step
 
     def _window_s(self, robot: RobotSession) -> float:
         """How long a robot may wait for others; where it stands without an intent, no longer than for the level that acts."""
+        if len(self._waiting) >= self._max_batch:
+            return 0.0
         if self._steps_left(robot) <= 0:
             return CALL_SHARE * self._call_s if len(self._waiting) < self._expected_peers() else 0.0
         return max(0.0, min(self._call_s, SPARE_SHARE * (robot.pace_s - CALLS_AHEAD * self._call_s)))
@@ -121,8 +124,6 @@ class IntentScheduler:
 
     def _wait_left_s(self) -> float:
         """How much longer more requests are waited for."""
-        if len(self._waiting) >= self._max_batch:
-            return 0.0
         return min(since + self._window_s(robot) for robot, since in self._waiting.items()) - self._clock()
 
     def _pump_in(self, seconds: float) -> None:

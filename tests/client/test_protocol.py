@@ -4,6 +4,7 @@ import dataclasses
 import pickle
 import subprocess
 import sys
+import warnings
 import zlib
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from hypothesis.extra import numpy as arrays
 from openpi_client import msgpack_numpy
 
 from libra_ray.client.pictures import jpeg
-from libra_ray.client.protocol import Handshake, Reply, pack, request, unpack
+from libra_ray.client.protocol import VERSION, Handshake, Reply, pack, request, unpack
 from libra_ray.spec import RobotSpec, VectorSpec, differences
 from libra_ray.types import IMAGE_KEY, STATE_KEY, Level, Observation
 
@@ -26,20 +27,22 @@ NUMERIC = strategies.one_of(
     arrays.floating_dtypes(endianness="=", sizes=(16, 32, 64)),
 )
 ARRAYS = arrays.arrays(NUMERIC, arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4))
+SCALARS = arrays.arrays(NUMERIC, ()).map(lambda array: array[()])
 PLAIN = strategies.one_of(
     strategies.none(), strategies.booleans(), strategies.integers(-(2**63), 2**64 - 1), strategies.text(), strategies.binary()
 )
-MESSAGES = strategies.dictionaries(strategies.text(), strategies.one_of(PLAIN, ARRAYS, strategies.lists(PLAIN)), max_size=5)
+VALUES = strategies.one_of(PLAIN, ARRAYS, SCALARS, strategies.lists(PLAIN))
+MESSAGES = strategies.dictionaries(strategies.text(), VALUES, max_size=5)
 
 
 def same(one, other):
-    if isinstance(one, np.ndarray):
+    if isinstance(one, np.ndarray | np.generic) and not isinstance(one, float):  # float64 is a Python float, and travels as one
         return (
             one.dtype == other.dtype
             and np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
             and one.shape == other.shape
         )
-    return one == other
+    return one == other or (one != one and other != other)  # what is not a number stays that
 
 
 @given(MESSAGES)
@@ -103,15 +106,18 @@ class Trap:
         (array(dtype="f4,f4", shape=(1,)), "booleans, integers or floats"),
         (array(dtype="no such thing"), "booleans, integers or floats"),
         (array(dtype=7), "booleans, integers or floats"),
+        (array(dtype=None), "booleans, integers or floats; got dtype 'None'$"),
         (array(shape=(3,)), "has 12 bytes; got 8"),
         (array(shape=(2**40, 2**40)), "bytes; got 8"),
         (array(shape=(-2,)), "sizes from 0"),
         (array(shape=(1,) * 9), "at most 8"),
+        (array(shape=(True, 2)), "sizes from 0"),
         (array(shape="2"), "sizes from 0"),
         (array(data="text"), "got str"),
-        (array(data=b"", shape=(2**64 - 1, 0)), "sizes from 0"),
+        (array(data=b"", shape=(2**63, 0)), "sizes from 0"),
         (array(data=b"", shape=(2**62, 0)), "too big"),
         (array(np.array("go").tobytes(), "<U2", ()), "which is text; send one plain string"),
+        (array(b"", "T", ()), "which is text; send one plain string"),
         (array(b"go", "|S2", ()), "which is bytes; send text as a plain string"),
         (array(bytes(8), "|O", ()), "which is Python objects, which are never unpickled"),
         (array(bytes(8), "<M8[s]", ()), "which is dates; send numbers"),
@@ -130,6 +136,8 @@ class Trap:
         (scalar(300, "|u1"), "uint8 cannot hold 300"),
         (msgpack.packb([1, 2]), "a map with text keys; got list"),
         (msgpack.packb({1: 2}), "a map with text keys|msgpack"),
+        (msgpack.packb({b"a": 2}), "a map with text keys"),
+        (msgpack.packb(["a"]), "a map with text keys; got list"),
         (b"", "not a message in msgpack"),
         (b"\x93" * 5000, "not a message in msgpack"),
         (pickle.dumps({"a": 1}), "msgpack|map"),
@@ -139,6 +147,18 @@ class Trap:
 def test_what_cannot_be_a_message_says_why(data, words):
     with pytest.raises(ValueError, match=words):
         unpack(data)
+
+
+@pytest.mark.parametrize("value", [{b"data": 1}, {b"nd": True}, {"data": b"", "nd": True}])
+def test_a_map_that_is_no_array_stays_a_map(value):
+    assert unpack(pack({"x": value})) == {"x": value}
+
+
+def test_a_number_too_large_for_its_dtype_is_refused_without_a_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match="float32 cannot hold 1e"):
+            unpack(scalar(1e300, "<f4"))
 
 
 @pytest.mark.parametrize(
@@ -153,6 +173,7 @@ def test_what_cannot_be_a_message_says_why(data, words):
         np.array([np.nan, np.inf], np.float32),
         np.array(3),
         np.empty((0, 5), np.float32),
+        np.ones((1,) * 8, np.float32),
     ],
     ids=lambda value: f"{value.dtype.str}{value.strides}",
 )
@@ -186,6 +207,9 @@ SHAKE = Handshake(
 def test_the_handshake_travels_whole_and_forwards_compatibly():
     message = unpack(pack(SHAKE.message()))
     assert Handshake.read(message) == SHAKE
+    optional = {f.name: f.default for f in dataclasses.fields(Handshake) if f.default is not dataclasses.MISSING}
+    earlier = {name: told for name, told in message.items() if name not in optional.keys() - {"protocol", "version"}}
+    assert Handshake.read(earlier) == replace(SHAKE, **optional), "what an earlier server does not say"
     assert Handshake.read({name: told for name, told in message.items() if name != "margin_steps"}).margin_steps == {}
     later = [level | {"of a later server": 1} for level in message["levels"]]
     assert Handshake.read(message | {"of a later server": 1, "levels": later}) == SHAKE
@@ -207,7 +231,8 @@ def test_a_driver_learns_whose_policy_it_is_and_what_its_numbers_mean():
     [
         ({"version": 1}, "version 1, this client 'libra_ray' version 2: update the server"),
         ({"version": 3}, "version 3, this client 'libra_ray' version 2: update the client"),
-        ({"protocol": "other"}, "speaks 'other' version 2, this client 'libra_ray' version 2"),
+        ({"version": 10**6}, "version 1000000, this client 'libra_ray' version 2: update the client"),
+        ({"protocol": "other"}, "speaks 'other' version 2, this client 'libra_ray' version 2: update the server"),
         ({"version": None}, "version None, this client"),
     ],
 )
@@ -227,10 +252,16 @@ def test_requests_carry_the_history_and_jpeg_where_asked():
         step=7,
     )
     np.testing.assert_array_equal(request(seen)[IMAGE_KEY], np.stack(pictures))
+    np.testing.assert_array_equal(request(seen, jpeg_quality=90)[IMAGE_KEY], np.stack(pictures), "a history is sent raw")
+    two = dataclasses.replace(seen, past=seen.past[1:])
+    np.testing.assert_array_equal(request(two)[IMAGE_KEY], np.stack(pictures[1:]))
     alone = dataclasses.replace(seen, past=())
     np.testing.assert_array_equal(request(alone)[IMAGE_KEY], pictures[-1])
-    assert request(alone, jpeg_quality=90)[IMAGE_KEY] == jpeg(pictures[-1], 90)
-    assert request(alone, seq=3)["seq"] == 3
+    assert request(alone, jpeg_quality=50)[IMAGE_KEY] == jpeg(pictures[-1], 50)
+    told = request(alone, seq=3)
+    said = {name: told[name] for name in told.keys() - {IMAGE_KEY, STATE_KEY}}
+    assert said == {"prompt": "open", "step": 7, "seq": 3, "version": VERSION}
+    assert told[STATE_KEY] is alone.state
 
 
 def test_a_reply_needs_actions_and_passes_over_what_it_does_not_know():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from libra_ray.serving.batches import InferenceBatch, InferenceRequest, InferenceResult, RowMismatchError
-from libra_ray.serving.batching import CALL_SHARE, DEADLINE_SHARE, Batcher
+from libra_ray.serving.batching import CALL_SHARE, DEADLINE_SHARE, Batcher, RobotResult
 from libra_ray.types import ActionChunk, Intent
 from tests.serving.stubs import observe
 from tests.serving.virtual_time import run
@@ -20,7 +20,7 @@ class Calls:
     """A batcher in front of a level whose calls take `CALL_S`; notes who was sent together, and when."""
 
     def __init__(self, *, max_batch=9, peers=10, window_s=None, deadline_s=1.0):
-        self.sent, self.at = [], []
+        self.sent, self.at, self.weights, self.urgent = [], [], [], set()
         self.clock = asyncio.get_running_loop().time
         self.batcher = Batcher(
             self._call,
@@ -35,6 +35,8 @@ class Calls:
     async def _call(self, requests, weights, urgent):
         self.sent.append([int(r.observation.state[0]) for r in requests])
         self.at.append(self.clock())
+        self.weights.append(weights)
+        self.urgent.add(urgent)
         await asyncio.sleep(CALL_S)
         answers = [ActionChunk(actions=r.observation.state[:1], first_step=0, intent_first_step=0) for r in requests]
         return InferenceResult(numbers=[r.number for r in requests], answers=answers, seconds=0.015)
@@ -59,6 +61,8 @@ def test_requests_gather_while_a_call_is_under_way():
         mixed = [calls.ask(n, "new" if n % 2 else "old") for n in range(4)]
         await asyncio.gather(first, *mixed)
         assert calls.sent[4:] == [[0], [0, 2], [1, 3]]
+        assert calls.weights[4:] == ["old", "old", "new"]
+        assert calls.urgent == {False}
 
     run(work())
 
@@ -70,6 +74,77 @@ def test_the_window_ends_when_everybody_waits():
         await asyncio.gather(*[calls.ask(n) for n in range(3)])
         assert calls.sent == [[0, 1, 2]]
         assert calls.at == [began]
+
+    run(work())
+
+
+def test_a_full_batch_waits_for_nobody():
+    async def work():
+        calls = Calls(max_batch=3, window_s=5.0)
+        began = calls.clock()
+        await asyncio.gather(*[calls.ask(n) for n in range(3)])
+        assert (calls.sent, calls.at) == ([[0, 1, 2]], [began])
+
+    run(work())
+
+
+def test_a_window_that_is_over_is_over_by_whatever_clock():
+    """Timers may fire early by the clock that requests are dated by."""
+
+    async def work():
+        calls = Calls(window_s=0.3)
+        calls.batcher._clock, began = (lambda: 0.0), calls.clock()
+        await calls.ask(1)
+        assert calls.at == pytest.approx([began + 0.3])
+
+    run(work())
+
+
+def test_a_window_that_is_over_ends_no_others():
+    async def work():
+        calls = Calls(window_s=0.3)
+        calls.batcher._in_flight, began = (lambda: 2), calls.clock()
+        first = calls.ask(1, "old")
+        await asyncio.sleep(0.1)
+        await asyncio.gather(first, calls.ask(2, "new"))
+        assert calls.sent == [[1], [2]]
+        assert calls.at == pytest.approx([began + 0.3, began + 0.4])
+
+    run(work())
+
+
+def test_who_gives_up_while_waiting_is_not_asked_for():
+    async def work():
+        calls = Calls(window_s=0.3)
+        gone, there = calls.ask(1), calls.ask(2)
+        gone.cancel()
+        assert int((await there).chunk.actions[0]) == 2
+        calls.ask(3).cancel()
+        await asyncio.sleep(1)
+        assert calls.sent == [[2]]
+        assert calls.batcher.queued == 0
+
+    run(work())
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_who_gives_up_during_a_call_takes_nobody_along(fails):
+    async def work():
+        calls = Calls(window_s=0.3)
+        right = calls._call
+
+        async def call(requests, weights, urgent):
+            result = await right(requests, weights, urgent)
+            if fails:
+                raise ArithmeticError
+            return result
+
+        calls.batcher._call = call
+        gone, *others = [calls.ask(n) for n in range(3)]
+        await asyncio.sleep(0.3 + CALL_S / 2)
+        gone.cancel()
+        found = await asyncio.gather(*others, return_exceptions=True)
+        assert [type(each) for each in found] == [ArithmeticError if fails else RobotResult] * 2
 
     run(work())
 

@@ -13,6 +13,7 @@ from libra_ray.config import ControlConfig
 from libra_ray.control.robot import RobotControl
 from libra_ray.serving import intent_scheduler
 from libra_ray.serving.batches import InferenceResult
+from libra_ray.serving.batching import CALL_SHARE
 from libra_ray.serving.fleet_snapshot import RobotRow
 from libra_ray.serving.intent_scheduler import IntentScheduler
 from libra_ray.serving.robot_sessions import RobotSession
@@ -51,7 +52,10 @@ class Calls:
         )
         await asyncio.sleep(self.call_s)
         values = [{"tokens": np.array([[int(r.observation.state[0])]])} for r in requests]
-        answers = [Intent(level=self.scheduler.level.name, values=value, first_step=0, covers=1) for value in values]
+        told = {"subgoals": ["reach"]}
+        answers = [
+            Intent(level=self.scheduler.level.name, values=value, first_step=0, covers=1, metadata=told) for value in values
+        ]
         return self.fault(InferenceResult(numbers=[r.number for r in requests], answers=answers, seconds=0))
 
     def robot(self, number, step=0, levels=LEVELS):
@@ -127,6 +131,86 @@ def test_robots_that_stand_share_a_call_with_those_that_come_soon(peers, wait_s,
     run(work())
 
 
+def test_how_long_a_call_takes_is_learned_of_all_calls_and_of_the_last_ones_most():
+    async def work():
+        calls, usual_s = Calls(peers=9), 0.0
+        for number, call_s in enumerate((0.05, 0.1, 0.1, 0.02, 0.02)):
+            robot, began = calls.robot(number), asyncio.get_running_loop().time()
+            calls.call_s = call_s
+            calls.scheduler.schedule(robot)
+            await robot.answered.wait()
+            assert calls.sent[-1].at - began == pytest.approx(CALL_SHARE * usual_s)
+            usual_s += (call_s - usual_s) * (0.2 if number else 1)
+
+    run(work())
+
+
+@pytest.mark.parametrize(
+    ("step", "peers", "calls_apart", "waits"),
+    [(9, 9, 200, 1.0), (9, 1, 200, 1.0), (9, 9, 5, 0.5), (10, 9, 200, 0.5), (10, 1, 200, 0.0)],
+)
+def test_a_robot_stands_from_its_intents_last_step_on(step, peers, calls_apart, waits):
+    """Before it waits for half of its time to spare, at most as long as a call takes, alone or not; then for half a call."""
+
+    async def work():
+        calls = Calls(peers=peers)
+        robot = calls.robot(1)
+        calls.scheduler.schedule(robot)
+        await robot.answered.wait()
+        began = asyncio.get_running_loop().time()
+        robot.show(observe(1, step), began)
+        robot.pace_s = calls_apart * calls.call_s
+        calls.scheduler.schedule(robot)
+        await asyncio.sleep(1)
+        assert calls.sent[-1].at - began == pytest.approx(waits * calls.call_s)
+
+    run(work())
+
+
+def test_a_full_batch_waits_for_nobody():
+    async def work():
+        calls = Calls(max_batch=2, peers=9)
+        calls.scheduler.schedule(calls.robot(0))
+        await asyncio.sleep(2 * calls.call_s)
+        began = asyncio.get_running_loop().time()
+        for number in (1, 2):
+            calls.scheduler.schedule(calls.robot(number))
+        await asyncio.sleep(calls.call_s)
+        assert [(sent.robots, sent.at) for sent in calls.sent[1:]] == [([1, 2], began)]
+
+    run(work())
+
+
+def test_nobody_is_asked_for_any_more_once_all_are_forgotten():
+    async def work():
+        calls = Calls(max_batch=1)
+        for number in range(3):
+            calls.scheduler.schedule(calls.robot(number))
+        await asyncio.sleep(0.5 * calls.call_s)
+        calls.scheduler.clear()
+        await asyncio.sleep(5 * calls.call_s)
+        assert [sent.robots for sent in calls.sent] == [[0]]
+        assert calls.scheduler.queued == 0
+
+    run(work())
+
+
+def test_a_robot_that_has_begun_anew_and_shown_nothing_yet_is_not_asked_for():
+    async def work():
+        calls = Calls()
+        under_way, anew = calls.robot(1), calls.robot(2)
+        calls.scheduler.schedule(under_way)
+        await asyncio.sleep(0.5 * calls.call_s)
+        calls.scheduler.schedule(anew)
+        anew.begin()
+        await asyncio.sleep(5 * calls.call_s)
+        assert [sent.robots for sent in calls.sent] == [[1]]
+        assert calls.scheduler.queued == 0
+        assert not anew.control.is_requested("planner")
+
+    run(work())
+
+
 def test_intents_of_an_earlier_episode_are_never_adopted():
     async def work():
         calls = Calls()
@@ -153,6 +237,8 @@ def test_an_intent_says_what_it_was_made_from():
         await asyncio.sleep(1.5 * calls.call_s)
         intent = intent_of(robot)
         assert (intent.level, intent.first_step, intent.covers, intent.made_at, intent.weights) == ("planner", 15, 10, 3.5, "w")
+        assert intent.ready_at == pytest.approx(calls.sent[0].at + calls.call_s)
+        assert intent.metadata == {"subgoals": ["reach"]}
 
     run(work())
 
@@ -214,6 +300,33 @@ def test_a_robot_whose_call_failed_goes_alone_and_later():
         waited_s = asyncio.get_running_loop().time() - began
         assert [call.robots for call in calls.sent] == [[1, 2], [1], [2]]
         assert waited_s == pytest.approx(intent_scheduler.AGAIN_S - 0.1 * calls.call_s + 2 * calls.call_s)
+
+    run(work())
+
+
+def test_after_each_further_failure_a_robot_waits_twice_as_long_up_to_a_limit_and_one_success_ends_that():
+    def fail(result):
+        raise ArithmeticError
+
+    async def work():
+        calls = Calls(fault=fail)
+        robot = calls.robot(1)
+
+        async def ask():
+            calls.scheduler.schedule(robot)
+            await robot.answered.wait()
+            robot.answered.clear()
+
+        for _ in range(9):
+            await ask()
+        calls.fault = lambda result: result
+        await ask()
+        calls.fault = fail
+        for _ in range(2):
+            await ask()
+        waits = np.diff([sent.at for sent in calls.sent]) - calls.call_s
+        longer = [min(intent_scheduler.AGAIN_S * 2**n, intent_scheduler.LONGEST_PENALTY_S) for n in range(9)]
+        assert waits == pytest.approx([*longer, 0.0, intent_scheduler.AGAIN_S])
 
     run(work())
 
