@@ -5,6 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import budget
+import drive
+import join
 import pytest
 from arguments import Arguments, parse, set_aside
 
@@ -71,6 +74,22 @@ def test_a_file_is_applied_before_the_command_line(tmp_path):
     config = _parse("debug", "--config", str(file), "--train.steps=7").config
     expected = {"train.lr": 3e-4, "train.steps": 7, "train.batch_size": 8, "sim.tasks": ("reach-v3", "push-v3")}
     assert config == override(preset("debug"), expected)
+
+
+def test_the_home_folder_is_meant_wherever_a_place_is_typed(tmp_path, monkeypatch, capsys):
+    """Shells leave `~` where it is in `--runs=~/runs`; nobody means a folder of that name."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.yaml").write_text("train.steps: 9")
+    given = _parse("--runs=~/runs", "--config=~/mine.yaml", "--data.root=~/d")
+    assert (given.run_dir.parent, given.config.train.steps) == (tmp_path / "runs", 9)
+    assert given.config.data.root == str(tmp_path / "d")
+    asked = budget.parser().parse_args(["~/c", "--out=~/b"])
+    assert (asked.checkpoint, asked.out) == (tmp_path / "c", tmp_path / "b")
+    driven = drive.parser().parse_args(["ws://h:1", "--stub=~/d", "--out=~/o"])
+    assert (driven.stub, driven.out) == (str(tmp_path / "d"), tmp_path / "o")
+    assert drive.parser().parse_args(["ws://h:1"]).stub == ""
+    assert join.folders(["planner=~/p"]) == {"planner": tmp_path / "p"}
+    assert "~nobody.here/runs" in _mistake(capsys, "--runs=~nobody.here/runs")
 
 
 def test_a_runs_stored_configuration_can_be_run_again(tmp_path):
