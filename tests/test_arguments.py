@@ -1,5 +1,7 @@
 """The command line: complete help, one source of names, mistakes that are one helpful line."""
 
+import errno
+import os
 import sqlite3
 import subprocess
 import sys
@@ -247,3 +249,15 @@ def test_a_full_disk_ends_a_job_in_one_line_whoever_noticed_it(tmp_path, capsys)
         [line] = capsys.readouterr().err.splitlines()
         assert line.startswith(f"train.py: error: no space left on the disk of {tmp_path}/debug, ")
         assert str(error) in line
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_what_this_user_may_not_read_or_write_ends_a_job_in_one_line(number, tmp_path, capsys):
+    arguments = parse(["debug", f"--runs={tmp_path}"], "", stage="train")
+    with pytest.raises(SystemExit) as ended, arguments.refusing():
+        raise OSError(number, os.strerror(number), str(tmp_path / "info.json"))
+    assert ended.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"train.py: error: {tmp_path}/info.json cannot be read or written ({os.strerror(number)}); give")
+    with pytest.raises(OSError, match="of nothing"), arguments.refusing():
+        raise OSError(number, "of nothing on this disk")
