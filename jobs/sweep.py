@@ -15,12 +15,7 @@ DEBUG_SIZE, SIZE = (4, 1), (24, 3)
 """Configurations, and seeds of each, where the command line does not say."""
 
 OPTIONS: Options = {
-    "space": {
-        "metavar": "SPACE",
-        "type": place_or_name,
-        "nargs": "?",
-        "help": f"{SHIPPED}, or the path of a Python file with SPACE",
-    },
+    "space": {"metavar": "SPACE", "type": place_or_name, "nargs": "?", "help": f"{SHIPPED}, or the path of a file with SPACE"},
     "--trials": {"type": int, "metavar": "K", "help": "configurations to try (default: 24; debug: 4; of a grid: the first K)"},
     "--seeds": {"type": int, "metavar": "S", "help": "seeds of each configuration, trials of their own (default: 3; debug: 1)"},
     "--hours": {"type": float, "default": 0.0, "help": "start no trial after this time; running ones come to their end"},

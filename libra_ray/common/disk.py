@@ -74,9 +74,9 @@ def explained(folder: Path) -> Iterator[None]:
     except Exception as error:
         if not lacks_room(error):
             if isinstance(error, OSError) and error.errno in _DENIED and error.filename is not None:
-                name, why = os.fsdecode(error.filename), error.strerror
+                file, why = os.fsdecode(error.filename), error.strerror
                 raise DeniedError(
-                    f"{name} cannot be read or written ({why}); give another place, or this user leave"
+                    f"{file} cannot be read or written ({why}); give another place, or leave to this one"
                 ) from error
             raise
         if said := next((str(cause) for cause in _causes(error) if _OURS in str(cause)), ""):

@@ -83,6 +83,10 @@ def test_a_run_takes_the_statistics_of_another_that_has_begun_and_stays_with_the
     stages.check(second, "train")
     assert open_to_train(second).stats.to_json() == begun.stats.to_json()
     assert "of its actions' entries lie outside" in " ".join(open_to_train(second).remarks())
+    for damaged in (b"", b"{", b"\xff\xfe", b"null", b'{"state": 1, "action": {}}', b'{"state": {}, "action": {}}'):
+        first.path("stats.json").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"^train\.stats_from=\S+: its stats\.json holds no statistics"):
+            stages.check(second, "train")
     first.path("stats.json").write_text(open_to_train(make_run("third", data__root=str(tmp_path / "e"))).stats.to_json())
     with pytest.raises(ValueError, match=r"began with other normalisation statistics than train\.stats_from gives now"):
         open_to_train(second)
