@@ -25,7 +25,7 @@ from libra_ray.common.disk import explained
 from libra_ray.config import PRESETS, Config, override, preset
 from libra_ray.config.docstrings import docstrings
 from libra_ray.config.overrides import flatten, flatten_mapping, leaf_types
-from libra_ray.config.paths import PLACES
+from libra_ray.config.paths import PLACES, place
 from libra_ray.model.registry import SYSTEMS, check_name
 
 DEFAULT_PRESET = "quickstart"
@@ -171,7 +171,7 @@ def parse(
     name = given["name"] or default_name(config, own)
     if not _NAME.fullmatch(name):
         parser.error(f"--name {name!r} is not a folder name; use letters, digits, dots, dashes and underscores")
-    return Arguments(config=config, run_dir=Path(given["runs"]) / name, fresh=given["fresh"], stage=stage, more=own)
+    return Arguments(config=config, run_dir=given["runs"] / name, fresh=given["fresh"], stage=stage, more=own)
 
 
 def speak_utf8() -> None:
@@ -215,9 +215,9 @@ def _parser(description: str, stage: str, more: Options, shown: Config | None = 
         parser.add_argument(option, **details)
     parser.add_argument("-h", "--help", action="store_true", help="show this text, with the chosen preset's values, and exit")
     parser.add_argument("--name", help="name of the run (default: the preset's name)")
-    parser.add_argument("--runs", metavar="DIR", default="runs", help="folder that holds the runs (default: runs)")
+    parser.add_argument("--runs", metavar="DIR", type=place, default="runs", help="folder that holds the runs (default: runs)")
     parser.add_argument("--fresh", action="store_true", help="start over; earlier results are kept as NAME.old-1, .old-2, ...")
-    parser.add_argument("--config", metavar="FILE", help="YAML of dotted or nested names, applied before the options below")
+    parser.add_argument("--config", metavar="FILE", type=place, help="YAML of dotted or nested names, applied before options")
     _add_settings(parser, shown)
     return parser
 
@@ -284,9 +284,9 @@ def _resolved(given: Mapping[str, Any]) -> Config:
     return config
 
 
-def _file(path: str) -> dict[str, Any]:
+def _file(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as mistake:
         raise ValueError(f"--config {path}: {mistake.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as mistake:

@@ -1,15 +1,16 @@
 """Measure every component of a checkpoint on this machine, and propose the settings that fit a budget per control decision."""
 
 from functools import partial
-from pathlib import Path
 
 from arguments import Arguments, JobParser, set_aside, speak_utf8
+
+from libra_ray.config.paths import place
 
 
 def parser() -> JobParser:
     """The command line."""
     p = JobParser(prog="budget.py", description=__doc__, allow_abbrev=False)
-    p.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="its folder, e.g. runs/quickstart/checkpoint")
+    p.add_argument("checkpoint", metavar="CHECKPOINT", type=place, help="its folder, e.g. runs/quickstart/checkpoint")
     p.add_argument("--ms", type=float, help="milliseconds from picture to actions (default: one control step)")
     p.add_argument("--hz", type=float, help="control steps per second (default: those of the demonstrations)")
     p.add_argument("--robots", type=int, default=1, help="served by one replica a level and one gateway (default: %(default)s)")
@@ -21,7 +22,7 @@ def parser() -> JobParser:
     )
     p.add_argument("--threads", type=int, default=1, help="of one call on a CPU, as a replica's (default: %(default)s)")
     p.add_argument("--jpeg", type=int, default=90, metavar="QUALITY", help="of pictures sent; 0 is raw (default: %(default)s)")
-    p.add_argument("--out", type=Path, help="folder of the results (default: `budget` beside the checkpoint)")
+    p.add_argument("--out", type=place, help="folder of the results (default: `budget` beside the checkpoint)")
     p.add_argument("--fresh", action="store_true", help="measure again; earlier results are kept as FOLDER.old-1")
     p.epilog = "Run again, the same command uses what was measured, and goes on with the episodes."
     return p
@@ -31,8 +32,7 @@ def main() -> None:
     """Measure, answer, print the tables, write JSON and plot."""
     speak_utf8()
     given = parser().parse_args()
-    given.checkpoint = given.checkpoint.expanduser()
-    out = (given.out or given.checkpoint.resolve().parent / "budget").expanduser()
+    out = given.out or given.checkpoint.resolve().parent / "budget"
     with Arguments(run_dir=out, fresh=given.fresh, stage="budget").refusing():
         from libra_ray.budget.answer import answered_budget, check_place, kept_profile, measurable, question_of, write_budget
         from libra_ray.budget.table import budget_table

@@ -2,9 +2,10 @@
 
 import asyncio
 import os
-from pathlib import Path
 
 from arguments import JobParser, speak_utf8
+
+from libra_ray.config.paths import place, place_or_name
 
 TOKEN = "LIBRA_TOKEN"  # noqa: S105  (the variable's name)
 
@@ -25,13 +26,16 @@ def parser() -> JobParser:
     p.add_argument("--max-steps", type=int, default=500, help="control steps of the longest episode (default: %(default)s)")
     p.add_argument("--seed", type=int, default=100_000, help="seed of the first episodes (default: %(default)s)")
     p.add_argument("--processes", type=int, default=0, help="simulator processes (default: by robots and cores)")
-    p.add_argument("--stub", default="", help="load without physics: `synthetic`, or a run's or data set's folder to replay")
+    p.add_argument(
+        "--stub", type=place_or_name, default="", help="load without physics: `synthetic`, or the folder of a run or a data "
+        "set, to replay",
+    )  # fmt: skip
     p.add_argument("--echo", action="store_true", help="with --stub synthetic: the server sends each robot's identity back")
     p.add_argument("--jpeg", type=int, metavar="QUALITY", help="send pictures as JPEG, 1 to 95 (default: raw)")
     p.add_argument(
         "--patience", type=float, default=10, help="seconds without a server before giving up (default: %(default)s)"
     )
-    p.add_argument("--out", type=Path, help="JSON to write, with the time line second by second")
+    p.add_argument("--out", type=place, help="JSON to write, with the time line second by second")
     p.epilog = f"A server's token is read from the environment variable {TOKEN}."
     return p
 

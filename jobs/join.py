@@ -4,6 +4,8 @@ from pathlib import Path
 
 from arguments import parse
 
+from libra_ray.config.paths import place
+
 MORE = {"--levels": {"nargs": "+", "metavar": "LEVEL=CHECKPOINT", "default": [], "help": "the checkpoint of every level"}}
 
 
@@ -18,7 +20,7 @@ def folders(given: list[str]) -> dict[str, Path]:
         level, _, folder = each.partition("=")
         if not (level and folder) or level in found:
             raise ValueError(f"--levels takes LEVEL=CHECKPOINT once for every level of the policy, not {each!r}")
-        found[level] = Path(folder).expanduser().resolve()
+        found[level] = place(folder).resolve()
     return found
 
 

@@ -7,17 +7,15 @@ from typing import Any
 from arguments import Arguments, Options, parse
 
 from libra_ray.config import Config
+from libra_ray.config.paths import place_or_name
 
 SPACES = Path(__file__).parents[1] / "tune_spaces"
+SHIPPED = ", ".join(sorted(path.stem for path in SPACES.glob("[!_]*.py")))
 DEBUG_SIZE, SIZE = (4, 1), (24, 3)
 """Configurations, and seeds of each, where the command line does not say."""
 
 OPTIONS: Options = {
-    "space": {
-        "metavar": "SPACE",
-        "nargs": "?",
-        "help": "granularity, encoder, balance, joint, latency, or the path of a Python file with SPACE",
-    },
+    "space": {"metavar": "SPACE", "type": place_or_name, "nargs": "?", "help": f"{SHIPPED}, or the path of a file with SPACE"},
     "--trials": {"type": int, "metavar": "K", "help": "configurations to try (default: 24; debug: 4; of a grid: the first K)"},
     "--seeds": {"type": int, "metavar": "S", "help": "seeds of each configuration, trials of their own (default: 3; debug: 1)"},
     "--hours": {"type": float, "default": 0.0, "help": "start no trial after this time; running ones come to their end"},
@@ -37,9 +35,7 @@ def main() -> None:
     """Run one sweep, or the rest of it, and print its table."""
     arguments = parse(None, __doc__, stage="sweep", more=OPTIONS, default_name=default_name)
     if arguments.more["space"] is None:
-        arguments.refuse(
-            "which SPACE? after the preset give granularity, encoder, balance, joint, latency, or the path of a file"
-        )
+        arguments.refuse(f"which SPACE? after the preset give {SHIPPED}, or the path of a file")
     with arguments.refusing():
         _sweep(arguments)
 

@@ -143,6 +143,8 @@ def load(
     stats = NormStats.from_json((folder / STATS_NAME).read_text(encoding="utf-8"))
     stats.check_fits(manifest.shape.state_dim, manifest.shape.action_dim)
     model = make_system(config, manifest.shape, folder)
+    if manifest.levels not in ((), model.levels):
+        raise ValueError(f"checkpoint {folder}: its manifest names other levels than its policy has; train again or restore it")
     try:
         model.load_state_dict(merged(load_file(folder / WEIGHTS_NAME), config.model))
     except RuntimeError as error:

@@ -1,10 +1,15 @@
 """The command line: complete help, one source of names, mistakes that are one helpful line."""
 
+import errno
+import os
 import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
+import budget
+import drive
+import join
 import pytest
 from arguments import Arguments, parse, set_aside
 
@@ -71,6 +76,22 @@ def test_a_file_is_applied_before_the_command_line(tmp_path):
     config = _parse("debug", "--config", str(file), "--train.steps=7").config
     expected = {"train.lr": 3e-4, "train.steps": 7, "train.batch_size": 8, "sim.tasks": ("reach-v3", "push-v3")}
     assert config == override(preset("debug"), expected)
+
+
+def test_the_home_folder_is_meant_wherever_a_place_is_typed(tmp_path, monkeypatch, capsys):
+    """Shells leave `~` where it is in `--runs=~/runs`; nobody means a folder of that name."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.yaml").write_text("train.steps: 9")
+    given = _parse("--runs=~/runs", "--config=~/mine.yaml", "--data.root=~/d")
+    assert (given.run_dir.parent, given.config.train.steps) == (tmp_path / "runs", 9)
+    assert given.config.data.root == str(tmp_path / "d")
+    asked = budget.parser().parse_args(["~/c", "--out=~/b"])
+    assert (asked.checkpoint, asked.out) == (tmp_path / "c", tmp_path / "b")
+    driven = drive.parser().parse_args(["ws://h:1", "--stub=~/d", "--out=~/o"])
+    assert (driven.stub, driven.out) == (str(tmp_path / "d"), tmp_path / "o")
+    assert drive.parser().parse_args(["ws://h:1"]).stub == ""
+    assert join.folders(["planner=~/p"]) == {"planner": tmp_path / "p"}
+    assert "~nobody.here/runs" in _mistake(capsys, "--runs=~nobody.here/runs")
 
 
 def test_a_runs_stored_configuration_can_be_run_again(tmp_path):
@@ -228,3 +249,15 @@ def test_a_full_disk_ends_a_job_in_one_line_whoever_noticed_it(tmp_path, capsys)
         [line] = capsys.readouterr().err.splitlines()
         assert line.startswith(f"train.py: error: no space left on the disk of {tmp_path}/debug, ")
         assert str(error) in line
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_what_this_user_may_not_read_or_write_ends_a_job_in_one_line(number, tmp_path, capsys):
+    arguments = parse(["debug", f"--runs={tmp_path}"], "", stage="train")
+    with pytest.raises(SystemExit) as ended, arguments.refusing():
+        raise OSError(number, os.strerror(number), str(tmp_path / "info.json"))
+    assert ended.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"train.py: error: {tmp_path}/info.json cannot be read or written ({os.strerror(number)}); give")
+    with pytest.raises(OSError, match="of nothing"), arguments.refusing():
+        raise OSError(number, "of nothing on this disk")

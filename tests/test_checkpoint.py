@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -224,10 +225,41 @@ def test_checkpoints_of_versions_that_did_not_say_it_still_load(folder):
     assert manifest.robot.action == manifest.robot.state == UNDECLARED
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format": 1}'])
-def test_a_damaged_manifest_is_refused(folder, text):
-    (folder / "manifest.json").write_text(text)
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b'{"format": 1}', b"\xff\xfe\x00", b"[" * 100_000])
+def test_a_damaged_manifest_is_refused(folder, data):
+    (folder / "manifest.json").write_bytes(data)
     with pytest.raises(ValueError, match=r"damaged manifest\.json"):
+        checkpoint.load(folder)
+
+
+DAMAGED = [
+    ("step", -1), ("total_steps", "4"), ("shape", None), ("shape.action_dim", 0), ("shape.cameras", "1"), ("shape.cameras", 2),
+    ("shape.subgoals", [None]), ("image_keys", []), ("image_keys", "front"), ("image_keys", [["front"]]), ("control_hz", None),
+    ("control_hz", 0), ("control_hz", math.nan), ("instructions", [None]), ("instructions", "open"), ("digest", None),
+    ("levels", ["planner"]), ("levels.0.covers", "10"), ("levels.0.covers", 0), ("levels.1.reads", "nobody"), ("joined", 7),
+    ("levels.0.name", []),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), DAMAGED)
+def test_a_value_that_no_training_wrote_is_refused_where_the_manifest_is_read(folder, name, value):
+    """Not far from there, by whatever fails over it first."""
+    path = folder / "manifest.json"
+    tree = holder = json.loads(path.read_text())
+    *above, last = (int(part) if part.isdecimal() else part for part in name.split("."))
+    for part in above:
+        holder = holder[part]
+    holder[last] = value
+    path.write_text(json.dumps(tree))
+    with pytest.raises(ValueError, match=r"has a damaged manifest\.json") as refused:
+        checkpoint.read_manifest(folder)
+    assert "\n" not in str(refused.value)
+
+
+def test_levels_that_are_not_the_systems_are_refused(folder):
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace('"covers": 5', '"covers": 7'))
+    with pytest.raises(ValueError, match="its manifest names other levels than its policy has"):
         checkpoint.load(folder)
 
 

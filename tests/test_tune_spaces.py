@@ -8,6 +8,7 @@ from arguments import Arguments
 
 from libra_ray.config import PRESETS, Config, override, preset
 from libra_ray.model.registry import SYSTEMS
+from libra_ray.on_ray.sweep import runner
 from tests.spaces import SHIPPED, load_space
 
 FILE = "from ray import tune\nSPACE = {{{space}}}\n{more}"
@@ -131,3 +132,37 @@ def test_recordings_are_shared_unless_the_space_changes_them(file):
     assert [c.data.image_size for c in wrist.recordings(config)] == [32, 48]
     with pytest.raises(ValueError, match="noise_std"):
         load_space(file('"record.noise_std": tune.uniform(0.0, 1.0)'), config).recordings(config)
+
+
+class TestASpaceAndASystem:
+    """What a space decides, and what of it means nothing to the system, is not passed over in silence."""
+
+    @staticmethod
+    def check(name, monkeypatch, tmp_path, **given):
+        monkeypatch.setattr("libra_ray.on_ray.stages.check", lambda *_: None)
+        config = override(preset("debug"), {key.replace("__", "."): value for key, value in given.items()})
+        runner.check(tmp_path, config, "fifo", load_space(name, config))
+
+    def test_of_another_system_is_refused(self, monkeypatch, tmp_path, capsys):
+        with pytest.raises(ValueError, match=r"^space experts is for model.system=experts, not for hierarchy; leave"):
+            self.check("experts", monkeypatch, tmp_path, model__system="hierarchy")
+        self.check("experts", monkeypatch, tmp_path)
+        self.check("granularity", monkeypatch, tmp_path)
+        assert capsys.readouterr().err == ""
+
+    def test_what_has_no_effect_is_said(self, monkeypatch, tmp_path, capsys, file):
+        self.check("granularity", monkeypatch, tmp_path, model__system="regression", action__horizon=4)
+        said = capsys.readouterr().err.splitlines()
+        assert said == [
+            "sweep: no effect beside space granularity, which decides on them: action.horizon=4",
+            "sweep: no effect with model.system=regression: action.bins, which space granularity varies",
+        ]
+        only = file("'action.bins': tune.choice([2, 4])")
+        with pytest.raises(ValueError, match=r"space mine varies nothing else than what has no effect .*action.bins; give"):
+            self.check(only, monkeypatch, tmp_path, model__system="regression")
+        self.check(only, monkeypatch, tmp_path)
+
+    def test_every_shipped_one_is_named_by_the_job(self):
+        from sweep import OPTIONS
+
+        assert all(f"{name}, " in OPTIONS["space"]["help"] for name in SHIPPED)

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _WORDS = ("no space left on", "disk is full", "disk quota exceeded")
 """How libraries say it that hide the system's number: safetensors, pyarrow, SQLite."""
 _OURS = "no space left on the disk of "
@@ -18,6 +19,10 @@ _NOTHING = 2**20
 
 class NoRoomError(RuntimeError):
     """A disk is full, or would be; the message names the folder, what is needed and what is free."""
+
+
+class DeniedError(RuntimeError):
+    """This user may not read or write a file; the message names it."""
 
 
 def check_room(folder: Path, needed: int, what: str) -> None:
@@ -53,20 +58,26 @@ def room_for(folder: Path, needed: int, what: str) -> Iterator[None]:
 
 @contextmanager
 def explained(folder: Path) -> Iterator[None]:
-    """Say in one line, instead of in the words of whoever was writing, that a disk has become full in this block.
+    """Say in one line, instead of in the words of whoever was at it, that a disk has become full or a file was denied here.
 
     Args:
         folder: what is named where the error itself names no file.
 
     Raises:
         NoRoomError: instead of the error of a full disk or an exhausted quota.
+        DeniedError: instead of the error of missing leave, or of a disk that is not to be written.
     """
     try:
         yield
-    except NoRoomError:
+    except (NoRoomError, DeniedError):
         raise
     except Exception as error:
         if not lacks_room(error):
+            if isinstance(error, OSError) and error.errno in _DENIED and error.filename is not None:
+                file, why = os.fsdecode(error.filename), error.strerror
+                raise DeniedError(
+                    f"{file} cannot be read or written ({why}); give another place, or leave to this one"
+                ) from error
             raise
         if said := next((str(cause) for cause in _causes(error) if _OURS in str(cause)), ""):
             # Of another process, or wrapped by whoever was told.

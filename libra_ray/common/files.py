@@ -34,11 +34,11 @@ def read_jsonl[T](path: Path, kind: type[T]) -> list[T]:
     Raises:
         ValueError: a row is something else; names the file, the line and the field.
     """
-    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
     return [parse(kind, line, f"{path}, line {number}") for number, line in enumerate(lines[:-1], start=1) if line]
 
 
 def repair_jsonl(path: Path) -> None:
     """Cut off a last row that a killed process left unfinished, so that the next one does not continue it."""
     if path.exists() and (data := path.read_bytes()) and not data.endswith(b"\n"):
-        write_text(path, data[: data.rfind(b"\n") + 1].decode())
+        os.truncate(path, data.rfind(b"\n") + 1)

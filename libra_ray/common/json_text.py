@@ -71,12 +71,12 @@ def dump(value: Any) -> str:
     return json.dumps(plain(value), indent=2, allow_nan=False)
 
 
-def parse[T](kind: type[T], text: str, source: str) -> T:
+def parse[T](kind: type[T], text: str | bytes, source: str) -> T:
     """The record that `dump` or `plain` wrote, of this version or an earlier one; keys that it does not know are passed over.
 
     Args:
         kind: a record, or a collection of some.
-        text: JSON.
+        text: JSON, which is in UTF-8 or else a mistake.
         source: where it comes from, for the message.
 
     Raises:
@@ -97,7 +97,7 @@ def read[T](kind: type[T], path: Path) -> T:
     Raises:
         ValueError: it holds something else; names the file and the field.
     """
-    return parse(kind, path.read_text(encoding="utf-8"), str(path))
+    return parse(kind, path.read_bytes(), str(path))
 
 
 @cache

@@ -10,6 +10,23 @@ NAMES_OR_FOLDERS = {"planner.backbone": "tiny", "refiner.encoder": "conv"}
 """Names, unless there is a folder of that name; and what is built in, which no folder changes."""
 
 
+def place(text: str) -> Path:
+    """A folder or file as it was typed; `~` is the home folder, also where a shell leaves it, as in `--runs=~/runs`.
+
+    Raises:
+        ValueError: there is no such home folder.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{text!r} is no place on disk: {error}") from None
+
+
+def place_or_name(text: str) -> str:
+    """The same of what may also be a name, or empty, as text."""
+    return str(place(text)) if text.startswith("~") else text
+
+
 def in_full(changes: Mapping[str, Any]) -> dict[str, Any]:
     """The changes of a configuration, with every folder and file in them as an absolute path; `~` is the home folder.
 

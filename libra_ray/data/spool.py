@@ -2,6 +2,8 @@
 
 import json
 import os
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -59,11 +61,12 @@ def load_recording(path: Path) -> tuple[Episode, dict[str, EncodedClip]]:
     Raises:
         ValueError: the file is not a spooled episode.
     """
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
-    if "meta" not in arrays:
-        raise ValueError(f"{path} is not a spooled episode; files written by save_episode have a 'meta' entry")
-    meta = json.loads(arrays["meta"].item())
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        meta = json.loads(arrays["meta"].item())
+    except (ValueError, LookupError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is not a spooled episode ({error}); remove it, and it is recorded again") from error
     images = {name.removeprefix(_IMAGES): stack for name, stack in arrays.items() if name.startswith(_IMAGES)}
     instructions = meta["instructions"] or [meta["instruction"]] * len(arrays["reward"])
     steps = tuple(_step(arrays, images, text, i) for i, text in enumerate(instructions))

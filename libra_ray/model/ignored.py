@@ -1,6 +1,6 @@
 """Settings that were given and mean nothing to the policy: nothing of them is refused, and none passed over in silence."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from libra_ray.config import PRESETS, Config, preset
@@ -95,27 +95,36 @@ def ignored_in_training(config: Config, *, apart: bool) -> list[str]:
     Args:
         apart: whether some levels learn without the others.
     """
+    return without_effect(given(config, OF_SYSTEMS), config, apart=apart)
+
+
+def without_effect(names: Iterable[str], config: Config, *, apart: bool = False) -> list[str]:
+    """Those of the named settings that training a policy of this configuration does not depend on, whatever their values.
+
+    Args:
+        apart: as in `ignored_in_training`.
+    """
     followed = system_class(config.model.system).follows(config)
     if followed is None:
         return []
     known = [name for name in followed if not (apart and name in OF_CURRICULA)]
-    return [name for name in _given(config, OF_SYSTEMS) if not _among(name, (*known, *OF_WINDOWS))]
+    return [name for name in names if _among(name, OF_SYSTEMS) and not _among(name, (*known, *OF_WINDOWS))]
 
 
 def ignored_in_evaluation(config: Config, levels: Sequence[Level]) -> list[str]:
     """The given settings that driving robots by a policy of these levels does not depend on, by their names."""
-    found = _given(config, OF_INTENTS) if len(levels) == 1 else []
+    found = given(config, OF_INTENTS) if len(levels) == 1 else []
     if config.delay.trace:
-        found += [name for name in _given(config, ("delay.intent_steps", "delay.chunk_steps")) if name not in found]
+        found += [name for name in given(config, ("delay.intent_steps", "delay.chunk_steps")) if name not in found]
     else:
-        found += _given(config, ("delay.control_hz",))
+        found += given(config, ("delay.control_hz",))
     return found
 
 
 def ignored_beside(config: Config, trained: Config) -> list[str]:
     """The given settings of networks in whose place a checkpoint has other values of its own, by their names."""
     own, now = flatten(trained), flatten(config)
-    return [name for name in _given(config, (*OF_SYSTEMS, "action.", "model.")) if own[name] != now[name]]
+    return [name for name in given(config, (*OF_SYSTEMS, "action.", "model.")) if own[name] != now[name]]
 
 
 def remark(names: Sequence[str], config: Config, why: str) -> str:
@@ -127,14 +136,15 @@ def remark(names: Sequence[str], config: Config, why: str) -> str:
 def _remarks(config: Config, needs: Mapping[str, Need]) -> list[str]:
     """The first reason of each setting that was given, and is not turned off anyway."""
     values, found = flatten(config), dict[str, list[str]]()
-    for name in _given(config, tuple(needs)):
+    for name in given(config, tuple(needs)):
         missing = [need.words for key, need in needs.items() if _among(name, (key,)) and not need.met(values)]
         if missing and values[name]:
             found.setdefault(missing[0], []).append(name)
     return [remark(names, config, words) for words, names in found.items()]
 
 
-def _given(config: Config, names: Sequence[str]) -> list[str]:
+def given(config: Config, names: Sequence[str]) -> list[str]:
+    """Those of the settings that differ from the preset; a name that ends with a dot stands for all that begin so."""
     usual = flatten(preset(config.preset) if config.preset in PRESETS else Config())
     return [name for name, value in flatten(config).items() if value != usual[name] and _among(name, names)]
 

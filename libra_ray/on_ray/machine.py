@@ -114,13 +114,27 @@ def _fault(folder: str) -> str:
     return ""
 
 
+def check_token() -> None:
+    """Refuse a token that Ray could not show.
+
+    Raises:
+        ValueError: what lies in its place is no text.
+    """
+    if _shows_token():
+        user_token()
+
+
+def _shows_token() -> bool:
+    return os.environ.get("RAY_AUTH_MODE", "token").lower() == "token"
+
+
 def _choose_token(*, shared: bool) -> None:
     """A token of this process's own where the user has none, and nobody else needs it.
 
     Ray would write one into the home folder: every later head asks for that, while `ray job submit` sends it only if told to.
     And there is not always a home folder to write into.
     """
-    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token" or user_token():
+    if not _shows_token() or user_token():
         return
     if not (shared and _home_is_writable()):
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

@@ -56,11 +56,24 @@ def version_of_cluster(place: str, token: str, timeout_s: float) -> str:
 
 
 def user_token() -> str:
-    """The user's token, from RAY_AUTH_TOKEN or a file, whatever RAY_AUTH_MODE says; empty where there is none."""
+    """The user's token, from RAY_AUTH_TOKEN or a file, whatever RAY_AUTH_MODE says; empty where there is none.
+
+    Raises:
+        ValueError: it cannot be read, or not be shown: at one that is not ASCII gRPC ends the whole process.
+    """
     from ray._private.authentication.authentication_token_setup import AuthenticationTokenLoader
+    from ray.exceptions import AuthenticationError
 
     loader = AuthenticationTokenLoader.instance()
-    return str(loader.get_raw_token(ignore_auth_mode=True)) if loader.has_token(ignore_auth_mode=True) else ""
+    try:
+        token = str(loader.get_raw_token(ignore_auth_mode=True)) if loader.has_token(ignore_auth_mode=True) else ""
+        token.encode("ascii")
+    except (UnicodeError, AuthenticationError) as error:
+        raise ValueError(
+            f"Ray's token, in RAY_AUTH_TOKEN or the file RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token, cannot be used ({error}); "
+            "remove or mend it, or write a new one: uv run ray get-auth-token --generate"
+        ) from None
+    return token
 
 
 def forget_user_token() -> None:

@@ -83,7 +83,7 @@ def check() -> None:
     """Refuse what `connected` would, without connecting or starting anything.
 
     Raises:
-        ValueError: RAY_ADDRESS is no address of a cluster, or a folder that Ray needs cannot be used.
+        ValueError: RAY_ADDRESS is no address of a cluster, or a folder or token that Ray needs cannot be used.
         RuntimeError: no cluster that can be used answers there.
     """
     if ray.is_initialized():
@@ -92,6 +92,7 @@ def check() -> None:
         cluster.reachable(address)
     else:
         machine.sessions_folder()
+        machine.check_token()
 
 
 def prepare_serve_run(address: str | None) -> None:

@@ -28,6 +28,7 @@ from libra_ray.on_ray import record as recording
 from libra_ray.on_ray import session
 from libra_ray.on_ray import train as training
 from libra_ray.on_ray.run_data import open_unchanged
+from libra_ray.on_ray.run_policy import check_same_subject, keep_subject
 from libra_ray.on_ray.workers import check_workers
 from libra_ray.report.publish import check_store, publish_evaluation, publish_training
 from libra_ray.report.records import Report
@@ -106,6 +107,8 @@ def _check_evaluation(
         _check_drives(config, recorded)
     elif own:
         check_robot(config.sim, _robot_to_record(config), "the data set to be recorded", f"leave out {DECLARING}")
+    if not fresh:
+        check_same_subject(folder)
     over = folder.done("evaluate") and not fresh
     if over or not set(evaluation.controllers_of(config, trained)) - set(evaluation.SCRIPTED):
         return
@@ -210,11 +213,17 @@ def train(folder: RunFolder, tracker: Tracker) -> None:
 
 
 def evaluate(folder: RunFolder) -> None:
-    """Evaluate the run's checkpoint in closed loop."""
+    """Evaluate the run's checkpoint in closed loop.
+
+    Raises:
+        ValueError: it is another one than the run's evaluation began with.
+    """
+    check_same_subject(folder)
     if folder.done("evaluate"):
         print_status("evaluate: finished already")
     else:
         with folder.stage("evaluate") as clock:
+            keep_subject(folder)
             evaluation.evaluate(folder, clock)
 
 

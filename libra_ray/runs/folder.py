@@ -22,6 +22,7 @@ import errno
 import fcntl
 import json
 import os
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -185,6 +186,10 @@ def locked(root: Path) -> Iterator[None]:
         root.parent.mkdir(parents=True, exist_ok=True)
         if root.exists() and not root.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if root.exists():
+            # Asking for permissions forgets disks that are mounted to be read.
+            with tempfile.TemporaryFile(dir=root):
+                pass
         file = root.with_name(f".{root.name}.lock").open("w", encoding="utf-8")
     except OSError as error:
         if lacks_room(error):

@@ -199,7 +199,7 @@ class TrainingLog:
         Raises:
             ValueError: a line is no row, and no crash explains it; names the file, the line and the field.
         """
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        lines = path.read_bytes().splitlines() if path.exists() else []
         rows = []
         for number, line in enumerate(lines, start=1):
             try:
@@ -273,12 +273,12 @@ def _phases_of(metrics: Mapping[str, float]) -> list[str]:
     return [name.removeprefix(PHASE) for name, value in metrics.items() if name.startswith(PHASE) and value >= 0.5]
 
 
-def _row(line: str, source: str) -> LoggedStep:
+def _row(line: bytes, source: str) -> LoggedStep:
     try:
         return parse(LoggedStep, line, source)
     except ValueError as error:
         try:
             # After a crash the next row may stand behind the cut one, on the same line.
-            return parse(LoggedStep, line[line.rfind("{") :], source)
+            return parse(LoggedStep, line[line.rfind(b"{") :], source)
         except ValueError:
             raise error from None

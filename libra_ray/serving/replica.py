@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from libra_ray.policy import Checkpoint, SystemPolicy
 
 KEPT = 2
-"""Checkpoints loaded at a time: the one in use, and the one before until no intent of it is left."""
+"""Checkpoints loaded at a time: the one in use, and the one before until no intent of it is left; or the one to come. Where one
+follows another before any gateway has switched to it, the one that is still in use stays."""
 TIMED_CALLS = 3
 """In warming up, of one robot alone."""
 HANGS_S = 60.0
@@ -37,6 +38,7 @@ class LevelReplica:
         self._settings, self._level, self._own = settings, level, settings.levels[level]
         self._compute = ComputeThreads(self._own.threads, self._own.nice)
         self._policies: dict[str, tuple[SystemPolicy, Latency]] = {}
+        self._asked_at: dict[str, float] = {}
         self._late_shares: list[float] = []
         self._told_busy_s, self._told_at = 0.0, time.monotonic()
         self._warming_up = False
@@ -61,7 +63,9 @@ class LevelReplica:
                 alone = await self._warm_up(policy, low_priority=low_priority)
         finally:
             self._warming_up = False
-        self._policies = {**dict(list(self._policies.items())[1 - KEPT :]), key: (policy, alone)}
+        left = sorted(self._policies, key=self._last_asked)[1 - KEPT :]
+        self._policies = {**{name: self._policies[name] for name in left}, key: (policy, alone)}
+        self._asked_at = {name: at for name, at in self._asked_at.items() if name in self._policies}
         freeze_startup_objects()
 
     async def describe(self, weights: str) -> Json:
@@ -84,6 +88,7 @@ class LevelReplica:
         def work() -> InferenceResult:
             # Only here, for until now its weights might have become others.
             policy, _ = self._held(batch.weights)
+            self._asked_at[batch.weights] = time.monotonic()
             began, rows = time.perf_counter(), batch.requests
             answers = policy.infer(self._level, [row.observation for row in rows], [row.above for row in rows])
             return InferenceResult(numbers=[row.number for row in rows], answers=answers, seconds=time.perf_counter() - began)
@@ -137,6 +142,10 @@ class LevelReplica:
             raise UnknownWeightsError(f"{weights!r} is not loaded here; loaded: {', '.join(map(repr, self._policies))}")
         return self._policies[weights]
 
+    def _last_asked(self, weights: str) -> float:
+        """When robots were last answered by them."""
+        return self._asked_at.get(weights, float("-inf"))
+
     def _loaded(self, address: str) -> "Checkpoint":
         # Here, so that the driver, which names this class to Serve, need not wait for torch.
         from libra_ray.policy import load_source
@@ -158,10 +167,11 @@ class LevelReplica:
         return SystemPolicy(source, device, self._settings.variant)
 
     def _recycled(self, source: "Checkpoint") -> "SystemPolicy | None":
-        """The oldest policy, which nobody will need, with other weights; None where it is needed, or of another kind."""
+        """The policy that nobody will need, with other weights; None where it is needed, or of another kind."""
         if len(self._policies) < KEPT:
             return None
-        oldest, (policy, _) = next(iter(self._policies.items()))
+        oldest = min(self._policies, key=self._last_asked)
+        policy, _ = self._policies[oldest]
         if not policy.engine.records or not policy.take(source):
             return None
         del self._policies[oldest]

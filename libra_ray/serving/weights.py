@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from libra_ray.config import TrackingConfig
+from libra_ray.config.paths import place
 from libra_ray.serving.settings import ServingSettings
 
 REGISTRY = "models:/"
@@ -89,7 +90,7 @@ def located(address: str) -> str:
     """
     if address.startswith(REGISTRY):
         return address
-    folder = Path(address).resolve()
+    folder = place(address).resolve()
     if not (folder / "manifest.json").is_file():
         found = sorted(str(path.parent) for path in Path("runs").glob("*/checkpoint/manifest.json"))
         hint = f"there are {', '.join(found)}" if found else "jobs/pipeline.py makes one"

@@ -73,12 +73,15 @@ def stats_of(folder: Path, shape: RobotShape) -> NormStats:
     """The normalisation statistics of another run or checkpoint: `train.stats_from`.
 
     Raises:
-        ValueError: there are none yet, or they are of another robot.
+        ValueError: there are none yet, they are damaged, or they are of another robot.
     """
     path = folder / STATS_NAME
     if not path.is_file():
         raise ValueError(f"train.stats_from={folder} has no {STATS_NAME}; give a checkpoint, or a run whose training has begun")
-    stats = NormStats.from_json(path.read_text(encoding="utf-8"))
+    try:
+        stats = NormStats.from_json(path.read_text(encoding="utf-8"))
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"train.stats_from={folder}: its {STATS_NAME} holds no statistics ({error}); restore it") from error
     stats.check_fits(shape.state_dim, shape.action_dim)
     return stats
 

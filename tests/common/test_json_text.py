@@ -4,12 +4,14 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pytest
 
-from libra_ray.common.files import read_jsonl
+from libra_ray.common.files import read_jsonl, repair_jsonl
 from libra_ray.common.json_text import ABSENT, Flat, dump, parse, plain, read
+from libra_ray.runs.results import TrainingLog
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +70,23 @@ def test_a_row_is_named_by_its_line(tmp_path):
         read_jsonl(tmp_path / "rows.jsonl", Point)
     with pytest.raises(ValueError, match=r"here: Invalid JSON"):
         parse(Point, '{"st', "here")
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b'{"step": "\xff"}\n', b"[" * 100_000 + b"\n"])
+def test_a_file_that_is_no_text_is_named_too(content, tmp_path):
+    path = tmp_path / "damaged.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"damaged\.json: ") as error:
+        read(Curve, path)
+    assert "\n" not in str(error.value)
+    if content.endswith(b"\n"):
+        for rows in (partial(read_jsonl, path, Point), partial(TrainingLog.read, path)):
+            path.write_bytes(content + b'{"step": 1}\n')
+            with pytest.raises(ValueError, match=r"damaged\.json, line 1: "):
+                rows()
+        path.write_bytes(content + b"\xff")
+        repair_jsonl(path)
+        assert path.read_bytes() == content
 
 
 def test_what_is_not_finite_becomes_null():

@@ -83,3 +83,15 @@ def test_refusals_say_what_is_wrong(tmp_path):
     np.savez(tmp_path / "other.npz", a=np.zeros(3))
     with pytest.raises(ValueError, match="not a spooled episode"):
         load_episode(tmp_path / "other.npz")
+
+
+@pytest.mark.parametrize("cut", [0, 40, 1000, -30])
+def test_a_damaged_one_is_named_with_the_remedy(tmp_path, cut):
+    path = tmp_path / "7.npz"
+    save_episode(path, make_episode())
+    path.write_bytes(path.read_bytes()[:cut] if cut >= 0 else bytes(100) + path.read_bytes()[100:cut])
+    with pytest.raises(
+        ValueError, match=r"7\.npz is not a spooled episode \(.*; remove it, and it is recorded again"
+    ) as refused:
+        load_episode(path)
+    assert "\n" not in str(refused.value)

@@ -202,6 +202,26 @@ def test_a_job_leaves_no_token_and_needs_no_home(tmp_path, home):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", "t\u00f6ken".encode(), None], ids=["binary", "not ASCII", "missing"])
+def test_a_token_that_ray_could_not_show_is_refused(content, tmp_path, monkeypatch):
+    """It would end the process by an assertion of gRPC's, or by a traceback."""
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "auth_token"))
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    if content is not None:
+        (tmp_path / "auth_token").write_bytes(content)
+    ray_private.forget_user_token()
+    try:
+        for refuse in (machine.check_token, lambda: machine._choose_token(shared=False)):
+            with pytest.raises(ValueError, match=r"^Ray's token, .* cannot be used \(.*\); remove or mend it") as refused:
+                refuse()
+            assert "\n" not in str(refused.value)
+        monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+        machine.check_token()
+    finally:
+        monkeypatch.undo()
+        ray_private.forget_user_token()
+
+
 LINES = [
     ("checkpoint=runs/nowhere", {}, "no checkpoint at 'runs/nowhere'"),
     ("checkpoint=runs/nowhere", {"RAY_ADDRESS": "http://127.0.0.1:8265"}, "RAY_ADDRESS='http://127.0.0.1:8265'"),

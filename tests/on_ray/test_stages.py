@@ -17,8 +17,9 @@ from libra_ray.data.fingerprint import Fingerprint
 from libra_ray.on_ray import evaluate as evaluation
 from libra_ray.on_ray import stages
 from libra_ray.on_ray.run_data import FACT, ROBOT, began_with, open_to_train
+from libra_ray.on_ray.run_policy import keep_subject
 from libra_ray.report.publish import dataset_facts
-from libra_ray.runs.folder import RunFolder
+from libra_ray.runs.folder import RunFolder, StageTime
 from libra_ray.sim import robot_spec
 from libra_ray.spec import UNDECLARED
 from libra_ray.training.data import shape_of
@@ -87,6 +88,10 @@ def test_a_run_takes_the_statistics_of_another_that_has_begun_and_stays_with_the
     stages.check(second, "train")
     assert open_to_train(second).stats.to_json() == begun.stats.to_json()
     assert "of its actions' entries lie outside" in " ".join(open_to_train(second).remarks())
+    for damaged in (b"", b"{", b"\xff\xfe", b"null", b'{"state": 1, "action": {}}', b'{"state": {}, "action": {}}'):
+        first.path("stats.json").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"^train\.stats_from=\S+: its stats\.json holds no statistics"):
+            stages.check(second, "train")
     first.path("stats.json").write_text(open_to_train(make_run("third", data__root=str(tmp_path / "e"))).stats.to_json())
     with pytest.raises(ValueError, match=r"began with other normalisation statistics than train\.stats_from gives now"):
         open_to_train(second)
@@ -452,3 +457,45 @@ class TestMeasuredLatencies:
         stages.check(folder, "evaluate")
         with pytest.raises(ValueError, match=r"gone\.json"):
             stages.check(folder, "evaluate", fresh=True)
+
+
+class TestWhatIsEvaluated:
+    """Two policies' episodes never meet in one report, and a report never speaks of another policy than was evaluated."""
+
+    @pytest.fixture
+    def begun(self, make_run, tmp_path) -> RunFolder:
+        (tmp_path / "drive.json").write_text(json.dumps({LATENCIES: {"planner": [100.0], "refiner": [1.0]}}))
+        given = {"evaluate__checkpoint": str(trained(tmp_path / "c")), "delay__trace": str(tmp_path / "drive.json")}
+        folder = make_run(**given)
+        with folder.stage("evaluate"):
+            keep_subject(folder)
+        return folder
+
+    @pytest.mark.parametrize("done", [False, True], ids=["interrupted", "over"])
+    @pytest.mark.parametrize("changed", ["c", "drive.json"])
+    def test_it_is_the_same_at_every_start(self, begun, tmp_path, monkeypatch, done, changed):
+        begun.note("evaluate", StageTime(done=done, wall_s=1.0))
+        stages.check(begun, "evaluate")
+        if changed == "c":
+            trained(tmp_path / "c", train__seed=1)
+        else:
+            (tmp_path / "drive.json").write_text(json.dumps({LATENCIES: {"planner": [900.0], "refiner": [1.0]}}))
+        monkeypatch.setattr(evaluation, "evaluate", lambda *_: pytest.fail("another policy is evaluated"))
+        for refuse in (lambda: stages.check(begun, "evaluate"), lambda: stages.evaluate(begun)):
+            with pytest.raises(ValueError, match=rf"{changed} is another one than the evaluation of run began with; restore"):
+                refuse()
+        stages.check(begun, "evaluate", fresh=True)
+
+    def test_the_stage_itself_binds_the_run(self, make_run, tmp_path, monkeypatch):
+        folder = make_run(evaluate__checkpoint=str(trained(tmp_path / "c")))
+        monkeypatch.setattr(evaluation, "evaluate", lambda *_: None)
+        stages.evaluate(folder)
+        trained(tmp_path / "c", train__seed=1)
+        with pytest.raises(ValueError, match="is another one than"):
+            stages.evaluate(folder)
+        stages.evaluate(RunFolder.open(folder.root, folder.config, forget=("evaluate",)))
+
+    def test_one_that_is_over_goes_on_without_the_trace_it_had(self, begun, tmp_path):
+        begun.note("evaluate", StageTime(done=True, wall_s=1.0))
+        (tmp_path / "drive.json").unlink()
+        stages.check(begun, "evaluate")

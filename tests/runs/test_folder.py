@@ -1,6 +1,8 @@
 """A run's folder: continued only under the same settings, and whole whenever a process dies."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -262,6 +264,21 @@ def test_what_ended_a_stage_is_told_even_where_its_time_cannot_be_written(tmp_pa
 def test_a_folder_that_cannot_be_is_refused_in_words(name, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(ValueError, match=r"run's folder .*file.*give another --runs or --name"), locked(tmp_path / name):
+        pass
+
+
+def test_a_run_in_a_folder_that_is_there_to_be_read_is_refused(tmp_path, monkeypatch):
+    """As of a disk that is mounted so, which no permission tells."""
+
+    def denied(**_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr("libra_ray.runs.folder.tempfile.TemporaryFile", denied)
+    with (
+        pytest.raises(ValueError, match=r"run cannot be made or written \(Read-only file system\); give another --runs"),
+        locked(tmp_path / "run"),
+    ):
         pass
 
 

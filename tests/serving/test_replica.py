@@ -321,3 +321,35 @@ def test_the_third_weights_take_the_place_of_the_first_and_what_was_recorded_goe
             await tokens(keys[0])
 
     asyncio.run(work())
+
+
+def test_weights_that_robots_are_answered_by_stay_where_two_others_follow_at_once(tmp_path):
+    """The second ones come and go before any gateway has switched to them; then the first are still in use."""
+    for seed in range(3):
+        save_checkpoint(tmp_path / str(seed), tiny_model({"train.seed": seed}))
+    settings = pinned(ServingSettings.read({"checkpoint": str(tmp_path / "0")}))
+    configs = [{"checkpoint": str(tmp_path / str(seed)), "revision": ""} for seed in range(3)]
+    keys = [weights_key(config) for config in configs]
+
+    async def work():
+        replica = LevelReplica(settings, "planner")
+
+        def asked(key):
+            request = InferenceRequest(number=0, observation=make_observation(0))
+            return replica.infer(InferenceBatch(weights=key, requests=[request]))
+
+        await replica.reconfigure(configs[0])
+        await asked(keys[0])
+        for config in configs[1:]:
+            await replica.reconfigure(config)
+            await replica.describe(weights_key(config))
+        await asked(keys[0])
+        with pytest.raises(UnknownWeightsError):
+            await asked(keys[1])
+        await asked(keys[2])
+        await replica.reconfigure(configs[1])
+        await asked(keys[2])
+        with pytest.raises(UnknownWeightsError):
+            await asked(keys[0])
+
+    asyncio.run(work())

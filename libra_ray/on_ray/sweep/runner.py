@@ -20,13 +20,14 @@ from ray.util import placement_group_table, remove_placement_group
 from ray.util.placement_group import PlacementGroup, PlacementGroupID
 
 from libra_ray.common.disk import NoRoomError
-from libra_ray.common.progress import ProgressBar
+from libra_ray.common.progress import ProgressBar, print_status
 from libra_ray.config import Config, override
+from libra_ray.model.ignored import given, remark, without_effect
 from libra_ray.on_ray import stages
 from libra_ray.on_ray.run_data import open_to_train
 from libra_ray.on_ray.session import available_cpus
 from libra_ray.on_ray.sweep.searcher import TrialSearcher, make_source
-from libra_ray.on_ray.sweep.space import Space
+from libra_ray.on_ray.sweep.space import CHECKED_DRAWS, Space
 from libra_ray.on_ray.sweep.sweep_folder import BUDGETS, FULL, REDUCTION, SweepFolder, TrialFolder
 from libra_ray.on_ray.sweep.trial import run_trial
 from libra_ray.runs.folder import RunFolder
@@ -62,8 +63,32 @@ def check(root: Path, config: Config, name: str, space: Space) -> None:
             f"evaluate.policy_replicas={config.evaluate.policy_replicas} has no place in a sweep: each trial evaluates its "
             "policy in its own process, on what the trial has reserved; leave it out"
         )
+    _check_dials(config, space)
     for variant in space.loads(override(config, {"evaluate.controllers": "policy"})):
         stages.check(RunFolder(root.resolve(), variant), "record", "train", "evaluate")
+
+
+def _check_dials(config: Config, space: Space) -> None:
+    """Refuse a space of another system than the given one; say what of both has no effect.
+
+    Raises:
+        ValueError: the space tries other systems, or nothing that it varies means anything to the system.
+    """
+    system, names = config.model.system, list(space.domains)
+    decided, tried = given(config, names), [override(config, point) for point in space.draws(CHECKED_DRAWS, seed=0)]
+    systems = sorted({each.model.system for each in tried})
+    if "model.system" in decided and system not in systems:
+        raise ValueError(
+            f"space {space.name} is for model.system={', '.join(systems)}, not for {system}; leave one of them out"
+        )
+    if decided:
+        print_status(f"sweep: {remark(decided, config, f'beside space {space.name}, which decides on them')}")
+    idle = [set(without_effect(names, each)) for each in tried]
+    if nothing := [name for name in names if all(name in of for of in idle)]:
+        text = f"no effect with model.system={', '.join(systems)}: {', '.join(nothing)}"
+        if len(nothing) == len(names):
+            raise ValueError(f"space {space.name} varies nothing else than what has {text}; give another space")
+        print_status(f"sweep: {text}, which space {space.name} varies")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,6 +74,11 @@ def test_what_is_not_there_is_refused_where_it_is_typed(address, says):
     assert "\n" not in str(refused.value)
 
 
+def test_the_home_folder_is_meant(home, monkeypatch):
+    monkeypatch.setenv("HOME", str(home))
+    assert pinned(ServingSettings(checkpoint="~/runs/one/checkpoint")).checkpoint == str(home / "runs" / "one" / "checkpoint")
+
+
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(ValueError, match="is not a checkpoint"):
