@@ -143,12 +143,12 @@ def load(
     stats = NormStats.from_json((folder / STATS_NAME).read_text(encoding="utf-8"))
     stats.check_fits(manifest.shape.state_dim, manifest.shape.action_dim)
     model = make_system(config, manifest.shape, folder)
-    if manifest.levels not in ((), model.levels):
-        raise ValueError(f"checkpoint {folder}: its manifest names other levels than its policy has; train again or restore it")
     try:
         model.load_state_dict(merged(load_file(folder / WEIGHTS_NAME), config.model))
     except RuntimeError as error:
         raise ValueError(f"checkpoint {folder}: its weights do not fit its configuration ({error}); train again") from error
+    if manifest.levels not in ((), model.levels):
+        raise ValueError(f"checkpoint {folder}: its manifest names other levels than its policy has; train again or restore it")
     return Checkpoint(model=model.to(device).eval(), config=config, stats=stats, manifest=manifest)
 
 

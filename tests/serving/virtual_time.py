@@ -17,8 +17,10 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         return self._now
 
     def _run_once(self):
-        if not self._ready and self._scheduled:
-            self._now = max(self._now, min(timer.when() for timer in self._scheduled))
+        # One that was cancelled stays among them for a while, and nothing comes of it.
+        timers = [timer.when() for timer in self._scheduled if not timer.cancelled()]
+        if not self._ready and timers:
+            self._now = max(self._now, min(timers))
         super()._run_once()
 
 
