@@ -75,7 +75,7 @@ class LevelReplicas(Replicas):
 
     max_batch: int = Field(default=64, ge=1, le=4096, description="Robots in one call.")
     threads: int = Field(default=1, ge=1, description="Threads that one call computes with.")
-    nice: int = Field(default=0, ge=0, le=20, description="How far others go first; 20: it gets what is left over.")
+    nice: int = Field(default=0, ge=0, le=19, description="How far others go first, as by `nice`.")
     timeout_s: float = Field(default=2.0, gt=0, description="A longer call is given up, and tried elsewhere.")
 
 
@@ -83,7 +83,7 @@ class UpperReplicas(LevelReplicas):
     """Of a level above: while robots have time to spare, it goes behind the others wherever they want the same core."""
 
     num_cpus: float = Field(default=0.5, ge=0, description="CPUs reserved per process.")
-    nice: int = Field(default=20, ge=0, le=20, description="The same, while robots have time to spare.")
+    nice: int = Field(default=19, ge=0, le=19, description="The same, while robots have time to spare.")
     timeout_s: float = Field(default=10.0, gt=0, description="A call that takes longer is given up.")
 
 

@@ -35,11 +35,10 @@ class Noting:
     levels = LEVELS
 
     def __init__(self):
-        self.priorities, self.policies = [], []
+        self.priorities = []
 
     def infer(self, level, observations, above):
         self.priorities.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
-        self.policies.append(os.sched_getscheduler(0) if hasattr(os, "SCHED_IDLE") else None)
         if level == "planner":
             return [Intent(level=level, values={"tokens": np.zeros((10, 5), int)}, first_step=0, covers=10)]
         return [ActionChunk(actions=np.zeros((5, 5), np.float32), first_step=0, intent_first_step=0)]
@@ -68,28 +67,16 @@ def test_the_handshake_says_what_the_checkpoints_numbers_mean(tmp_path):
     assert shake.robot.action == arm
 
 
-def test_only_intents_that_can_wait_go_behind_and_what_is_urgent_does_not():
+@pytest.mark.parametrize(("given", "behind"), [({}, 19), ({"levels.planner.nice": 7}, 7)])
+def test_only_intents_that_can_wait_go_behind_and_what_is_urgent_does_not(given, behind):
     async def work():
         here = os.getpriority(os.PRIO_PROCESS, 0)
-        planner, refiner = replicas(**{"levels.planner.nice": 7})
+        planner, refiner = replicas(**given)
         for _ in range(2):
-            assert (await asked(planner)).priorities[-1] == here + 7
+            assert (await asked(planner)).priorities[-1] == min(19, here + behind)
             assert (await asked(planner, urgent=True)).priorities[-1] == here
             assert (await asked(refiner)).priorities[-1] == here
         assert os.getpriority(os.PRIO_PROCESS, 0) == here
-
-    asyncio.run(work())
-
-
-@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="a policy of Linux")
-def test_by_default_intents_that_can_wait_have_what_nobody_else_wants():
-    async def work():
-        here = os.sched_getscheduler(0)
-        planner, refiner = replicas()
-        for _ in range(2):
-            assert (await asked(planner)).policies[-1] == os.SCHED_IDLE
-            assert (await asked(planner, urgent=True)).policies[-1] == here
-            assert (await asked(refiner)).policies[-1] == here
 
     asyncio.run(work())
 

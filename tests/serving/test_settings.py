@@ -23,7 +23,7 @@ def test_defaults_need_a_checkpoint_and_nothing_else():
     assert list(settings.levels) == LEVELS
     director, planner, refiner = settings.levels.values()
     assert director == planner
-    assert (planner.num_cpus, planner.nice, planner.timeout_s, planner.max_batch) == (0.5, 20, 10.0, 64)
+    assert (planner.num_cpus, planner.nice, planner.timeout_s, planner.max_batch) == (0.5, 19, 10.0, 64)
     assert (refiner.num_cpus, refiner.nice, refiner.timeout_s, refiner.max_batch) == (1.0, 0, 2.0, 64)
     assert ServingSettings(checkpoint="c").with_levels(["policy"]).levels["policy"] == refiner, "the only level acts"
 
