@@ -1,8 +1,8 @@
 """Threads that compute one batch at a time, some of them behind whatever else wants their processor.
 
 Only for levels that share processors: on machines of their own, with `nice` 0, both threads are alike. On two shared cores the
-p99 of the last level's calls beside a busy level above is 1.44 times that without one, and 1.62 times with `nice` 0. Linux's idle
-policy would make it 1.25, but a killed process ends with its last thread, and an idle one may wait half a minute for that.
+p99 of the last level's calls beside a busy level above is 1.44 times that without one, and 1.62 times with `nice` 0. Linux's
+idle policy would make it 1.25, but a killed process ends with its last thread, and an idle one may wait half a minute for that.
 """
 
 import asyncio
