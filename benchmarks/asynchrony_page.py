@@ -220,7 +220,7 @@ def plot(found: Found, title: str) -> str:
     """Success over delay, a panel beside the other, as SVG text with its own background."""
     panels = [p for p in PANELS if any((c.panel, c.label, d) in found for c in shown(p) for d in DELAYS)]
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(4.3 * len(panels), 3.6), layout="constrained")
+        figure = Figure(figsize=(4.3 * len(panels), 4.5), layout="constrained")
         for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels, strict=True):
             for number, curve in enumerate(shown(panel)):
                 points = {
@@ -240,7 +240,7 @@ def plot(found: Found, title: str) -> str:
             axes.set_ylim(-0.03, 1.03)
             axes.grid(visible=True, color=LINE, linewidth=0.6)
             axes.spines[["top", "right"]].set_visible(False)
-            axes.legend(frameon=False, fontsize=7.5, loc="lower left")
+            axes.legend(frameon=False, fontsize=7.5, loc="upper left", bbox_to_anchor=(0, -0.16))
         figure.supylabel("success", fontsize=9, color=INK)
         figure.suptitle(title, fontsize=10, color=INK)
         buffer = io.StringIO()
