@@ -125,6 +125,7 @@ def connect_serve_run(**options: Any) -> None:
         for name, value in SELDOM.items():
             os.environ.setdefault(name, value)
         start_local(shared=True, **_OWN, **options)
+        ray_private.end_watchers()
 
 
 def _join(address: str, **options: Any) -> None:
@@ -137,7 +138,7 @@ def _join(address: str, **options: Any) -> None:
 
 
 def start_local(*, shared: bool = False, **options: Any) -> None:
-    """A new cluster on this machine, without what nobody looks at: dashboard, autoscaler, reader of logs.
+    """A new cluster on this machine.
 
     Ray gives its processes half a minute to come up, whatever else the machine has to do: that it took longer is no reason to
     give up a job.
@@ -153,7 +154,6 @@ def start_local(*, shared: bool = False, **options: Any) -> None:
     for left in reversed(range(START_TRIES)):
         try:
             ray.init(address="local", **options)
-            ray_private.end_watchers()
             return
         except Exception as error:
             if not left or "timed out during startup" not in str(error):
