@@ -142,8 +142,11 @@ def end_watchers() -> None:
 
 
 def running_replicas(handle: "DeploymentHandle[Any]") -> int:
-    """Replicas that a handle's router knows: Serve's controller tells it of every change, so that nobody need ask."""
-    router = handle._init_router()._asyncio_router.request_router  # noqa: SLF001
+    """Replicas that a handle's router knows: Serve's controller tells it of every change, so that nobody need ask.
+
+    Reads what there is: the public property makes the router, which must happen in the event loop that is to use it.
+    """
+    router = handle._init_router()._asyncio_router._request_router  # noqa: SLF001
     return len(router.curr_replicas) if router is not None else 0
 
 
