@@ -28,13 +28,12 @@ STAGES: tuple[Literal["record", "evaluate"], ...] = ("record", "evaluate")
 def measure(given: Namespace, work: Path) -> Json:
     """Both stages in this process, on its first `given.one` cores."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.one])
-    import ray
 
     from libra_ray.config import override, preset
     from libra_ray.evaluation.log import read_evaluation
     from libra_ray.on_ray import evaluate as evaluation
     from libra_ray.on_ray import record as recording
-    from libra_ray.on_ray.session import start_local
+    from libra_ray.on_ray.session import end, start_local
     from libra_ray.runs.folder import RunFolder
 
     episodes = {"record.episodes_per_task": given.episodes, "evaluate.episodes_per_task": given.episodes}
@@ -47,7 +46,7 @@ def measure(given: Namespace, work: Path) -> Json:
     folder = RunFolder.open(folder.root, override(folder.config, {"evaluate.checkpoint": str(checkpoint)}))
     with folder.stage("evaluate") as clock:
         evaluation.evaluate(folder, clock)
-    ray.shutdown()
+    end()
     info = json.loads((folder.dataset / "meta" / "info.json").read_text(encoding="utf-8"))
     results = read_evaluation(folder).results
     steps = {"record": info["total_frames"], "evaluate": sum(result.steps for result in results)}

@@ -51,9 +51,7 @@ def pytest_unconfigure() -> None:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One local cluster for all tests that need one; starting it costs more than most tests."""
-    import ray
-
-    from libra_ray.on_ray.session import start_local
+    from libra_ray.on_ray.session import end, start_local
 
     start_local(
         num_cpus=4,
@@ -64,7 +62,7 @@ def ray_cluster() -> Iterator[None]:
         namespace="tests",
     )
     yield
-    ray.shutdown()
+    end()
 
 
 @pytest.fixture(scope="session")

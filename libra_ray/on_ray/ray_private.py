@@ -128,6 +128,14 @@ def sockets_folder() -> Path:
     return Path(worker._global_node.get_sockets_dir_path())  # noqa: SLF001
 
 
+def started_processes() -> list[int]:
+    """Process ids of what `ray.init` started here for a cluster of this process's own; none where it joined another."""
+    from ray._private import worker
+
+    node = worker._global_node  # noqa: SLF001
+    return [each.process.pid for kind in node.all_processes.values() for each in kind] if node is not None else []
+
+
 def end_watchers() -> None:
     """End what a cluster of this process's own has for its dashboard, its autoscaler and a driver that prints workers' logs.
 

@@ -1,10 +1,12 @@
 """Connecting to Ray: the same call on a laptop, on an existing cluster and inside a submitted job."""
 
+import atexit
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
+import psutil
 import ray
 
 from libra_ray.on_ray import cluster, machine, ray_private
@@ -14,8 +16,9 @@ _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
 _OWN: dict[str, Any] = {"include_dashboard": False, **_QUIET}
 """Of a cluster that ends with this process: nobody looks at its dashboard."""
 
-
 START_TRIES = 3
+END_PATIENCE_S = 5.0
+"""Processes of a cluster that was ended may take so long; an idle one takes less than a second."""
 SELDOM_IN_CORE = (
     "RAY_raylet_report_resources_period_milliseconds",
     "RAY_raylet_check_gc_period_milliseconds",
@@ -55,7 +58,7 @@ def connected() -> Iterator[None]:
     try:
         yield
     finally:
-        ray.shutdown()
+        end()
 
 
 @contextmanager
@@ -125,6 +128,7 @@ def connect_serve_run(**options: Any) -> None:
         for name, value in SELDOM.items():
             os.environ.setdefault(name, value)
         start_local(shared=True, **_OWN, **options)
+        atexit.register(end)
         ray_private.end_watchers()
 
 
@@ -159,6 +163,23 @@ def start_local(*, shared: bool = False, **options: Any) -> None:
             if not left or "timed out during startup" not in str(error):
                 raise
             ray.shutdown()
+
+
+def end() -> None:
+    """Leave the cluster; one that `start_local` made ends, with every process that it had.
+
+    Ray's processes end by themselves when their cluster does, but for those that lock themselves out while they exit: a worker
+    whose subscriber is told of something just then waits for itself for good (seen with Ray 2.60's train controller).
+    """
+    below: list[psutil.Process] = []
+    for pid in ray_private.started_processes():
+        with suppress(psutil.Error):
+            below += psutil.Process(pid).children(recursive=True)
+    ray.shutdown()
+    _, left = psutil.wait_procs(below, timeout=END_PATIENCE_S)
+    for process in left:
+        with suppress(psutil.Error):
+            process.kill()
 
 
 def is_private() -> bool:

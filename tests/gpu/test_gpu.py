@@ -21,13 +21,13 @@ def gpu_cluster():
     """A cluster with this machine's GPUs, gone afterwards: the other tests' has none."""
     import ray
 
-    from libra_ray.on_ray.session import start_local
+    from libra_ray.on_ray.session import end, start_local
 
     if ray.is_initialized():
         pytest.skip("this process has a cluster without GPUs already; run `make test-gpu`")
     start_local(num_cpus=4, num_gpus=1, object_store_memory=512 * 2**20, include_dashboard=False, log_to_driver=False)
     yield
-    ray.shutdown()
+    end()
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from ray._private.authentication.authentication_token_setup import Authenticatio
 from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
 from libra_ray.on_ray import cluster, machine, ray_private, session
+from tests.processes import survivors
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "0123456789abcdef" * 4
@@ -260,3 +261,31 @@ def test_a_user_without_name_and_home_gets_both(monkeypatch, tmp_path, capsys):
     assert Path.home() == tmp_path / "home-54321"
     assert machine.getpass.getuser() == "uid-54321"
     assert "HOME" in capsys.readouterr().err
+
+
+def test_a_cluster_of_ones_own_leaves_no_process_that_cannot_end(tmp_path):
+    """As Ray's worker that waits for itself in its C code while it exits: the cluster has forgotten it by then."""
+    script = """
+import ctypes, os, time, ray
+from libra_ray.on_ray import session
+
+@ray.remote
+class Waiting:
+    def pid(self):
+        libc = ctypes.CDLL(None)
+        libc["__cxa_atexit"](ctypes.cast(libc.pause, ctypes.c_void_p), None, None)
+        return os.getpid()
+    def leave(self):
+        ray.actor.exit_actor()
+
+session.END_PATIENCE_S = 0.5
+with session.connected():
+    actor = Waiting.remote()
+    print(ray.get(actor.pid.remote()))
+    try:
+        ray.get(actor.leave.remote())
+    except ray.exceptions.RayActorError:
+        time.sleep(0.5)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert survivors([int(done.stdout)], patience_s=1) == []
