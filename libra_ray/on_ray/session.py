@@ -129,7 +129,6 @@ def connect_serve_run(**options: Any) -> None:
             os.environ.setdefault(name, value)
         start_local(shared=True, **_OWN, **options)
         atexit.register(end)
-        ray_private.end_watchers()
 
 
 def _join(address: str, **options: Any) -> None:
@@ -142,7 +141,7 @@ def _join(address: str, **options: Any) -> None:
 
 
 def start_local(*, shared: bool = False, **options: Any) -> None:
-    """A new cluster on this machine.
+    """A new cluster on this machine, without what nobody looks at: dashboard, autoscaler, reader of logs.
 
     Ray gives its processes half a minute to come up, whatever else the machine has to do: that it took longer is no reason to
     give up a job.
@@ -158,6 +157,7 @@ def start_local(*, shared: bool = False, **options: Any) -> None:
     for left in reversed(range(START_TRIES)):
         try:
             ray.init(address="local", **options)
+            ray_private.end_watchers()
             return
         except Exception as error:
             if not left or "timed out during startup" not in str(error):
