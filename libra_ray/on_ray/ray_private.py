@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ray.serve import Deployment
     from ray.serve.handle import DeploymentHandle
     from ray.serve.schema import ServeDeploySchema
+    from ray.train.torch import TorchTrainer
 
 
 def local_cluster() -> str:
@@ -188,3 +189,39 @@ def direct(handle: "DeploymentHandle[Any]") -> "DeploymentHandle[Any]":
     """
     handle._init(_run_router_in_separate_loop=False)  # noqa: SLF001
     return handle.options(_by_reference=False, request_serialization="pickle", response_serialization="pickle")
+
+
+def torch_trainer(*, alone: bool, **options: Any) -> "TorchTrainer":
+    """Ray Train's trainer, without the processes that it starts beside the workers for what is not used here.
+
+    Each takes as long to come up as a worker, before the first step and again after a fault. One hands out Ray Data's data
+    sets: there are none. Where the cluster is this program's own, one more asks an autoscaler for machines that there are not,
+    and another frees what a lost controller had reserved, which ends with the program.
+
+    Args:
+        alone: whether the cluster is this program's own.
+        options: of `TorchTrainer`.
+    """
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.callbacks import DatasetsCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+
+    unused = (DatasetsCallback, PlacementGroupCleanerCallback) if alone else (DatasetsCallback,)
+
+    class Unasked(FixedScalingPolicy):
+        def after_controller_start(self, train_run_context: Any) -> None:
+            """Nobody is asked for resources."""
+
+        def _maybe_send_resource_request(self) -> None:
+            """Nor reminded."""
+
+    class Lean(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            return [each for each in super()._create_default_callbacks() if not isinstance(each, unused)]
+
+        def _initialize_and_run_controller(self, *, scaling_policy: Any, **given: Any) -> Any:
+            policy = Unasked(scaling_policy.scaling_config) if alone else scaling_policy
+            return super()._initialize_and_run_controller(scaling_policy=policy, **given)
+
+    return Lean(**options)

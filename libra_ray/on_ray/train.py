@@ -30,7 +30,9 @@ from libra_ray.control.margin import Margin, margins, measure
 from libra_ray.data.fingerprint import Fingerprint
 from libra_ray.model.system import System
 from libra_ray.on_ray import faults
+from libra_ray.on_ray.ray_private import torch_trainer
 from libra_ray.on_ray.run_data import open_to_train
+from libra_ray.on_ray.session import is_private
 from libra_ray.on_ray.workers import scaling
 from libra_ray.policy import SystemPolicy
 from libra_ray.runs.folder import Clock, RunFolder
@@ -65,8 +67,9 @@ def train(folder: RunFolder, clock: Clock, until: int | None = None) -> checkpoi
     # Decoding and checking happen once, here: a bad data set is refused before any worker starts.
     data = open_to_train(folder)
     repair_jsonl(folder.path(LOG_NAME))
-    trainer = TorchTrainer(
-        train_loop,
+    trainer = torch_trainer(
+        alone=is_private(),
+        train_loop_per_worker=train_loop,
         train_loop_config={
             "config": configuration.to_json(folder.config),
             "folder": str(folder.root),

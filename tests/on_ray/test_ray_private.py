@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -13,6 +14,10 @@ from ray.serve._private import constants, handle_options
 from ray.serve._private.client import ServeControllerClient
 from ray.serve.deployment import Deployment
 from ray.serve.handle import DeploymentHandle
+from ray.train import ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy, NoopDecision, ResizeDecision, ScalingPolicy
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 import libra_ray
 from libra_ray.on_ray import ray_private, session
@@ -96,6 +101,30 @@ def test_the_options_of_direct_calls_are_there():
     assert {field.name for field in fields(call)} >= {"_by_reference", "request_serialization", "response_serialization"}
     assert (init()._run_router_in_separate_loop, call()._by_reference) == (True, True), "without them it does otherwise"
     assert inspect.isfunction(DeploymentHandle._init)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_training_starts_no_process_that_it_has_no_use_for(alone, monkeypatch):
+    """On a machine of its own none but the controller, the workers and what lets them meet."""
+    given = {}
+    monkeypatch.setattr(DataParallelTrainer, "_initialize_and_run_controller", lambda self, **options: given.update(options))
+    usual = TorchTrainer(print, scaling_config=ScalingConfig(num_workers=1))
+    trainer = ray_private.torch_trainer(alone=alone, train_loop_per_worker=print, scaling_config=usual.scaling_config)
+    kept, all_of_them = ({type(each).__name__ for each in of._create_default_callbacks()} for of in (trainer, usual))
+    cleaner = {"PlacementGroupCleanerCallback"} if alone else set()
+    assert all_of_them - kept == {"DatasetsCallback"} | cleaner
+    policy = FixedScalingPolicy(usual.scaling_config)
+    trainer._initialize_and_run_controller(scaling_policy=policy, failure_policy=None)
+    assert given["failure_policy"] is None
+    if not alone:
+        assert given["scaling_policy"] is policy
+        return
+    monkeypatch.setattr(ScalingPolicy, "_send_resource_request", lambda self: pytest.fail("an autoscaler was asked"))
+    begun = given["scaling_policy"]
+    begun.after_controller_start(SimpleNamespace(run_id="one"))
+    assert begun.make_decision_for_non_running_worker_group() == ResizeDecision(1, {"CPU": 1})
+    assert begun.make_decision_for_running_worker_group(None, None) == NoopDecision()
+    begun.before_controller_abort()
 
 
 def test_what_serve_is_told_by_the_environment_it_listens_to():
