@@ -174,7 +174,9 @@ def end() -> None:
     below: list[psutil.Process] = []
     for pid in ray_private.started_processes():
         with suppress(psutil.Error):
-            below += psutil.Process(pid).children(recursive=True)
+            started = psutil.Process(pid)
+            # Another's, where the one that was started has ended and its number came up again.
+            below += started.children(recursive=True) if started.ppid() == os.getpid() else []
     ray.shutdown()
     _, left = psutil.wait_procs(below, timeout=END_PATIENCE_S)
     for process in left:
