@@ -5,6 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
+from benchmarks import asynchrony_page, systems_page
 from benchmarks.asynchrony import cell_config, config_of, kept
 from benchmarks.asynchrony_page import (
     CURVES,
@@ -20,6 +21,7 @@ from benchmarks.asynchrony_page import (
     publish,
 )
 from benchmarks.files import write_result
+from benchmarks.results_table import BEGIN
 from libra_ray.common.json_text import plain
 
 
@@ -46,6 +48,13 @@ def test_every_cell_is_a_configuration_that_can_be_run(name):
         assert late == delay
         assert config.train.seed == 1
     assert {curve.variant for curve in CURVES} == set(VARIANTS)
+
+
+def test_every_study_has_its_place_on_its_page():
+    """Looked for only after the first policy was trained."""
+    for module, script in ((asynchrony_page, "asynchrony.py"), (systems_page, "systems.py")):
+        for name in module.DOMAINS:
+            assert BEGIN.format(f"{script} {name}") in module.PAGE.read_text()
 
 
 def test_no_two_curves_share_a_folder():
