@@ -119,7 +119,7 @@ class Domain:
 
 DOMAINS = {
     "metaworld": Domain(preset="quickstart", episodes=20),
-    # Of 250 demonstrations a task no policy learns which words mean which block: 0.06 in time, and lateness has nothing to take.
+    # Of 250 demonstrations a task no policy learns which words mean which block: 0.06 in time, too little to lose.
     "tabletop": Domain(
         preset="tabletop",
         episodes=34,
