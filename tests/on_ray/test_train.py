@@ -24,7 +24,7 @@ from tests.on_ray.doubles import debug_config
 from tests.processes import command, family
 
 WORKER = "RayTrainWorker"
-STEPS, KILLED_AT = 160, 60
+STEPS, KILLED_AT = 100, 40
 # Workers need not find the tests.
 cloudpickle.register_pickle_by_value(loops)
 
