@@ -45,6 +45,7 @@ LAWS = [
         f"from serve_apps.libra import app; app({{'checkpoint': '{CHECKPOINT}'}})",
         {"torch", "lerobot", "transformers", "mlflow", "mujoco"},
     ),
+    ("import libra_ray.on_ray.evaluate, libra_ray.training.data", {"sympy", "mlflow", "mujoco", "transformers"}),
     ("import libra_ray.on_ray.simulator_pool", {"torch", "lerobot", "transformers", "mlflow"}),
 ]
 

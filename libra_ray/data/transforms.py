@@ -137,11 +137,11 @@ class ScaleTransform:
 
     def apply(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """To about [-1, 1]."""
-        return np.where(self.half > 0, (values - self.centre) / np.where(self.half > 0, self.half, 1), 0).astype(np.float32)
+        return np.divide(values - self.centre, self.half, out=np.zeros_like(values), where=self.half > 0)
 
     def undo(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Back to the feature's own units."""
-        return (values * self.half + self.centre).astype(np.float32)
+        return values * self.half + self.centre
 
 
 class Pipeline:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -26,8 +26,11 @@ from libra_ray.model.registry import make_system
 from libra_ray.model.system import System, held_out_losses
 from libra_ray.spec import RobotSpec
 from libra_ray.training.fine_tuning import start_from
-from libra_ray.training.fit import Validate
 from libra_ray.types import ACTION_KEY, STATE_KEY, RobotShape
+
+if TYPE_CHECKING:
+    # Sharded training's libraries take long to load, and evaluation needs none of them.
+    from libra_ray.training.fit import Validate
 
 VALIDATION_WINDOWS, FEW_WINDOWS = 512, 128
 """Held-out windows that are measured at a time, and of pretrained networks, which fill a GPU beside their optimiser."""
@@ -236,7 +239,7 @@ class TrainingData:
             hierarchy=self.config.hierarchy,
         )
 
-    def validator(self, device: torch.device) -> Validate | None:
+    def validator(self, device: torch.device) -> "Validate | None":
         """Measures on held-out episodes, the same windows every time; None where nothing was held out."""
         if not len(self.split.holdout):
             return None

@@ -2,11 +2,20 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from libra_ray.data.transforms import CONSTANT_SPAN, STATE_LIMIT, NormStats, Pipeline, VectorStats, compute_stats, is_constant
+from libra_ray.data.transforms import (
+    CONSTANT_SPAN,
+    FAR,
+    STATE_LIMIT,
+    NormStats,
+    Pipeline,
+    VectorStats,
+    compute_stats,
+    is_constant,
+)
 from tests.data.builders import make_recorded
 
 values = hnp.arrays(
@@ -16,14 +25,47 @@ values = hnp.arrays(
     fill=st.floats(-1000, 1000, width=32),
 )
 modes = st.sampled_from(["min_max", "quantile"])
+dims = st.tuples(st.integers(1, 9), st.integers(1, 9))
 
 
 def stats_of(array):
     return NormStats(state=VectorStats.of(array), action=VectorStats.of(array))
 
 
+STATISTICS = {
+    "low": np.min,
+    "high": np.max,
+    "mean": np.mean,
+    "std": np.std,
+    "q01": lambda column: np.quantile(column, 0.01),
+    "q99": lambda column: np.quantile(column, 0.99),
+}
+
+
 def span(array):
     return np.maximum(np.abs(array).max(0), 1)
+
+
+@given(values, st.sampled_from([0, 2**20]), st.sampled_from([np.float32, np.float64]))
+def test_statistics_are_those_of_each_dimension_alone(array, offset, kind):
+    """To the last digit, however far from zero the values lie."""
+    shifted = (array + np.float32(offset)).astype(kind)
+    found = VectorStats.of(shifted)
+    columns = [column.astype(np.float64) for column in shifted.T]
+    for name, statistic in STATISTICS.items():
+        one = getattr(found, name)
+        assert one.dtype == np.float32
+        np.testing.assert_allclose(one, [statistic(column) for column in columns], rtol=2e-7, atol=1e-8, err_msg=name)
+
+
+@given(st.integers(-1000, 1000), st.integers(-9, 9), st.integers(1, 1000))
+def test_extremes_are_far_beyond_a_multiple_of_the_usual_span(place, exponent, beyond):
+    """Wherever the values lie and in whatever unit; a constant has no usual span."""
+    q01, q99, low = np.array([[0, 0, 0], [1, 1, 0], [-5, -5, -5]])
+    high = low + FAR + np.array([0, beyond, beyond])
+    ends = {"low": low, "high": high, "mean": q01, "std": q99, "q01": q01, "q99": q99}
+    stats = VectorStats(**{name: ((place + end) * 2.0**exponent).astype(np.float32) for name, end in ends.items()})
+    assert stats.far_extremes().tolist() == [False, True, False]
 
 
 @given(values)
@@ -47,11 +89,15 @@ def test_normalised_actions_round_trip_except_constants(array, mode, seed):
 
 
 @given(values, modes, st.floats(-50, 50, width=32))
+@example(np.random.default_rng(0).normal(size=(40, 20)).astype(np.float32), "min_max", 1.0)
 def test_outputs_never_leave_the_recorded_range(array, mode, wild):
-    raw = Pipeline(stats_of(array), mode).outputs_action(np.full((2, 3, array.shape[1]), wild, np.float32))
-    assert raw.shape == (2, 3, array.shape[1])
-    assert (raw >= array.min(0) - 1e-5 * span(array)).all()
-    assert (raw <= array.max(0) + 1e-5 * span(array)).all()
+    """Not by a rounding error: a robot may refuse what lies beyond its limits."""
+    normalised = np.full((2, 3, array.shape[1]), wild, np.float32)
+    normalised[1] *= -1
+    raw = Pipeline(stats_of(array), mode).outputs_action(normalised)
+    assert raw.shape == normalised.shape
+    assert (raw >= array.min(0)).all()
+    assert (raw <= array.max(0)).all()
 
 
 @given(values, modes)
@@ -69,6 +115,17 @@ def test_a_constant_dimension_is_zero_inside_and_itself_outside():
     pipeline = Pipeline(stats_of(array), "min_max")
     np.testing.assert_array_equal(pipeline.inputs_action(array), [[0, -1], [0, 1]])
     np.testing.assert_array_equal(pipeline.outputs_action(np.array([0.9, 0.5], np.float32)), np.array([0.3, 0.5], np.float32))
+
+
+@given(st.floats(-1000, 1000, width=32), modes, st.floats(-50, 50, width=32))
+@example(0.3, "min_max", 1.0)
+def test_rounding_noise_is_not_blown_up(constant, mode, number):
+    low = np.float32(constant)
+    array = np.array([[low], [np.nextafter(low, np.float32(np.inf))]])
+    pipeline = Pipeline(stats_of(array), mode)
+    np.testing.assert_array_equal(pipeline.inputs_action(array), [[0], [0]])
+    np.testing.assert_array_equal(pipeline.inputs_state(array), [[0], [0]])
+    assert pipeline.outputs_action(np.array([number], np.float32)) in array
 
 
 def test_off_its_constant_a_dimension_still_says_nothing():
@@ -131,11 +188,28 @@ def test_statistics_come_from_the_given_rows_only():
         compute_stats(recorded, recorded.rows([]))
 
 
+@given(dims, dims)
+@example((4, 7), (39, 7))
+@example((4, 7), (4, 8))
+def test_statistics_fit_their_own_vectors_alone(own, others):
+    state, action = (VectorStats.of(np.zeros((2, size), np.float32)) for size in own)
+    stats = NormStats(state=state, action=action)
+    stats.check_fits(*own)
+    for name, size, other in zip(("state", "action"), own, others, strict=True):
+        if size != other:
+            with pytest.raises(ValueError, match=f"statistics have {size} {name} dimensions, the data have {other};"):
+                stats.check_fits(*others)
+            break
+
+
 def test_refusals():
     stats = stats_of(np.zeros((2, 2), np.float32))
     with pytest.raises(ValueError, match="valid: min_max, quantile"):
         Pipeline(stats, "zscore")
     tree = json.loads(stats.to_json())
     del tree["action"]["q01"]
-    with pytest.raises(ValueError, match=r"statistics of action must have exactly high, low, mean, q01"):
+    with pytest.raises(ValueError, match=r"^statistics of action must have exactly high, low, mean, q01, q99, std; found high"):
+        NormStats.from_json(json.dumps(tree))
+    del tree["action"]
+    with pytest.raises(ValueError, match=r"^statistics must have exactly action, state; found state$"):
         NormStats.from_json(json.dumps(tree))
