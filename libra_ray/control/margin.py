@@ -20,7 +20,7 @@ from libra_ray.control.delays import Delays
 from libra_ray.control.robot import chunk_period
 from libra_ray.types import Intent, Level, Observation, Policy
 
-CALLS, FEWEST_CALLS, LONGEST_S = 15, 3, 1.0
+CALLS, FEWEST_CALLS, LONGEST_MS = 15, 3, 1000.0
 """A level is measured so often, or for so long, but at least a few times."""
 SPEAKS_FOR = 95
 """The percentile of the latencies that a margin goes by."""
@@ -108,7 +108,7 @@ def measure(policy: Policy, seen: Observation, clock: Callable[[], float] = perf
         above = [intents[level.reads]]
         [answer] = policy.infer(level.name, [seen], above)
         ms: list[float] = []
-        while len(ms) < CALLS and (len(ms) < FEWEST_CALLS or sum(ms) < 1000 * LONGEST_S):
+        while len(ms) < CALLS and (len(ms) < FEWEST_CALLS or sum(ms) < LONGEST_MS):
             began = clock()
             policy.infer(level.name, [seen], above)
             ms.append(1000 * (clock() - began))
@@ -180,8 +180,8 @@ def asked_every(levels: Sequence[Level], late: Mapping[str, int], control: Contr
 
 
 def _reader(levels: Sequence[Level], level: Level) -> Level:
-    """Who reads a level's intents; the last one where nobody does."""
-    return next((below for below in levels if below.reads == level.name), levels[-1])
+    """Who reads a level's intents."""
+    return next(below for below in levels if below.reads == level.name)
 
 
 def cycle_of(covers: int, late: int, every: int, period: int, control: ControlConfig, *, above_last: bool) -> Cycle:
@@ -195,17 +195,21 @@ def cycle_of(covers: int, late: int, every: int, period: int, control: ControlCo
         control: the rule, and the steps that a chunk is executed beyond its own time.
         above_last: whether the last level reads it.
     """
+    if control.rule == "fifo" and not above_last:
+        # Asked as soon as it is used up, whether its reader is asked then or not, which waits for it.
+        every = period
     taken_up = every * -(-late // every)
-    beyond = control.committed_steps if above_last else 0
     if control.rule == "overlap":
-        asked = max(taken_up, every)
+        first = every
     elif control.rule == "event":
         # The first request at which it ends before the chunk does that the next one could be in use for.
-        asked = max(every * ((covers - period - max(period, taken_up) - beyond) // every + 1), taken_up, every)
+        comes_in = max(period, period * -(-late // period))
+        first = every * ((covers - period - comes_in - control.committed_steps) // every + 1)
     else:
         # The first request at which it does not cover all that is done until the next one.
-        asked = max(every * (covers // every if above_last else -(-covers // every)), taken_up, every)
-    return Cycle(asked=asked, replaced=asked + taken_up + beyond)
+        first = every * ((covers - (period if above_last else 1)) // every + 1)
+    asked = max(first, taken_up, every)
+    return Cycle(asked=asked, replaced=asked + taken_up + (control.committed_steps if above_last else 0))
 
 
 type Verdict = tuple[int, str, str]
@@ -237,7 +241,7 @@ def _of_chunk(
     remedies = [_length(setting, needed, "chunks")] if level.covers < needed else []
     if committed:
         remedies.append(f"{section}committed_steps={late}")
-    elif control.execute_steps:
+    elif 0 < control.execute_steps < late:
         remedies.append(f"{section}execute_steps={late}")
     return margin, f"{lasts}, then robots wait for {-margin} more", " with ".join(remedies)
 
