@@ -57,8 +57,7 @@ class SurpriseDetector:
     forget: float = 0.99
     _error: RunningScale = field(default_factory=lambda: RunningScale(floor=1e-6))
     _change: RunningScale = field(default_factory=lambda: RunningScale(floor=2.0))
-    _gain: NDArray[np.float64] | None = None
-    _covariance: NDArray[np.float64] | None = None
+    _learned: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
     _state: NDArray[np.float32] | None = None
     _pixels: NDArray[np.int16] | None = None
 
@@ -80,14 +79,14 @@ class SurpriseDetector:
         before, self._state = self._state, state
         if before is None or executed is None:
             return False
-        if self._gain is None or self._covariance is None:
-            self._gain, self._covariance = np.zeros((len(executed), len(state))), 1e3 * np.eye(len(executed))
-        error = (state - before) - executed @ self._gain
-        spread = self._covariance @ executed
+        if self._learned is None:
+            self._learned = np.zeros((len(executed), len(state))), 1e3 * np.eye(len(executed))
+        gain, covariance = self._learned
+        error = (state - before) - executed @ gain
+        spread = covariance @ executed
         step = spread / (self.forget + executed @ spread)
         unusual = self._error.exceeded(float(np.linalg.norm(error)), self.times)
-        self._gain = self._gain + np.outer(step, error)
-        self._covariance = (self._covariance - np.outer(step, spread)) / self.forget
+        self._learned = gain + np.outer(step, error), (covariance - np.outer(step, spread)) / self.forget
         return unusual
 
     def _changed(self, observation: Observation) -> bool:
