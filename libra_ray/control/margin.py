@@ -149,34 +149,40 @@ def margins(
     settings = lengthened_by or {}
     if last.name in late:
         found[last.name] = _of_chunk(last, late[last.name], control, period, settings.get(last.name), section)
-    asked = asked_every(levels, late, control)
+    now, by_overlap = (_cycles(levels, late, each) for each in (control, replace(control, rule="overlap")))
     for level in (level for level in levels[:-1] if level.name in late):
-        reader = _reader(levels, level)
-        cycle, by_overlap = (
-            cycle_of(level.covers, late[level.name], asked[reader.name], period, each, above_last=reader is last)
-            for each in (control, replace(control, rule="overlap"))
-        )
-        found[level.name] = _of_intent(level, control.rule, cycle, by_overlap.replaced, settings.get(level.name), section)
+        needed = by_overlap[level.name].replaced
+        longer = replace(level, covers=max(level.covers, needed))
+        then = _cycles([longer if each is level else each for each in levels], late, control)[level.name]
+        remedies = [f"{section}rule=overlap"] if longer.covers < then.replaced else []
+        if level.covers < needed:
+            remedies.append(_length(settings.get(level.name), needed, "intents"))
+        found[level.name] = _of_intent(level, control.rule, now[level.name], " with ".join(remedies), section)
     return [_told(v, latencies[v.name], control_hz, late[v.name], *found[v.name]) for v in levels if v.name in found]
 
 
 def asked_every(levels: Sequence[Level], late: Mapping[str, int], control: ControlConfig) -> dict[str, int]:
-    """Control steps from one request of a robot to a level to the next, by its name.
+    """Control steps from one request of a robot to a level to the next, by its name, where answers come in time.
 
     Args:
         levels: of the policy.
         late: control steps until an answer is usable, by the level's name; what is left out is not late.
         control: when levels are asked.
     """
+    return {name: cycle.asked for name, cycle in _cycles(levels, late, control).items()}
+
+
+def _cycles(levels: Sequence[Level], late: Mapping[str, int], control: ControlConfig) -> dict[str, Cycle]:
+    """How the answers of every level follow one another, by its name; see `asked_every`."""
     last = levels[-1]
     period = chunk_period(control.execute_steps, control.committed_steps, last.covers)
     # No chunk is asked for while another one is under way.
-    asked = {last.name: max(period, late.get(last.name, 0))}
+    asked = max(period, late.get(last.name, 0))
+    found = {last.name: Cycle(asked=asked, replaced=asked + late.get(last.name, 0))}
     for level in reversed(levels[:-1]):
         reader, steps = _reader(levels, level), late.get(level.name, 0)
-        cycle = cycle_of(level.covers, steps, asked[reader.name], period, control, above_last=reader is last)
-        asked[level.name] = cycle.asked
-    return asked
+        found[level.name] = cycle_of(level.covers, steps, found[reader.name].asked, period, control, above_last=reader is last)
+    return found
 
 
 def _reader(levels: Sequence[Level], level: Level) -> Level:
@@ -216,14 +222,10 @@ type Verdict = tuple[int, str, str]
 """The margin, what it means, and what would do."""
 
 
-def _of_intent(level: Level, rule: str, cycle: Cycle, needed: int, setting: tuple[str, int] | None, section: str) -> Verdict:
+def _of_intent(level: Level, rule: str, cycle: Cycle, remedy: str, section: str) -> Verdict:
     margin = level.covers - cycle.replaced
     if margin >= 0:
         return margin, f"of the {_steps(level.covers)} of an intent {margin} are left when the next one is in use", ""
-    remedies = [f"{section}rule=overlap"] if rule == "fifo" else []
-    if level.covers < needed:
-        remedies.append(_length(setting, needed, "intents"))
-    remedy = " with ".join(remedies)
     if rule == "fifo":
         return margin, f"{section}rule=fifo asks when an intent is used up, and then {_steps(-margin)} pass without one", remedy
     return margin, f"an intent of {_steps(level.covers)} is used up {_steps(-margin)} before the next one is in use", remedy

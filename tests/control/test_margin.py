@@ -101,33 +101,58 @@ def followed(advice, levels, control):
     return levels, control
 
 
+def advice_of(name, levels, late, control):
+    """The settings that are advised to a level, once it is seen that no less would do."""
+    lengths = {level.name: (f"{level.name}.steps", 1) for level in levels}
+
+    def keeps_up(settings):
+        changed, under = followed(settings, levels, control)
+        at_most_half = under.committed_steps <= changed[-1].covers // 2
+        return at_most_half and judged(changed, late, under)[name].margin_steps >= 0
+
+    remedy = judged(levels, late, control, lengthened_by=lengths)[name].remedy
+    advice = dict(part.removesuffix(" in training").split("=") for part in remedy.split(" with ") if part)
+    assert keeps_up({}) == (not advice)
+    assert keeps_up(advice)
+    for setting, value in advice.items():
+        rest = {other: advice[other] for other in advice if other != setting}
+        assert not keeps_up(rest), f"{setting} can be left out"
+        assert not value.isdigit() or not keeps_up(rest | {setting: str(int(value) - 1)}), f"less of {setting} would do"
+    return tuple(advice)
+
+
 @RULES
 def test_what_would_do_does_and_less_of_it_does_not(rule):
     """Of each level: no setting that is advised can be left out, and no number be smaller by one."""
-    lengths = {name: (f"{name}.steps", 1) for name in ("slow", "fast")}
     seen = set()
     for horizon, execute, slow, late in itertools.product(range(2, 7), range(5), (7, 12, 20), range(8)):
         for committed in range(horizon // 2 + 1):
             control = ControlConfig(rule=rule, execute_steps=execute, committed_steps=committed)
             levels = Level(name="slow", covers=slow), Level(name="fast", covers=horizon, reads="slow")
-            # A level of intents is late by itself; a chunk that is late would change when it is asked.
-            for of, lateness in (("slow", {"slow": late, "fast": 0}), ("fast", {"slow": 0, "fast": late})):
+            seen |= {advice_of("slow", levels, {"slow": late, "fast": 0}, control)}
+            seen |= {advice_of("fast", levels, {"slow": 0, "fast": late}, control)}
+    assert seen >= {
+        (),
+        ("slow.steps",) if rule != "fifo" else ("control.rule", "slow.steps"),
+        ("fast.steps",),
+        ("fast.steps", "control.committed_steps"),
+        ("control.committed_steps",),
+        ("fast.steps", "control.execute_steps"),
+        ("control.execute_steps",),
+    }
 
-                def keeps_up(advice, of=of, lateness=lateness, levels=levels, control=control):
-                    changed, under = followed(advice, levels, control)
-                    at_most_half = under.committed_steps <= changed[-1].covers // 2
-                    return at_most_half and judged(changed, lateness, under)[of].margin_steps >= 0
 
-                remedy = judged(levels, lateness, control, lengthened_by=lengths)[of].remedy
-                advice = dict(part.removesuffix(" in training").split("=") for part in remedy.split(" with ") if part)
-                seen.add(tuple(advice))
-                assert keeps_up({}) == (not advice)
-                assert keeps_up(advice)
-                for name, value in advice.items():
-                    rest = {other: advice[other] for other in advice if other != name}
-                    assert not keeps_up(rest)
-                    assert not value.isdigit() or not keeps_up(rest | {name: str(int(value) - 1)})
-    assert {("fast.steps", "control.committed_steps"), ("fast.steps", "control.execute_steps"), ("fast.steps",)} <= seen
+@RULES
+def test_of_three_levels_too_what_would_do_does_and_less_of_it_does_not(rule):
+    """Also where the level that reads the intents is asked seldom, so that `event` needs more than `overlap`."""
+    seen = set()
+    for top, middle, top_late, middle_late in itertools.product((12, 19, 25, 30), (6, 9, 14), range(0, 12, 3), (0, 4)):
+        for committed in (0, 1):
+            levels = Level(name="top", covers=top), Level(name="middle", covers=middle, reads="top")
+            levels = (*levels, Level(name="fast", covers=3, reads="middle"))
+            late = {"top": top_late, "middle": middle_late, "fast": 0}
+            seen |= {advice_of("top", levels, late, ControlConfig(rule=rule, committed_steps=committed))}
+    assert (("control.rule",) in seen) == (rule != "overlap")
 
 
 @pytest.mark.parametrize("hz", [1, 10, 30, 80, 240])
