@@ -1,5 +1,6 @@
 """Event-triggered planning and the limits of an old intent: surprises are seen, calm is calm, and holding is safe."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -168,19 +169,30 @@ def test_what_is_learned_stays_over_episodes_but_nothing_is_compared_across_them
 def test_what_is_predicted_is_the_least_squares_of_all_that_was_seen_the_older_the_less(forget):
     """Surprises are where that is off by more than usual, also of a robot whose gain changes."""
     detector, usual = SurpriseDetector(times=1.2, forget=forget), RunningScale(floor=1e-6)
-    dice, place, sums, moves, surprises = np.random.default_rng(0), np.zeros(2, np.float32), [], [], []
-    gains = dice.normal(0, 1, (4, 3, 2))
+    dice, place, surprises = np.random.default_rng(0), np.zeros(2, np.float32), []
+    # Next to nothing is assumed: that it hardly moves.
+    sums, moves = [*math.sqrt(1e-3) * np.eye(3)], [np.zeros(2)] * 3
+    gains = dice.normal(0, 1, (12, 3, 2))
     detector.surprised(observe(place), None)
-    for step in range(200):
+    for step in range(600):
         executed = dice.uniform(-1, 1, 3).astype(np.float32)
         moved = executed @ gains[step // 50] + dice.normal(0, 0.1, 2)
-        weights = forget ** (np.arange(step, 0, -1)[:, None] / 2)
-        learned = np.linalg.lstsq(weights * sums, weights * moves)[0] if step else np.zeros((3, 2))
+        weights = forget ** (np.array([0] * 3 + [*range(step - 1, -1, -1)])[:, None] / 2)
+        learned = np.linalg.lstsq(weights * sums, weights * moves)[0]
         before, place = place, (place + moved).astype(np.float32)
         sums, moves = [*sums, executed], [*moves, place - before]
         surprises.append(usual.exceeded(float(np.linalg.norm(moves[-1] - executed @ learned)), 1.2))
         assert detector.surprised(observe(place), executed) == surprises[-1], step
-    assert 20 < sum(surprises) < 180
+    assert 60 < sum(surprises) < 540
+
+
+def test_what_is_never_done_does_no_harm_however_long():
+    detector, dice, place = SurpriseDetector(forget=0.5), np.random.default_rng(0), np.zeros(3)
+    for _ in range(3000):
+        executed = np.array([*dice.uniform(-1, 1, 3), 0], np.float32)
+        place = place + GAIN * executed[:3] + dice.normal(0, 1e-4, 3)
+        detector.surprised(observe(place), executed)
+    assert detector.surprised(observe(place + 1), np.zeros(4, np.float32))
 
 
 @given(strategies.lists(strategies.floats(0, 1e3), min_size=20, max_size=60))
