@@ -262,7 +262,8 @@ def check_levels(levels: Sequence[Level]) -> None:
     """Refuse levels that are none of a policy.
 
     Raises:
-        ValueError: none, two of one name, or one that reads a level which is not above it.
+        ValueError: none, two of one name, one that reads a level which is not above it, or one above the last that no level
+            reads.
     """
     names = [level.name for level in levels]
     if not levels or len(set(names)) < len(names):
@@ -274,6 +275,9 @@ def check_levels(levels: Sequence[Level]) -> None:
                 f"level {level.name} covers {level.covers} steps and reads {level.reads}; it must cover at least one, and read "
                 f"one of the levels above it ({above})"
             )
+    read = {level.reads for level in levels}
+    if unread := [name for name in names[:-1] if name not in read]:
+        raise ValueError(f"no level reads {unread[0]}; each level above the last must be read by one below it")
 
 
 Json = dict[str, Any]

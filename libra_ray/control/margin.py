@@ -20,7 +20,7 @@ from libra_ray.control.delays import Delays
 from libra_ray.control.robot import chunk_period
 from libra_ray.types import Intent, Level, Observation, Policy
 
-CALLS, FEWEST_CALLS, LONGEST_S = 15, 3, 1.0
+CALLS, FEWEST_CALLS, LONGEST_MS = 15, 3, 1000.0
 """A level is measured so often, or for so long, but at least a few times."""
 SPEAKS_FOR = 95
 """The percentile of the latencies that a margin goes by."""
@@ -108,7 +108,7 @@ def measure(policy: Policy, seen: Observation, clock: Callable[[], float] = perf
         above = [intents[level.reads]]
         [answer] = policy.infer(level.name, [seen], above)
         ms: list[float] = []
-        while len(ms) < CALLS and (len(ms) < FEWEST_CALLS or sum(ms) < 1000 * LONGEST_S):
+        while len(ms) < CALLS and (len(ms) < FEWEST_CALLS or sum(ms) < LONGEST_MS):
             began = clock()
             policy.infer(level.name, [seen], above)
             ms.append(1000 * (clock() - began))
@@ -149,39 +149,45 @@ def margins(
     settings = lengthened_by or {}
     if last.name in late:
         found[last.name] = _of_chunk(last, late[last.name], control, period, settings.get(last.name), section)
-    asked = asked_every(levels, late, control)
+    now, by_overlap = (_cycles(levels, late, each) for each in (control, replace(control, rule="overlap")))
     for level in (level for level in levels[:-1] if level.name in late):
-        reader = _reader(levels, level)
-        cycle, by_overlap = (
-            cycle_of(level.covers, late[level.name], asked[reader.name], period, each, above_last=reader is last)
-            for each in (control, replace(control, rule="overlap"))
-        )
-        found[level.name] = _of_intent(level, control.rule, cycle, by_overlap.replaced, settings.get(level.name), section)
+        needed = by_overlap[level.name].replaced
+        longer = replace(level, covers=max(level.covers, needed))
+        then = _cycles([longer if each is level else each for each in levels], late, control)[level.name]
+        remedies = [f"{section}rule=overlap"] if longer.covers < then.replaced else []
+        if level.covers < needed:
+            remedies.append(_length(settings.get(level.name), needed, "intents"))
+        found[level.name] = _of_intent(level, control.rule, now[level.name], " with ".join(remedies), section)
     return [_told(v, latencies[v.name], control_hz, late[v.name], *found[v.name]) for v in levels if v.name in found]
 
 
 def asked_every(levels: Sequence[Level], late: Mapping[str, int], control: ControlConfig) -> dict[str, int]:
-    """Control steps from one request of a robot to a level to the next, by its name.
+    """Control steps from one request of a robot to a level to the next, by its name, where answers come in time.
 
     Args:
         levels: of the policy.
         late: control steps until an answer is usable, by the level's name; what is left out is not late.
         control: when levels are asked.
     """
+    return {name: cycle.asked for name, cycle in _cycles(levels, late, control).items()}
+
+
+def _cycles(levels: Sequence[Level], late: Mapping[str, int], control: ControlConfig) -> dict[str, Cycle]:
+    """How the answers of every level follow one another, by its name; see `asked_every`."""
     last = levels[-1]
     period = chunk_period(control.execute_steps, control.committed_steps, last.covers)
     # No chunk is asked for while another one is under way.
-    asked = {last.name: max(period, late.get(last.name, 0))}
+    asked = max(period, late.get(last.name, 0))
+    found = {last.name: Cycle(asked=asked, replaced=asked + late.get(last.name, 0))}
     for level in reversed(levels[:-1]):
         reader, steps = _reader(levels, level), late.get(level.name, 0)
-        cycle = cycle_of(level.covers, steps, asked[reader.name], period, control, above_last=reader is last)
-        asked[level.name] = cycle.asked
-    return asked
+        found[level.name] = cycle_of(level.covers, steps, found[reader.name].asked, period, control, above_last=reader is last)
+    return found
 
 
 def _reader(levels: Sequence[Level], level: Level) -> Level:
-    """Who reads a level's intents; the last one where nobody does."""
-    return next((below for below in levels if below.reads == level.name), levels[-1])
+    """Who reads a level's intents."""
+    return next(below for below in levels if below.reads == level.name)
 
 
 def cycle_of(covers: int, late: int, every: int, period: int, control: ControlConfig, *, above_last: bool) -> Cycle:
@@ -195,31 +201,31 @@ def cycle_of(covers: int, late: int, every: int, period: int, control: ControlCo
         control: the rule, and the steps that a chunk is executed beyond its own time.
         above_last: whether the last level reads it.
     """
+    if control.rule == "fifo" and not above_last:
+        # Asked as soon as it is used up, whether its reader is asked then or not, which waits for it.
+        every = period
     taken_up = every * -(-late // every)
-    beyond = control.committed_steps if above_last else 0
     if control.rule == "overlap":
-        asked = max(taken_up, every)
+        first = every
     elif control.rule == "event":
         # The first request at which it ends before the chunk does that the next one could be in use for.
-        asked = max(every * ((covers - period - max(period, taken_up) - beyond) // every + 1), taken_up, every)
+        comes_in = max(period, period * -(-late // period))
+        first = every * ((covers - period - comes_in - control.committed_steps) // every + 1)
     else:
         # The first request at which it does not cover all that is done until the next one.
-        asked = max(every * (covers // every if above_last else -(-covers // every)), taken_up, every)
-    return Cycle(asked=asked, replaced=asked + taken_up + beyond)
+        first = every * ((covers - (period if above_last else 1)) // every + 1)
+    asked = max(first, taken_up, every)
+    return Cycle(asked=asked, replaced=asked + taken_up + (control.committed_steps if above_last else 0))
 
 
 type Verdict = tuple[int, str, str]
 """The margin, what it means, and what would do."""
 
 
-def _of_intent(level: Level, rule: str, cycle: Cycle, needed: int, setting: tuple[str, int] | None, section: str) -> Verdict:
+def _of_intent(level: Level, rule: str, cycle: Cycle, remedy: str, section: str) -> Verdict:
     margin = level.covers - cycle.replaced
     if margin >= 0:
         return margin, f"of the {_steps(level.covers)} of an intent {margin} are left when the next one is in use", ""
-    remedies = [f"{section}rule=overlap"] if rule == "fifo" else []
-    if level.covers < needed:
-        remedies.append(_length(setting, needed, "intents"))
-    remedy = " with ".join(remedies)
     if rule == "fifo":
         return margin, f"{section}rule=fifo asks when an intent is used up, and then {_steps(-margin)} pass without one", remedy
     return margin, f"an intent of {_steps(level.covers)} is used up {_steps(-margin)} before the next one is in use", remedy
@@ -237,7 +243,7 @@ def _of_chunk(
     remedies = [_length(setting, needed, "chunks")] if level.covers < needed else []
     if committed:
         remedies.append(f"{section}committed_steps={late}")
-    elif control.execute_steps:
+    elif 0 < control.execute_steps < late:
         remedies.append(f"{section}execute_steps={late}")
     return margin, f"{lasts}, then robots wait for {-margin} more", " with ".join(remedies)
 

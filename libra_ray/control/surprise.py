@@ -44,7 +44,7 @@ class SurpriseDetector:
     """Detects surprises of one robot, by a prediction that is learned while it moves and kept over its episodes.
 
     Between two observations the robot executes some actions. That their sum moves the proprioception linearly is learned by
-    recursive least squares with forgetting, so no controller has to be described: position deltas are such a case, and where
+    least squares with forgetting, so no controller has to be described: position deltas are such a case, and where
     nothing is linear the usual error is large. An observation is a surprise where the error of that prediction, or the mean
     change of the picture, is more than `times` as large as it usually is.
 
@@ -57,8 +57,7 @@ class SurpriseDetector:
     forget: float = 0.99
     _error: RunningScale = field(default_factory=lambda: RunningScale(floor=1e-6))
     _change: RunningScale = field(default_factory=lambda: RunningScale(floor=2.0))
-    _gain: NDArray[np.float64] | None = None
-    _covariance: NDArray[np.float64] | None = None
+    _learned: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
     _state: NDArray[np.float32] | None = None
     _pixels: NDArray[np.int16] | None = None
 
@@ -80,14 +79,16 @@ class SurpriseDetector:
         before, self._state = self._state, state
         if before is None or executed is None:
             return False
-        if self._gain is None or self._covariance is None:
-            self._gain, self._covariance = np.zeros((len(executed), len(state))), 1e3 * np.eye(len(executed))
-        error = (state - before) - executed @ self._gain
-        spread = self._covariance @ executed
-        step = spread / (self.forget + executed @ spread)
-        unusual = self._error.exceeded(float(np.linalg.norm(error)), self.times)
-        self._gain = self._gain + np.outer(step, error)
-        self._covariance = (self._covariance - np.outer(step, spread)) / self.forget
+        moved = (state - before).astype(np.float64)
+        if self._learned is None:
+            self._learned = np.zeros((len(executed), len(executed))), np.zeros((len(executed), len(state)))
+        # Sums over the past, rather than the gain itself: their rounding errors are forgotten too, and what is never done is 0.
+        squares, products = self._learned
+        next_to_nothing = 1e-3 + 1e-9 * np.trace(squares)
+        gain = np.linalg.solve(squares + next_to_nothing * np.eye(len(executed)), products)
+        unusual = self._error.exceeded(float(np.linalg.norm(moved - executed @ gain)), self.times)
+        done = executed.astype(np.float64)
+        self._learned = self.forget * squares + np.outer(done, done), self.forget * products + np.outer(done, moved)
         return unusual
 
     def _changed(self, observation: Observation) -> bool:

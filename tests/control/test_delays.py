@@ -123,6 +123,7 @@ def test_measured_latencies_are_whole_steps():
     steps = in_steps({"planner": [0.0, 12.5, 12.6, 100.0], "refiner": [1.0, 12.4, 12.5, 30.0]}, LEVELS, control_hz=80)
     assert steps["planner"].tolist() == [0, 1, 2, 8]
     assert steps["refiner"].tolist() == [0, 0, 1, 2]
+    assert all(np.issubdtype(found.dtype, np.integer) for found in steps.values())
     drawn = {Delays(measured=steps).intent("planner", 0, step).due for step in range(200)}
     assert drawn == {0, 1, 2, 8}
     levels = (*LEVELS, Level(name="third", covers=1, reads="refiner"))

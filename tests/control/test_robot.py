@@ -235,6 +235,14 @@ def test_a_planner_that_never_answers_again_ends_in_holding(rule):
     assert [action.held for action in actions] == [step > 3 * L + (H - 1) for step in range(50)]
 
 
+def test_without_an_intent_there_is_no_age_of_one():
+    control = RobotControl(ControlConfig(), LEVELS)
+    assert control.intent_age(0) is None
+    assert RobotControl(ControlConfig(), LEVELS[:1]).intent_age(0) is None
+    control.accept_intent(plan_of(np.zeros((L, 3)), 0), 0)
+    assert [control.intent_age(step) for step in (0, 3, L + 1)] == [0, 3, L + 1]
+
+
 def test_nothing_to_hold_is_an_error():
     with pytest.raises(ValueError, match="first answer of an episode must be waited for"):
         RobotControl(ControlConfig(), LEVELS).next_action(0)

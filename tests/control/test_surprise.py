@@ -1,5 +1,6 @@
 """Event-triggered planning and the limits of an old intent: surprises are seen, calm is calm, and holding is safe."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -164,6 +165,36 @@ def test_what_is_learned_stays_over_episodes_but_nothing_is_compared_across_them
     assert detector.surprised(observe(place + 6), np.ones(3, np.float32))
 
 
+@pytest.mark.parametrize("forget", [0.9, 0.99])
+def test_what_is_predicted_is_the_least_squares_of_all_that_was_seen_the_older_the_less(forget):
+    """Surprises are where that is off by more than usual, also of a robot whose gain changes."""
+    detector, usual = SurpriseDetector(times=1.2, forget=forget), RunningScale(floor=1e-6)
+    dice, place, surprises = np.random.default_rng(0), np.zeros(2, np.float32), []
+    # Next to nothing is assumed: that it hardly moves.
+    sums, moves = [*math.sqrt(1e-3) * np.eye(3)], [np.zeros(2)] * 3
+    gains = dice.normal(0, 1, (12, 3, 2))
+    detector.surprised(observe(place), None)
+    for step in range(600):
+        executed = dice.uniform(-1, 1, 3).astype(np.float32)
+        moved = executed @ gains[step // 50] + dice.normal(0, 0.1, 2)
+        weights = forget ** (np.array([0] * 3 + [*range(step - 1, -1, -1)])[:, None] / 2)
+        learned = np.linalg.lstsq(weights * sums, weights * moves)[0]
+        before, place = place, (place + moved).astype(np.float32)
+        sums, moves = [*sums, executed], [*moves, place - before]
+        surprises.append(usual.exceeded(float(np.linalg.norm(moves[-1] - executed @ learned)), 1.2))
+        assert detector.surprised(observe(place), executed) == surprises[-1], step
+    assert 60 < sum(surprises) < 540
+
+
+def test_what_is_never_done_does_no_harm_however_long():
+    detector, dice, place = SurpriseDetector(forget=0.5), np.random.default_rng(0), np.zeros(3)
+    for _ in range(3000):
+        executed = np.array([*dice.uniform(-1, 1, 3), 0], np.float32)
+        place = place + GAIN * executed[:3] + dice.normal(0, 1e-4, 3)
+        detector.surprised(observe(place), executed)
+    assert detector.surprised(observe(place + 1), np.zeros(4, np.float32))
+
+
 @given(strategies.lists(strategies.floats(0, 1e3), min_size=20, max_size=60))
 def test_nothing_is_unusual_during_warm_up_or_below_the_usual(values):
     usual = RunningScale(warm_up=10)
@@ -213,6 +244,9 @@ def test_what_is_held_follows_from_what_the_actions_are_declared_to_be(action, h
 def test_held_chunks_follow_the_last_action_that_was_executed(step, row):
     control, actions = loaded(hold="repeat")
     np.testing.assert_array_equal(control.held_actions(step), np.tile(actions[row], (H, 1)))
+    later, _ = loaded(hold="repeat")
+    later.accept_chunk(ActionChunk(actions=actions, first_step=20, intent_first_step=0), 20)
+    np.testing.assert_array_equal(later.held_actions(20 + step), np.tile(actions[row], (H, 1)))
 
 
 def test_an_intent_past_its_limit_is_not_acted_under():
@@ -233,9 +267,76 @@ def test_an_intent_that_is_used_up_is_acted_under_and_asked_for_anew():
     assert control.wants("refiner", L)
 
 
+LONG = dual_levels(1000, H)
+"""Of a plan that lasts, so that only a surprise has it replaced."""
+
+
+class Watched:
+    """A robot by `event` that executes random chunks and is looked at as often as one likes."""
+
+    def __init__(self, **control):
+        self.arm, self.dice, self.done = Arm(), np.random.default_rng(0), 0
+        self.control = RobotControl(ControlConfig(rule="event", **control), LONG)
+        self.look()
+        self.control.accept_intent(plan_of(np.zeros((1000, 4), np.int64), 0), 0)
+
+    def look(self):
+        """Whether what is seen now surprises it."""
+        self.control.observe(observe(self.arm.place, self.done))
+        return self.done > 0 and self.control.wants("planner", self.done)
+
+    def go(self, steps):
+        """Execute so many steps, with a new chunk where that is due."""
+        for _ in range(steps):
+            if self.control.wants("refiner", self.done):
+                actions = self.dice.uniform(-1, 1, (H, 4)).astype(np.float32)
+                self.control.accept_chunk(ActionChunk(actions=actions, first_step=self.done, intent_first_step=0))
+            self.arm.act(self.control.next_action(self.done).value)
+            self.done += 1
+
+    def calm(self):
+        """Look at it until it knows itself, at any steps of its chunks and always where the next one is due."""
+        for steps in [1, 2, 2, 3, 2, 5, 4, 1, 2, 1, 2] * 15:
+            self.go(steps)
+            assert not self.look(), self.done
+        return self
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5])
+def test_a_push_smaller_than_a_step_is_seen_at_whatever_step_it_is_looked_for(steps):
+    """What was executed since the last look is known to the step."""
+    watched = Watched().calm()
+    watched.go(steps)
+    watched.arm.place += GAIN / 5
+    assert watched.look()
+
+
+def test_nothing_is_predicted_where_it_is_not_known_what_was_executed():
+    """Between two pictures of one step, before the first chunk, and past the end of the chunk in use."""
+    early = Watched()
+    early.done = 1
+    early.arm.push()
+    assert not early.look()
+    watched = Watched().calm()
+    watched.arm.push()
+    assert not watched.look(), "no action lies between"
+    watched.go(H)
+    assert not watched.look()
+    for _ in range(H + 3):
+        watched.arm.act(watched.control.next_action(watched.done).value)
+        watched.done += 1
+    watched.arm.push()
+    assert not watched.look(), "it has held since, and whoever drives it may have moved it otherwise"
+
+
 def test_a_planner_that_fails_may_be_asked_again():
     control, _ = loaded()
     control.mark_requested("planner")
     assert not control.wants("planner", L)
     control.mark_failed("planner")
     assert control.wants("planner", L)
+    untouched, failed = (RobotControl(ControlConfig(), LEVELS) for _ in range(2))
+    failed.mark_requested("planner")
+    assert failed != untouched
+    failed.mark_failed("planner")
+    assert failed == untouched

@@ -215,6 +215,7 @@ def test_whatever_a_system_of_ones_own_raises_is_one_line(text, message, tmp_pat
         ((Level(name="a", covers=0),), "at least one"),
         ((Level(name="a", covers=1, reads="a"),), r"levels above it \(none\)"),
         ((Level(name="a", covers=1, reads="b"), Level(name="b", covers=1)), "reads b"),
+        ((Level(name="a", covers=1), Level(name="b", covers=1)), "no level reads a; each level above the last must be read"),
     ],
 )
 def test_levels_that_are_none_are_refused(levels, message):
