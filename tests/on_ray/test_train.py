@@ -24,14 +24,14 @@ from tests.on_ray.doubles import debug_config
 from tests.processes import command, family
 
 WORKER = "RayTrainWorker"
-STEPS, KILLED_AT = 100, 40
+STEPS, KILLED_AT = 120, 40
 # Workers need not find the tests.
 cloudpickle.register_pickle_by_value(loops)
 
 
 @dataclass
 class Killer:
-    """Kills the training worker once the log has reached `step`, as if it had been writing checkpoints."""
+    """Kills the training workers once the log has reached `step` and Ray knows a checkpoint, as if they wrote another."""
 
     log: object
     step: int
@@ -49,11 +49,12 @@ class Killer:
 
     def _watch(self):
         while not self.stop.wait(0.02):
-            rows = read_jsonl(self.log, dict)
-            if rows and rows[-1]["step"] >= self.step:
+            rows, kept = read_jsonl(self.log, dict), self.log.parent / "ray" / training.TRAIN_NAME
+            known = kept / "checkpoint_manager_snapshot.json"
+            if rows and rows[-1]["step"] >= self.step and known.exists() and training.CHECKPOINT in known.read_text():
                 self.killed = [pid for pid in family(os.getpid()) if WORKER in command(pid)]
                 for name in (".checkpoint_dead.partial", "checkpoint_dead"):
-                    (self.log.parent / "ray" / training.TRAIN_NAME / name / "trainer").mkdir(parents=True)
+                    (kept / name / "trainer").mkdir(parents=True)
                 for pid in self.killed:
                     os.kill(pid, signal.SIGKILL)
                 return
