@@ -139,7 +139,7 @@ def kept(out: Path, settings: Json) -> list[Cell]:
 def main() -> None:
     """Run the study, or go on with it; tables and plot are written anew after every cell."""
     parser = command_line("asynchrony", __doc__)
-    parser.add_argument("domain", choices=DOMAINS, help="five Meta-World tasks, or three at the table")
+    parser.add_argument("domain", choices=DOMAINS, help="five Meta-World tasks, three at the table, or two whose goal moves")
     parser.add_argument("--seeds", type=int, default=3, help="training seeds of every policy (default: %(default)s)")
     parser.add_argument("--episodes", type=int, help="per task and cell (default: the domain's)")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="policies (default: all)")
