@@ -117,7 +117,7 @@ class Domain:
     changes: Mapping[str, Any] = field(default_factory=dict)
 
 
-WORDED: Mapping[str, Any] = {
+WORDED: dict[str, Any] = {
     "sim.tasks": "touch,push,putdown-5mm",
     "sim.max_steps": 60,
     "sim.wrist_camera": True,
