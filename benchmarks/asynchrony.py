@@ -126,6 +126,12 @@ def settings_given(given: argparse.Namespace) -> dict[str, Any]:
     return {**({"train.steps": given.steps} if given.steps else {}), **changes_of(given.set, VARIED)}
 
 
+def settings_of(domain: Domain, episodes: int, more: dict[str, Any]) -> Json:
+    """What every cell's result depends on, beside what its curve and policy have of their own."""
+    found: Json = plain({"episodes": episodes, "evaluate.seed": SEED, **domain.changes, **more})
+    return found
+
+
 def kept(out: Path, settings: Json) -> list[Cell]:
     """The cells of an earlier result of the same settings.
 
@@ -156,7 +162,7 @@ def main() -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     try:
         more = settings_given(given)
-        settings = {"episodes": given.episodes, "evaluate.seed": SEED, **more}
+        settings = settings_of(domain, given.episodes, more)
         for variant in VARIANTS:
             config_of(domain, variant, 0, more)
         cells = kept(out, settings)

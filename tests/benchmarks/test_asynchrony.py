@@ -1,12 +1,13 @@
 """The study of late networks: every cell can be run, and its page says what was measured."""
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
 import pytest
 
 from benchmarks import asynchrony_page, systems_page
-from benchmarks.asynchrony import cell_config, config_of, kept
+from benchmarks.asynchrony import cell_config, config_of, kept, settings_of
 from benchmarks.asynchrony_page import (
     CURVES,
     DELAYS,
@@ -90,6 +91,15 @@ def test_what_is_not_measured_yet_is_a_dash(tmp_path):
     assert "| – |" in publish(tmp_path / "study.json", "metaworld", first, page=False)
     assert "control steps late" in plot(by_place(first), "metaworld")
     assert publish(tmp_path / "study.json", "metaworld", [], page=False) == "no cell is measured yet"
+
+
+def test_a_study_whose_tasks_or_data_are_others_now_is_another_one(tmp_path):
+    out, domain = tmp_path / "study.json", DOMAINS["tabletop"]
+    write_result(out, {"settings": settings_of(domain, 20, {}), "cells": []})
+    assert kept(out, settings_of(domain, 20, {})) == []
+    fewer = replace(domain, changes={**domain.changes, "record.episodes_per_task": 250})
+    with pytest.raises(ValueError, match="was measured with"):
+        kept(out, settings_of(fewer, 20, {}))
 
 
 def test_a_study_goes_on_only_under_the_same_settings(tmp_path):

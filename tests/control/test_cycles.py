@@ -3,12 +3,11 @@
 import itertools
 
 import numpy as np
-import pytest
 
 from libra_ray.config import ControlConfig
 from libra_ray.control.margin import asked_every
 from libra_ray.types import Level
-from tests.control.test_margin import Answers, driven, judged, three, two
+from tests.control.test_margin import RULES, Answers, driven, judged, three, two
 
 
 def cycles(levels, late, control, steps=130):
@@ -36,7 +35,6 @@ PACES = [
     {"horizon": 4, "execute_steps": 2, "committed_steps": 2},
     {"horizon": 5, "committed_steps": 2},
 ]
-RULES = pytest.mark.parametrize("rule", ["fifo", "overlap", "event"])
 
 
 def paced(rule, horizon, **steps):
