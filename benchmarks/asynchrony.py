@@ -21,6 +21,7 @@ import torch
 from benchmarks import baseline
 from benchmarks.asynchrony_page import CURVES, DELAYS, DOMAINS, PANELS, VARIANTS, Cell, Curve, Domain, publish
 from benchmarks.files import RESULTS, RUNS, command_line, earlier, origin, write_result
+from benchmarks.pretraining import PART, PLACE, PRETRAINING, checkpoint_of, pretrain
 from benchmarks.studies import changes_of, evaluated, opened, outcomes_of, recorded, train
 from libra_ray.common.json_text import plain
 from libra_ray.common.progress import ProgressBar
@@ -36,6 +37,8 @@ from libra_ray.types import Json
 CLONING_STEPS = 3600
 """Optimiser steps of plain behaviour cloning: on two quiet cores 240 CPU seconds, as 1,500 steps of the others take."""
 SEED = 400_000
+PRETRAINED = "pretrained"
+"""Folder of the backbone that a domain's systems begin with."""
 VARIED = ("train.seed", "model.system")
 """What the study gives each policy itself."""
 
@@ -77,11 +80,21 @@ def run(domain: Domain, root: Path, known: Sequence[Cell], given: argparse.Names
     more = settings_given(given)
     with connected(), ProgressBar("asynchrony", total=len(wanted), unit="cells") as bar:
         data = recorded(root / "data", config_of(domain, "late", 0, more))
+        if domain.pretrained:
+            pretrain(root / PRETRAINED, data, {}, quick=False)
         with SimulatorPool(data.config.sim, data.config.data.image_size, available_cpus()) as pool:
             for seed, curve, delay in wanted:
-                folder = opened(root / f"{curve.variant}-{seed}", config_of(domain, curve.variant, seed, more), data)
+                begun = more | begins_with(domain, curve.variant, root)
+                folder = opened(root / f"{curve.variant}-{seed}", config_of(domain, curve.variant, seed, begun), data)
                 yield measure(folder, curve, delay, given.episodes, pool)
                 bar.to(bar.count + 1)
+
+
+def begins_with(domain: Domain, variant: str, root: Path) -> dict[str, Any]:
+    """The settings by which a policy begins with the domain's backbone; plain behaviour cloning has no part of it."""
+    if not domain.pretrained or VARIANTS[variant].cloning:
+        return {}
+    return {PLACE: str(checkpoint_of(root / PRETRAINED)), "train.start_parts": PART}
 
 
 def measure(folder: RunFolder, curve: Curve, delay: int, episodes: int, pool: SimulatorPool) -> Cell:
@@ -128,7 +141,8 @@ def settings_given(given: argparse.Namespace) -> dict[str, Any]:
 
 def settings_of(domain: Domain, episodes: int, more: dict[str, Any]) -> Json:
     """What every cell's result depends on, beside what its curve and policy have of their own."""
-    found: Json = plain({"episodes": episodes, "evaluate.seed": SEED, **domain.changes, **more})
+    began = {"pretraining": PRETRAINING} if domain.pretrained else {}
+    found: Json = plain({"episodes": episodes, "evaluate.seed": SEED, **domain.changes, **began, **more})
     return found
 
 
