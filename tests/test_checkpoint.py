@@ -142,6 +142,27 @@ class TestFineTuning:
         assert told.count("\n") == (len(taken) < len(wanted)), "what stays random is said, in one line"
         assert not told or re.search(rf"{len(taken)} of {len(wanted)} weights of .*random, in .*planner\.to_logits", told)
 
+    @pytest.mark.parametrize(
+        ("system", "part"),
+        [("hierarchy", "strategic.backbone"), ("experts", "shared.backbone"), ("anchor_refine", "anchor.planner.backbone")],
+    )
+    def test_a_part_of_another_name_is_taken_by_both(self, folder, system, part, capsys):
+        given = checkpoint.load(folder).model.state_dict()
+        other = tiny_model({"model.system": system, "train.seed": 5, "action.chunks": 1, "refiner.max_staleness": 0})
+        taken = start_from(other, folder, [f"{part}=planner.backbone"])
+        after = other.state_dict()
+        assert taken == sorted(name for name in after if name.startswith(part))
+        assert all(torch.equal(after[n], given[n.replace(part, "planner.backbone", 1)]) for n in taken)
+        with pytest.raises(ValueError, match=r"the checkpoint's are .*planner\.backbone.*OURS=THEIRS"):
+            start_from(other, folder, [part])
+
+    def test_of_two_parts_the_longer_name_holds(self, folder):
+        given, model = checkpoint.load(folder).model.state_dict(), tiny_model({"train.seed": 5})
+        start_from(model, folder, ["planner", "planner.from_state=refiner.from_state"])
+        after = model.state_dict()
+        assert torch.equal(after["planner.from_state.weight"], given["refiner.from_state.weight"])
+        assert torch.equal(after["planner.from_summary.weight"], given["planner.from_summary.weight"])
+
     def test_a_part_that_fits_nowhere_is_refused(self, folder):
         with pytest.raises(ValueError, match=r"train.start_parts=planner.eyes.*parts are.*planner.backbone"):
             start_from(tiny_model(), folder, ["planner.backbone", "planner.eyes"])

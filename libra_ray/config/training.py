@@ -11,7 +11,8 @@ class TrainConfig:
     start_from: str = ""
     """A checkpoint folder to fine-tune: its weights are taken where name and shape agree; empty means random ones."""
     start_parts: tuple[str, ...] = ()
-    """Which of its weights are taken, by the beginnings of their names, e.g. `planner.backbone`; empty means all."""
+    """Which of its weights are taken, by the beginnings of their names, e.g. `planner.backbone`, or, where it has another name
+    for them, by `OURS=THEIRS`, e.g. `strategic.backbone=planner.backbone`; empty means all."""
     levels: tuple[str, ...] = ()
     """The levels to train, each given what those above it should have said (ground truth); the others stay as they begin, until
     `jobs/join.py` puts them together. Empty means all."""

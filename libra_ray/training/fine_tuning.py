@@ -1,6 +1,6 @@
 """Training that begins with the weights of another checkpoint."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ def start_from(model: System, folder: Path, parts: Sequence[str]) -> list[str]:
     Args:
         model: whose weights of the same name and shape are replaced.
         folder: the checkpoint.
-        parts: beginnings of the names to take, e.g. `planner.backbone`.
+        parts: beginnings of the names to take, e.g. `planner.backbone`; where the checkpoint has another name for it, both,
+            e.g. `strategic.backbone=planner.backbone`. Of several that fit the longest holds.
 
     Returns:
         The names of the weights that were taken.
@@ -35,34 +36,50 @@ def start_from(model: System, folder: Path, parts: Sequence[str]) -> list[str]:
             another robot's and one of `parts` has a weight that does not, or it means something else by the same numbers and
             `parts` are all there are.
     """
-    theirs = read_manifest(folder).shape
+    theirs, called = read_manifest(folder).shape, _pairs(parts)
     names = {plain(name): name for name in model.state_dict() if not is_adapter(name)}
     own = {name: model.state_dict()[real] for name, real in names.items()}
     try:
         weights = merged(load_file(folder / "weights.safetensors"), read_config(folder).model)
-        known = {n: value for n, value in weights.items() if n in own}
+        known = {name: weights[source] for name, source in _sources(own, called) if source in weights}
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"train.start_from={folder}: its weights cannot be read ({error}); give another, or restore it"
         ) from error
-    fitting = {n: value for n, value in known.items() if n.startswith(tuple(parts)) and value.shape == own[n].shape}
+    fitting = {n: value for n, value in known.items() if value.shape == own[n].shape}
     for part in parts:
-        if not any(name.startswith(part) for name in fitting):
+        if not any(name.startswith(part.partition("=")[0]) for name in fitting):
             raise ValueError(
                 f"train.start_parts={part}: checkpoint {folder} has no weights of this name and shape; this model's parts are "
-                f"{', '.join([*model.parts(), *_heads(own)])}"
+                f"{', '.join([*model.parts(), *_heads(own)])}; the checkpoint's are {', '.join(_heads(weights))}, and one of "
+                "another name is given as OURS=THEIRS"
             )
+    wanted = [name for name in own if name.startswith(tuple(called))]
     if _dims(theirs) != _dims(model.shape):
-        _refuse_half_a_policy(folder, model.shape, theirs, [n for n in own if n.startswith(tuple(parts))], set(fitting))
-    _check_meaning(folder, model, theirs, parts)
+        _refuse_half_a_policy(folder, model.shape, theirs, wanted, set(fitting))
+    _check_meaning(folder, model, theirs, list(called))
     model.load_state_dict({names[n]: value for n, value in fitting.items()}, strict=False)
-    if random := [name for name in own if name.startswith(tuple(parts)) and name not in fitting]:
+    if random := [name for name in wanted if name not in fitting]:
         count = f"{len(fitting)} of {len(fitting) + len(random)}"
         print_status(
             f"train.start_from={folder}: {count} weights of {', '.join(parts)} are taken; "
             f"the others do not fit and stay random, in {', '.join(_heads(random))}"
         )
     return sorted(fitting)
+
+
+def _pairs(parts: Sequence[str]) -> dict[str, str]:
+    """The beginnings of names here -> in the checkpoint."""
+    split = [part.partition("=") for part in parts]
+    return {ours: theirs if equals else ours for ours, equals, theirs in split}
+
+
+def _sources(own: Iterable[str], called: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """The names of weights that are to be taken, each with its name in the checkpoint."""
+    for name in own:
+        if found := [begins for begins in called if name.startswith(begins)]:
+            ours = max(found, key=len)
+            yield name, called[ours] + name.removeprefix(ours)
 
 
 def _heads(names: Iterable[str]) -> list[str]:

@@ -55,7 +55,8 @@ class Tabletop:
             moved.
         image_size: height and width of the pictures, in pixels.
         task: `touch`, `push`, `bin`, `place`, `putdown` (a `place` that begins with its block in the hand), `stack`, `insert`,
-            or `chain1` to `chain4`; `place`, `putdown`, `insert` and chains take a tolerance, e.g. `place-1mm`.
+            `chain1` to `chain4`, or `contact1` to `contact3`; `place`, `putdown`, `insert` and `chain` take a tolerance, e.g.
+            `place-1mm`.
 
     Attributes:
         instruction: of the present episode; before the first one, the task's name.

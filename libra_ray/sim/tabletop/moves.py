@@ -25,7 +25,7 @@ def check_goal_moves(name: str) -> None:
     if not set(task.kinds) <= set(MOVABLE_KINDS):
         raise ValueError(
             f"sim.goal_moves_at needs tasks whose goal can be moved, and {name} has bins; valid are touch, push, place, "
-            "putdown, stack and insert"
+            "putdown, stack, insert and contact"
         )
 
 

@@ -11,15 +11,17 @@ from numpy.typing import NDArray
 from libra_ray.sim.tabletop.physics import BINS, BLOCKS, MARKS, OBJECTS, PEG, SOCKETS, Placement
 
 TOLERANCES_MM = (20.0, 5.0, 2.0, 1.0, 0.5)
-LONGEST_CHAIN = 4
 KINDS = ("touch", "push", "bin", "place", "stack", "insert")
 PUT_DOWN = "putdown"
 """A `place` that begins with its block in the hand: precision without the grasp."""
 PRECISE_KINDS = ("place", "insert", PUT_DOWN)
-CHAINED_KINDS = ("touch", "push", "bin", "place", "insert")
+CHAINS: Mapping[str, tuple[tuple[str, ...], int]] = MappingProxyType(
+    {"chain": (("touch", "push", "bin", "place", "insert"), 4), "contact": (("touch", "push"), len(BLOCKS))}
+)
+"""Name -> the kinds of its parts, and how many there may be. `contact` needs no grasp; it has as many parts as blocks."""
 VALID_TASKS = (
-    "touch, push, bin, place, putdown, stack, insert, chain1 to chain4; place, putdown, insert and chains take a tolerance of "
-    f"{', '.join(f'{mm:g}' for mm in TOLERANCES_MM)} mm, e.g. place-1mm or chain3-5mm"
+    "touch, push, bin, place, putdown, stack, insert, chain1 to chain4, contact1 to contact3; place, putdown, insert and chain "
+    f"take a tolerance of {', '.join(f'{mm:g}' for mm in TOLERANCES_MM)} mm, e.g. place-1mm or chain3-5mm"
 )
 DIRECTIONS: Mapping[str, NDArray[np.float64]] = MappingProxyType(
     {
@@ -93,14 +95,15 @@ def parse_task(name: str) -> Task:
     tolerances = {f"{mm:g}": mm for mm in TOLERANCES_MM}
     match = re.fullmatch(r"([a-z]+)([1-9]?)(?:-([\d.]+)mm)?", name)
     kind, length, tolerance = match.groups() if match else ("", "", None)
-    chain = kind == "chain" and length.isdigit() and int(length) <= LONGEST_CHAIN
+    chained, longest = CHAINS.get(kind, ((), 0))
+    chain = length.isdigit() and int(length) <= longest
     known = chain or (kind in (*KINDS, PUT_DOWN) and not length)
-    allowed = {None, *tolerances} if chain or kind in PRECISE_KINDS else {None}
+    allowed = {None, *tolerances} if {kind, *chained} & set(PRECISE_KINDS) else {None}
     if not known or tolerance not in allowed:
         raise ValueError(f"unknown tabletop task {name!r}; there are {VALID_TASKS}")
     return Task(
         name=name,
-        kinds=CHAINED_KINDS if chain else ("place" if kind == PUT_DOWN else kind,),
+        kinds=chained or ("place" if kind == PUT_DOWN else kind,),
         parts=int(length or 1),
         tolerance_mm=tolerances[tolerance] if tolerance else TOLERANCES_MM[0],
         in_hand=kind == PUT_DOWN,

@@ -32,6 +32,7 @@ EVERY_TASK = (
     "insert-5mm",
     "insert-1mm",
     "chain4-2mm",
+    "contact3",
 )
 STILL = np.array((0, 0, 0, -1), np.float32)
 
@@ -233,15 +234,23 @@ def test_the_parts_of_a_chain_count_in_their_order(make):
     assert fulfil(second)
 
 
-@pytest.mark.parametrize("parts", [1, 2, 3, 4])
-def test_a_chain_names_its_parts_and_uses_nothing_twice(parts, make):
-    environment = make(f"chain{parts}")
+CHAINED = {
+    **{f"chain{parts}": ("touch", "push", "bin", "place", "insert") for parts in (1, 2, 3, 4)},
+    **{f"contact{parts}": ("touch", "push") for parts in (1, 2, 3)},
+}
+
+
+@pytest.mark.parametrize("task", CHAINED)
+def test_a_chain_names_its_parts_and_uses_nothing_twice(task, make):
+    environment, parts, kinds = make(task), int(task[-1]), set[str]()
     for seed in range(30):
         instruction = environment.reset(seed, render=False).instruction
         assert instruction == ", then ".join(part.text() for part in environment.parts)
         used = [name for part in environment.parts for name in (part.item, part.goal) if "_" in name or name == "peg"]
         assert len(environment.parts) == parts
         assert len(set(used)) == len(used)
+        kinds |= {part.kind for part in environment.parts}
+    assert kinds == set(CHAINED[task])
 
 
 @pytest.mark.parametrize("task", EVERY_TASK)
@@ -276,6 +285,9 @@ def test_the_expert_recovers_from_disturbances(task, make):
         "chain",
         "chain0",
         "chain5",
+        "contact",
+        "contact4",
+        "contact2-5mm",
         "place2",
         "putdown-3mm",
         "Touch",
@@ -284,7 +296,7 @@ def test_the_expert_recovers_from_disturbances(task, make):
 def test_unknown_tasks_are_refused_with_the_valid_forms(task):
     with pytest.raises(ValueError, match=r"touch, push, bin, place, putdown, stack, insert.*place-1mm"):
         make_environment(SIM, task, 64)
-    with pytest.raises(ValueError, match="chain1 to chain4"):
+    with pytest.raises(ValueError, match="chain1 to chain4, contact1 to contact3"):
         check_tasks(SimConfig(family="tabletop", tasks=("touch", task)))
 
 
@@ -445,7 +457,9 @@ def test_a_move_that_cannot_be_is_refused(changes, message):
 def test_goals_without_another_place_are_refused(task):
     sim = SimConfig(family="tabletop", tasks=("touch", task), goal_moves_at=5)
     for refuse in (lambda: check_tasks(sim), lambda: make_environment(sim, task, 64)):
-        with pytest.raises(ValueError, match=f"{task} has bins; valid are touch, push, place, putdown, stack and insert"):
+        with pytest.raises(
+            ValueError, match=f"{task} has bins; valid are touch, push, place, putdown, stack, insert and contact"
+        ):
             refuse()
     check_tasks(SimConfig(family="tabletop", tasks=tuple(MOVES), goal_moves_at=5))
 
