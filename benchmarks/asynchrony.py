@@ -21,7 +21,7 @@ import torch
 from benchmarks import baseline
 from benchmarks.asynchrony_page import CURVES, DELAYS, DOMAINS, PANELS, VARIANTS, Cell, Curve, Domain, publish
 from benchmarks.files import RESULTS, RUNS, command_line, earlier, origin, write_result
-from benchmarks.pretraining import PART, PLACE, PRETRAINING, checkpoint_of, pretrain
+from benchmarks.pretraining import PRETRAINING, begins_with, pretrain
 from benchmarks.studies import changes_of, evaluated, opened, outcomes_of, recorded, train
 from libra_ray.common.json_text import plain
 from libra_ray.common.progress import ProgressBar
@@ -84,17 +84,17 @@ def run(domain: Domain, root: Path, known: Sequence[Cell], given: argparse.Names
             pretrain(root / PRETRAINED, data, {}, quick=False)
         with SimulatorPool(data.config.sim, data.config.data.image_size, available_cpus()) as pool:
             for seed, curve, delay in wanted:
-                begun = more | begins_with(domain, curve.variant, root)
-                folder = opened(root / f"{curve.variant}-{seed}", config_of(domain, curve.variant, seed, begun), data)
+                config = config_of(domain, curve.variant, seed, begun(domain, curve.variant, root, more))
+                folder = opened(root / f"{curve.variant}-{seed}", config, data)
                 yield measure(folder, curve, delay, given.episodes, pool)
                 bar.to(bar.count + 1)
 
 
-def begins_with(domain: Domain, variant: str, root: Path) -> dict[str, Any]:
-    """The settings by which a policy begins with the domain's backbone; plain behaviour cloning has no part of it."""
+def begun(domain: Domain, variant: str, root: Path, more: dict[str, Any]) -> dict[str, Any]:
+    """Further settings of a policy: a system's begin with the domain's backbone, of which behaviour cloning has no part."""
     if not domain.pretrained or VARIANTS[variant].cloning:
-        return {}
-    return {PLACE: str(checkpoint_of(root / PRETRAINED)), "train.start_parts": PART}
+        return more
+    return more | begins_with(root / PRETRAINED, config_of(domain, variant, 0, more).model.system)
 
 
 def measure(folder: RunFolder, curve: Curve, delay: int, episodes: int, pool: SimulatorPool) -> Cell:

@@ -17,6 +17,16 @@ from libra_ray.on_ray.train import train
 from libra_ray.runs.folder import RunFolder
 
 PART = "planner.backbone"
+BACKBONES: Mapping[str, str] = {
+    "libra": PART,
+    "monolithic": PART,
+    "regression": PART,
+    "coarse_to_fine": PART,
+    "anchor_refine": f"anchor.{PART}={PART}",
+    "experts": f"shared.backbone={PART}",
+    "hierarchy": f"strategic.backbone={PART}",
+}
+"""System -> `train.start_parts` that give it the backbone."""
 PLACE = "train.start_from"
 """Where on this machine the backbone lies: no setting that results depend on."""
 WORDED_TASKS: Mapping[str, Any] = {
@@ -50,6 +60,11 @@ QUICK: Mapping[str, Any] = {"train.steps": 40, "train.checkpoint_every": 20, "tr
 def checkpoint_of(folder: Path) -> Path:
     """The checkpoint that `pretrain` leaves in a folder."""
     return folder / "checkpoint"
+
+
+def begins_with(folder: Path, system: str) -> dict[str, str]:
+    """The settings by which a system begins with the backbone that `pretrain` leaves in a folder."""
+    return {PLACE: str(checkpoint_of(folder)), "train.start_parts": BACKBONES[system]}
 
 
 def pretrain(folder: Path, data: RunFolder, changes: Mapping[str, Any], *, quick: bool) -> None:

@@ -26,6 +26,7 @@ import torch
 
 from benchmarks import studies
 from benchmarks.files import RESULTS, RUNS, command_line, earlier, origin, write_result
+from benchmarks.pretraining import PRETRAINING
 from benchmarks.studies import changes_of, recorded, won
 from benchmarks.systems_pace import PROBED_STEPS
 from benchmarks.systems_page import publish
@@ -75,6 +76,7 @@ class Order:
     seconds: float
     probed_steps: int
     threads: int
+    quick: bool
     changes: Json
 
     @property
@@ -82,7 +84,9 @@ class Order:
         """What every cell's result depends on."""
         own = {name: value for name, value in self.changes.items() if name != UNSAID}
         shared = {"episodes": self.episodes, "seconds": self.seconds, "threads": self.threads, "evaluate.seed": SEED}
-        found: Json = plain({**shared, "preset": self.domain.preset, "tasks": self.domain.tasks, **self.domain.changes, **own})
+        began = {"pretraining": PRETRAINING} if self.domain.pretrained else {}
+        of_domain = {"preset": self.domain.preset, "tasks": self.domain.tasks, **self.domain.changes}
+        found: Json = plain({**shared, **of_domain, **began, **own})
         return found
 
     def cells(self, known: Sequence[Cell]) -> list[tuple[int, str]]:
@@ -113,7 +117,9 @@ def run(root: Path, order: Order, known: Study) -> Iterator[Cell | SystemTime]:
             episodes=order.episodes,
             seconds=order.seconds,
             probed_steps=order.probed_steps,
+            quick=order.quick,
         )
+        course.prepare()
         course.measure_paces([variant for _, variant in cells] + times)
         config = evaluated_config(course.data.config, order.domain, 1)
         with SimulatorPool(config.sim, config.data.image_size, available_cpus()) as pool:
@@ -154,6 +160,7 @@ def ordered(given: argparse.Namespace) -> Order:
         seconds=seconds,
         probed_steps=QUICK_STEPS if given.quick else PROBED_STEPS["cuda" if given.gpu else "cpu"],
         threads=given.threads,
+        quick=given.quick,
         changes={**small, **gpu, **changes_of(given.set, VARIED)},
     )
     named = dict.fromkeys([variant for _, variant in order.cells(())] + order.times(()))

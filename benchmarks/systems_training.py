@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from benchmarks import baseline
+from benchmarks.pretraining import begins_with, pretrain
 from benchmarks.studies import evaluated, opened, outcomes_of, train
 from benchmarks.systems_pace import least_in_turn, step_seconds
 from benchmarks.systems_tables import VARIANTS, Domain, config_of, evaluated_config
@@ -29,10 +30,10 @@ from libra_ray.runs.folder import RunFolder
 from libra_ray.runs.results import EpisodeResult
 from libra_ray.training.data import TrainingData
 
-PACES = "paces.json"
+PACES, PRETRAINED = "paces.json", "pretrained"
 SPENT = "train.spent_s"
 """Kept beside the stages: seconds of the clock that training took."""
-IN_PARTS = "chain"
+IN_PARTS = ("chain", "contact")
 """Begins the names of tasks in parts: how far the present one is from its goal says nothing of the whole."""
 LATENCY_BATCHES = (1, 16)
 BUDGET_MS, BUDGET_HZ, JPEG = 50.0, 20.0, 90
@@ -144,6 +145,7 @@ class Course:
         episodes: of each task.
         seconds: of training, by a clock that runs in CPU seconds, or on a GPU in real time.
         probed_steps: see `PROBED_STEPS`.
+        quick: a backbone that has learned nothing.
     """
 
     root: Path
@@ -153,6 +155,19 @@ class Course:
     episodes: int
     seconds: float
     probed_steps: int
+    quick: bool = False
+
+    def prepare(self) -> None:
+        """Train the backbone that all systems begin with, where the domain has one, or go on with it."""
+        if self.domain.pretrained:
+            pretrain(self.root / PRETRAINED, self.data, {}, quick=self.quick)
+
+    def started(self, variant: str) -> Mapping[str, object]:
+        """The settings by which a policy begins with that backbone; plain behaviour cloning has no part of it."""
+        if not self.domain.pretrained or VARIANTS[variant].cloning:
+            return self.changes
+        system = config_of(self.domain, variant, 0, self.changes).model.system
+        return {**self.changes, **begins_with(self.root / PRETRAINED, system)}
 
     @property
     def clock(self) -> Callable[[], float]:
@@ -161,7 +176,7 @@ class Course:
 
     def config(self, variant: str, seed: int) -> Config:
         """Of a policy, with the steps that fit its time."""
-        config = config_of(self.domain, variant, seed, self.changes)
+        config = config_of(self.domain, variant, seed, self.started(variant))
         pace = self.pace(variant)
         if pace is None:
             return config

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import asynchrony_page, systems_page
-from benchmarks.asynchrony import begins_with, cell_config, config_of, kept, settings_of
+from benchmarks.asynchrony import begun, cell_config, config_of, kept, settings_of
 from benchmarks.asynchrony_page import (
     CURVES,
     DELAYS,
@@ -61,9 +61,8 @@ def test_every_study_has_its_place_on_its_page():
 def test_systems_of_a_pretrained_domain_begin_with_its_backbone(tmp_path):
     for name, domain in DOMAINS.items():
         for variant in VARIANTS:
-            begun = begins_with(domain, variant, tmp_path)
-            config_of(domain, variant, 0, begun)
-            assert bool(begun) == (name != "metaworld" and variant != "cloning")
+            config = config_of(domain, variant, 0, begun(domain, variant, tmp_path, {}))
+            assert bool(config.train.start_from) == (name != "metaworld" and variant != "cloning")
 
 
 def test_no_two_curves_share_a_folder():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import systems, systems_pace, systems_page
+from benchmarks.pretraining import BACKBONES, PART
 from benchmarks.systems_pace import ROUNDS, least_in_turn
 from benchmarks.systems_page import NOTHING, against_best, publish
 from benchmarks.systems_tables import (
@@ -30,12 +31,12 @@ from libra_ray.budget import stopwatch
 from libra_ray.budget.records import Candidate
 from libra_ray.common.json_text import read
 from libra_ray.config.overrides import flatten
-from libra_ray.model.registry import make_system, system_class
+from libra_ray.model.registry import SYSTEMS, make_system, system_class
 from libra_ray.types import RobotShape
 
 SHAPE = RobotShape(action_dim=4, state_dim=4, cameras=2, subgoals=tuple(f"touch block {i}" for i in range(30)))
 
-SHORT = {"tabletop": 30, "chains": 150}
+SHORT = {"tabletop": 30, "contact": 45}
 """Control steps in which an expert is done, so that who never is does not go on for long."""
 
 
@@ -99,6 +100,17 @@ def test_an_ablation_differs_from_the_full_recipe_in_one_setting():
         assert len(changed) == 1
         assert changed.pop().startswith("anchor_refine.")
     assert len({str(VARIANTS[variant].changes) for variant in ABLATIONS.values()}) == 5
+
+
+def test_every_system_can_begin_with_the_backbone(tmp_path):
+    assert set(BACKBONES) == set(SYSTEMS)
+    config = {"planner.width": 32, "refiner.width": 32}
+    given = make_system(config_of(DOMAINS["tabletop"], "libra", 0, config), SHAPE)
+    wanted = {name.removeprefix(PART) for name in given.state_dict() if name.startswith(PART)}
+    for variant in dict.fromkeys(row.variant for table in TABLES.values() for row in table):
+        model = make_system(own := config_of(DOMAINS["tabletop"], variant, 0, config), SHAPE)
+        ours = BACKBONES[own.model.system].partition("=")[0]
+        assert {name.removeprefix(ours) for name in model.state_dict() if name.startswith(ours)} == wanted
 
 
 def test_two_and_three_levels_have_as_many_weights():
@@ -253,7 +265,7 @@ def test_the_smallest_study_runs_and_goes_on(study, monkeypatch, capsys):
 
 
 def test_the_smallest_study_of_chains_counts_parts(study):
-    (found,) = study("chains", "--variants", "hierarchy_three", "--tables", "hierarchy").cells
-    assert set(found.played[POLICY].parts_done) == set(DOMAINS["chains"].tasks)
+    (found,) = study("contact", "--variants", "hierarchy_three", "--tables", "hierarchy").cells
+    assert set(found.played[POLICY].parts_done) == set(DOMAINS["contact"].tasks)
     assert found.played[POLICY].errors_mm == {}
     assert all(0 <= int(done) <= int(task[-1]) for task, of in found.played[POLICY].parts_done.items() for done in of)

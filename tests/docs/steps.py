@@ -218,6 +218,7 @@ ELSEWHERE = {
     "uv run -m benchmarks.granularity": "hours; tests/benchmarks/test_granularity.py",
     "uv run -m benchmarks.systems metaworld": "hours; tests/benchmarks/test_systems.py",
     "uv run -m benchmarks.systems tabletop": "hours; tests/benchmarks/test_systems.py",
+    "uv run -m benchmarks.systems contact": "an hour; tests/benchmarks/test_systems.py",
     "uv run -m benchmarks.systems chains": "hours; tests/benchmarks/test_systems.py",
     "uv run -m benchmarks.recovery": "hours; tests/benchmarks/test_recovery.py",
     "uv run -m benchmarks.scaling quickstart --cpus 2 16": "needs 16 cores; tests/benchmarks/test_scaling.py",
