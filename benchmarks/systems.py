@@ -42,7 +42,7 @@ from benchmarks.systems_tables import (
     evaluated_config,
     variants_of,
 )
-from benchmarks.systems_training import Cell, Course, SystemTime
+from benchmarks.systems_training import Cell, Course, SystemTime, paces_of
 from libra_ray.common.json_text import plain
 from libra_ray.common.progress import ProgressBar
 from libra_ray.on_ray.session import available_cpus, connected
@@ -118,6 +118,7 @@ def run(root: Path, order: Order, known: Study) -> Iterator[Cell | SystemTime]:
             seconds=order.seconds,
             probed_steps=order.probed_steps,
             quick=order.quick,
+            paced=paces_of(known.cells),
         )
         course.prepare()
         course.measure_paces([variant for _, variant in cells] + times)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -146,6 +146,7 @@ class Course:
         seconds: of training, by a clock that runs in CPU seconds, or on a GPU in real time.
         probed_steps: see `PROBED_STEPS`.
         quick: a backbone that has learned nothing.
+        paced: seconds of a step by variant that earlier cells were trained with, on this machine or on another one.
     """
 
     root: Path
@@ -156,6 +157,7 @@ class Course:
     seconds: float
     probed_steps: int
     quick: bool = False
+    paced: Mapping[str, float] = field(default_factory=dict)
 
     def prepare(self) -> None:
         """Train the backbone that all systems begin with, where the domain has one, or go on with it."""
@@ -212,7 +214,7 @@ class Course:
 
     def _paces(self) -> dict[str, float]:
         path = self.root / PACES
-        return read(dict[str, float], path) if path.exists() else {}
+        return {**self.paced, **(read(dict[str, float], path) if path.exists() else {})}
 
     def policy(self, variant: str, seed: int) -> tuple[RunFolder, Load]:
         """A policy's run, trained first where it is not yet, and how it is loaded."""
@@ -288,6 +290,11 @@ class Course:
 def _machine(config: Config) -> str:
     here = describe_hardware()
     return here.gpu if here.gpu and device_of(config) == "cuda" else here.cpu
+
+
+def paces_of(cells: Sequence[Cell]) -> dict[str, float]:
+    """Seconds of a step by variant that cells were trained with: seeds to come take as many steps, wherever they run."""
+    return {cell.variant: cell.step_s for cell in cells if not VARIANTS[cell.variant].cloning}
 
 
 def level_times(profile: ComponentProfile) -> list[LevelTime]:

@@ -26,7 +26,7 @@ from benchmarks.systems_tables import (
     evaluated_config,
     variants_of,
 )
-from benchmarks.systems_training import Cell, Course, LevelTime, Played, SystemTime
+from benchmarks.systems_training import Cell, Course, LevelTime, Played, SystemTime, paces_of
 from libra_ray.budget import stopwatch
 from libra_ray.budget.records import Candidate
 from libra_ray.common.json_text import read
@@ -216,6 +216,19 @@ def test_paces_are_measured_in_turn_and_a_busy_minute_makes_nobody_slower():
     found = least_in_turn({"slow": lambda: measure("slow", 0.2), "fast": lambda: measure("fast", 0.1)})
     assert found == {"slow": 0.2, "fast": 0.1}
     assert asked == ["slow", "fast"] * ROUNDS
+
+
+def test_seeds_on_another_machine_take_as_many_steps(tmp_path):
+    """Who goes on with a result finds no folder of its work there: the steps are those of its cells."""
+    known = [cell(variant, 0, {}, ("a",)) for variant in ("libra", "cloning")]
+    course = Course(
+        root=tmp_path, domain=DOMAINS["metaworld"], data=None, changes={}, episodes=1, seconds=60.0, probed_steps=1,
+        paced=paces_of(known),
+    )  # fmt: skip
+    assert course.config("libra", 3).train.steps == round(60.0 / known[0].step_s)
+    assert course.pace("cloning") is None
+    (tmp_path / "paces.json").write_text('{"libra": 0.2}')
+    assert course.config("libra", 3).train.steps == 300, "a study that began here goes on as it began"
 
 
 @pytest.fixture
