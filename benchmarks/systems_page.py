@@ -17,8 +17,8 @@ from libra_ray.report.interval_plot import Mark, Panel, interval_plot
 from libra_ray.stats.granularity_peak import Outcomes
 
 PAGE = ROOT / "docs" / "systems.md"
-MOST_PANELS = 4
-"""Tasks of which each has a panel of its own."""
+MOST_TASKS = 4
+"""Tasks of which each has a panel of its own, and columns on the page."""
 SHARE = "share_"
 RESAMPLES = 1000
 """Of the bootstrap of a median error, which is slow."""
@@ -105,22 +105,22 @@ def by_task(cells: Sequence[Cell], table: str, domain: Domain) -> str:
     return "\n".join(found)
 
 
-def paired(cells: Sequence[Cell], table: str, domain: Domain) -> str:
-    """How much more often the first of two succeeds, episode by episode, over all tasks and in each; empty without a pair."""
-    rows, tasks = {row.label: row for row in TABLES[table]}, ("", *domain.tasks)
-    names = ["difference in success", "all tasks", *domain.tasks]
+def paired(cells: Sequence[Cell], table: str, domain: Domain, tasks: Sequence[str]) -> str:
+    """How much more often the first of two succeeds, episode by episode, over all tasks and in those; empty without a pair."""
+    rows, columns = {row.label: row for row in TABLES[table]}, ("", *tasks)
+    names = ["difference in success", "all tasks", *tasks]
     found = []
     for row in TABLES[table]:
         for other in row.against:
-            apart = [difference(outcomes(cells, row, task), outcomes(cells, rows[other], task)) for task in tasks]
+            apart = [difference(outcomes(cells, row, task), outcomes(cells, rows[other], task)) for task in columns]
             if any(apart):
                 found.append(f"| {row.label} minus {other} | {' | '.join(words(d, '+.2f') for d in apart)} |")
-    if table == "experts" and (line := against_best(cells, domain)):
+    if table == "experts" and (line := against_best(cells, domain, tasks)):
         found.append(line)
     return "\n".join([f"| {' | '.join(names)} |", "|---" * len(names) + "|", *found]) if found else ""
 
 
-def against_best(cells: Sequence[Cell], domain: Domain) -> str:
+def against_best(cells: Sequence[Cell], domain: Domain, tasks: Sequence[str]) -> str:
     """The router against the best expert of its mixture in each task, chosen by these very episodes: a hard opponent."""
     rows = {row.label: row for row in TABLES["experts"]}
     router, singles = (
@@ -137,7 +137,7 @@ def against_best(cells: Sequence[Cell], domain: Domain) -> str:
     each = {task: outcomes(cells, row, task) for task, row in best.items()}
     whole = {seed: [each[task][seed][0] for task in domain.tasks] for seed in seeds}
     apart = [difference(seeds, whole)]
-    apart += [difference(outcomes(cells, router, task), each[task]) for task in domain.tasks]
+    apart += [difference(outcomes(cells, router, task), each[task]) for task in tasks]
     return f"| {ROUTER} minus the best of its experts in each task | {' | '.join(words(d, '+.2f') for d in apart)} |"
 
 
@@ -191,7 +191,7 @@ def _share(values: Sequence[float]) -> str:
 def panels_of(cells: Sequence[Cell], table: str, domain: Domain, lines: Mapping[str, Line]) -> list[Panel]:
     """Success over all tasks, in each where they are few, and errors where there are some."""
     panels = [Panel(title=f"{table}: all tasks", unit="success", marks=[line.success for line in lines.values()])]
-    if 1 < len(domain.tasks) <= MOST_PANELS:
+    if 1 < len(domain.tasks) <= MOST_TASKS:
         for task in domain.tasks:
             marks = []
             for row in (row for row in TABLES[table] if row.label in lines):
@@ -223,9 +223,17 @@ def latency_panels(times: Sequence[SystemTime], domain: Domain) -> list[Panel]:
     ]
 
 
+def texts_of(cells: Sequence[Cell], table: str, domain: Domain, lines: Mapping[str, Line], *, brief: bool) -> list[str]:
+    """The tables of episodes of one of the study's; in brief of many tasks only what they have in common."""
+    tasks = () if brief and len(domain.tasks) > MOST_TASKS else domain.tasks
+    texts = [measured(cells, table, lines), *([by_task(cells, table, domain)] if tasks else [])]
+    texts.append(paired(cells, table, domain, tasks))
+    return texts + ([shares(cells, domain)] if table == "experts" else [])
+
+
 def publish(out: Path, name: str, cells: Sequence[Cell], times: Sequence[SystemTime], *, page: bool) -> str:
-    """Write tables and a plot each beside the JSON at `out`, and into the page; returns the tables."""
-    domain, parts = DOMAINS[name], list[str]()
+    """Write tables and a plot each beside the JSON at `out`, and in brief into the page; returns the tables."""
+    domain, whole, brief = DOMAINS[name], list[str](), list[str]()
     for table in domain.tables:
         lines = lines_of(cells, table) if table != LATENCY else {}
         if not lines and not (table == LATENCY and times):
@@ -233,18 +241,15 @@ def publish(out: Path, name: str, cells: Sequence[Cell], times: Sequence[SystemT
         plot = out.with_name(f"{out.stem}_{table}.svg")
         panels = latency_panels(times, domain) if table == LATENCY else panels_of(cells, table, domain, lines)
         write_text(plot, interval_plot(panels))
-        texts = [f"**{name}, {table}**"]
-        texts += [f"![{table} on {name}](../{plot.relative_to(ROOT)})"] if page else []
-        if table == LATENCY:
-            texts.append(latencies(times, domain))
-        else:
-            texts += [measured(cells, table, lines), by_task(cells, table, domain), paired(cells, table, domain)]
-            texts += [shares(cells, domain)] if table == "experts" else []
-        parts.append("\n\n".join(text for text in texts if text))
-    if not parts:
+        head, picture = f"**{name}, {table}**", f"![{table} on {name}]({{}}{plot.name})"
+        for parts, folder, shortened in ((whole, "", False), (brief, "../benchmarks/results/", True)):
+            texts = [latencies(times, domain)] if table == LATENCY else texts_of(cells, table, domain, lines, brief=shortened)
+            parts.append("\n\n".join(text for text in (head, picture.format(folder), *texts) if text))
+    if not whole:
         return NOTHING
-    text = "\n\n".join(parts)
+    text = "\n\n".join(whole)
     write_text(out.with_suffix(".md"), text + "\n")
     if page:
-        write_between(PAGE, f"systems.py {name}", text)
+        more = f"By task, and every difference: [systems_{name}.md](../benchmarks/results/systems_{name}.md)."
+        write_between(PAGE, f"systems.py {name}", "\n\n".join([*brief, more]))
     return text

@@ -184,8 +184,8 @@ def test_the_router_is_set_beside_the_best_expert_of_each_task():
         outcomes = {task: 2 * digit for task, digit in of.items()}
         played[ALONE[name]] = Played(outcomes=outcomes, errors_mm={}, parts_done={}, measures={})
     one = Cell(**{field: getattr(one, field) for field in one.__dataclass_fields__} | {"played": played})
-    assert against_best([one], domain).count("+0.00 (+0.00–+0.00)") == 4
-    assert against_best([], domain) == ""
+    assert against_best([one], domain, domain.tasks).count("+0.00 (+0.00–+0.00)") == 4
+    assert against_best([], domain, domain.tasks) == ""
 
 
 def test_latencies_are_shown_by_level_with_what_is_proposed(tmp_path):
