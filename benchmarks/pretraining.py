@@ -24,7 +24,8 @@ BACKBONES: Mapping[str, str] = {
     "coarse_to_fine": PART,
     "anchor_refine": f"anchor.{PART}={PART}",
     "experts": f"shared.backbone={PART}",
-    "hierarchy": f"strategic.backbone={PART}",
+    # The tactical level finds things in pictures as the backbone does, and nothing else has taught it to.
+    "hierarchy": f"strategic.backbone={PART},tactical.guided.eyes={PART}.eyes,tactical.guided.gaze={PART}.gaze",
 }
 """System -> `train.start_parts` that give it the backbone."""
 PLACE = "train.start_from"

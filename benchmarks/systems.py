@@ -84,7 +84,7 @@ class Order:
         """What every cell's result depends on."""
         own = {name: value for name, value in self.changes.items() if name != UNSAID}
         shared = {"episodes": self.episodes, "seconds": self.seconds, "threads": self.threads, "evaluate.seed": SEED}
-        began = {"pretraining": PRETRAINING} if self.domain.pretrained else {}
+        began = {} if self.domain.pretraining is None else {"pretraining": {**PRETRAINING, **self.domain.pretraining}}
         of_domain = {"preset": self.domain.preset, "tasks": self.domain.tasks, **self.domain.changes}
         found: Json = plain({**shared, **of_domain, **began, **own})
         return found

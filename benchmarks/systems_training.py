@@ -30,7 +30,7 @@ from libra_ray.runs.folder import RunFolder
 from libra_ray.runs.results import EpisodeResult
 from libra_ray.training.data import TrainingData
 
-PACES, PRETRAINED = "paces.json", "pretrained"
+PACES, PRETRAINED, PRETRAINING_DATA = "paces.json", "pretrained", "pretraining_data"
 SPENT = "train.spent_s"
 """Kept beside the stages: seconds of the clock that training took."""
 IN_PARTS = ("chain", "contact")
@@ -161,12 +161,17 @@ class Course:
 
     def prepare(self) -> None:
         """Train the backbone that all systems begin with, where the domain has one, or go on with it."""
-        if self.domain.pretrained:
-            pretrain(self.root / PRETRAINED, self.data, {}, quick=self.quick)
+        if self.domain.pretraining is None:
+            return
+        data = self.data
+        if own := self.domain.pretraining:
+            few = {"record.episodes_per_task": self.domain.few} if self.quick else {}
+            data = RunFolder.open(self.root / PRETRAINING_DATA, override(data.config, {**own, **few}))
+        pretrain(self.root / PRETRAINED, data, {}, quick=self.quick)
 
     def started(self, variant: str) -> Mapping[str, object]:
         """The settings by which a policy begins with that backbone; plain behaviour cloning has no part of it."""
-        if not self.domain.pretrained or VARIANTS[variant].cloning:
+        if self.domain.pretraining is None or VARIANTS[variant].cloning:
             return self.changes
         system = config_of(self.domain, variant, 0, self.changes).model.system
         return {**self.changes, **begins_with(self.root / PRETRAINED, system)}
