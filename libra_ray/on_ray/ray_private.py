@@ -4,6 +4,8 @@ Imports stand inside the functions: Ray reads its settings from the environment 
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
     from ray.serve.schema import ServeDeploySchema
     from ray.train.torch import TorchTrainer
+
+WATCHERS = ("start_monitor", "start_api_server", "start_log_monitor")
+"""Methods of Ray's `Node` that start what looks on."""
 
 
 def local_cluster() -> str:
@@ -137,17 +142,24 @@ def started_processes() -> list[int]:
     return [each.process.pid for kind in node.all_processes.values() for each in kind] if node is not None else []
 
 
-def end_watchers() -> None:
-    """End what a cluster of this process's own has for its dashboard, its autoscaler and a driver that prints workers' logs.
+@contextmanager
+def unwatched() -> Iterator[None]:
+    """A cluster that the block starts has nothing for its dashboard, its autoscaler and a driver that prints workers' logs.
 
-    `ray.init` starts them whatever it is told, and they import for seconds while the job begins. Together they take as much CPU
-    as all replicas that wait for a robot.
+    `ray.init` starts them whatever it is told, and they import for seconds while those processes do without which there is no
+    cluster: on a machine that has other work, a node gives itself up whose own took longer than 15 s. Later they take as much
+    CPU together as all replicas that wait for a robot.
     """
-    from ray._private import worker
+    from ray._private.node import Node
 
-    node = worker._global_node  # noqa: SLF001
-    for end in (node.kill_log_monitor, node.kill_dashboard, node.kill_monitor):
-        end(check_alive=False)
+    kept = {name: getattr(Node, name) for name in WATCHERS}
+    for name in WATCHERS:
+        setattr(Node, name, lambda self, **options: None)
+    try:
+        yield
+    finally:
+        for name, method in kept.items():
+            setattr(Node, name, method)
 
 
 def running_replicas(handle: "DeploymentHandle[Any]") -> int:

@@ -137,3 +137,15 @@ def test_a_cluster_of_ones_own_listens_to_what_it_is_told():
     read = ("serve/_private/constants.py", "dashboard/modules/reporter/reporter_consts.py", "core/src/ray/raylet/raylet")
     known = b"".join((package / path).read_bytes() for path in read)
     assert [name for name in [*session.SELDOM, "RAY_no_such_timer"] if name.encode() not in known] == ["RAY_no_such_timer"]
+
+
+def test_nothing_that_looks_on_is_started(ray_cluster):
+    """It would import for seconds beside what a cluster cannot do without; afterwards Ray is as it was."""
+    from ray._private.node import Node
+    from ray._private.worker import _global_node
+
+    assert set(_global_node.all_processes) <= {"gcs_server", "raylet", "reaper"}
+    before = [getattr(Node, name) for name in ray_private.WATCHERS]
+    with ray_private.unwatched():
+        assert not set(before) & {getattr(Node, name) for name in ray_private.WATCHERS}
+    assert before == [getattr(Node, name) for name in ray_private.WATCHERS]
