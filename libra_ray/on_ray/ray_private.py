@@ -4,8 +4,10 @@ Imports stand inside the functions: Ray reads its settings from the environment 
 """
 
 import os
+import secrets
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 WATCHERS = ("start_monitor", "start_api_server", "start_log_monitor")
 """Methods of Ray's `Node` that start what looks on."""
+AGENTS_PORTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
+"""Of a node's agents, as `RayParams` calls them."""
 
 
 def local_cluster() -> str:
@@ -160,6 +164,44 @@ def unwatched() -> Iterator[None]:
     finally:
         for name, method in kept.items():
             setattr(Node, name, method)
+
+
+@contextmanager
+def unhurried() -> Iterator[None]:
+    """A cluster that the block starts does not wait for its agents.
+
+    A node waits 15 s for each to say which port it took, and gives itself up; that cannot be set. Here the ports are chosen
+    before: should another program take one meanwhile, the cluster does not come up, as it would not have otherwise.
+    """
+    from ray._private.node import Node, get_port_filename
+
+    start = Node.start_raylet
+
+    def start_raylet(self: Any, *arguments: Any, **options: Any) -> Any:
+        ports = dict(zip(AGENTS_PORTS, _free_ports(len(AGENTS_PORTS)), strict=True))
+        self._ray_params.update(**ports)
+        for name, port in ports.items():
+            # Where the node looks for what its agents will say.
+            Path(self.get_session_dir_path(), get_port_filename(self.node_id, name)).write_text(str(port), encoding="utf-8")
+        return start(self, *arguments, **options)
+
+    setattr(Node, start.__name__, start_raylet)
+    try:
+        yield
+    finally:
+        setattr(Node, start.__name__, start)
+
+
+def _free_ports(count: int) -> list[int]:
+    """Different ones, below those that systems give to connections."""
+    with ExitStack() as held:
+        found: list[int] = []
+        while len(found) < count:
+            tried = held.enter_context(socket.socket())
+            with suppress(OSError):
+                tried.bind(("", 20_000 + secrets.randbelow(12_000)))
+                found.append(int(tried.getsockname()[1]))
+        return found
 
 
 def running_replicas(handle: "DeploymentHandle[Any]") -> int:

@@ -3,7 +3,7 @@
 import atexit
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import psutil
@@ -157,7 +157,7 @@ def start_local(*, shared: bool = False, **options: Any) -> None:
     machine.prepare_start(shared=shared)
     for left in reversed(range(START_TRIES)):
         try:
-            with ray_private.unwatched():
+            with ray_private.unwatched(), nullcontext() if left == START_TRIES - 1 else ray_private.unhurried():
                 ray.init(address="local", **options)
             return
         except Exception as error:
