@@ -168,7 +168,8 @@ def late_once(**options):
 ray.init = late_once
 with session.connected():
     [node] = ray.nodes()
-    ports = [node[name] for name in ("MetricsAgentPort", "MetricsExportPort", "DashboardAgentListenPort", "RuntimeEnvAgentPort")]
+    names = "MetricsAgentPort", "MetricsExportPort", "DashboardAgentListenPort", "RuntimeEnvAgentPort"
+    ports = [node[name] for name in names]
     assert len({*ports}) == 4 and all(20_000 <= port < 32_000 for port in ports), node
     assert ray.get(ray.remote(lambda: 7).remote()) == 7
 assert len(tries) == 2 and Node.start_raylet is start

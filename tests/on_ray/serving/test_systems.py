@@ -43,7 +43,7 @@ def served(ray_cluster, tmp_path_factory):
         settings = pinned(ServingSettings.read(given))
         targets.append(serve.RunTarget(target=build(settings), name=name, route_prefix=f"/{name}"))
         found[name] = settings.port, policy
-    serve.start(http_options={"host": "127.0.0.1", "port": free_port()})
+    serve.start(proxy_location="Disabled")
     serve.run_many(targets)
     assert all(ready(port) for port, _ in found.values())
     yield found
