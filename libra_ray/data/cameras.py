@@ -90,8 +90,8 @@ def choose_cameras(
 
 
 def _is_depth(feature: Mapping[str, Any]) -> bool:
-    info = (feature.get("info") or {}) | (feature.get("video_info") or {})
-    return bool(info.get("is_depth_map") or info.get("video.is_depth_map"))
+    said = [entry for name in ("info", "video_info") if isinstance(entry := feature.get(name), Mapping)]
+    return any(entry.get("is_depth_map") or entry.get("video.is_depth_map") for entry in said)
 
 
 def _unfit(found: PictureFormat, *, asked: bool) -> str:
@@ -124,7 +124,7 @@ def _announced_size(feature: Mapping[str, Any]) -> tuple[int, int] | None:
     shape, names = tuple(feature["shape"]), feature.get("names")
     if len(shape) != 3:
         return None
-    if isinstance(names, list) and {"height", "width"} <= set(names):
+    if isinstance(names, list) and "height" in names and "width" in names:
         return shape[names.index("height")], shape[names.index("width")]
     return shape[1:] if shape[0] in (1, 3, 4) and shape[2] not in (1, 3, 4) else shape[:2]
 

@@ -17,7 +17,7 @@ from libra_ray.data.features import REWARD_KEY, SEED_KEY, declaration_of
 from libra_ray.data.layout import Layout
 from libra_ray.data.names import renamed
 from libra_ray.data.subgoals import Subgoals, rewards_of
-from libra_ray.data.tasks import frame_instructions
+from libra_ray.data.tasks import frame_instructions, wordless
 from libra_ray.data.writer import DatasetWriter, Recording, write_dataset, write_recordings
 from libra_ray.spec import NOTHING, Declaration, RobotSpec
 from libra_ray.types import ACTION_KEY, STATE_KEY
@@ -175,7 +175,7 @@ def open_dataset(
         seeds=_seeds(columns.get(SEED_KEY), len(table))[order][starts],
         layout=layout,
         index_column=features.in_files("index"),
-        notes=(*features.notes, *cameras.notes, *_notes(layout, table)),
+        notes=(*features.notes, *cameras.notes, *_notes(layout, table), *wordless(instructions, task_index)),
         reward=None if reward is None else reward[order],
         declared=declared,
     )

@@ -36,13 +36,13 @@ class Layout:
         """The files in the folders `data`, `meta/episodes` and `videos`.
 
         Raises:
-            DatasetError: `info.json` names the files in a way that is none.
+            DatasetError: `info.json` names the files in a way that is none, or by what format 3 does not number.
         """
-        data_path, video_path = str(info.get("data_path") or DATA_PATH), str(info.get("video_path") or VIDEO_PATH)
+        data_path, video_path = _template(root, info, "data_path", DATA_PATH), _template(root, info, "video_path", VIDEO_PATH)
         patterns = {"data": data_path, "episodes": EPISODES_PATH, "videos": video_path}
         own: dict[str, list[Path]] = {kind: [] for kind in patterns}
         foreign: list[Path] = []
-        compiled = {kind: _pattern(root, template) for kind, template in patterns.items()}
+        compiled = {kind: _pattern(template) for kind, template in patterns.items()}
         for path in sorted(p for top in ("data", "meta/episodes", "videos") for p in (root / top).rglob("*") if p.is_file()):
             name = path.relative_to(root).as_posix()
             kind = next((kind for kind, pattern in compiled.items() if pattern.fullmatch(name)), None)
@@ -74,15 +74,32 @@ class Layout:
         return [f"not read, for they are not named as the dataset's files are: {', '.join(names[:_NAMED])}{more}"]
 
 
-def _pattern(root: Path, template: str) -> re.Pattern[str]:
-    """What the names look like that `template` makes."""
+def _template(root: Path, info: dict[str, Any], name: str, usual: str) -> str:
+    """How `info.json` names files, by its entry `name`; as is usual where it does not say.
+
+    Raises:
+        DatasetError: it makes no names, or makes them of something else than `usual` does.
+    """
+    template = str(info.get(name) or usual)
+    place = f"{root / 'meta' / 'info.json'}: {name} {template!r}"
     try:
-        parts = [(literal, field) for literal, field, _, _ in Formatter().parse(template)]
-    except ValueError as error:
-        raise DatasetError(
-            f"{root / 'meta' / 'info.json'}: {template!r} is no pattern of file names, e.g. {DATA_PATH}"
-        ) from error
-    return re.compile("".join(re.escape(literal) + _field(field) for literal, field in parts))
+        unknown = sorted(_fields(template) - _fields(usual))
+        template.format_map(dict.fromkeys(unknown, 0) | {"video_key": "", "chunk_index": 0, "file_index": 0})
+    except (ValueError, LookupError, AttributeError) as error:
+        raise DatasetError(f"{place} is no pattern of file names, e.g. {usual}") from error
+    if unknown:
+        older = ", as format 2.1 does" if unknown[0].startswith("episode_") else ""
+        raise DatasetError(f"{place} names files by {{{unknown[0]}}}{older}; format 3 does it as in {usual}: write it again")
+    return template
+
+
+def _fields(template: str) -> set[str]:
+    return {field for _, field, _, _ in Formatter().parse(template) if field is not None}
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    """What the names look like that `template` makes."""
+    return re.compile("".join(re.escape(literal) + _field(field) for literal, field, _, _ in Formatter().parse(template)))
 
 
 def _field(name: str | None) -> str:

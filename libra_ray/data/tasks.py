@@ -1,5 +1,6 @@
 """Instructions by frame: LeRobot keeps a task number with every frame, and the words of each number in `meta/tasks.parquet`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,18 @@ def frame_instructions(
     instructions = tuple(sorted(set(texts)))
     order = {text: place for place, text in enumerate(instructions)}
     return instructions, np.array([order[text] for text in texts], np.int64)[places]
+
+
+def wordless(instructions: Sequence[str], task_index: NDArray[np.int64]) -> list[str]:
+    """What is to be told of frames whose instruction has no words, in one line; nothing where all have some.
+
+    Args:
+        instructions: the different ones; `task_index` `(F,)` is the place of each frame's own among them.
+    """
+    blank = [place for place, text in enumerate(instructions) if not text.strip()]
+    if not (count := int(np.isin(task_index, blank).sum())):
+        return []
+    return [f"{count} of {len(task_index)} frames have an instruction without words"]
 
 
 def _task_names(root: Path) -> dict[int, str]:

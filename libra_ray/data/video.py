@@ -214,12 +214,18 @@ def decode(path: Path) -> Iterator[DecodedFrame]:
     """Every picture of the video at `path`, in order of time.
 
     Raises:
-        DatasetError: the file holds no readable video.
+        DatasetError: the file holds no readable video, or a picture of it is damaged and the decoder knows: that fills in what
+            it lacks from around it, and goes on.
     """
     with _opened(path) as container:
         for frame in container.decode(container.streams.video[0]):
             if frame.time is None:
                 raise DatasetError(f"{path} cannot be read as a video: a frame has no time; write the dataset again")
+            if frame.is_corrupt:
+                raise DatasetError(
+                    f"{path}: its picture at {frame.time:.4f} s is damaged; copy the dataset again, record the episode again, "
+                    "or leave the camera out with data.cameras"
+                )
             yield DecodedFrame(time=float(frame.time), rgb=np.asarray(frame.to_ndarray(format="rgb24"), np.uint8))
 
 
@@ -247,6 +253,6 @@ def _opened(path: Path) -> Iterator[InputContainer]:
 
 
 def _quiet() -> None:
-    """FFmpeg's own chatter stays off the terminal; errors still raise."""
-    logging.getLogger("libav").setLevel(logging.ERROR)
+    """FFmpeg's own chatter stays off the terminal; errors still raise, in its words."""
+    logging.getLogger("libav").setLevel(logging.CRITICAL)
     av.logging.set_level(av.logging.ERROR)

@@ -19,6 +19,8 @@ _SETTINGS = {
     "RAY_worker_niceness": "0",
     # A machine of one's own is not preempted; the watcher would cost every training run seconds of imports.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # As long as an agent takes to come up where a machine has much else to do.
+    "RAY_agent_register_timeout_ms": "120000",
     # How soon a worker's reports, and its end, are noticed. Asking one machine often costs nothing.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
 }

@@ -4,6 +4,10 @@ Imports stand inside the functions: Ray reads its settings from the environment 
 """
 
 import os
+import secrets
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +18,11 @@ if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
     from ray.serve.schema import ServeDeploySchema
     from ray.train.torch import TorchTrainer
+
+WATCHERS = ("start_monitor", "start_api_server", "start_log_monitor")
+"""Methods of Ray's `Node` that start what looks on."""
+AGENTS_PORTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
+"""Of a node's agents, as `RayParams` calls them."""
 
 
 def local_cluster() -> str:
@@ -137,17 +146,62 @@ def started_processes() -> list[int]:
     return [each.process.pid for kind in node.all_processes.values() for each in kind] if node is not None else []
 
 
-def end_watchers() -> None:
-    """End what a cluster of this process's own has for its dashboard, its autoscaler and a driver that prints workers' logs.
+@contextmanager
+def unwatched() -> Iterator[None]:
+    """A cluster that the block starts has nothing for its dashboard, its autoscaler and a driver that prints workers' logs.
 
-    `ray.init` starts them whatever it is told, and they import for seconds while the job begins. Together they take as much CPU
-    as all replicas that wait for a robot.
+    `ray.init` starts them whatever it is told, and they import for seconds while those processes do without which there is no
+    cluster: on a machine that has other work, a node gives itself up whose own took longer than 15 s. Later they take as much
+    CPU together as all replicas that wait for a robot.
     """
-    from ray._private import worker
+    from ray._private.node import Node
 
-    node = worker._global_node  # noqa: SLF001
-    for end in (node.kill_log_monitor, node.kill_dashboard, node.kill_monitor):
-        end(check_alive=False)
+    kept = {name: getattr(Node, name) for name in WATCHERS}
+    for name in WATCHERS:
+        setattr(Node, name, lambda self, **options: None)
+    try:
+        yield
+    finally:
+        for name, method in kept.items():
+            setattr(Node, name, method)
+
+
+@contextmanager
+def unhurried() -> Iterator[None]:
+    """A cluster that the block starts does not wait for its agents.
+
+    A node waits 15 s for each to say which port it took, and gives itself up; that cannot be set. Here the ports are chosen
+    before: should another program take one meanwhile, the cluster does not come up, as it would not have otherwise.
+    """
+    from ray._private.node import Node, get_port_filename
+
+    start = Node.start_raylet
+
+    def start_raylet(self: Any, *arguments: Any, **options: Any) -> Any:
+        ports = dict(zip(AGENTS_PORTS, _free_ports(len(AGENTS_PORTS)), strict=True))
+        self._ray_params.update(**ports)
+        for name, port in ports.items():
+            # Where the node looks for what its agents will say.
+            Path(self.get_session_dir_path(), get_port_filename(self.node_id, name)).write_text(str(port), encoding="utf-8")
+        return start(self, *arguments, **options)
+
+    setattr(Node, start.__name__, start_raylet)
+    try:
+        yield
+    finally:
+        setattr(Node, start.__name__, start)
+
+
+def _free_ports(count: int) -> list[int]:
+    """Different ones, below those that systems give to connections."""
+    with ExitStack() as held:
+        found: list[int] = []
+        while len(found) < count:
+            tried = held.enter_context(socket.socket())
+            with suppress(OSError):
+                tried.bind(("", 20_000 + secrets.randbelow(12_000)))
+                found.append(int(tried.getsockname()[1]))
+        return found
 
 
 def running_replicas(handle: "DeploymentHandle[Any]") -> int:

@@ -3,7 +3,7 @@
 import atexit
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import psutil
@@ -152,17 +152,23 @@ def start_local(*, shared: bool = False, **options: Any) -> None:
 
     Raises:
         ValueError: RAY_TMPDIR or TMPDIR names a folder that Ray cannot use.
+        RuntimeError: its processes did not come up, tried several times.
     """
     machine.prepare_start(shared=shared)
     for left in reversed(range(START_TRIES)):
         try:
-            ray.init(address="local", **options)
-            ray_private.end_watchers()
+            with ray_private.unwatched(), nullcontext() if left == START_TRIES - 1 else ray_private.unhurried():
+                ray.init(address="local", **options)
             return
         except Exception as error:
-            if not left or "timed out during startup" not in str(error):
+            if "timed out during startup" not in str(error):
                 raise
             ray.shutdown()
+            if not left:
+                raise RuntimeError(
+                    f"Ray's processes did not come up in {START_TRIES} tries, as where a machine has too much else to do; run "
+                    f"this again when it has less ({machine.sessions_folder()[0]}/ray/session_latest/logs says more)"
+                ) from error
 
 
 def end() -> None:

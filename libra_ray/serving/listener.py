@@ -9,14 +9,19 @@ and 0.47 times (`benchmarks/results/serve_means.md`, two cores).
 
 import asyncio
 import contextlib
+import secrets
 import socket
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import uvicorn
 
 PING_S = 10.0
 """A robot that vanished without a word is noticed after two of these."""
+_SIGN = "libra_ray"
+_EVERYWHERE = {"0.0.0.0", "::"}  # noqa: S104  (compared with, not listened on)
 
 
 class _Server(uvicorn.Server):
@@ -35,10 +40,19 @@ class Listener:
         app: the ASGI application.
         host, port: where; gateways on one machine share the port, and the system spreads connections over them.
         max_message_bytes: a longer WebSocket message closes its connection with code 1009 as soon as its length is known.
+        owner: the application in few ASCII letters; only its own gateways share its port.
+
+    Raises:
+        ValueError: the address cannot be had.
     """
 
-    def __init__(self, app: Callable[..., Any], *, host: str, port: int, max_message_bytes: int) -> None:
-        self._socket = _bound(host, port)
+    def __init__(self, app: Callable[..., Any], *, host: str, port: int, max_message_bytes: int, owner: str) -> None:
+        self._claim = _claimed(host, port, owner)
+        try:
+            self._socket = _bound(host, port)
+        except ValueError:
+            self._claim.close()
+            raise
         config = uvicorn.Config(
             app,
             ws="websockets-sansio",
@@ -65,6 +79,7 @@ class Listener:
         for server in getattr(self._server, "servers", []):
             server.close()
         self._socket.close()
+        self._claim.close()
 
     async def close(self) -> None:
         """End, with whatever connections are left."""
@@ -72,6 +87,46 @@ class Listener:
         if self._task is not None:
             await self._task
         self._socket.close()
+        self._claim.close()
+
+
+def check_free(host: str, port: int) -> None:
+    """Refuse a port that somebody listens on, for who is about to start the first that should.
+
+    Raises:
+        ValueError: names the port.
+    """
+    with socket.socket(_family(host), socket.SOCK_STREAM) as tried:
+        # As a server does: connections that have ended are no obstacle.
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind((host, port))
+        except OSError as error:
+            raise _unusable(host, port, error.strerror) from error
+
+
+def _claimed(host: str, port: int, owner: str) -> socket.socket:
+    """A sign, for as long as it is open, that `owner` listens there.
+
+    Whoever may share a port may share it with any program of this user, and the system would send robots to one policy or the
+    other. The sign is a socket without a file: it ends with its process, whatever ends that, and is seen where the port is.
+
+    Raises:
+        ValueError: another application listens there.
+    """
+    sign = socket.socket(socket.AF_UNIX)
+    if sys.platform != "linux":
+        return sign
+    mine = f"@{_SIGN}/{port}/{host}/{owner}/"
+    sign.bind(f"{mine}{secrets.token_hex(4)}".replace("@", "\0", 1))
+    for line in Path("/proc/net/unix").read_text(encoding="utf-8", errors="replace").splitlines():
+        name = line.rpartition(" ")[2]
+        kind, place, other, *_ = [*name.split("/"), "", "", ""]
+        meets = other == host or {other, host} & _EVERYWHERE
+        if kind == f"@{_SIGN}" and place == str(port) and meets and not name.startswith(mine):
+            sign.close()
+            raise _unusable(host, port, "another application's robots come there")
+    return sign
 
 
 def _bound(host: str, port: int) -> socket.socket:
@@ -80,14 +135,21 @@ def _bound(host: str, port: int) -> socket.socket:
     Raises:
         ValueError: the address cannot be had.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    found = socket.socket(family, socket.SOCK_STREAM)
+    found = socket.socket(_family(host), socket.SOCK_STREAM)
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         found.bind((host, port))
     except OSError as error:
         found.close()
-        raise ValueError(f"port {port} of {host} cannot be used ({error.strerror}); give another port=...") from error
+        raise _unusable(host, port, error.strerror) from error
     found.setblocking(False)
     return found
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def _unusable(host: str, port: int, why: str | None) -> ValueError:
+    return ValueError(f"port {port} of {host} cannot be used ({why}); give another port=...")

@@ -1,7 +1,9 @@
 """Every way a dataset can be unusable, and the words in which the user learns of it."""
 
 import json
+import re
 import shutil
+from copy import deepcopy as copy_of
 
 import numpy as np
 import pyarrow as pa
@@ -69,6 +71,72 @@ def test_info_in_another_encoding(copy):
     with pytest.raises(DatasetError, match=r"info\.json is not text in UTF-8 .*save it as UTF-8") as refused:
         open_dataset(copy)
     assert "finalize" not in str(refused.value)
+
+
+@pytest.mark.parametrize("pictures", [True, False], ids=["pictures", "videos"])
+def test_whatever_stands_in_info_is_read_or_refused_in_one_line(pictures, dataset, tmp_path):
+    """Each entry in turn holds something else, or is missing; nothing of it ends in an error of another kind."""
+    root = shutil.copytree(dataset, tmp_path / "copy")
+    if pictures:
+        root = make_images(tmp_path / "pictures", {IMAGE_KEY: np.full((16, 16, 3), 7, np.uint8)})
+    path = root / "meta" / "info.json"
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    tree["features"][ACTION_KEY]["libra_ray"] = {"ranges": [[-1, 1]] * 4, "gripper": 3, "delta": True, "rotation": "none"}
+    refused: list[str] = []
+    read = [place for place in entries(tree) if len(place) == 1 or (place[1] in (ACTION_KEY, IMAGE_KEY) and len(place) < 5)]
+    for place in read:
+        for content in (MISSING, None, "{}", "{chunk_index:zz}", -1, [[1]], {"a": [1]}):
+            path.write_text(json.dumps(changed(tree, place, content)), encoding="utf-8")
+            try:
+                open_dataset(root)
+            except DatasetError as error:
+                refused.append(str(error))
+    assert len(refused) > 50
+    assert {len(line.splitlines()) for line in refused} == {1}
+
+
+MISSING = object()
+
+
+def entries(tree, place=()):
+    """The places of all entries of a JSON object, outer ones first."""
+    inner = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, value in inner:
+        yield (*place, key)
+        yield from entries(value, (*place, key))
+
+
+def changed(tree, place, content):
+    """A copy of a JSON object in which something else stands at a place."""
+    tree = at = copy_of(tree)
+    for key in place[:-1]:
+        at = at[key]
+    if content is MISSING:
+        del at[place[-1]]
+    else:
+        at[place[-1]] = content
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("name", "template", "words"),
+    [
+        (
+            "data_path",
+            "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
+            "episode_chunk}, as format 2.1 does",
+        ),
+        ("video_path", "videos/{video_key}/episode_{episode_index:06d}.mp4", "episode_index}, as format 2.1 does"),
+        ("data_path", "data/{video_key}/file-{file_index:03d}.parquet", "video_key}; format 3"),
+        ("video_path", "{}/file.mp4", "no pattern of file names"),
+        ("video_path", "{video_key.x}/file.mp4", "no pattern of file names"),
+        ("data_path", "data/{", "no pattern of file names"),
+    ],
+)
+def test_files_that_are_named_by_what_format_3_does_not_number(copy, name, template, words):
+    edit_info(copy, **{name: template})
+    with pytest.raises(DatasetError, match=rf"info\.json: {name} .*{re.escape(words)}.*chunk-{{chunk_index:03d}}"):
+        open_dataset(copy)
 
 
 def test_info_that_is_cut_off(copy):

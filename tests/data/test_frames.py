@@ -1,3 +1,4 @@
+import re
 import shutil
 from dataclasses import replace
 
@@ -102,6 +103,29 @@ def test_broken_videos_are_named(dataset, tmp_path):
     make_short(other, video)
     with pytest.raises(DatasetError, match=r"ends before \(camera .*, episode \d+, frame \d+\).*fps"):
         frame_cache(open_dataset(root), tmp_path / "cache", 32)
+
+
+def test_a_video_that_is_damaged_inside_is_refused_where_the_decoder_knows(dataset, tmp_path, capfd):
+    """It fills in what it lacks, and would go on with pictures of something else: none of them is trained on."""
+    whole = frame_cache(open_dataset(dataset), tmp_path / "whole", 32)
+    root = shutil.copytree(dataset, tmp_path / "copy")
+    video = sorted((root / "videos").rglob("*.mp4"))[0]
+    content, rng = video.read_bytes(), np.random.default_rng(0)
+    refused: list[str] = []
+    begin, end = content.index(b"mdat") + 1000, content.index(b"moov") - 1000
+    for at in rng.integers(begin, end, 20):
+        spoiled = bytearray(content)
+        spoiled[at : at + 400] = rng.bytes(400)
+        video.write_bytes(spoiled)
+        try:
+            frames = frame_cache(open_dataset(root), tmp_path / f"cache {at}", 32)
+        except DatasetError as error:
+            refused.append(str(error))
+        else:
+            assert np.abs(frames.astype(int) - whole).mean() < 2, "changed, by values that a video may have"
+    assert len(refused) > 15
+    assert all(re.search(r"file-000\.mp4.* (damaged|cannot be read).*copy the dataset again", line) for line in refused)
+    assert capfd.readouterr() == ("", ""), "one line is all there is"
 
 
 def make_short(source, target):

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from libra_ray.data.checks import DatasetError
-from libra_ray.data.tasks import frame_instructions
+from libra_ray.data.tasks import frame_instructions, wordless
 
 EPISODE, FRAME = np.array([0, 0, 0, 1, 1]), np.array([0, 1, 2, 0, 1])
 
@@ -60,3 +60,8 @@ def test_a_table_with_a_number_that_is_none_or_has_two_meanings_is_refused(tmp_p
 def test_a_table_without_words_or_numbers_is_refused(tmp_path, columns):
     with pytest.raises(DatasetError, match=r"tasks\.parquet needs task_index and the instructions; it has"):
         read(tmp_path, [0] * 5, **columns)
+
+
+def test_frames_without_words_are_counted():
+    assert wordless(("", " \n", "push"), np.array([2, 0, 1, 0, 2])) == ["3 of 5 frames have an instruction without words"]
+    assert wordless(("pull", "push"), np.array([0, 1])) == []

@@ -3,6 +3,8 @@
 import ast
 import importlib
 import inspect
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -137,3 +139,40 @@ def test_a_cluster_of_ones_own_listens_to_what_it_is_told():
     read = ("serve/_private/constants.py", "dashboard/modules/reporter/reporter_consts.py", "core/src/ray/raylet/raylet")
     known = b"".join((package / path).read_bytes() for path in read)
     assert [name for name in [*session.SELDOM, "RAY_no_such_timer"] if name.encode() not in known] == ["RAY_no_such_timer"]
+
+
+def test_nothing_that_looks_on_is_started(ray_cluster):
+    """It would import for seconds beside what a cluster cannot do without; afterwards Ray is as it was."""
+    from ray._private.node import Node
+    from ray._private.worker import _global_node
+
+    assert set(_global_node.all_processes) <= {"gcs_server", "raylet", "reaper"}
+    before = [getattr(Node, name) for name in ray_private.WATCHERS]
+    with ray_private.unwatched():
+        assert not set(before) & {getattr(Node, name) for name in ray_private.WATCHERS}
+    assert before == [getattr(Node, name) for name in ray_private.WATCHERS]
+
+
+def test_a_second_try_waits_for_no_agent():
+    """It comes up, with ports that were chosen before, and afterwards Ray is as it was."""
+    program = """
+from ray._private.node import Node
+from libra_ray.on_ray import session
+import ray
+start, init, tries = Node.start_raylet, ray.init, []
+def late_once(**options):
+    tries.append(options)
+    if len(tries) == 1:
+        raise Exception("The current node timed out during startup.")
+    return init(**options)
+ray.init = late_once
+with session.connected():
+    [node] = ray.nodes()
+    names = "MetricsAgentPort", "MetricsExportPort", "DashboardAgentListenPort", "RuntimeEnvAgentPort"
+    ports = [node[name] for name in names]
+    assert len({*ports}) == 4 and all(20_000 <= port < 32_000 for port in ports), node
+    assert ray.get(ray.remote(lambda: 7).remote()) == 7
+assert len(tries) == 2 and Node.start_raylet is start
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr

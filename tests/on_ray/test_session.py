@@ -144,10 +144,26 @@ def test_serve_run_joins_no_cluster_that_merely_was_started_last(monkeypatch, tm
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     asked = []
     monkeypatch.setattr(ray, "init", lambda **options: asked.append(options["address"]))
-    monkeypatch.setattr(ray_private, "end_watchers", lambda: asked.append("unwatched"))
     session.prepare_serve_run(None)
     session.connect_serve_run()
-    assert asked == ["local", "unwatched"], "Ray starts its own"
+    assert asked == ["local"], "Ray starts its own"
+
+
+def test_a_cluster_that_does_not_come_up_is_tried_again_and_then_told_in_one_line(monkeypatch, tmp_path):
+    """As on a machine with much else to do; each try leaves nothing behind."""
+    happened = []
+
+    def too_late(**options):
+        happened.append("tried")
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(machine, "prepare_start", lambda *, shared: None)
+    monkeypatch.setattr(ray, "init", too_late)
+    monkeypatch.setattr(ray, "shutdown", lambda: happened.append("ended"))
+    with pytest.raises(RuntimeError, match=r"^Ray's processes did not come up in 3 tries.*logs says more\)$") as told:
+        session.start_local()
+    assert "\n" not in str(told.value)
+    assert happened == ["tried", "ended"] * session.START_TRIES
 
 
 def test_a_long_tmpdir_gives_way_to_tmp_aloud(monkeypatch, tmp_path, capsys):

@@ -220,6 +220,18 @@ def test_nothing_is_decided_while_replicas_start_or_end(running, target, late_sh
             assert (wanted, state) == (target, {})
 
 
+@pytest.mark.parametrize("jump_s", [-1e5, -1.0, 1e5])
+def test_a_clock_that_is_set_delays_no_decision_for_longer_than_measures_take(jump_s):
+    """Serve's time is that of day, which may be set back by an hour; a server under load must not wait for that hour."""
+    state, wanted, now = {}, [], 1e6
+    for second in range(20):
+        now += 1.0 + (jump_s if second == 3 else 0.0)
+        replicas, state = scaling.by_late_intents(pressed(1, 0.9, 0.9, policy_state=state, current_time=now))
+        wanted.append(replicas)
+    assert wanted[0] == 1
+    assert 2 in wanted[: 5 + int(scaling.LOOK_BACK_S)]
+
+
 def test_the_measures_of_a_start_must_be_over_before_the_next_decision():
     state, wanted = {}, []
     for second in range(12):

@@ -320,7 +320,7 @@ def test_the_board_forgets_a_silent_gateway():
 
 
 def test_the_only_gateway_adds_up_by_itself():
-    engine, gateway = RayEngine("a", alone=True), Gateway()
+    engine, gateway = RayEngine("a", "app", alone=True), Gateway()
     gateway.connected("robot-a")
     asyncio.run(engine.report(gateway.snapshot()))
     fleet = asyncio.run(engine.fleet())
@@ -392,8 +392,8 @@ def test_no_panel_of_the_dashboard_lies_on_another(dashboard):
     assert dashboard["schemaVersion"] >= 39
 
 
-def gateway_actor(name):
-    """A process that measures as a gateway replica does, of whose levels one is late."""
+def gateway_actor(name, application="app"):
+    """A process that measures as a gateway replica of that application does, of whose levels one is late."""
     import ray
 
     slow = Gateway()
@@ -404,7 +404,7 @@ def gateway_actor(name):
     @ray.remote(num_cpus=0)
     class Measuring:  # in here, so that it travels by value: workers do not know the tests
         def __init__(self):
-            self.telemetry, self.engine = Telemetry(DEPLOYMENT, RayEngine.register, LEVELS), RayEngine(name)
+            self.telemetry, self.engine = Telemetry(DEPLOYMENT, RayEngine.register, LEVELS), RayEngine(name, application)
             self.robots = RobotSessions(lambda: None, 9)
 
         async def work(self):
@@ -454,9 +454,21 @@ def current_aggregator():
     import ray
 
     try:
-        return ray.get_actor(AGGREGATOR_NAME)
+        return ray.get_actor(f"{AGGREGATOR_NAME}_app")
     except ValueError:
         return None
+
+
+def test_a_fleet_is_the_robots_of_one_application(ray_cluster):
+    """Two applications on one cluster have two pages, and nobody reads the other's robots there."""
+    import ray
+
+    one, other = gateway_actor("one", "first of two"), gateway_actor("other", "second of two")
+    for gateway, name in ((one, "one"), (other, "other"), (one, "one")):
+        fleet = ray.get(gateway.work.remote())
+        assert (fleet["gateways"], [row["name"] for row in fleet["robots"]]) == (1, [name])
+    for gateway in (one, other):
+        ray.kill(gateway)
 
 
 def test_gateways_share_an_aggregator_and_prometheus_sees_them(metrics_address):
@@ -470,7 +482,7 @@ def test_gateways_share_an_aggregator_and_prometheus_sees_them(metrics_address):
         fleet = ray.get(second.say.remote())
     assert (fleet["gateways"], [row["name"] for row in fleet["robots"]]) == (2, ["two"])
 
-    aggregator = ray.get_actor(AGGREGATOR_NAME)
+    aggregator = ray.get_actor(f"{AGGREGATOR_NAME}_app")
     ray.kill(first)  # it had started the aggregator, which ends with it
     while current_aggregator() in (None, aggregator):
         ray.get(second.say.remote())

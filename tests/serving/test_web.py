@@ -5,6 +5,7 @@ import base64
 import json
 import socket
 import struct
+import sys
 import threading
 import time
 import urllib.error
@@ -21,7 +22,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from libra_ray.client.client import AsyncRobotClient, RefusedError, RobotClient, WrongRobotError
 from libra_ray.client.protocol import GOING_AWAY, TOO_BIG, Handshake, pack, request, unpack
-from libra_ray.serving.listener import Listener
+from libra_ray.serving.listener import Listener, check_free
 from libra_ray.serving.web import Web
 from libra_ray.types import IMAGE_KEY, STATE_KEY
 from tests.serving.bench import Bench, check
@@ -51,7 +52,7 @@ class Server:
         self.bench = Bench(kinds={"planner": Ready}, max_message_bytes=LIMIT, **changes)
         self.core = self.bench.core
         self.web = Web(self.core)
-        self.listener = Listener(self.web, host="127.0.0.1", port=self.port, max_message_bytes=LIMIT)
+        self.listener = Listener(self.web, host="127.0.0.1", port=self.port, max_message_bytes=LIMIT, owner="tests")
         self.listener.open()
         if ready:
             await self.bench.start()
@@ -404,4 +405,31 @@ def test_a_port_that_is_taken_is_a_clear_error():
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(ValueError, match="give another port"):
-            Listener(lambda *_: None, host="127.0.0.1", port=taken.getsockname()[1], max_message_bytes=LIMIT)
+            listener(taken.getsockname()[1])
+        with pytest.raises(ValueError, match="give another port"):
+            check_free("127.0.0.1", taken.getsockname()[1])
+    check_free("127.0.0.1", free_port())
+
+
+def listener(port, owner="tests", host="127.0.0.1"):
+    return Listener(lambda *_: None, host=host, port=port, max_message_bytes=LIMIT, owner=owner)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing tells")
+def test_only_gateways_of_one_application_share_a_port(host):
+    """Else the system would send a robot to one policy or the other; what has ended, in whatever way, is no obstacle."""
+    port = free_port()
+    first = listener(port)
+    again = listener(port)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=rf"port {port} of {host} .*another application's robots"):
+            listener(port, owner="others", host=host)
+        first.refuse_new()
+    other = listener(free_port(), owner="others", host=host)
+    again.refuse_new()
+    last = listener(port, owner="others", host=host)
+    with pytest.raises(ValueError, match="another application"):
+        listener(port)
+    last.refuse_new()
+    other.refuse_new()

@@ -45,13 +45,16 @@ class GatewayBase:
 
     async def __init__(self, settings: ServingSettings, *handles: DeploymentHandle[Any]) -> None:  # type: ignore[misc]  # Serve awaits it
         alone = max(settings.gateway.replicas, settings.gateway.max_replicas) == 1
-        engine = RayEngine(f"{socket.gethostname()}-{os.getpid()}", alone=alone)
+        # Of this cluster and no other: its sockets' folder is named by its start.
+        application = f"{ray_private.sockets_folder()}:{serve.get_replica_context().app_name}"
+        owner = hashlib.sha256(application.encode()).hexdigest()[:16]
+        engine = RayEngine(f"{socket.gethostname()}-{os.getpid()}", owner, alone=alone)
         self._core = GatewayCore(settings, dict(zip(settings.levels, map(self._way, handles), strict=True)), engine)
         self._web = Web(self._core)
         self._listener: Listener | None = None
         if settings.port:
             self._listener = Listener(
-                self._web, host=settings.host, port=settings.port, max_message_bytes=settings.max_message_bytes
+                self._web, host=settings.host, port=settings.port, max_message_bytes=settings.max_message_bytes, owner=owner
             )
             self._opening = asyncio.get_running_loop().create_task(self._open(self._listener))
         self._heartbeat = asyncio.get_running_loop().create_task(self._core.heartbeat())

@@ -16,6 +16,7 @@ from libra_ray.serving.metrics import Metric
 from libra_ray.types import Json
 
 AGGREGATOR_NAME = "libra_ray_fleet_aggregator"
+"""Begins the aggregators' names."""
 ANSWER_TIMEOUT_S = 2.0
 """An aggregator that does not answer for so long, because it still starts or its node is lost, is done without for now."""
 
@@ -23,16 +24,18 @@ ANSWER_TIMEOUT_S = 2.0
 class RayEngine:
     """Ray for the gateway of that name; see `libra_ray.serving.engine.Engine`.
 
-    All gateways share one aggregator. One that died is started anew; no gateway depends on it.
+    All gateways of an application share one aggregator. One that died is started anew; no gateway depends on it.
 
     Args:
+        application: whose gateway it is, in few letters.
         alone: there will be no other gateway, so that this one adds up by itself, without a process for it.
     """
 
-    def __init__(self, gateway: str, *, alone: bool = False) -> None:
+    def __init__(self, gateway: str, application: str, *, alone: bool = False) -> None:
         self.gateway, self.log = gateway, logging.getLogger("ray.serve")
         self._latest = FleetSnapshot(time=time.time(), gateways=0)
         self._own = FleetAggregator() if alone else None
+        self._name = f"{AGGREGATOR_NAME}_{application}"
         self._aggregator: Any = None
 
     @staticmethod
@@ -79,7 +82,7 @@ class RayEngine:
         try:
             if self._aggregator is None:
                 # It costs no CPU, dies with the gateway that started it, and is then started by another.
-                options = {"name": AGGREGATOR_NAME, "get_if_exists": True, "num_cpus": 0}
+                options = {"name": self._name, "get_if_exists": True, "num_cpus": 0}
                 self._aggregator = ray.remote(FleetAggregator).options(**options).remote()
             return await asyncio.wait_for(getattr(self._aggregator, method).remote(*arguments), ANSWER_TIMEOUT_S)
         except TimeoutError:

@@ -46,7 +46,8 @@ def _by_late_share(context: AutoscalingContext, limit: float) -> tuple[int, dict
     if context.current_num_replicas != wanted:
         return wanted, {}
     now = time.time() if context.current_time is None else context.current_time
-    state = {_SETTLED_AT: context.policy_state.get(_SETTLED_AT, now)}
+    # A clock that was set back begins the wait anew, rather than make it as long as it was set back.
+    state = {_SETTLED_AT: min(now, context.policy_state.get(_SETTLED_AT, now))}
     if now - state[_SETTLED_AT] < LOOK_BACK_S:
         return wanted, state
     late, busy = _metric(context, "late_share"), sum(_metric(context, "busy"))

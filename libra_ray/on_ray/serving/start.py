@@ -13,6 +13,7 @@ from ray.serve.scripts import parse_runtime_env_args
 
 from libra_ray.on_ray import session
 from libra_ray.on_ray.serving.app import build
+from libra_ray.serving.listener import check_free
 from libra_ray.serving.settings import ServingSettings
 from libra_ray.serving.weights import pinned
 
@@ -32,11 +33,13 @@ def started(settings: ServingSettings, options: Mapping[str, Any]) -> Applicatio
         options: of `serve run`, as its command line gave them.
 
     Raises:
-        ValueError: there is no such checkpoint, RAY_ADDRESS or a folder that Ray needs cannot be used, or this machine is too
-            small.
+        ValueError: there is no such checkpoint, RAY_ADDRESS or a folder that Ray needs cannot be used, the port is in use, or
+            this machine is too small.
         RuntimeError: no cluster that can be used answers at RAY_ADDRESS, or the application's replicas cannot start.
     """
     session.prepare_serve_run(options["address"])
+    if settings.port and session.is_private():
+        check_free(settings.host, settings.port)
     environment = parse_runtime_env_args(**{name: options[name] for name in _RUNTIME_ENV})
     with ThreadPoolExecutor(1) as aside:
         # A folder is looked at in no time. The registry is asked by MLflow, whose import takes as long as the start of Ray.

@@ -244,24 +244,27 @@ function showRobots(fleet) {
 
 // --- asking
 
+// By the page's own clock, which nobody sets; times of day are only shown.
 let answeredAt = null;
-let openedAt = Date.now();
+let answeredAtTime = "";
+const openedAt = performance.now();
 
 function show(fleet) {
   showHeadlines(fleet);
   showLevels(fleet);
   showCurves(fleet);
   showRobots(fleet);
-  answeredAt = Date.now();
+  answeredAt = performance.now();
+  answeredAtTime = new Date().toLocaleTimeString("en-GB");
   document.body.className = "";
   find("notice").hidden = true;
   find("state").textContent = `live, ${new Date(fleet.time * 1000).toLocaleTimeString("en-GB")}`;
 }
 
 function lament(problem) {
-  if (Date.now() - (answeredAt ?? openedAt) < PATIENCE_MS) return;
+  if (performance.now() - (answeredAt ?? openedAt) < PATIENCE_MS) return;
   document.body.className = answeredAt === null ? "gone waiting" : "gone";
-  const since = answeredAt === null ? "" : ` since ${new Date(answeredAt).toLocaleTimeString("en-GB")}; what stands below is from then`;
+  const since = answeredAt === null ? "" : ` since ${answeredAtTime}; what stands below is from then`;
   find("notice").textContent = `No answer from the server${since}. Asking again every second. (${problem})`;
   find("notice").hidden = false;
   find("state").textContent = "no connection";
