@@ -12,12 +12,14 @@ import contextlib
 import secrets
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 
+PATIENCE_S = 5.0
 PING_S = 10.0
 """A robot that vanished without a word is noticed after two of these."""
 _SIGN = "libra_ray"
@@ -90,19 +92,29 @@ class Listener:
         self._claim.close()
 
 
-def check_free(host: str, port: int) -> None:
+def check_free(host: str, port: int, patience_s: float = PATIENCE_S) -> None:
     """Refuse a port that somebody listens on, for who is about to start the first that should.
 
     Raises:
-        ValueError: names the port.
+        ValueError: names the port, which was not free for so long: a server that was just ended may take as long to let go.
     """
+    until = time.monotonic() + patience_s
+    while (problem := _in_use(host, port)) is not None:
+        if time.monotonic() >= until:
+            raise _unusable(host, port, problem)
+        time.sleep(0.1)
+
+
+def _in_use(host: str, port: int) -> str | None:
+    """Why nobody could listen there; None where one could."""
     with socket.socket(_family(host), socket.SOCK_STREAM) as tried:
         # As a server does: connections that have ended are no obstacle.
         tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             tried.bind((host, port))
         except OSError as error:
-            raise _unusable(host, port, error.strerror) from error
+            return error.strerror or str(error)
+    return None
 
 
 def _claimed(host: str, port: int, owner: str) -> socket.socket:
