@@ -207,7 +207,7 @@ DOMAINS = {
         | {"record.noise_std": 0.5},
         tasks=("contact1", "contact2", "contact3"),
         episodes=100,
-        seconds=300.0,
+        seconds=600.0,
         tables=("hierarchy",),
         few=24,
         # What a word means is learned from single parts; from chains it was not, in as many steps.
