@@ -373,7 +373,7 @@ def test_every_query_of_the_dashboard_is_whole(dashboard):
             assert target["legendFormat"]
             assert target["expr"].count("(") == target["expr"].count(")")
             for metric in metrics_in(target["expr"]):
-                assert f'{metric}{{deployment=~"$deployment"' in target["expr"]
+                assert f'{metric}{{application=~"$application", deployment=~"$deployment"' in target["expr"]
             assert ("histogram_quantile" in target["expr"]) <= ("sum by (le" in target["expr"])
     misses = next(panel for panel in dashboard["panels"] if panel["title"] == "Deadline misses")
     assert [step["value"] for step in misses["fieldConfig"]["defaults"]["thresholds"]["steps"]] == [None, 0.01, 0.05]
@@ -392,7 +392,7 @@ def test_no_panel_of_the_dashboard_lies_on_another(dashboard):
     assert dashboard["schemaVersion"] >= 39
 
 
-def gateway_actor(name, application="app"):
+def gateway_actor(name, application="app", deployment=DEPLOYMENT):
     """A process that measures as a gateway replica of that application does, of whose levels one is late."""
     import ray
 
@@ -404,7 +404,7 @@ def gateway_actor(name, application="app"):
     @ray.remote(num_cpus=0)
     class Measuring:  # in here, so that it travels by value: workers do not know the tests
         def __init__(self):
-            self.telemetry, self.engine = Telemetry(DEPLOYMENT, RayEngine.register, LEVELS), RayEngine(name, application)
+            self.telemetry, self.engine = Telemetry(deployment, RayEngine.register, LEVELS), RayEngine(name, application)
             self.robots = RobotSessions(lambda: None, 9)
 
         async def work(self):
@@ -463,7 +463,8 @@ def test_a_fleet_is_the_robots_of_one_application(ray_cluster):
     """Two applications on one cluster have two pages, and nobody reads the other's robots there."""
     import ray
 
-    one, other = gateway_actor("one", "first of two"), gateway_actor("other", "second of two")
+    # What was counted stays with its labels after its process: another test counts its own deployment.
+    one, other = (gateway_actor(name, f"{name} of two", "elsewhere") for name in ("one", "other"))
     for gateway, name in ((one, "one"), (other, "other"), (one, "one")):
         fleet = ray.get(gateway.work.remote())
         assert (fleet["gateways"], [row["name"] for row in fleet["robots"]]) == (1, [name])

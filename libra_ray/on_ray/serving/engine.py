@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import ray
+from ray import serve
 from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from libra_ray.on_ray import ray_private
@@ -40,18 +42,18 @@ class RayEngine:
 
     @staticmethod
     def register(metric: Metric, deployment: str) -> Counter | Gauge | Histogram:
-        """Announce the metric in this process; what is recorded carries the deployment's name.
+        """Announce the metric in this process; what is recorded carries the names of application and deployment.
 
         Ray exports it under its name with the prefix `ray_`, and adds the label `WorkerId`, one per replica. It sends a
         histogram's buckets on as if every value lay in the middle of its bucket, so counts and quantiles are right and `_sum`
         is approximate; nothing here reads it.
         """
-        labels = ("deployment", metric.label) if metric.label else ("deployment",)
+        labels = ("application", "deployment", *([metric.label] if metric.label else []))
         if metric.kind == "histogram":
             made: Counter | Gauge | Histogram = Histogram(metric.name, metric.description, list(metric.boundaries), labels)
         else:
             made = (Counter if metric.kind == "counter" else Gauge)(metric.name, metric.description, labels)
-        made.set_default_tags({"deployment": deployment})
+        made.set_default_tags({"application": _application(), "deployment": deployment})
         return made
 
     @staticmethod
@@ -91,3 +93,11 @@ class RayEngine:
         except (RayError, ValueError):
             self._aggregator = None
             return None
+
+
+def _application() -> str:
+    """Whose replica this process is; empty where it is none."""
+    try:
+        return str(serve.get_replica_context().app_name)
+    except RayServeException:
+        return ""

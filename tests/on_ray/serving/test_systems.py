@@ -3,11 +3,13 @@
 import os
 import signal
 import time
+import urllib.request
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
+from prometheus_client.parser import text_string_to_metric_families
 
 from libra_ray.client.client import RobotClient
 from libra_ray.client.protocol import request
@@ -77,6 +79,24 @@ def test_openpis_client_gets_what_the_checkpoint_says(served, name):
         assert not answer["held"]
         for other in set(SYSTEMS) - {name}:
             assert not np.allclose(alone(served[other][1], seen)[0], actions, atol=1e-2), "they can be told apart"
+
+
+def test_prometheus_tells_applications_apart(served):
+    import ray
+
+    for port, _ in served.values():
+        robot = RobotClient(f"127.0.0.1:{port}", robot="one", timeout_s=PATIENCE_S)
+        robot.act(make_observation(0), reset=True)
+        robot.close()
+    [node] = ray.nodes()
+    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    end, found = time.monotonic() + PATIENCE_S, set()
+    while not set(SYSTEMS) <= found and time.monotonic() < end:
+        with urllib.request.urlopen(address, timeout=10) as answer:
+            samples = [s for of in text_string_to_metric_families(answer.read().decode()) for s in of.samples]
+        found = {s.labels["application"] for s in samples if s.name == "ray_libra_answered_requests_total" and s.value >= 1}
+        time.sleep(0.2)
+    assert set(SYSTEMS) <= found
 
 
 def test_a_replica_that_is_killed_comes_back_and_the_other_applications_notice_nothing(served):
