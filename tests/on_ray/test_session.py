@@ -25,6 +25,7 @@ TOKEN = "0123456789abcdef" * 4
 @pytest.fixture(autouse=True)
 def environment() -> Iterator[None]:
     """No cluster, no token, no folder is named; what the code sets is undone, in Ray's own memory too."""
+    assert not ray.is_initialized(), "it would look for its token meanwhile, and end this process (see conftest.py)"
     with pytest.MonkeyPatch.context() as patch:
         for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_TMPDIR", "TMPDIR"):
             patch.setenv(name, "")
