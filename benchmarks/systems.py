@@ -42,7 +42,8 @@ from benchmarks.systems_tables import (
     evaluated_config,
     variants_of,
 )
-from benchmarks.systems_training import Cell, Course, SystemTime, paces_of
+from benchmarks.systems_times import SystemTime
+from benchmarks.systems_training import Cell, Course, paces_of
 from libra_ray.common.json_text import plain
 from libra_ray.common.progress import ProgressBar
 from libra_ray.on_ray.session import available_cpus, connected

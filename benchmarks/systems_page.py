@@ -10,7 +10,8 @@ from benchmarks.files import ROOT
 from benchmarks.results_table import write_between
 from benchmarks.studies import difference, success, won, words
 from benchmarks.systems_tables import DOMAINS, LATENCY, POLICY, ROUTER, TABLES, Domain, Row, variants_of
-from benchmarks.systems_training import LATENCY_BATCHES, Cell, SystemTime
+from benchmarks.systems_times import LATENCY_BATCHES, SystemTime
+from benchmarks.systems_training import Cell
 from libra_ray.common.files import write_text
 from libra_ray.report.comparison import Line, Sample, summarise
 from libra_ray.report.interval_plot import Mark, Panel, interval_plot

@@ -15,9 +15,9 @@ from benchmarks.pretraining import begins_with, pretrain
 from benchmarks.studies import evaluated, opened, outcomes_of, train
 from benchmarks.systems_pace import least_in_turn, step_seconds
 from benchmarks.systems_tables import VARIANTS, Domain, config_of, evaluated_config
+from benchmarks.systems_times import SystemTime, level_times
 from libra_ray import checkpoint
 from libra_ray.budget.answer import answered_budget, kept_profile, question_of
-from libra_ray.budget.records import Candidate, ComponentProfile
 from libra_ray.common.files import write_text
 from libra_ray.common.json_text import dump, read
 from libra_ray.common.progress import print_status
@@ -35,7 +35,6 @@ SPENT = "train.spent_s"
 """Kept beside the stages: seconds of the clock that training took."""
 IN_PARTS = ("chain", "contact")
 """Begins the names of tasks in parts: how far the present one is from its goal says nothing of the whole."""
-LATENCY_BATCHES = (1, 16)
 BUDGET_MS, BUDGET_HZ, JPEG = 50.0, 20.0, 90
 
 
@@ -101,37 +100,6 @@ class Cell:
     spent_s: float
     held_out: Mapping[str, float]
     played: Mapping[str, Played]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LevelTime:
-    """Milliseconds of one call of a level for so many robots."""
-
-    level: str
-    batch: int
-    p50_ms: float
-    p95_ms: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class SystemTime:
-    """How long the levels of a policy take on one thread or a GPU, and what `jobs/budget.py` proposes for 20 Hz.
-
-    Attributes:
-        setting: of the denoising steps; empty where nothing is denoised.
-        rule: of control.
-        proposal: None where nothing fits.
-        least_chunks: M that it needs; None where no plan is waited for.
-    """
-
-    variant: str
-    machine: str
-    setting: str
-    denoising_steps: int
-    rule: str
-    levels: Sequence[LevelTime]
-    proposal: Candidate | None
-    least_chunks: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,13 +268,3 @@ def _machine(config: Config) -> str:
 def paces_of(cells: Sequence[Cell]) -> dict[str, float]:
     """Seconds of a step by variant that cells were trained with: seeds to come take as many steps, wherever they run."""
     return {cell.variant: cell.step_s for cell in cells if not VARIANTS[cell.variant].cloning}
-
-
-def level_times(profile: ComponentProfile) -> list[LevelTime]:
-    """Whole calls of every level with the checkpoint's own denoising steps, for one robot and for many."""
-    return [
-        LevelTime(level=level, batch=call.batch, p50_ms=round(call.p50_ms, 3), p95_ms=round(call.p95_ms, 3))
-        for level, calls in profile.calls.items()
-        for call in calls
-        if call.batch in LATENCY_BATCHES and call.steps in (0, profile.denoising_steps)
-    ]

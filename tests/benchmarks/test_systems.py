@@ -26,7 +26,8 @@ from benchmarks.systems_tables import (
     evaluated_config,
     variants_of,
 )
-from benchmarks.systems_training import Cell, Course, LevelTime, Played, SystemTime, paces_of
+from benchmarks.systems_times import LevelTime, SystemTime
+from benchmarks.systems_training import Cell, Course, Played, paces_of
 from libra_ray.budget import stopwatch
 from libra_ray.budget.records import Candidate
 from libra_ray.common.json_text import read
