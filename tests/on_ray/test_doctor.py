@@ -1,15 +1,13 @@
 """Ray's address, token and folder: red with a fix where something broken is planted, and a cluster is joined."""
 
 import socket
-from pathlib import Path
 
 import pytest
 
 from libra_ray.doctor import aside
 from libra_ray.doctor.finding import Check, outcome
-from libra_ray.on_ray import doctor
+from libra_ray.on_ray import doctor, ray_private
 
-HOME = str(Path.home())
 RAY_VARIABLES = (
     "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_TMPDIR", "TMPDIR",
 )  # fmt: skip
@@ -69,8 +67,9 @@ def test_without_an_address(monkeypatch, address):
 def test_a_living_cluster_is_joined(monkeypatch, ray_cluster):
     import ray
 
-    monkeypatch.setenv("HOME", HOME)
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    # What this process started it with: a home folder has one only where somebody wrote it there.
+    monkeypatch.setenv("RAY_AUTH_TOKEN", ray_private.user_token())
     monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
     [finding] = looked(doctor.address)
     assert finding.level == "ok", finding
