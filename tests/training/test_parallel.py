@@ -376,21 +376,30 @@ def test_layers_of_pretrained_networks_are_found_once(backbone):
 
 def test_large_matrices_are_kept_in_bf16_with_exact_masters(backbone, monkeypatch):
     """What is learned is what autocast would have made of fp32 weights."""
-    changes = {**settings(backbone, "exact"), "train.precision": "bf16"}
+    exact = settings(backbone, "exact")
+    changes = {**exact, "train.precision": "bf16"}
     by_autocast, rows = train(tiny_model(changes))
+    in_fp32, _ = train(tiny_model(exact))
     monkeypatch.setattr(weights, "LARGE", 1)
     trainer, same = train(tiny_model(changes))
     kept = {value.dtype for value in trainer.model.state_dict().values() if value.is_floating_point()}
     assert kept == {torch.float32, torch.bfloat16}
     assert {value.dtype for value in trainer.weights().values()} == {torch.float32}
     assert [row["loss"] for row in same] == pytest.approx([row["loss"] for row in rows], rel=0.02)
-    for name, value in trainer.weights().items():
-        torch.testing.assert_close(value, by_autocast.weights()[name], rtol=0, atol=5e-3)
+    # As near as rounding lets it: a single weight without a gradient, a key's bias, goes wherever its processor rounds. Masters
+    # that are rounded after each step lie 1.6 times as far off as fp32 does.
+    assert distance(trainer, by_autocast) < 1.3 * distance(in_fp32, by_autocast)
     moved = tiny_model(changes).state_dict()
     assert any((value != moved[name]).any() for name, value in trainer.weights().items())
     again = Trainer(tiny_model(changes), device=CPU, state=trainer.state())
     for name, value in trainer.state()["model"].items():
         assert torch.equal(again.state()["model"][name], value)
+
+
+def distance(one, other):
+    """The norm of the difference of what two trainers have learned."""
+    theirs = other.weights()
+    return torch.stack([(value - theirs[name]).norm() for name, value in one.weights().items()]).norm()
 
 
 def test_layers_that_drop_at_random_are_known(backbone):
