@@ -175,6 +175,17 @@ class TestFineTuning:
         taken = start_from(other, folder, offered)
         assert set(taken) == {name for name in other.state_dict() if name.startswith(tuple(offered))}
 
+    def test_what_fits_of_another_system_and_robot_is_offered_by_both_names(self, folder):
+        changes = {"model.system": "hierarchy", "action.chunks": 1, "refiner.max_staleness": 0}
+        other = tiny_model(changes, RobotShape(action_dim=14, state_dim=9, cameras=1))
+        with pytest.raises(ValueError, match="another robot") as refused:
+            start_from(other, folder, ["strategic=planner", "tactical.guided.eyes=planner.backbone.eyes"])
+        offered = re.search(r"start_parts (\S+),", str(refused.value))[1].split(",")
+        assert {"strategic.backbone=planner.backbone", "tactical.guided.eyes=planner.backbone.eyes"} <= set(offered)
+        assert start_from(other, folder, offered)
+        with pytest.raises(ValueError, match="no part fits"):
+            start_from(other, folder, ["strategic.from_state=planner.from_state"])
+
     def test_data_of_other_instructions_are_of_no_other_robot(self, folder, capsys):
         model = tiny_model({"action.bins": 7}, replace(SHAPE, subgoals=("close the door", "open the drawer")))
         assert "planner.to_logits.weight" not in start_from(model, folder, tuple(model.parts()))

@@ -56,7 +56,7 @@ def start_from(model: System, folder: Path, parts: Sequence[str]) -> list[str]:
             )
     wanted = [name for name in own if name.startswith(tuple(called))]
     if _dims(theirs) != _dims(model.shape):
-        _refuse_half_a_policy(folder, model.shape, theirs, wanted, set(fitting))
+        _refuse_half_a_policy(folder, model.shape, theirs, {name: name in fitting for name in wanted}, called)
     _check_meaning(folder, model, theirs, list(called))
     model.load_state_dict({names[n]: value for n, value in fitting.items()}, strict=False)
     if random := [name for name in wanted if name not in fitting]:
@@ -110,22 +110,39 @@ def _check_meaning(folder: Path, model: System, theirs: RobotShape, parts: Seque
     print_status(f"{line}; only {', '.join(parts)} of it is taken")
 
 
-def _refuse_half_a_policy(folder: Path, ours: RobotShape, theirs: RobotShape, wanted: Sequence[str], fitting: set[str]) -> None:
+def _refuse_half_a_policy(
+    folder: Path, ours: RobotShape, theirs: RobotShape, wanted: Mapping[str, bool], called: Mapping[str, str]
+) -> None:
     """Refuse parts of which some weights have the shape of another robot.
+
+    Args:
+        folder: the checkpoint.
+        ours, theirs: robots.
+        wanted: the weights that are to be taken, and whether each fits.
+        called: see `_pairs`.
 
     Raises:
         ValueError: names the dimensions of both, and the parts that fit.
     """
-    if not (missing := [name for name in wanted if name not in fitting]):
+    if not (missing := [name for name, fits in wanted.items() if not fits]):
         return
     heads: dict[str, bool] = {}
-    for name in wanted:
-        head = ".".join(name.split(".")[:2])
-        heads[head] = heads.get(head, True) and name in fitting
+    for name, fits in wanted.items():
+        head = _offered(name, called)
+        heads[head] = heads.get(head, True) and fits
     whole = [head for head, fits in heads.items() if fits]
+    advice = f"give --train.start_parts {','.join(whole)}, or fewer, to take what fits as a whole" if whole else "no part fits"
     here = _dims(ours)
     differing = "; ".join(f"{n} {was} (here {here[n]})" for n, was in _dims(theirs).items() if was != here[n])
     raise ValueError(
         f"train.start_from={folder} is a checkpoint of another robot: {differing}; {len(missing)} of {len(wanted)} weights do "
-        f"not fit, e.g. {missing[0]}; give --train.start_parts {','.join(whole)}, or fewer, to take what fits as a whole"
+        f"not fit, e.g. {missing[0]}; {advice}"
     )
+
+
+def _offered(name: str, called: Mapping[str, str]) -> str:
+    """The part that a weight belongs to, as `train.start_parts` takes it: no larger than the part that was asked for."""
+    asked = max((begins for begins in called if name.startswith(begins)), key=len)
+    head = max(".".join(name.split(".")[:2]), asked, key=len)
+    theirs = called[asked] + head.removeprefix(asked)
+    return head if theirs == head else f"{head}={theirs}"
