@@ -231,6 +231,11 @@ def differences(found: Found) -> str:
     return "\n".join(lines)
 
 
+def there(found: Found) -> list[str]:
+    """The panels of which a curve of their own is measured: with another panel's alone there is nothing to compare."""
+    return [panel for panel in PANELS if any(place == panel for place, _, _ in found)]
+
+
 def shown(panel: str) -> list[Curve]:
     """The curves of a panel; each begins with the dual system's."""
     first = [curve for curve in CURVES if curve.panel == SPLIT and curve.label == REFERENCE and panel == RULES]
@@ -239,7 +244,7 @@ def shown(panel: str) -> list[Curve]:
 
 def plot(found: Found, title: str) -> str:
     """Success over delay, a panel beside the other, as SVG text with its own background."""
-    panels = [p for p in PANELS if any((c.panel, c.label, d) in found for c in shown(p) for d in DELAYS)]
+    panels = there(found)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.3 * len(panels), 4.5), layout="constrained")
         for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels, strict=True):
@@ -274,7 +279,7 @@ def publish(out: Path, domain: str, cells: Sequence[Cell], *, page: bool) -> str
     if not cells:
         return "no cell is measured yet"
     found = by_place(cells)
-    parts = [f"**{panel}**\n\n{table(found, panel)}" for panel in PANELS]
+    parts = [f"**{panel}**\n\n{table(found, panel)}" for panel in there(found)]
     text = "\n\n".join([*parts, f"**paired, episode by episode**\n\n{differences(found)}"])
     write_text(out.with_suffix(".md"), text + "\n")
     write_text(out.with_suffix(".svg"), plot(found, domain))

@@ -28,12 +28,13 @@ from libra_ray.on_ray.evaluate import Load, device_of, load_trained
 from libra_ray.on_ray.simulator_pool import SimulatorPool
 from libra_ray.runs.folder import RunFolder
 from libra_ray.runs.results import EpisodeResult
+from libra_ray.sim.tabletop.tasks import CHAINS
 from libra_ray.training.data import TrainingData
 
 PACES, PRETRAINED, PRETRAINING_DATA = "paces.json", "pretrained", "pretraining_data"
 SPENT = "train.spent_s"
 """Kept beside the stages: seconds of the clock that training took."""
-IN_PARTS = ("chain", "contact")
+IN_PARTS = tuple(CHAINS)
 """Begins the names of tasks in parts: how far the present one is from its goal says nothing of the whole."""
 BUDGET_MS, BUDGET_HZ, JPEG = 50.0, 20.0, 90
 

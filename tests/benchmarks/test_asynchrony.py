@@ -95,7 +95,9 @@ def test_the_page_shows_every_curve_and_what_is_lost(tmp_path):
 
 def test_what_is_not_measured_yet_is_a_dash(tmp_path):
     first = [cell(CURVES[0], 0, 0, 1.0)]
-    assert "| – |" in publish(tmp_path / "study.json", "metaworld", first, page=False)
+    text = publish(tmp_path / "study.json", "metaworld", first, page=False)
+    assert "| – |" in text
+    assert [panel for panel in PANELS if f"**{panel}**" in text] == [SPLIT], "beside the reference there is nothing yet"
     assert "control steps late" in plot(by_place(first), "metaworld")
     assert publish(tmp_path / "study.json", "metaworld", [], page=False) == "no cell is measured yet"
 
