@@ -55,7 +55,7 @@ PRETRAINING: Mapping[str, Any] = {
     "refiner.noise_draws": 1,
 }
 """Changes of a cell's configuration; the refiner is there because there must be one."""
-QUICK: Mapping[str, Any] = {"train.steps": 40, "train.checkpoint_every": 20, "train.validate_every": 20}
+QUICK: Mapping[str, Any] = {"train.steps": 4, "train.checkpoint_every": 2, "train.validate_every": 2}
 
 
 def checkpoint_of(folder: Path) -> Path:

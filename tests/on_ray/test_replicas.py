@@ -138,8 +138,10 @@ def test_two_replicas_are_one_are_none(ray_cluster, make_run, untrained, tmp_pat
         with pytest.raises(ValueError, match="no variant 'nobody'"):
             one.play("nobody", jobs, pool, reports[1].append)
     assert (tmp_path / "died").exists()
-    assert len(said) == two.deaths == 1
-    assert re.search(r"policy replica 1 died; another one plays its [12] episodes without a result", said[0])
+    # A busy machine is also told that replicas wait for it.
+    [death] = [line for line in said if "died" in line]
+    assert two.deaths == 1
+    assert re.search(r"policy replica 1 died; another one plays its [12] episodes without a result", death)
     known = {played.job: played.result for played in alone.episodes}
     for many in reports.values():
         rows = [played for report in many for played in report.episodes]
@@ -167,7 +169,7 @@ def test_replicas_that_go_on_dying_end_the_evaluation(ray_cluster, make_run, mon
         pytest.raises(RuntimeError, match=r"2 policy replicas died .*the same command goes on"),
     ):
         replicas.play("policy", jobs, pool, lambda report: None)
-    assert len(said) == 1
+    assert len([line for line in said if "died" in line]) == 1
 
 
 def test_a_sweep_has_no_replicas():

@@ -109,7 +109,8 @@ def test_a_full_disk_is_one_line(tmp_path, quick, disk_full):
         assert str(tmp_path / "mlflow.db") in refused(TrackingConfig(), tmp_path)
 
 
-def test_a_store_that_may_only_be_read_is_one_line(runs, tmp_path):
+def test_a_store_that_may_only_be_read_is_one_line(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # MLflow makes a folder by the address's name
     uri = f"sqlite:///file:{runs / 'mlflow.db'}?mode=ro&uri=true"
     assert "readonly" in refused(TrackingConfig(uri=uri), tmp_path)
 

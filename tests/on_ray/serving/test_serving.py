@@ -22,7 +22,7 @@ from tests.serving.bench import check
 from tests.serving.stubs import HORIZON, observe
 from tests.serving.test_web import free_port
 
-PATIENCE_S = 60
+PATIENCE_S = 240
 LIGHT = {"levels.planner.num_cpus": 0.1, "levels.refiner.num_cpus": 0.1, "gateway.num_cpus": 0.1}
 OF_THREE = LIGHT | {"levels.director.num_cpus": 0.1}
 
