@@ -202,6 +202,20 @@ def test_nothing_is_unusual_during_warm_up_or_below_the_usual(values):
     assert not usual.exceeded(0.0, 3)
 
 
+def test_the_first_value_after_warm_up_can_be_unusual():
+    usual = RunningScale(warm_up=3)
+    assert [usual.exceeded(value, 2) for value in (1.0, 1.0, 1.0, 5.0)] == [False, False, False, True]
+
+
+def test_what_is_unusual_raises_the_measure_only_as_far_as_what_is_just_usual_would():
+    huge, just = (RunningScale(warm_up=3, keep=0.5) for _ in range(2))
+    for value in (1.0, 1.0, 1.0):
+        assert huge.exceeded(value, 2) == just.exceeded(value, 2) is False
+    assert huge.exceeded(1e6, 2)
+    assert not just.exceeded(2.0, 2)
+    assert huge == just
+
+
 def loaded(action=UNDECLARED, **control):
     control = RobotControl(ControlConfig(**({"rule": "overlap"} | control)), LEVELS, action=action)
     control.accept_intent(plan_of(np.zeros((L, 4), np.int64), 0), 0)
