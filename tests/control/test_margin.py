@@ -155,6 +155,18 @@ def test_of_three_levels_too_what_would_do_does_and_less_of_it_does_not(rule):
     assert (("control.rule",) in seen) == (rule != "overlap")
 
 
+@pytest.mark.parametrize("section", ["control.", "", "settings."])
+@pytest.mark.parametrize("committed", [0, 1])
+def test_settings_are_named_as_the_reader_gives_them(section, committed):
+    """In what is said of every level, and in what would do."""
+    control = ControlConfig(rule="fifo", execute_steps=1, committed_steps=committed)
+    judges = judged(two(2), {"slow": 4, "fast": 3}, control, section=section)
+    said = " ".join(margin.text for margin in judges.values())
+    named = re.findall(r"([a-z.]*)(rule|execute_steps|committed_steps)=", said)
+    assert {name for _, name in named} == {"rule", "committed_steps" if committed else "execute_steps"}
+    assert {before for before, _ in named} == {section}
+
+
 @pytest.mark.parametrize("hz", [1, 10, 30, 80, 240])
 def test_an_answer_is_usable_at_the_first_step_after_it_came(hz):
     for steps in range(1, 100):

@@ -209,11 +209,19 @@ def test_the_first_value_after_warm_up_can_be_unusual():
 
 def test_what_is_unusual_raises_the_measure_only_as_far_as_what_is_just_usual_would():
     huge, just = (RunningScale(warm_up=3, keep=0.5) for _ in range(2))
-    for value in (1.0, 1.0, 1.0):
+    for value in (3.0, 3.0, 3.0):
         assert huge.exceeded(value, 2) == just.exceeded(value, 2) is False
     assert huge.exceeded(1e6, 2)
-    assert not just.exceeded(2.0, 2)
+    assert not just.exceeded(6.0, 2)
     assert huge == just
+
+
+def test_the_first_values_count_alike_however_slowly_it_forgets():
+    """Their root mean square is what is usual: 5 of 1 and 7."""
+    for value, unusual in ((9.9, False), (10.1, True)):
+        usual = RunningScale(warm_up=2, keep=0.99)
+        assert not any(usual.exceeded(seen, 2) for seen in (1.0, 7.0))
+        assert usual.exceeded(value, 2) is unusual
 
 
 def loaded(action=UNDECLARED, **control):
