@@ -169,20 +169,24 @@ def asked_every(levels: Sequence[Level], late: Mapping[str, int], control: Contr
         late: control steps until an answer is usable, by the level's name; what is left out is not late.
         control: when levels are asked.
     """
-    return {name: cycle.asked for name, cycle in _cycles(levels, late, control).items()}
+    cycles = _cycles(levels, late, control)
+    return {levels[-1].name: _chunks_every(levels[-1], late, control)} | {name: cycle.asked for name, cycle in cycles.items()}
 
 
 def _cycles(levels: Sequence[Level], late: Mapping[str, int], control: ControlConfig) -> dict[str, Cycle]:
-    """How the answers of every level follow one another, by its name; see `asked_every`."""
-    last = levels[-1]
+    """How the intents of every level above the last follow one another, by its name; see `asked_every`."""
+    last, found = levels[-1], dict[str, Cycle]()
     period = chunk_period(control.execute_steps, control.committed_steps, last.covers)
-    # No chunk is asked for while another one is under way.
-    asked = max(period, late.get(last.name, 0))
-    found = {last.name: Cycle(asked=asked, replaced=asked + late.get(last.name, 0))}
     for level in reversed(levels[:-1]):
         reader, steps = _reader(levels, level), late.get(level.name, 0)
-        found[level.name] = cycle_of(level.covers, steps, found[reader.name].asked, period, control, above_last=reader is last)
+        every = _chunks_every(last, late, control) if reader is last else found[reader.name].asked
+        found[level.name] = cycle_of(level.covers, steps, every, period, control, above_last=reader is last)
     return found
+
+
+def _chunks_every(last: Level, late: Mapping[str, int], control: ControlConfig) -> int:
+    """Control steps from one request for a chunk to the next: none is asked for while another one is under way."""
+    return max(chunk_period(control.execute_steps, control.committed_steps, last.covers), late.get(last.name, 0))
 
 
 def _reader(levels: Sequence[Level], level: Level) -> Level:
