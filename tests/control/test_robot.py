@@ -243,6 +243,31 @@ def test_without_an_intent_there_is_no_age_of_one():
     assert [control.intent_age(step) for step in (0, 3, L + 1)] == [0, 3, L + 1]
 
 
+def chunk_at(step):
+    return ActionChunk(actions=np.zeros((H, 4), np.float32), first_step=step, intent_first_step=0)
+
+
+@pytest.mark.parametrize("steps", range(1, 7))
+def test_no_picture_is_needed_while_a_chunk_is_under_way_and_then_executed(steps):
+    """Pictures cost more than all else in simulation: as many are made as somebody looks at."""
+    execute = 3
+    robot = RobotControl(ControlConfig(execute_steps=execute), LEVELS)
+    assert robot.steps_until_wanted(0) == 1, "nothing is there and nothing comes: it looks at every step"
+    robot.accept_chunk(chunk_at(0))
+    assert [robot.steps_until_wanted(step) for step in range(execute)] == [3, 2, 1]
+    robot.accept_chunk(chunk_at(execute), usable_from=execute + steps)
+    assert robot.steps_until_wanted(execute) == max(steps, execute)
+
+
+def test_who_holds_looks_again_when_an_intent_comes():
+    robot = RobotControl(ControlConfig(), LEVELS)
+    robot.accept_intent(plan_of(np.zeros((L, 3)), 0), 0)
+    robot.accept_chunk(chunk_at(0))
+    robot.current("planner", 0)
+    robot.accept_intent(plan_of(np.zeros((L, 3)), 5), 5 + 4)
+    assert [robot.steps_until_wanted(step) for step in (5, 6, 8)] == [4, 3, 1]
+
+
 def test_nothing_to_hold_is_an_error():
     with pytest.raises(ValueError, match="first answer of an episode must be waited for"):
         RobotControl(ControlConfig(), LEVELS).next_action(0)
