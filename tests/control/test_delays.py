@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from libra_ray.config import ControlConfig, DelayConfig
-from libra_ray.control.delays import Delays, in_steps, open_delays
+from libra_ray.control.delays import Arrival, Delays, in_steps, open_delays
 from libra_ray.control.lockstep import PolicyController, drive
 from libra_ray.control.robot import RobotControl
 from libra_ray.types import Level
@@ -59,6 +59,20 @@ def test_overtaken_intents_do_come():
         step - action.intent_age_steps for step, action in enumerate(run(StubPolicy(), 100, delays=delays, rule="overlap")[0])
     }
     assert len(behind) > 3
+
+
+def test_an_overtaken_intent_comes_a_step_after_the_one_that_was_asked_for_when_it_was_due():
+    delays = Delays(DelayConfig(intent_steps=4, reordered_share=1.0))
+    assert delays.intent("planner", episode=0, step=7) == Arrival(due=4, usable=4 + 4 + 1)
+
+
+@RULES
+@pytest.mark.parametrize("share", ["lost_share", "reordered_share"])
+def test_a_lost_or_late_intent_is_asked_for_again_when_it_was_due_and_not_before(rule, share):
+    policy = StubPolicy()
+    run(policy, 100, delays=Delays(DelayConfig(intent_steps=8, **{share: 1.0})), rule=rule)
+    # The first one is waited for.
+    assert (np.diff(asked(policy.planned))[1:] >= 8).all()
 
 
 @RULES
