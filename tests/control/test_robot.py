@@ -259,6 +259,24 @@ def test_no_picture_is_needed_while_a_chunk_is_under_way_and_then_executed(steps
     assert robot.steps_until_wanted(execute) == max(steps, execute)
 
 
+def test_what_is_committed_is_what_is_left_of_the_chunk():
+    robot = RobotControl(ControlConfig(committed_steps=2), LEVELS)
+    assert robot.committed(0) is None
+    robot.accept_chunk(replace(chunk_at(0), actions=np.arange(4 * H, dtype=np.float32).reshape(H, 4)))
+    assert [len(robot.committed(step)) for step in range(H)] == [2] * (H - 1) + [1]
+    assert robot.committed(H - 1)[0, 0] == 4 * (H - 1)
+    assert robot.committed(H) is None
+
+
+def test_what_is_held_is_also_what_a_recording_says():
+    robot = RobotControl(ControlConfig(), LEVELS)
+    robot.accept_chunk(chunk_at(0))
+    done = [robot.next_action(step) for step in range(H + 2)]
+    assert [action.held for action in done] == [False] * H + [True] * 2
+    for action in done:
+        np.testing.assert_array_equal(action.label, action.value)
+
+
 def test_who_holds_looks_again_when_an_intent_comes():
     robot = RobotControl(ControlConfig(), LEVELS)
     robot.accept_intent(plan_of(np.zeros((L, 3)), 0), 0)
